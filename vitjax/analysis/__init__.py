@@ -1,0 +1,1 @@
+"""Arrays to arrays: pure, unjitted functions, safe under vmap."""

@@ -1,0 +1,1 @@
+"""A checkpoint file becomes a function from images to logits and a trace."""

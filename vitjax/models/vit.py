@@ -1,0 +1,365 @@
+"""The one Vision Transformer, in Flax Linen, with a tap on every intermediate.
+
+Parameter names follow big_vision's scanned ViT: blocks are stacked on a leading
+`layer` axis, and `pos_embedding` belongs to the patches alone; prefix tokens carry
+their position inside themselves.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vitjax.types import ArrayLike, Config, Edits
+
+MASKED = -1e30
+"""Finite, so that a row whose every link is cut is uniform and not NaN."""
+
+GELU: dict[str, Callable] = {
+    "erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+# timm 0.6.12, the paper's random control: its truncation at +-2 is a hundred standard
+# deviations away, so this is the plain normal.
+NORMAL = nn.initializers.normal(0.02)
+
+
+def torch_uniform(fan_in: int) -> Callable:
+    """PyTorch's default for a convolution and its bias: U(-1, 1) / sqrt(fan_in)."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        limit = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return initialise
+
+
+class Links(NamedTuple):
+    """Edits of one block's attention weights; the layer axis is gone."""
+
+    attend: Float[ArrayLike, "batch head query key_token"] | None = None
+    scale: Float[ArrayLike, "batch head query key_token"] | None = None
+
+
+def split_edits(edits: Edits, config: Config) -> tuple[Links, Links]:
+    """Edits as (the part that all blocks share, the part with a layer axis).
+
+    A mask for all blocks is not repeated `depth` times; `keep` becomes a mask on keys;
+    masks of full-length sequences follow `select`.
+    """
+    shared, layered = {}, {}
+    for name in ("attend", "scale"):
+        mask = getattr(edits, name)
+        if mask is None:
+            continue
+        mask = select_links(jnp.asarray(mask), edits, config)
+        if mask.shape[0] == 1:
+            shared[name] = mask[0]
+        else:
+            layered[name] = mask
+    if edits.keep is not None:
+        keys = token_mask(edits, config)[:, None, None, :].astype(jnp.float32)
+        shared["attend"] = keys * shared["attend"] if "attend" in shared else keys
+    return Links(**shared), Links(**layered)
+
+
+def select_links(mask, edits: Edits, config: Config):
+    """Gather the token axes of a mask where a selection shortens the sequence."""
+    layers, _, heads, *lengths = mask.shape
+    if layers not in (1, config.depth) or heads not in (1, config.heads):
+        raise ValueError(
+            f"An edit of shape {mask.shape} does not fit {config.depth} blocks of "
+            f"{config.heads} heads; its axes are [layer batch head query key]."
+        )
+    if any(length not in (1, config.tokens) for length in lengths):
+        raise ValueError(
+            f"An edit of shape {mask.shape} does not fit {config.tokens} tokens; token "
+            "axes have 1 entry or one per token of the full sequence, also with select."
+        )
+    if edits.select is None:
+        return mask
+    tokens = selected_tokens(edits, config)
+    batch = tokens.shape[0]
+    if mask.shape[3] > 1:
+        mask = jnp.broadcast_to(mask, (layers, batch, *mask.shape[2:]))
+        mask = jnp.take_along_axis(mask, tokens[None, :, None, :, None], axis=3)
+    if mask.shape[4] > 1:
+        mask = jnp.broadcast_to(mask, (layers, batch, *mask.shape[2:]))
+        mask = jnp.take_along_axis(mask, tokens[None, :, None, None, :], axis=4)
+    return mask
+
+
+def selected_tokens(edits: Edits, config: Config):
+    """Token numbers in the full sequence of what `select` lets run, prefix first."""
+    patches = jnp.asarray(edits.select)
+    prefix = jnp.arange(config.prefix, dtype=patches.dtype)
+    prefix = jnp.broadcast_to(prefix[None], (patches.shape[0], config.prefix))
+    return jnp.concatenate([prefix, patches + config.prefix], axis=1)
+
+
+def patch_mask(edits: Edits) -> Bool[Array, "batch kept"]:
+    """`keep` along the running sequence's patches."""
+    keep = jnp.asarray(edits.keep)
+    if edits.select is None:
+        return keep
+    return jnp.take_along_axis(keep, jnp.asarray(edits.select), axis=1)
+
+
+def token_mask(edits: Edits, config: Config) -> Bool[Array, "batch token"]:
+    """`keep` along the running sequence; prefix tokens always exist."""
+    keep = patch_mask(edits)
+    prefix = jnp.ones((keep.shape[0], config.prefix), bool)
+    return jnp.concatenate([prefix, keep], axis=1)
+
+
+def log_mask(attend, dtype):
+    """log(attend), finite at 0, with a finite derivative everywhere."""
+    attend = jnp.asarray(attend, dtype)
+    open_ = attend > 0
+    return jnp.where(open_, jnp.log(jnp.where(open_, attend, 1)), MASKED)
+
+
+def layer_norm(config: Config, name: str | None = None, scale: float = 1.0):
+    """LayerNorm with the two-pass variance: the one-pass form loses digits where a
+    stream's mean is large against its spread."""
+    return nn.LayerNorm(
+        epsilon=config.epsilon,
+        use_fast_variance=False,
+        scale_init=nn.initializers.constant(scale),
+        name=name,
+    )
+
+
+class Tap(nn.Module):
+    """Gives an array a name that `capture_intermediates` can see; the identity.
+
+    Where the collection `perturbations` holds an entry for it, the entry is added:
+    the gradient with respect to the entry is the gradient with respect to the array.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.has_variable("perturbations", "value"):
+            return x + self.get_variable("perturbations", "value")
+        return x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; links act on its logits and on its weights."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch token dim"], *links: Links
+    ) -> Float[Array, "batch token dim"]:
+        cfg = self.config
+
+        def project(name):
+            shape = (cfg.heads, cfg.head_dim)
+            dense = nn.DenseGeneral(
+                shape, use_bias=cfg.qkv_bias, kernel_init=NORMAL, name=name
+            )
+            return dense(x)
+
+        query, key = project("query") / math.sqrt(cfg.head_dim), project("key")
+        value = Tap(name="values")(project("value"))
+        logits = jnp.einsum("bqhk,bthk->bhqt", query, key)
+        for link in links:
+            if link.attend is not None:
+                logits = logits + log_mask(link.attend, logits.dtype)
+        weights = jax.nn.softmax(logits, axis=-1)
+        for link in links:
+            if link.scale is not None:
+                weights = weights * jnp.asarray(link.scale, weights.dtype)
+        weights = Tap(name="attention_weights")(weights)
+        mixed = Tap(name="mixed_values")(jnp.einsum("bhqt,bthk->bqhk", weights, value))
+        out = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=NORMAL, name="out")
+        return out(mixed)
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with a GELU between."""
+
+    config: Config
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch token dim"], *, train: bool = False
+    ) -> Float[Array, "batch token dim"]:
+        hidden = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")(x)
+        hidden = Tap(name="mlp_preactivation")(hidden)
+        hidden = Tap(name="mlp_hidden")(GELU[self.config.gelu](hidden))
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")(hidden)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch token dim"]
+    ) -> Float[Array, "batch token dim"]:
+        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * gamma[None, None]
+
+
+class Block(nn.Module):
+    """One encoder block; returns `(stream, None)`, the form that `nn.scan` asks for."""
+
+    config: Config
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch token dim"],
+        shared: Links = Links(),
+        layered: Links = Links(),
+        drop_path: Float[Array, ""] | float = 0.0,
+        train: bool = False,
+    ) -> tuple[Float[Array, "batch token dim"], None]:
+        attention = Attention(self.config, name="MultiHeadDotProductAttention_0")
+        mlp = MlpBlock(self.config, self.dropout, name="MlpBlock_0")
+
+        def attend(y):
+            return attention(y, shared, layered)
+
+        def transform(y):
+            return mlp(y, train=train)
+
+        update = self.update(0, attend, x, drop_path, train)
+        x = x + Tap(name="attention_update")(update)
+        update = self.update(1, transform, x, drop_path, train)
+        x = x + Tap(name="mlp_update")(update)
+        return Tap(name="residual")(x), None
+
+    def update(self, index: int, sublayer: Callable, x, drop_path, train: bool):
+        """What sub-layer number `index` adds to the stream."""
+        name = f"LayerNorm_{index}"
+        if self.config.norm == "residual_post":
+            # timm starts these at 1e-5: every block begins as the identity.
+            y = layer_norm(self.config, name, scale=1e-5)(sublayer(x))
+        else:
+            y = sublayer(layer_norm(self.config, name)(x))
+        if self.config.layer_scale:
+            y = LayerScale(name=f"LayerScale_{index}")(y)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return self.stochastic_depth(y, drop_path) if train else y
+
+    def stochastic_depth(self, y, rate):
+        """Drop the whole update of an image with probability `rate`, in training."""
+        shape = (y.shape[0], 1, 1)
+        survives = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        return jnp.where(survives, y / (1 - rate), 0)
+
+
+class Encoder(nn.Module):
+    """The scanned blocks and the final norm."""
+
+    config: Config
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def setup(self):
+        blocks = nn.scan(
+            Block,
+            variable_axes={"params": 0, "intermediates": 0, "perturbations": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0, 0, nn.broadcast),
+            length=self.config.depth,
+        )
+        self.encoderblock = blocks(self.config, self.dropout)
+        self.encoder_norm = layer_norm(self.config)
+
+    def __call__(self, x, shared: Links, layered: Links, train: bool):
+        rates = jnp.linspace(0, self.drop_path, self.config.depth)
+        return self.encoderblock(x, shared, layered, rates, train)[0]
+
+
+class VisionTransformer(nn.Module):
+    """Images to class logits: `embed`, the encoder, `readout`.
+
+    Plain Flax use works: `apply` with `capture_intermediates` yields arrays stacked
+    over blocks, and entries of `perturbations` are added where a tap finds one.
+
+    Args:
+        config: the architecture.
+        classes: number of classes.
+        dropout: rate of dropout after the embedding and in each sub-layer, in training.
+        drop_path: rate of stochastic depth at the last block, rising linearly from 0.
+    """
+
+    config: Config
+    classes: int
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def setup(self):
+        cfg = self.config
+        patch = (cfg.patch_size, cfg.patch_size)
+        uniform = torch_uniform(3 * cfg.patch_size**2)
+        self.embedding = nn.Conv(
+            cfg.dim, patch, patch, "VALID", kernel_init=uniform, bias_init=uniform
+        )
+        self.pos_embedding = self.param("pos_embedding", NORMAL, (1, cfg.patches, cfg.dim))
+        if cfg.class_token:
+            self.cls = self.param("cls", NORMAL, (1, 1, cfg.dim))
+        if cfg.registers:
+            self.registers = self.param("registers", NORMAL, (1, cfg.registers, cfg.dim))
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
+        self.head = nn.Dense(self.classes, kernel_init=NORMAL)
+
+    def embed(
+        self, images: Float[Array, "batch height width channel"], edits: Edits
+    ) -> Float[Array, "batch token dim"]:
+        """The stream entering block 0."""
+        x = self.embedding(images)
+        x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding
+        if edits.select is not None:
+            x = jnp.take_along_axis(x, jnp.asarray(edits.select)[:, :, None], axis=1)
+        prefix = [self.cls] if self.config.class_token else []
+        prefix += [self.registers] if self.config.registers else []
+        prefix = [jnp.tile(token, (x.shape[0], 1, 1)) for token in prefix]
+        return jnp.concatenate([*prefix, x], axis=1)
+
+    def readout(
+        self, x: Float[Array, "batch token dim"], edits: Edits
+    ) -> Float[Array, "batch class"]:
+        """Class logits of the last stream, at [CLS] or at the mean of kept patches."""
+        return self.head(self.Transformer.encoder_norm(pool(x, edits, self.config)))
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        edits: Edits | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch class"]:
+        edits = Edits() if edits is None else edits
+        x = self.embed(images, edits)
+        x = self.embedding_dropout(x, deterministic=not train)
+        x = self.Transformer(x, *split_edits(edits, self.config), train)
+        return self.readout(x, edits)
+
+
+def pool(
+    x: Float[Array, "*any token dim"], edits: Edits, config: Config
+) -> Float[Array, "*any dim"]:
+    """The state that the head reads: [CLS], or the mean of the patches that exist."""
+    if config.class_token:
+        return x[..., 0, :]
+    patches = x[..., config.prefix :, :]
+    if edits.keep is None:
+        return patches.mean(-2)
+    keep = patch_mask(edits).astype(x.dtype)
+    keep = keep.reshape((1,) * (x.ndim - 3) + (*keep.shape, 1))
+    return (patches * keep).sum(-2) / jnp.maximum(keep.sum(-2), 1)

@@ -1,0 +1,1 @@
+"""A run directory becomes something a person reads."""

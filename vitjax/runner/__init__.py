@@ -1,0 +1,1 @@
+"""A question asked of a whole data set."""

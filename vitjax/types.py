@@ -1,0 +1,279 @@
+"""The axis glossary and the structs that cross a wall between rooms.
+
+Axes, in every annotation of the package:
+
+- `layer`: encoder block, 0-based.
+- `batch`: image.
+- `token`: prefix tokens ([CLS], then registers) first, then patches in row-major order.
+- `patch`: image tokens only.
+- `dim`: residual stream.
+- `head`, `key`: attention heads and the width of one head.
+- `hidden`: MLP neurons.
+- `memory`: value vectors of one layer.
+- `class`: classes, in the order of `model.classes`.
+
+`query` and `key_token` are token axes of an attention matrix where both appear.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+ArrayLike = jax.Array | np.ndarray
+"""What array arguments may be: numpy arrays, JAX arrays, and tracers of the latter."""
+
+Struct = TypeVar("Struct")
+
+
+def static(**kwargs: Any) -> Any:
+    """A field of a `pytree` that is part of the tree's structure, not of its leaves."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(
+    kw_only_default=True, frozen_default=True, field_specifiers=(static,)
+)
+def pytree(cls: type[Struct]) -> type[Struct]:
+    """Make a frozen, keyword-only dataclass that JAX maps over.
+
+    Unflattening bypasses `__init__`: transformations put masks, `None`s and specs
+    where arrays were, and only what a user constructs is to be type-checked.
+    """
+    cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)  # pyright: ignore
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+
+    def flatten_with_keys(node):
+        children = [(jax.tree_util.GetAttrKey(n), getattr(node, n)) for n in data]
+        return children, tuple(getattr(node, n) for n in meta)
+
+    def flatten(node):
+        return [getattr(node, n) for n in data], tuple(getattr(node, n) for n in meta)
+
+    def unflatten(aux, children):
+        node = object.__new__(cls)
+        for name, value in (*zip(data, children), *zip(meta, aux)):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The architecture of one Vision Transformer; two equal configs are one program.
+
+    Args:
+        image_size: input side in pixels, or (height, width).
+        patch_size: side of a square patch in pixels; divides the image size.
+        dim: width of the residual stream.
+        depth: number of encoder blocks.
+        heads: attention heads per block; divides `dim`.
+        mlp_dim: neurons of each block's MLP.
+        class_token: read the answer at [CLS]; otherwise at the mean of the image
+            tokens, normalised after pooling.
+        registers: register tokens, between [CLS] and the patches.
+        norm: where LayerNorm stands. "pre": `x + f(LN(x))`. "residual_post":
+            `x + LN(f(x))`.
+        qkv_bias: whether query, key and value projections have a bias.
+        layer_scale: whether a learned per-channel factor multiplies each update.
+        gelu: "erf" (exact; timm, the paper's numbers) or "tanh" (the original code).
+        epsilon: added to the variance in every LayerNorm.
+
+    Raises:
+        ValueError: a size does not divide, is not positive, or an option is unknown.
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    class_token: bool = True
+    registers: int = 0
+    norm: Literal["pre", "residual_post"] = "pre"
+    qkv_bias: bool = True
+    layer_scale: bool = False
+    gelu: Literal["erf", "tanh"] = "erf"
+    epsilon: float = 1e-6
+
+    def __post_init__(self):
+        if isinstance(self.image_size, list):  # as it comes back from JSON
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
+        if min(*sizes, *self.shape) < 1 or self.registers < 0:
+            raise ValueError(f"Every size of a Config must be positive: {self}")
+        if any(side % self.patch_size for side in self.shape):
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide image_size "
+                f"{self.image_size}; choose an image size that is a multiple of it."
+            )
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide dim {self.dim}.")
+        for name, known in (("norm", ("pre", "residual_post")), ("gelu", ("erf", "tanh"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Config.{name} is {getattr(self, name)!r}; known: {known}."
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Input (height, width) in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches as (rows, columns)."""
+        height, width = self.shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Number of image tokens."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the first patch: [CLS] and registers."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def tokens(self) -> int:
+        """Number of all tokens."""
+        return self.prefix + self.patches
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+
+@pytree
+class Trace:
+    """What one forward pass leaves behind; a field that was not asked for is None.
+
+    Args:
+        embedding: the stream entering block 0.
+        residual: the stream after each block.
+        attention_update: what the attention sub-layer adds to the stream: after its
+            output projection, bias and LayerScale, and after the norm of a
+            residual-post-norm block.
+        mlp_update: what the MLP adds to the stream, likewise.
+        attention_weights: after the softmax and after edits.
+        values: value vectors of every head.
+        mixed_values: values mixed by the attention weights, the input of the output
+            projection.
+        mlp_preactivation: before the GELU.
+        mlp_hidden: after the GELU.
+    """
+
+    embedding: Float[ArrayLike, "*batch token dim"] | None = None
+    residual: Float[ArrayLike, "*layer batch token dim"] | None = None
+    attention_update: Float[ArrayLike, "*layer batch token dim"] | None = None
+    mlp_update: Float[ArrayLike, "*layer batch token dim"] | None = None
+    attention_weights: Float[ArrayLike, "*layer batch head token token"] | None = None
+    values: Float[ArrayLike, "*layer batch token head key"] | None = None
+    mixed_values: Float[ArrayLike, "*layer batch token head key"] | None = None
+    mlp_preactivation: Float[ArrayLike, "*layer batch token hidden"] | None = None
+    mlp_hidden: Float[ArrayLike, "*layer batch token hidden"] | None = None
+
+
+TRACE_FIELDS = tuple(field.name for field in dataclasses.fields(Trace))  # pyright: ignore
+"""Every name that `capture` may hold."""
+
+BLOCK_FIELDS = TRACE_FIELDS[1:]
+"""Those that exist once per block."""
+
+
+@pytree
+class Edits:
+    """Interventions on a forward pass, as data; None leaves that part untouched.
+
+    Any axis of `attend` and `scale` may be 1 and then holds for all. Token axes are
+    those of the full sequence, also together with `select`.
+
+    Args:
+        attend: in [0, 1], the logarithm is added BEFORE the softmax: 0 cuts the link
+            and the rest of the row sums to one.
+        scale: multiplies the attention weights AFTER the softmax; nothing is
+            renormalised.
+        keep: False removes a patch from the sequence by masking. Prefix tokens always
+            stay. States of removed tokens are finite and meaningless.
+        select: only these patches run, in this order: a sequence really shorter,
+            chosen after the position embedding.
+    """
+
+    attend: Float[ArrayLike, "layer batch head query key_token"] | None = None
+    scale: Float[ArrayLike, "layer batch head query key_token"] | None = None
+    keep: Bool[ArrayLike, "batch patch"] | None = None
+    select: Int[ArrayLike, "batch kept"] | None = None
+
+    def __and__(self, other: Self) -> Self:
+        """Both interventions: masks multiply, keeps are "and"; it commutes.
+
+        Raises:
+            ValueError: both sides select tokens.
+        """
+        if self.select is not None and other.select is not None:
+            raise ValueError(
+                "Both Edits select tokens; make one selection of the two index arrays."
+            )
+        return type(self)(
+            attend=_both(self.attend, other.attend, jnp.multiply),
+            scale=_both(self.scale, other.scale, jnp.multiply),
+            keep=_both(self.keep, other.keep, jnp.logical_and),
+            select=other.select if self.select is None else self.select,
+        )
+
+
+def _both(left, right, combine):
+    if left is None or right is None:
+        return right if left is None else left
+    return combine(left, right)
+
+
+@pytree
+class ClassSpace:
+    """The readout of a model: class logits of a state x are `E.LN(x) + b`.
+
+    Args:
+        embedding: E, one row per class.
+        bias: b.
+        norm_scale, norm_shift: affine part of the final LayerNorm.
+        epsilon: its variance offset.
+    """
+
+    embedding: Float[ArrayLike, "class dim"]
+    bias: Float[ArrayLike, " class"]
+    norm_scale: Float[ArrayLike, " dim"]
+    norm_shift: Float[ArrayLike, " dim"]
+    epsilon: float = static()
+
+
+@pytree
+class Batch:
+    """Images on their way into a model; rows of padding have `valid` False.
+
+    Args:
+        images: preprocessed pixels.
+        label: true class, -1 where unknown.
+        valid: False for padding and for images that could not be read.
+        index: position in the data set.
+        token_class: per patch 1 = class, 0 = context, -1 = neither; None where the
+            data set has no masks.
+    """
+
+    images: Float[ArrayLike, "batch height width channel"]
+    label: Int[ArrayLike, " batch"]
+    valid: Bool[ArrayLike, " batch"]
+    index: Int[ArrayLike, " batch"]
+    token_class: Int[ArrayLike, "batch patch"] | None = None
