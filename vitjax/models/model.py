@@ -1,0 +1,121 @@
+"""A model: parameters as data, everything else static, so that it passes through jit."""
+
+import dataclasses
+import functools
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vitjax.models.readout import class_space
+from vitjax.models.vit import VisionTransformer
+from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
+
+
+@pytree
+class Model:
+    """A Vision Transformer with its weights; a pytree of its parameters.
+
+    Pass it as an argument through `jit`; do not close over it, or its weights become
+    constants of the program.
+
+    Args:
+        params: parameters, in the layout of `vitjax.models.vit.VisionTransformer`.
+        config: the architecture.
+        classes: class names, in the order of the logits.
+        class_ids: one id per class: a WordNet id for ImageNet, else the name.
+        preprocess: image -> float32 [height width 3], or None where it is not known.
+        name: the row of the model table it came from, or "".
+        source: what its weights were read from, and their sha256, for the record.
+    """
+
+    params: Any
+    config: Config = static()
+    classes: tuple[str, ...] = static(default=())
+    class_ids: tuple[str, ...] = static(default=())
+    preprocess: Any = static(default=None)
+    name: str = static(default="")
+    source: tuple[str, str] = static(default=("", ""))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the head tells apart."""
+        return len(self.classes)
+
+    @property
+    def module(self) -> VisionTransformer:
+        """The Linen module; `module.apply({"params": params}, images)` works."""
+        return VisionTransformer(self.config, self.num_classes)
+
+    @property
+    def class_space(self) -> ClassSpace:
+        """The readout: class embedding, bias and final LayerNorm."""
+        return class_space(self.params, self.config)
+
+    @property
+    def block_params(self) -> Any:
+        """Parameters of the encoder blocks, stacked on a leading `layer` axis."""
+        return self.params["Transformer"]["encoderblock"]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype the model computes in."""
+        return jax.tree.leaves(self.params)[0].dtype
+
+    def astype(self, dtype: Any) -> Self:
+        """The same model with parameters, and so its computation, in another dtype."""
+        params = jax.tree.map(lambda p: jnp.asarray(p, dtype), self.params)
+        return self.replace(params=params)
+
+    def replace(self, **fields: Any) -> Self:
+        """The same model with other fields."""
+        return dataclasses.replace(self, **fields)  # pyright: ignore
+
+    def apply(self, *args: Any, method: str) -> Array:
+        """Call a method of the Linen module on the parameters."""
+        return self.module.apply({"params": self.params}, *args, method=method)
+
+    def check_images(
+        self, images: Float[ArrayLike, "batch height width channel"]
+    ) -> Float[Array, "batch height width channel"]:
+        """The images in the model's dtype.
+
+        Raises:
+            ValueError: their size is not the model's.
+        """
+        expected = (*self.config.shape, 3)
+        if images.shape[1:] != expected:
+            raise ValueError(
+                f"Images of shape {images.shape} do not fit the model, which takes "
+                f"[batch {' '.join(map(str, expected))}]; use model.preprocess, or load "
+                "the model with another image_size."
+            )
+        return jnp.asarray(images, self.dtype)
+
+
+def initialise(
+    config: Config,
+    *,
+    classes: tuple[str, ...],
+    class_ids: tuple[str, ...] | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> Model:
+    """A model with random weights, a pure function of the seed."""
+    params = initialiser(config, len(classes))(jax.random.key(seed))
+    ids = classes if class_ids is None else class_ids
+    return Model(params=params, config=config, classes=classes, class_ids=ids, **fields)
+
+
+@functools.lru_cache(maxsize=32)
+def initialiser(config: Config, classes: int) -> Any:
+    """key -> params, compiled once for an architecture."""
+    module = VisionTransformer(config, classes)
+    images = jax.ShapeDtypeStruct((1, *config.shape, 3), jnp.float32)
+
+    def initialise_params(key):
+        zeros = jnp.zeros(images.shape, images.dtype)
+        return module.init(key, zeros)["params"]
+
+    return jax.jit(initialise_params)
