@@ -117,7 +117,10 @@ class Config:
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}.")
-        for name, known in (("norm", ("pre", "residual_post")), ("gelu", ("erf", "tanh"))):
+        for name, known in (
+            ("norm", ("pre", "residual_post")),
+            ("gelu", ("erf", "tanh")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"Config.{name} is {getattr(self, name)!r}; known: {known}."

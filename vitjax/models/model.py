@@ -1,4 +1,4 @@
-"""A model: parameters as data, everything else static, so that it passes through jit."""
+"""A model: parameters are data, the rest is static, so that it passes through jit."""
 
 import dataclasses
 import functools
@@ -88,8 +88,8 @@ class Model:
         if images.shape[1:] != expected:
             raise ValueError(
                 f"Images of shape {images.shape} do not fit the model, which takes "
-                f"[batch {' '.join(map(str, expected))}]; use model.preprocess, or load "
-                "the model with another image_size."
+                f"[batch {' '.join(map(str, expected))}]; use model.preprocess, or "
+                "load the model with another image_size."
             )
         return jnp.asarray(images, self.dtype)
 

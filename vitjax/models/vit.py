@@ -38,7 +38,8 @@ def torch_uniform(fan_in: int) -> Callable:
 
 def layer_norm(config: Config, name: str | None = None, scale: float = 1.0):
     """LayerNorm with the two-pass variance: the one-pass form loses digits where a
-    stream's mean is large against its spread."""
+    stream's mean is large against its spread.
+    """
     return nn.LayerNorm(
         epsilon=config.epsilon,
         use_fast_variance=False,
@@ -221,11 +222,15 @@ class VisionTransformer(nn.Module):
         self.embedding = nn.Conv(
             cfg.dim, patch, patch, "VALID", kernel_init=uniform, bias_init=uniform
         )
-        self.pos_embedding = self.param("pos_embedding", NORMAL, (1, cfg.patches, cfg.dim))
+        self.pos_embedding = self.param(
+            "pos_embedding", NORMAL, (1, cfg.patches, cfg.dim)
+        )
         if cfg.class_token:
             self.cls = self.param("cls", NORMAL, (1, 1, cfg.dim))
         if cfg.registers:
-            self.registers = self.param("registers", NORMAL, (1, cfg.registers, cfg.dim))
+            self.registers = self.param(
+                "registers", NORMAL, (1, cfg.registers, cfg.dim)
+            )
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
         self.head = nn.Dense(self.classes, kernel_init=NORMAL)
