@@ -9,7 +9,12 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import published  # noqa: E402
 import pytest  # noqa: E402
+
+from vitjax.models.convert import convert, count_classes  # noqa: E402
+from vitjax.models.files import open_arrays  # noqa: E402
+from vitjax.models.model import Model  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -23,3 +28,37 @@ def shared() -> pathlib.Path:
     if not (folder / "oracle").is_dir():
         pytest.skip(f"{folder} is absent; set VITJAX_TEST_DATA to run this test")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def oracle(shared):
+    """name -> the published code's outputs for that model."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = published.folder(shared, name)
+            made[name] = published.Oracle(folder, published.CONFIGS[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def published_model(shared):
+    """name -> the model with the published code's weights, loaded once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            path, config = published.weights(shared, name), published.CONFIGS[name]
+            with open_arrays(path) as arrays:
+                count = count_classes(arrays)
+                params, _ = convert(arrays, config, classes=count)
+            classes = tuple(map(str, range(count)))
+            made[name] = Model(
+                params=params, config=config, classes=classes, class_ids=classes
+            )
+        return made[name]
+
+    return get

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.types import ArrayLike, ClassSpace
@@ -34,7 +35,7 @@ def project(
         )
     normed = layer_norm(class_space, states)
     embedding = jnp.asarray(class_space.embedding)
-    dtype = jnp.promote_types(embedding.dtype, jnp.float32)
+    dtype = np.promote_types(embedding.dtype, jnp.float32)
     logits = jnp.einsum(
         "...d,cd->...c",
         normed.astype(embedding.dtype),
@@ -49,7 +50,7 @@ def layer_norm(
 ) -> Float[Array, "*any dim"]:
     """The final LayerNorm, in float32 at least."""
     states = jnp.asarray(states)
-    x = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+    x = states.astype(np.promote_types(states.dtype, jnp.float32))
     x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + class_space.epsilon)
     return x * over_last(class_space.norm_scale, x) + over_last(

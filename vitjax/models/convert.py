@@ -18,7 +18,9 @@ from vitjax.models.tree import parameter_shapes, unflatten
 from vitjax.types import Config
 
 
-def convert(arrays: Arrays, config: Config, *, classes: int, resize: str = "") -> Any:
+def convert(
+    arrays: Arrays, config: Config, *, classes: int, resize: str = ""
+) -> tuple[Any, str]:
     """A checkpoint's arrays as parameters of a model.
 
     Args:
@@ -29,7 +31,7 @@ def convert(arrays: Arrays, config: Config, *, classes: int, resize: str = "") -
         resize: how position embeddings are resized; "" takes the dialect's way.
 
     Returns:
-        The parameter tree, float32 JAX arrays.
+        The parameter tree, float32 JAX arrays; and the way of resizing positions.
 
     Raises:
         CheckpointError: keys are missing or left over, or shapes do not fit.
@@ -57,7 +59,19 @@ def convert(arrays: Arrays, config: Config, *, classes: int, resize: str = "") -
         flat[entry.ours] = jax.numpy.asarray(array)
     if problems:
         raise CheckpointError(misfit(problems, dialect, classes))
-    return unflatten(flat)
+    return unflatten(flat), dialect.resize
+
+
+def count_classes(arrays: Arrays) -> int:
+    """Number of classes of a checkpoint's head."""
+    _, prefix = guess(arrays)
+    for key in ("head/bias", "head.bias"):
+        if prefix + key in arrays:
+            return len(arrays[prefix + key])
+    raise CheckpointError(
+        "The checkpoint has no classification head, so it has no class space; give one "
+        "that was trained to classify."
+    )
 
 
 def guess(keys: Iterable[str]) -> tuple[Dialect, str]:

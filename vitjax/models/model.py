@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,32 @@ from jaxtyping import Array, Float
 from vitjax.models.readout import class_space
 from vitjax.models.vit import VisionTransformer
 from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Provenance:
+    """What a model is called and where its weights came from; for the record.
+
+    It is no part of a program, so any two compare equal: models of one architecture
+    share their compiled functions.
+
+    Args:
+        name: the row of the model table, or "".
+        path: what was read.
+        sha256: of what was read, or "".
+        position_resize: how the library that wrote it resizes position embeddings.
+    """
+
+    name: str = ""
+    path: str = ""
+    sha256: str = ""
+    position_resize: str = "bicubic"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Provenance)
+
+    def __hash__(self) -> int:
+        return hash(Provenance)
 
 
 @pytree
@@ -26,8 +52,7 @@ class Model:
         classes: class names, in the order of the logits.
         class_ids: one id per class: a WordNet id for ImageNet, else the name.
         preprocess: image -> float32 [height width 3], or None where it is not known.
-        name: the row of the model table it came from, or "".
-        source: what its weights were read from, and their sha256, for the record.
+        provenance: what it is called and where its weights came from.
     """
 
     params: Any
@@ -35,8 +60,7 @@ class Model:
     classes: tuple[str, ...] = static(default=())
     class_ids: tuple[str, ...] = static(default=())
     preprocess: Any = static(default=None)
-    name: str = static(default="")
-    source: tuple[str, str] = static(default=("", ""))
+    provenance: Provenance = static(default=Provenance())
 
     @property
     def num_classes(self) -> int:
@@ -63,12 +87,12 @@ class Model:
         """The dtype the model computes in."""
         return jax.tree.leaves(self.params)[0].dtype
 
-    def astype(self, dtype: Any) -> Self:
+    def astype(self, dtype: Any) -> "Model":
         """The same model with parameters, and so its computation, in another dtype."""
         params = jax.tree.map(lambda p: jnp.asarray(p, dtype), self.params)
         return self.replace(params=params)
 
-    def replace(self, **fields: Any) -> Self:
+    def replace(self, **fields: Any) -> "Model":
         """The same model with other fields."""
         return dataclasses.replace(self, **fields)  # pyright: ignore
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.links import Links, log_mask, patch_mask, split_edits
-from vitjax.types import Config, Edits
+from vitjax.types import ArrayLike, Config, Edits
 
 GELU: dict[str, Callable] = {
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
@@ -36,16 +37,28 @@ def torch_uniform(fan_in: int) -> Callable:
     return initialise
 
 
-def layer_norm(config: Config, name: str | None = None, scale: float = 1.0):
-    """LayerNorm with the two-pass variance: the one-pass form loses digits where a
-    stream's mean is large against its spread.
+class LayerNorm(nn.Module):
+    """Layer normalisation; its statistics are float32 at least.
+
+    The variance is the two-pass one: the one-pass form that Flax prefers loses digits
+    where a stream's mean is large against its spread.
     """
-    return nn.LayerNorm(
-        epsilon=config.epsilon,
-        use_fast_variance=False,
-        scale_init=nn.initializers.constant(scale),
-        name=name,
-    )
+
+    epsilon: float
+    initial_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*any dim"]) -> Float[Array, "*any dim"]:
+        ones = nn.initializers.constant(self.initial_scale)
+        shape, dtype = x.shape[-1:], np.promote_types(x.dtype, jnp.float32)
+        scale = self.param("scale", ones, shape).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(dtype)
+        along_last = (1,) * (x.ndim - 1) + shape
+        y = x.astype(dtype)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        y = y * scale.reshape(along_last) + bias.reshape(along_last)
+        return y.astype(x.dtype)
 
 
 class Tap(nn.Module):
@@ -159,9 +172,10 @@ class Block(nn.Module):
         name = f"LayerNorm_{index}"
         if self.config.norm == "residual_post":
             # timm starts these at 1e-5: every block begins as the identity.
-            y = layer_norm(self.config, name, scale=1e-5)(sublayer(x))
+            norm = LayerNorm(self.config.epsilon, initial_scale=1e-5, name=name)
+            y = norm(sublayer(x))
         else:
-            y = sublayer(layer_norm(self.config, name)(x))
+            y = sublayer(LayerNorm(self.config.epsilon, name=name)(x))
         if self.config.layer_scale:
             y = LayerScale(name=f"LayerScale_{index}")(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
@@ -190,7 +204,7 @@ class Encoder(nn.Module):
             length=self.config.depth,
         )
         self.encoderblock = blocks(self.config, self.dropout)
-        self.encoder_norm = layer_norm(self.config)
+        self.encoder_norm = LayerNorm(self.config.epsilon)
 
     def __call__(self, x, shared: Links, layered: Links, train: bool):
         rates = jnp.linspace(0, self.drop_path, self.config.depth)
@@ -236,7 +250,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Dense(self.classes, kernel_init=NORMAL)
 
     def embed(
-        self, images: Float[Array, "batch height width channel"], edits: Edits
+        self, images: Float[ArrayLike, "batch height width channel"], edits: Edits
     ) -> Float[Array, "batch token dim"]:
         """The stream entering block 0."""
         x = self.embedding(images)
@@ -256,7 +270,7 @@ class VisionTransformer(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width channel"],
+        images: Float[ArrayLike, "batch height width channel"],
         edits: Edits | None = None,
         *,
         train: bool = False,

@@ -1,0 +1,205 @@
+"""The ViT against the published outputs, an independent formula, and itself."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published
+import pytest
+import tiny
+from scipy.special import erf
+
+from vitjax.api import forward
+from vitjax.models.vit import VisionTransformer
+from vitjax.types import TRACE_FIELDS, Config, Edits
+
+
+@pytest.mark.parametrize("name", published.CONFIGS)
+def test_logits_equal_the_published(name, oracle, published_model):
+    logits, _ = forward(published_model(name), oracle(name).images)
+    expected = oracle(name)["base"]["logits"]
+    np.testing.assert_allclose(logits, expected, atol=5e-4 if name == "setA" else 2e-5)
+
+
+def reference(model, images):
+    """The whole network, written out in float64 numpy, one image and block at a time."""
+    cfg = model.config
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
+
+    def norm(x, q):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
+        return x * q["scale"] + q["bias"]
+
+    def gelu(x):
+        if cfg.gelu == "erf":
+            return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def attention(x, q):
+        bias = (lambda n: q[n]["bias"]) if cfg.qkv_bias else (lambda n: 0.0)
+        qkv = {
+            n: np.einsum("td,dhk->htk", x, q[n]["kernel"])
+            + np.reshape(
+                bias(n) + np.zeros((cfg.heads, cfg.head_dim)), (cfg.heads, 1, -1)
+            )
+            for n in ("query", "key", "value")
+        }
+        scores = qkv["query"] @ qkv["key"].transpose(0, 2, 1) / math.sqrt(cfg.head_dim)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = scores / scores.sum(-1, keepdims=True) @ qkv["value"]
+        return np.einsum("htk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+
+    def mlp(x, q):
+        hidden = gelu(x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"])
+        return hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
+
+    def update(f, x, q, i):
+        n = q[f"LayerNorm_{i}"]
+        y = norm(f(x), n) if cfg.norm == "residual_post" else f(norm(x, n))
+        return y * q[f"LayerScale_{i}"]["gamma"] if cfg.layer_scale else y
+
+    def run(image):
+        side, (rows, columns) = cfg.patch_size, cfg.grid
+        patches = image.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+        kernel = p["embedding"]["kernel"].reshape(-1, cfg.dim)
+        x = patches.reshape(rows * columns, -1) @ kernel + p["embedding"]["bias"]
+        x = x + p["pos_embedding"][0]
+        prefix = [p[n][0] for n in ("cls", "registers") if n in p]
+        x = np.concatenate([*prefix, x])
+        for i in range(cfg.depth):
+            q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
+            x = x + update(
+                lambda y, q=q: attention(y, q["MultiHeadDotProductAttention_0"]),
+                x,
+                q,
+                0,
+            )
+            x = x + update(lambda y, q=q: mlp(y, q["MlpBlock_0"]), x, q, 1)
+        pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
+        pooled = norm(pooled, p["Transformer"]["encoder_norm"])
+        return pooled @ p["head"]["kernel"] + p["head"]["bias"], x
+
+    return tuple(map(np.stack, zip(*map(run, np.asarray(images, np.float64)))))
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_every_architecture_equals_an_independent_formula(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images = tiny.images(model.config)
+    logits, trace = forward(model, images, capture=("residual",))
+    expected, stream = reference(model, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(trace.residual[-1], stream, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ("layer_scale", "gap"))
+def test_plain_flax_use_captures_stacked_arrays(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    cfg, images = model.config, tiny.images(model.config)
+    apply = jax.jit(model.module.apply, static_argnames="capture_intermediates")
+    logits, state = apply({"params": model.params}, images, capture_intermediates=True)
+    ours, trace = forward(model, images, capture=TRACE_FIELDS)
+    np.testing.assert_allclose(logits, ours, atol=1e-5)
+    block = state["intermediates"]["Transformer"]["encoderblock"]
+    (weights,) = block["MultiHeadDotProductAttention_0"]["attention_weights"][
+        "__call__"
+    ]
+    assert weights.shape == (cfg.depth, len(images), cfg.heads, cfg.tokens, cfg.tokens)
+    np.testing.assert_allclose(weights, trace.attention_weights, atol=1e-6)
+    (stream,) = block["residual"]["__call__"]
+    np.testing.assert_allclose(stream, trace.residual, atol=1e-5)
+
+
+def test_dropout_and_stochastic_depth_act_in_training_only():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    module = VisionTransformer(model.config, 7, dropout=0.3, drop_path=0.5)
+
+    def apply(seed, train):
+        rngs = {"dropout": jax.random.key(seed)} if train else {}
+        return module.apply({"params": model.params}, images, train=train, rngs=rngs)
+
+    apply = jax.jit(apply, static_argnums=1)
+    still, _ = forward(model, images)
+    np.testing.assert_allclose(apply(0, False), still, atol=1e-5)
+    np.testing.assert_array_equal(apply(0, True), apply(0, True))
+    assert np.abs(apply(0, True) - apply(1, True)).max() > 1e-3
+
+
+def test_stochastic_depth_keeps_the_mean():
+    config = Config(**tiny.SHAPE | {"depth": 2})
+    model = tiny.make(config)
+    images = np.repeat(tiny.images(config, 1), 512, axis=0)
+    module = VisionTransformer(config, 7, drop_path=0.5)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def updates(rngs, train):
+        _, state = module.apply(
+            {"params": model.params},
+            images,
+            train=train,
+            rngs=rngs,
+            capture_intermediates=lambda m, _: m.name == "attention_update",
+            mutable=["intermediates"],
+        )
+        block = state["intermediates"]["Transformer"]["encoderblock"]
+        return block["attention_update"]["__call__"][0]
+
+    still = updates({}, False)
+    drawn = updates({"dropout": jax.random.key(0)}, True)
+    np.testing.assert_allclose(
+        drawn[0], still[0], atol=1e-5
+    )  # the first is never dropped
+    dropped = np.asarray((drawn[1] == 0).all((-1, -2)))
+    assert 0.4 < dropped.mean() < 0.6
+    assert np.abs(drawn[1][~dropped]).mean() > 1.5 * np.abs(still[1]).mean()
+
+
+def test_bfloat16_runs_and_stays_near():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    logits, _ = forward(model, images)
+    low, _ = forward(model.astype(jnp.bfloat16), images)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), logits, atol=0.2)
+
+
+def test_one_program_per_shape():
+    traces = []
+
+    def count(model, images):
+        traces.append(images.shape)
+        return model.module.apply({"params": model.params}, images)
+
+    run = jax.jit(count)
+    for seed in range(3):
+        model = tiny.make(tiny.CONFIGS["plain"], seed=seed)
+        run(model, tiny.images(model.config, seed=seed))
+    assert len(traces) == 1
+    assert Edits() is not None
+
+
+def test_config_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="does not divide image_size"):
+        Config(**tiny.SHAPE | {"image_size": 33})
+    with pytest.raises(ValueError, match="does not divide dim"):
+        Config(**tiny.SHAPE | {"heads": 3})
+    with pytest.raises((ValueError, TypeError), match="residual_post"):
+        Config(**tiny.SHAPE, norm="post")  # pyright: ignore
+    with pytest.raises(ValueError, match="positive"):
+        Config(**tiny.SHAPE | {"depth": 0})
+
+
+def test_config_tells_its_tokens():
+    config = tiny.CONFIGS["registers"]
+    assert (config.prefix, config.grid, config.patches, config.tokens) == (
+        4,
+        (4, 4),
+        16,
+        20,
+    )
+    assert tiny.CONFIGS["wide"].grid == (2, 5)
+    assert hash(config) == hash(Config(**tiny.SHAPE, registers=3))
