@@ -25,7 +25,10 @@ MATERIAL = pathlib.Path(__file__).with_name("demo.npz")
 SIDE = 64
 TEXTURES = ("brick", "grass", "gravel")
 TEXTURE_SIDE = 384
-CLASSES = tuple("zero one two three four five six seven eight nine".split())
+CLASSES = (
+    *("zero", "one", "two", "three", "four"),
+    *("five", "six", "seven", "eight", "nine"),
+)
 
 TINTS = {
     "red": (1.0, 0.60, 0.52),
@@ -312,7 +315,10 @@ def rotate(
     angle = np.deg2rad(degrees)
     grid = np.arange(side) - (side - 1) / 2
     y, x = np.meshgrid(grid, grid, indexing="ij")
-    positions = (np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x)
+    positions = (
+        np.cos(angle) * y - np.sin(angle) * x,
+        np.sin(angle) * y + np.cos(angle) * x,
+    )
 
     def locate(t, length):
         t = np.mod(t + (length - 1) / 2, 2 * (length - 1))

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from vitjax.data.demo import MATERIAL, TEXTURES, TEXTURE_SIDE
+from vitjax.data.demo import MATERIAL, TEXTURE_SIDE, TEXTURES
 
 
 def pack_digits(digits: np.ndarray) -> np.ndarray:

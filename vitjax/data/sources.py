@@ -1,0 +1,358 @@
+"""Random-access data sets: len, getitem, and labels resolved to a model's classes."""
+
+import collections
+import csv
+import dataclasses
+import difflib
+import functools
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from vitjax.data.images import Pixels, open_image
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+"""Endings of the files that a folder source takes, in either case."""
+
+WNID = re.compile(r"(n\d{8})[_.]")
+"""The beginning of a flat folder's `wnid_name.JPEG`."""
+
+
+class SourceError(ValueError):
+    """A data set that cannot be opened, or a label that is none of the classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One picture of a data set.
+
+    Args:
+        image: decoded.
+        label: as the data set has it: an id, a name, a number; None where unknown. Of a
+            source that `open_source` made: the class's number, -1 where unknown.
+        name: which one, relative to the data set.
+        mask: on the picture, True or 1 class, False or 0 context, 255 neither.
+        context: which context, where the data set knows.
+    """
+
+    image: Pixels
+    label: str | int | None
+    name: str
+    mask: (
+        Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"] | None
+    ) = None
+    context: int | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What every data set can do, and all that yours has to.
+
+    `id` names the content: another list of pictures, another id. A picture that cannot
+    be read raises `ImageError`. Optional: `names`, one per picture, and `raw_labels`,
+    so that both are known before anything is decoded.
+    """
+
+    @property
+    def id(self) -> str:
+        """What the pictures depend on."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Picture files with labels.
+
+    Args:
+        kind: "folder" or "csv".
+        root: what names are relative to.
+        names: of the files.
+        raw_labels: one per file; None where unknown.
+        masks: one per file, None where there is none.
+    """
+
+    kind: str
+    root: pathlib.Path
+    names: tuple[str, ...]
+    raw_labels: tuple[str | None, ...]
+    masks: tuple[str | None, ...] = ()
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Number of files, and a digest of their names and labels."""
+        rows = zip(self.names, self.raw_labels, self.masks or self.raw_labels)
+        text = "\n".join(map(repr, rows)).encode()
+        digest = hashlib.sha256(text).hexdigest()[:16]
+        return f"{self.kind}/1:{len(self)} files,{digest}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.names[index]
+        mask = self.masks[index] if self.masks else None
+        return Record(
+            image=open_image(self.root / name, name=name),
+            label=self.raw_labels[index],
+            name=name,
+            mask=None if mask is None else read_mask(self.root / mask, name=mask),
+        )
+
+
+def read_mask(path: pathlib.Path, *, name: str) -> UInt8[np.ndarray, "height width"]:
+    """A mask file: 0 is context, 255 in a grey picture with ones is neither.
+
+    Args:
+        path: a one-channel picture. Black and white (0 and 255) also does: where no
+            pixel is 1, every pixel that is not 0 is of the class.
+        name: what an error calls it.
+
+    Returns:
+        0 context, 1 class, 255 neither.
+    """
+    image = open_image(path, name=name)
+    mask = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
+    return mask if (mask == 1).any() else (mask > 0).astype(np.uint8)
+
+
+def open_folder(path: str | os.PathLike) -> Files:
+    """A folder with one sub-folder per class, or one flat folder of pictures.
+
+    In a flat folder the label is the WordNet id that a name begins with
+    (`n01440764_tench.JPEG`); other names have none.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        SourceError: there is no such folder, or no picture in it.
+    """
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise SourceError(
+            f"There is no folder {root}. folder:PATH takes a folder with one "
+            "sub-folder of pictures per class, or a flat folder of pictures."
+        )
+    names = sorted(find_pictures(root))
+    if not names:
+        raise SourceError(
+            f"{root} holds no picture; files end in one of {', '.join(SUFFIXES)}."
+        )
+    return Files("folder", root, tuple(names), tuple(map(folder_label, names)))
+
+
+def find_pictures(root: pathlib.Path) -> Iterable[str]:
+    """Names relative to the root, with forward slashes; hidden files are left out."""
+    for parent, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield pathlib.Path(parent, name).relative_to(root).as_posix()
+
+
+def folder_label(name: str) -> str | None:
+    """The first folder of a relative name, else the id that the name begins with."""
+    first, slash, _ = name.partition("/")
+    if slash:
+        return first
+    match = WNID.match(name)
+    return match.group(1) if match else None
+
+
+def open_csv(path: str | os.PathLike) -> Files:
+    """A table with the columns `path`, `label` and, if there are masks, `mask`.
+
+    Args:
+        path: the CSV file; the paths in it are relative to its folder. An empty label
+            is an unknown one.
+
+    Raises:
+        SourceError: there is no such file, no column `path`, or no row.
+    """
+    table = pathlib.Path(path).expanduser()
+    if not table.is_file():
+        raise SourceError(
+            f"There is no file {table}. csv:FILE takes a table of pictures."
+        )
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns, rows = reader.fieldnames or (), list(reader)
+    if "path" not in columns or not rows:
+        raise SourceError(
+            f"{table} needs a first row with the columns path and label (mask if there "
+            f"are masks) and a row per picture; it has {len(rows)} rows and the "
+            f"columns {', '.join(columns) or 'none'}."
+        )
+
+    def column(name):
+        return tuple((row.get(name) or "").strip() or None for row in rows)
+
+    masks = column("mask") if "mask" in columns else ()
+    names = tuple((row["path"] or "").strip() for row in rows)
+    return Files("csv", table.parent, names, column("label"), masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A source whose labels are numbers of a model's classes.
+
+    Args:
+        source: whose pictures these are.
+        classes: their names.
+        class_ids: their ids.
+
+    Raises:
+        SourceError: a label is none of the classes, where the source says its labels
+            beforehand; else `getitem` raises it.
+    """
+
+    source: Any
+    classes: tuple[str, ...]
+    class_ids: tuple[str, ...]
+
+    def __post_init__(self):
+        for label in dict.fromkeys(getattr(self.source, "raw_labels", ())):
+            self.number(label)
+
+    def __repr__(self) -> str:
+        return f"{self.id} ({len(self)} pictures)"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        return dataclasses.replace(record, label=self.number(record.label))
+
+    @property
+    def id(self) -> str:
+        """What the pictures depend on."""
+        return self.source.id
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of all pictures, where the source knows them without decoding."""
+        return getattr(self.source, "names", None)
+
+    def number(self, label: str | int | None) -> int:
+        """A raw label as a class's number, -1 for None."""
+        if label is None:
+            return -1
+        try:
+            return match_label(label, self.classes, self.class_ids)
+        except SourceError as error:
+            raise SourceError(f"{self.source.id}: {error}") from None
+
+
+def match_label(
+    label: str | int, classes: Sequence[str], class_ids: Sequence[str]
+) -> int:
+    """Which class a label means: by id, then by name, then by number.
+
+    Names match whatever their case and with underscores for spaces; of ImageNet's
+    "tench, Tinca tinca" either part will do, if no other class has it.
+
+    Args:
+        label: as the data set has it.
+        classes: names, in the order of the logits.
+        class_ids: ids, in the same order.
+
+    Returns:
+        The class's number.
+
+    Raises:
+        SourceError: it is none of them; the nearest ones are named.
+    """
+    ids, names = label_tables(tuple(classes), tuple(class_ids))
+    if isinstance(label, str):
+        found = ids.get(label, names.get(plain(label)))
+        if found is not None:
+            return found
+    text = str(label)
+    if re.fullmatch(r"\d+", text) and int(text) < len(classes):
+        return int(text)
+    near = difflib.get_close_matches(plain(text), [*map(plain, ids), *names], n=3)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    raise SourceError(
+        f"The label {label!r} is none of the model's {len(classes)} classes "
+        f"({', '.join(dict.fromkeys((*class_ids[:2], *classes[:2])))}, ...).{hint} "
+        "Labels are matched against class id, then name, then number from 0; rename it, or "
+        "load the model with the data set's own classes."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def label_tables(
+    classes: tuple[str, ...], class_ids: tuple[str, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(id -> number, plain name -> number); a name of two classes is left out."""
+    ids = {key: number for number, key in enumerate(class_ids) if key}
+    parts = collections.defaultdict(set)
+    for number, name in enumerate(classes):
+        for part in (name, *name.split(",")):
+            parts[plain(part)].add(number)
+    names = {part: min(found) for part, found in parts.items() if len(found) == 1}
+    return ids, {plain(name): n for n, name in reversed([*enumerate(classes)])} | names
+
+
+def plain(name: str) -> str:
+    """A name as it is compared."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def open_source(
+    spec: str | os.PathLike | Source,
+    *,
+    classes: Sequence[str] = (),
+    class_ids: Sequence[str] = (),
+) -> Labelled:
+    """Open a data set, with its labels as numbers of a model's classes.
+
+    Args:
+        spec: `textured_digits[:SPLIT]`, `folder:PATH`, `csv:FILE`, a folder's path, or
+            an object with `id`, `len` and `getitem` that makes `Record`s.
+        classes: the model's class names.
+        class_ids: the model's class ids, by default its names.
+
+    Returns:
+        The source; `record.label` is an int, -1 where unknown.
+
+    Raises:
+        SourceError: it cannot be opened, or a label is none of the classes.
+    """
+    is_path = isinstance(spec, str | os.PathLike)
+    source = open_spec(os.fspath(spec)) if is_path else spec
+    classes = tuple(classes)
+    return Labelled(source, classes, tuple(class_ids) or classes)
+
+
+def open_spec(spec: str) -> Any:
+    """The source that a SOURCE of the command line names, labels as they are."""
+    from vitjax.data.demo import open_demo
+
+    kind, _, rest = spec.partition(":")
+    openers = {
+        "textured_digits": lambda: open_demo(rest) if rest else open_demo(),
+        "folder": lambda: open_folder(rest),
+        "csv": lambda: open_csv(rest),
+    }
+    if kind in openers:
+        return openers[kind]()
+    if os.path.isdir(spec):
+        return open_folder(spec)
+    if os.path.isfile(spec) and spec.lower().endswith(".csv"):
+        return open_csv(spec)
+    raise SourceError(
+        f"{spec!r} names no data set. Known: textured_digits[:SPLIT], folder:PATH, "
+        "csv:FILE."
+    )
