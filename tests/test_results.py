@@ -64,7 +64,9 @@ def test_unwritten_rows_read_as_their_fill_values(tmp_path):
     assert (results["rank"][:4] == -1).all() and (results["rank"][8:] == -1).all()
     assert np.isnan(results["logit"][:4]).all() and not results["valid"][:].any()
     np.testing.assert_array_equal(results["rank"][4:8], rows(4, 8)["rank"])
-    np.testing.assert_array_equal(run.done, [False] * 4 + [True] * 4 + [False] * 2)
+    np.testing.assert_array_equal(
+        run.read("done"), [False] * 4 + [True] * 4 + [False] * 2
+    )
     assert results.names == (*SPECS, "done")
     assert results["rank"].dims == ("image", "layer", "token")
     assert results["rank"].shape == (IMAGES, LAYERS, TOKENS)
@@ -129,6 +131,7 @@ def test_xarray_sees_dimensions_and_coordinates(tmp_path):
     for dataset in (opened, open_results(tmp_path / "run").to_xarray()):
         assert dataset["rank"].dims == ("image", "layer", "token")
         assert dataset["rank"].dtype == np.int32
+        assert "picture" in dataset.data_vars
         assert set(dataset.coords) == {"image", "layer"}
         found = dataset["logit"].sel(layer=1).values
         np.testing.assert_array_equal(found, rows(0, IMAGES)["logit"][:, 1])
@@ -139,7 +142,7 @@ def test_opening_the_same_run_again_keeps_its_rows(tmp_path):
     start(tmp_path).write_rows(0, rows(0, 8))
     moved = manifest()["model"] | {"checkpoint": "/elsewhere"}
     again = start(tmp_path, model=moved)
-    assert again.done[:8].all() and not again.done[8:].any()
+    assert again.read("done").tolist() == [True] * 8 + [False] * 2
     assert again.manifest["model"]["checkpoint"] == "/a"
 
 
@@ -232,7 +235,7 @@ def test_a_full_disk_says_so_and_marks_nothing_done(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "Make room" in done.stdout, done.stderr
     again = start(tmp_path / "run")
-    np.testing.assert_array_equal(np.nonzero(again.done)[0], np.arange(4))
+    np.testing.assert_array_equal(np.nonzero(again.read("done"))[0], np.arange(4))
     again.write_rows(4, rows(4, 8))
     found = open_results(tmp_path / "run")["rank"][:8]
     np.testing.assert_array_equal(found, rows(0, 8)["rank"])

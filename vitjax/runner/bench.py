@@ -1,0 +1,212 @@
+"""What the identifiability step costs on this device, beside a plain forward pass."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from vitjax.models.model import Model
+from vitjax.runner import mesh as meshes
+from vitjax.runner.experiments import RECIPES
+from vitjax.types import Batch, Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One compiled program.
+
+    Args:
+        images_per_second: at the median of the repetitions.
+        seconds: median of one call.
+        compile_seconds: tracing and compiling.
+        temporary_bytes: of scratch memory per device, as the compiler planned it.
+        device_peak_bytes: what the device's allocator saw at most in this process so
+            far, or None where it does not count.
+    """
+
+    images_per_second: float
+    seconds: float
+    compile_seconds: float
+    temporary_bytes: int | None
+    device_peak_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A plain forward pass and the identifiability step, measured in turns.
+
+    Args:
+        model: its name.
+        batch_size: images per call over all devices.
+        dtype: what the model computes in.
+        matmul_precision: JAX's name for it.
+        device: kind and number.
+        repetitions: of each, interleaved.
+        forward: class logits only, nothing captured.
+        identifiability: ranks and logits of every block, token and stream.
+        ratio: seconds of the step over seconds of the forward pass, medians.
+        ratio_floor: the same ratio in multiplications, with two projections onto the
+            classes per block; what a device that only multiplies would reach.
+    """
+
+    model: str
+    batch_size: int
+    dtype: str
+    matmul_precision: str
+    device: str
+    repetitions: int
+    forward: Timing
+    identifiability: Timing
+    ratio: float
+    ratio_floor: float
+
+
+def bench(
+    model: Model, *, batch_size: int = 32, dtype: str = "float32", repetitions: int = 7
+) -> Benchmark:
+    """Measure a model on all devices of this machine.
+
+    Args:
+        model: with weights or random ones; speed does not depend on them.
+        batch_size: images per call; rounded up to a multiple of the devices.
+        dtype: "float32" or "bfloat16".
+        repetitions: calls of each program, in turns; their median counts.
+
+    Returns:
+        Images per second, their ratio and its floor, compile time and memory.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if repetitions < 1:
+        raise ValueError(f"repetitions is {repetitions}; it must be at least 1.")
+    precision = meshes.precision_of(dtype)
+    mesh = meshes.make_mesh()
+    batch_size = meshes.fit_batch_size(batch_size, mesh)
+    recipe = RECIPES["identifiability"]
+    step = functools.partial(recipe.step, **recipe.options)
+    batch = meshes.shard(noise(model, batch_size), mesh)
+    placed = meshes.replicate(model.astype(dtype), mesh)
+    sharding = meshes.along_batch(mesh)
+    with jax.default_matmul_precision(precision):
+        programs = [
+            Program(jax.jit(function, out_shardings=sharding), placed, batch)
+            for function in (plain_forward, step)
+        ]
+        for _ in range(repetitions):
+            for program in programs:
+                program.measure()
+    forward, identifiability = (p.timing(batch_size) for p in programs)
+    return Benchmark(
+        model=model.provenance.name or "unnamed",
+        batch_size=batch_size,
+        dtype=dtype,
+        matmul_precision=precision,
+        device=f"{mesh.size} x {jax.devices()[0].device_kind}",
+        repetitions=repetitions,
+        forward=forward,
+        identifiability=identifiability,
+        ratio=identifiability.seconds / forward.seconds,
+        ratio_floor=ratio_floor(model.config, classes=model.num_classes),
+    )
+
+
+def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
+    """Class logits straight from the Linen module."""
+    images = model.check_images(batch.images)
+    return model.module.apply({"params": model.params}, images)
+
+
+class Program:
+    """A compiled function and what its calls took.
+
+    Args:
+        function: jitted; called once more than it is measured.
+        arguments: what to call it with.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        start = time.perf_counter()
+        self.compiled = function.lower(*arguments).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.arguments = arguments
+        self.seconds: list[float] = []
+        jax.block_until_ready(self.compiled(*arguments))
+        self.peak = device_peak_bytes()
+
+    def measure(self) -> None:
+        """Call it once and keep the time."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.compiled(*self.arguments))
+        self.seconds.append(time.perf_counter() - start)
+
+    def timing(self, images: int) -> Timing:
+        """What the calls so far say."""
+        seconds = statistics.median(self.seconds)
+        memory = self.compiled.memory_analysis()
+        return Timing(
+            images_per_second=images / seconds,
+            seconds=seconds,
+            compile_seconds=self.compile_seconds,
+            temporary_bytes=getattr(memory, "temp_size_in_bytes", None),
+            device_peak_bytes=self.peak,
+        )
+
+
+def noise(model: Model, batch_size: int) -> Batch:
+    """A batch of random pictures and labels."""
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *model.config.shape, 3)
+    return Batch(
+        images=rng.standard_normal(shape, np.float32),
+        label=rng.integers(model.num_classes, size=batch_size).astype(np.int32),
+        valid=np.ones(batch_size, bool),
+        index=np.arange(batch_size, dtype=np.int32),
+    )
+
+
+def device_peak_bytes() -> int | None:
+    """Peak of the first device's allocator; None on backends that do not count."""
+    statistics_of_device = jax.local_devices()[0].memory_stats()
+    return (statistics_of_device or {}).get("peak_bytes_in_use")
+
+
+def forward_multiplications(config: Config, *, classes: int) -> int:
+    """Multiplications in the matrix products of one image's forward pass.
+
+    Args:
+        config: the architecture.
+        classes: rows of the head.
+
+    Returns:
+        Patch embedding, every block's projections, attention and MLP, and the head.
+    """
+    tokens, dim = config.tokens, config.dim
+    embed = config.patches * 3 * config.patch_size**2 * dim
+    projections = tokens * dim * (4 * dim + 2 * config.mlp_dim)
+    attention = 2 * tokens**2 * dim
+    return embed + config.depth * (projections + attention) + dim * classes
+
+
+def ratio_floor(config: Config, *, classes: int) -> float:
+    """Multiplications of the identifiability step over those of a forward pass.
+
+    Class logits are linear in the stream before the LayerNorm's division, so that each
+    block needs two projections for its three streams, and block 0 one for its input.
+
+    Args:
+        config: the architecture.
+        classes: rows of the head.
+
+    Returns:
+        Above 1.
+    """
+    projection = config.tokens * config.dim * classes
+    added = (2 * config.depth + 1) * projection
+    return 1 + added / forward_multiplications(config, classes=classes)

@@ -1,0 +1,112 @@
+"""Recipes: what is asked of every image of a data set.
+
+A recipe's step is `step(model, batch) -> {array name: rows}`, pure and traceable; every
+array it returns has a leading image axis. The stream jits it once, and writes what it
+returns for the images that are valid.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vitjax.analysis.projection import project, rank_of_logit, take_label, top_k
+from vitjax.models.capture import scan_blocks
+from vitjax.models.model import Model
+from vitjax.types import Batch, Edits
+
+STREAMS = ("residual", "attention_update", "mlp_update")
+TOP = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """A question asked of every image.
+
+    Args:
+        name: what it is called on the command line.
+        step: `step(model, batch, **options) -> {array name: rows}`.
+        dims: for every array, the names of its axes after `image`.
+        labelled: arrays that mean nothing for an image without a known class; the
+            stream leaves them unwritten there.
+        options: keywords of the step, recorded in the manifest.
+    """
+
+    name: str
+    step: Callable[..., dict[str, Array]]
+    dims: Mapping[str, tuple[str, ...]]
+    labelled: tuple[str, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def identifiability(
+    model: Model, batch: Batch, *, top: int = TOP
+) -> dict[str, jax.Array]:
+    """Where the true class stands in every token's class logits, block by block.
+
+    For the stream after each block and for what attention and MLP add to it: the rank
+    and the logit of the true class among `project(model.class_space, state)`.
+
+    Args:
+        model: the model.
+        batch: images and labels.
+        top: how many classes of the readout state ([CLS] or the pooled tokens) to keep.
+
+    Returns:
+        rank_* int [image layer token] and logit_* [image layer token] for each of
+        residual, attention_update, mlp_update; top_classes and top_logits
+        [image layer top]; prediction [image].
+    """
+    space = model.class_space
+    label = jnp.maximum(batch.label, 0)[:, None]
+    k = min(top, model.num_classes)
+
+    def read(params, stream_in, trace):
+        rows = {}
+        for name in STREAMS:
+            logits = project(space, getattr(trace, name))
+            rows[f"logit_{name}"] = take_label(logits, label)
+            rows[f"rank_{name}"] = rank_of_logit(logits, rows[f"logit_{name}"])
+        readout = model.apply(trace.residual, Edits(), method="readout")
+        best = top_k(readout.astype(jnp.float32), k=k)
+        return rows | {"top_classes": best.classes, "top_logits": best.logits}
+
+    logits, rows = scan_blocks(model, batch.images, read)
+    rows = {name: jnp.moveaxis(values, 0, 1) for name, values in rows.items()}
+    return rows | {"prediction": jnp.argmax(logits, -1).astype(jnp.int32)}
+
+
+PER_TOKEN = {
+    f"{kind}_{stream}": ("layer", "token")
+    for stream in STREAMS
+    for kind in ("rank", "logit")
+}
+
+RECIPES = {
+    "identifiability": Recipe(
+        name="identifiability",
+        step=identifiability,
+        dims={
+            **PER_TOKEN,
+            "top_classes": ("layer", "top"),
+            "top_logits": ("layer", "top"),
+            "prediction": (),
+        },
+        labelled=tuple(PER_TOKEN),
+        options={"top": TOP},
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"There is no recipe {name!r}; known: {', '.join(RECIPES)}.")
+    return RECIPES[name]

@@ -1,0 +1,237 @@
+"""What is computed, of what, where; nothing about where it is written."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitjax.data.batches import RecordError, batches
+from vitjax.data.images import ImageError, Preprocess
+from vitjax.data.sources import open_source
+from vitjax.models.model import Model
+from vitjax.results import ArraySpec
+from vitjax.runner import mesh as meshes
+from vitjax.runner.experiments import Recipe, find_recipe
+from vitjax.types import Batch, Config
+from vitjax.variants import load
+
+PICTURES = 8
+"""How many of the first valid images are kept as the model saw them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe, ready to run on batches.
+
+    Args:
+        recipe: the question.
+        model: as it was loaded.
+        placed: the same in the dtype it computes in, on every device.
+        source: the data set, labels as class numbers.
+        spec: how the user named it.
+        images: how many of it are run.
+        masks: whether the source has masks.
+        mesh: the devices.
+        batch_size: images per step, a multiple of the devices.
+        precision: of matrix products.
+    """
+
+    recipe: Recipe
+    model: Model
+    placed: Model
+    source: Any
+    spec: str
+    images: int
+    masks: bool
+    mesh: Mesh
+    batch_size: int
+    precision: str
+
+    @functools.cached_property
+    def preprocess(self) -> Preprocess:
+        """Image to array, as the weights expect it."""
+        return self.model.preprocess or Preprocess(*self.model.config.shape)
+
+    @property
+    def program(self) -> Any:
+        """The jitted step."""
+        return compiled(self.recipe, self.mesh)
+
+    @functools.cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Every array of the run; the traced step tells the shapes of its own."""
+        with jax.default_matmul_precision(self.precision):
+            shapes = self.program.eval_shape(self.placed, self.blank())
+        specs = {
+            name: self.per_image(axes, shapes[name].shape[1:], shapes[name].dtype)
+            for name, axes in self.recipe.dims.items()
+        }
+        specs["label"] = self.per_image((), (), np.int32)
+        specs["valid"] = self.per_image((), (), np.bool_)
+        if self.masks:
+            patches = (self.model.config.patches,)
+            specs["token_class"] = self.per_image(("patch",), patches, np.int8)
+        shown = (PICTURES, *self.model.config.shape, 3)
+        axes = ("shown", "height", "width", "channel")
+        specs["picture"] = ArraySpec(axes, shown, "uint8")
+        specs["picture_image"] = ArraySpec(axes[:1], shown[:1], "int32")
+        return specs
+
+    def per_image(
+        self, axes: tuple[str, ...], shape: tuple[int, ...], dtype: Any
+    ) -> ArraySpec:
+        """An array with one row per image; floats are float32 on disk."""
+        if jax.numpy.issubdtype(dtype, np.floating):
+            dtype = np.float32
+        return ArraySpec(("image", *axes), (self.images, *shape), np.dtype(dtype).name)
+
+    @property
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Numbers from 0 along the axes that are worth selecting by."""
+        sizes = {
+            axis: size
+            for spec in self.specs.values()
+            for axis, size in zip(spec.dims, spec.shape)
+        }
+        chosen = ("image", "layer", "token", "top", "patch")
+        return {a: np.arange(sizes[a], dtype=np.int32) for a in chosen if a in sizes}
+
+    def batches(
+        self, start: int, stop: int, *, on_error: str
+    ) -> Iterator[tuple[Batch, list[RecordError]]]:
+        """Batches of a range of images, all of one structure."""
+        loaded = batches(
+            self.source,
+            preprocess=self.preprocess,
+            batch_size=self.batch_size,
+            start=start,
+            stop=stop,
+            config=self.model.config if self.masks else None,
+            on_error=on_error,
+            threads=min(16, os.cpu_count() or 1),
+        )
+        for batch, errors in loaded:
+            yield self.with_masks(batch), errors
+
+    def with_masks(self, batch: Batch) -> Batch:
+        """The same batch, with masks exactly if the source has any."""
+        if self.masks == (batch.token_class is not None):
+            return batch
+        kinds = None
+        if self.masks:  # none in this batch
+            shape = (self.batch_size, self.model.config.patches)
+            kinds = np.full(shape, -1, np.int32)
+        return dataclasses.replace(batch, token_class=kinds)  # pyright: ignore
+
+    def blank(self) -> Batch:
+        """A batch that holds nothing, for its shapes."""
+        size = self.batch_size
+        empty = Batch(
+            images=np.zeros((size, *self.model.config.shape, 3), np.float32),
+            label=np.full(size, -1, np.int32),
+            valid=np.zeros(size, bool),
+            index=np.zeros(size, np.int32),
+        )
+        return self.with_masks(empty)
+
+    def step(self, batch: Batch) -> dict[str, jax.Array]:
+        """Dispatch a batch to the devices; its arrays are there once they are read."""
+        with jax.default_matmul_precision(self.precision):
+            return self.program(self.placed, meshes.shard(batch, self.mesh))
+
+    def rows(
+        self, batch: Batch, outputs: dict[str, jax.Array]
+    ) -> dict[str, np.ndarray]:
+        """What of a step's outputs goes to disk: nothing of padding, nothing where
+        there was no image or, for what is about the true class, no label.
+        """
+        real = np.asarray(batch.index) < self.images
+        valid = np.asarray(batch.valid)[real]
+        label = np.where(valid, np.asarray(batch.label)[real], -1).astype(np.int32)
+        rows = {"label": label, "valid": valid}
+        for name in self.recipe.dims:
+            known = valid & (label >= 0) if name in self.recipe.labelled else valid
+            rows[name] = self.blank_out(name, outputs[name][real], known)
+        if self.masks:
+            kinds = np.asarray(batch.token_class)[real]
+            rows["token_class"] = self.blank_out("token_class", kinds, valid)
+        return rows
+
+    def blank_out(self, name: str, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Values in the dtype they have on disk; fill values where not known."""
+        spec = self.specs[name]
+        values = np.array(values, spec.dtype)
+        values[~known] = spec.fill_value
+        return values
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(recipe: Recipe, mesh: Mesh) -> Any:
+    """A recipe's step, jitted once for all runs of this process."""
+    step = functools.partial(recipe.step, **recipe.options)
+    return jax.jit(step, out_shardings=meshes.along_batch(mesh))
+
+
+def make_job(
+    recipe: str | Recipe,
+    model: str | Config | Model,
+    data: Any,
+    *,
+    batch_size: int,
+    dtype: str,
+    limit: int | None,
+) -> Job:
+    """Find, load and place what a run needs.
+
+    Args:
+        recipe: a recipe, or its name.
+        model: a model, or what `vitjax.load` takes.
+        data: what `open_source` takes.
+        batch_size: images per step; rounded up to a multiple of the devices.
+        dtype: what the model computes in.
+        limit: run only the first so many images.
+
+    Raises:
+        ValueError: an argument is unknown or out of its range.
+    """
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    precision = meshes.precision_of(dtype)
+    mesh = meshes.make_mesh()
+    batch_size = meshes.fit_batch_size(batch_size, mesh)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1, or left out.")
+    model = model if isinstance(model, Model) else load(model)
+    source = open_source(data, classes=model.classes, class_ids=model.class_ids)
+    images = len(source) if limit is None else min(limit, len(source))
+    if images == 0:
+        raise ValueError(f"The data set {source.id} holds no images.")
+    return Job(
+        recipe=recipe,
+        model=model,
+        placed=meshes.replicate(model.astype(dtype), mesh),
+        source=source,
+        spec=os.fspath(data) if isinstance(data, str | os.PathLike) else source.id,
+        images=images,
+        masks=has_masks(source),
+        mesh=mesh,
+        batch_size=batch_size,
+        precision=precision,
+    )
+
+
+def has_masks(source: Any) -> bool:
+    """Whether a data set has masks: what it says, else what its first image shows."""
+    listed = getattr(source.source, "masks", None)
+    if listed is not None:
+        return any(mask is not None for mask in listed)
+    for index in range(min(len(source), 16)):
+        try:
+            return source[index].mask is not None
+        except ImageError:
+            continue
+    return False

@@ -1,0 +1,232 @@
+"""The loop: iterate, write, go on after a stop."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from vitjax.models.model import Model
+from vitjax.results import Results, StorageError, write_bytes
+from vitjax.runner import manifest as manifests
+from vitjax.runner.buffer import Buffer, Part
+from vitjax.runner.experiments import Recipe
+from vitjax.runner.folder import Run, start_run
+from vitjax.runner.job import PICTURES, Job, make_job
+from vitjax.runner.mesh import fetch
+from vitjax.runner.progress import Rate, progress
+from vitjax.types import Config
+
+Item = TypeVar("Item")
+
+
+def run(
+    recipe: str | Recipe,
+    model: str | Config | Model,
+    data: Any,
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    seed: int = 0,
+    on_error: Literal["stop", "skip"] = "stop",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    show_progress: bool = True,
+) -> Results:
+    """Ask a question of every image of a data set, and keep the rows on disk.
+
+    The step is compiled once; memory depends on the batch, not on the data set. Stopped
+    at any moment, also by `kill -9`, the same call goes on where it was and ends with
+    the same arrays, bit for bit; a finished run is returned at once.
+
+    Args:
+        recipe: a name out of `vitjax.runner.experiments.RECIPES`, or one of your own.
+        model: a model, or the name of one.
+        data: a source such as "textured_digits" or "folder:photos", or a random-access
+            source object.
+        out: the run directory.
+        batch_size: images per step over all devices; rounded up to a multiple of them.
+        limit: run only the first so many images.
+        seed: for recipes that draw random numbers.
+        on_error: what to do with an image that cannot be read: stop with its name, or
+            record it in the manifest and go on.
+        dtype: what the model computes in.
+        show_progress: a bar with images/s and time left, or plain lines where stderr is
+            no terminal.
+
+    Returns:
+        The rows, and the manifest of what was run.
+
+    Raises:
+        ValueError: `out` holds another run, or an argument is out of its range.
+        ImageError: an image cannot be read, with on_error="stop".
+        StorageError: `out` cannot be written; what was written before is kept.
+    """
+    say = print_to_stderr if show_progress else ignore
+    job = make_job(recipe, model, data, batch_size=batch_size, dtype=dtype, limit=limit)
+    if job.batch_size != batch_size:
+        say(f"Batches of {job.batch_size}, a multiple of {job.mesh.size} devices.")
+    target = open_target(job, out, dtype=dtype, limit=limit, seed=seed)
+    if target.manifest["finished"]:
+        return target.results()
+    for change in manifests.note_resumption(target.manifest):
+        say(f"{change}; the last bits of new rows may differ from those of old ones.")
+    done = target.read("done")
+    rate = Rate(int((~done).sum()))
+    title = f"{job.recipe.name} · {target.manifest['model']['name']}"
+    show = show_progress and rate.total > 0
+    with progress(rate, title=title, done=int(done.sum()), show=show) as tick:
+        buffer = Buffer(target)
+        spans = undone(done, batch_size=job.batch_size)
+        wanted = PICTURES - buffer.pictures
+        write(computed(job, spans, on_error=on_error, pictures=wanted), buffer, tick)
+    finish(job, target, rate)
+    return target.results()
+
+
+def open_target(job: Job, out: str | os.PathLike, **options: Any) -> Run:
+    """The folder of a job's run, new or to go on in."""
+    data = {"spec": job.spec, "id": job.source.id, "images": job.images}
+    described = manifests.describe(
+        job.recipe,
+        job.model,
+        data=data,
+        batch_size=job.batch_size,
+        matmul_precision=job.precision,
+        **options,
+    )
+    return start_run(
+        out,
+        described,
+        job.specs,
+        coordinates=job.coordinates,
+        batch_size=job.batch_size,
+    )
+
+
+def undone(done: np.ndarray, *, batch_size: int) -> list[tuple[int, int]]:
+    """Ranges of images still to do, whole batches.
+
+    Args:
+        done: per image, whether its rows are on disk.
+        batch_size: images per batch.
+
+    Returns:
+        (start, stop) in order; neighbouring batches joined.
+    """
+    spans: list[tuple[int, int]] = []
+    for start in range(0, len(done), batch_size):
+        stop = min(start + batch_size, len(done))
+        if done[start:stop].all():
+            continue
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, stop))
+    return spans
+
+
+def computed(
+    job: Job, spans: Iterable[tuple[int, int]], *, on_error: str, pictures: int
+) -> Iterator[Part]:
+    """What every batch of some ranges leaves behind, in order.
+
+    Args:
+        job: what to compute.
+        spans: (start, stop) of images.
+        on_error: "stop" or "skip".
+        pictures: how many valid images to keep as the model saw them.
+    """
+    for batch, errors, outputs in one_behind(dispatched(job, spans, on_error)):
+        rows = job.rows(batch, fetch(outputs))
+        shown = np.nonzero(batch.valid)[0][:pictures]
+        pictures -= len(shown)
+        yield Part(
+            start=int(batch.index[0]),
+            rows=rows,
+            skipped=[dataclasses.asdict(error) for error in errors],
+            pictures=[
+                (int(batch.index[i]), job.preprocess.denormalise(batch.images[i]))
+                for i in shown
+            ],
+        )
+
+
+def dispatched(job: Job, spans: Iterable[tuple[int, int]], on_error: str):
+    """(batch, errors, outputs that the devices are still computing)."""
+    for start, stop in spans:
+        for batch, errors in job.batches(start, stop, on_error=on_error):
+            yield batch, errors, job.step(batch)
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Each item after the next was drawn, so that devices compute while the host
+    writes; where drawing fails, the one before is still handed over.
+    """
+    waiting: list[Item] = []
+    try:
+        for item in items:
+            yield from waiting
+            waiting = [item]
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting
+
+
+def write(parts: Iterable[Part], buffer: Buffer, tick: Callable[[int], None]) -> None:
+    """Write parts as they come; whatever stops this, what is computed is kept."""
+    try:
+        for part in parts:
+            buffer.add(part)
+            tick(part.stop - part.start)
+        buffer.flush()
+    except BaseException as error:
+        with contextlib.suppress(StorageError):
+            buffer.flush()
+        error.add_note(progress_note(buffer.run))
+        raise
+
+
+def progress_note(run: Run) -> str:
+    """What a stopped run has, and how to go on."""
+    try:
+        done = run.read("done")
+    except StorageError:
+        return f"What was written to {run.path} is kept."
+    return (
+        f"{done.sum()} of {len(done)} images are done and kept in {run.path}; the same "
+        "command goes on from there."
+    )
+
+
+def finish(job: Job, run: Run, rate: Rate) -> None:
+    """Write images.csv and mark the run finished."""
+    write_bytes(run.path, "images.csv", image_table(job, run).encode())
+    run.manifest["finished"] = manifests.now()
+    run.manifest["images_per_second"] = rate.images_per_second
+    run.save_manifest()
+
+
+def image_table(job: Job, run: Run) -> str:
+    """index, name, label_name, label of every image, as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("index", "name", "label_name", "label"))
+    for index, label in enumerate(run.read("label").tolist()):
+        label_name = job.model.classes[label] if label >= 0 else ""
+        table.writerow((index, job.source.name(index), label_name, label))
+    return text.getvalue()
+
+
+def print_to_stderr(message: str) -> None:
+    """Say something that is no result."""
+    print(message, file=sys.stderr)
+
+
+def ignore(message: str) -> None:
+    """Say nothing."""
