@@ -16,7 +16,7 @@ Axes, in every annotation of the package:
 """
 
 import dataclasses
-from typing import Any, Literal, Self, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +197,10 @@ BLOCK_FIELDS = TRACE_FIELDS[1:]
 """Those that exist once per block."""
 
 
+LINKS = "... #layer #batch #head #query #key_token"
+"""Axes of a mask on attention links; leading ones are of Edits stacked for vmap."""
+
+
 @pytree
 class Edits:
     """Interventions on a forward pass, as data; None leaves that part untouched.
@@ -215,12 +219,12 @@ class Edits:
             chosen after the position embedding.
     """
 
-    attend: Float[ArrayLike, "layer batch head query key_token"] | None = None
-    scale: Float[ArrayLike, "layer batch head query key_token"] | None = None
-    keep: Bool[ArrayLike, "batch patch"] | None = None
-    select: Int[ArrayLike, "batch kept"] | None = None
+    attend: Float[ArrayLike, LINKS] | None = None
+    scale: Float[ArrayLike, LINKS] | None = None
+    keep: Bool[ArrayLike, "... #batch patch"] | None = None
+    select: Int[ArrayLike, "... #batch kept"] | None = None
 
-    def __and__(self, other: Self) -> Self:
+    def __and__(self, other: "Edits") -> "Edits":
         """Both interventions: masks multiply, keeps are "and"; it commutes.
 
         Raises:

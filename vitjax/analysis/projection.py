@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from vitjax.types import ArrayLike, ClassSpace
 
+Labels = Int[ArrayLike, "..."] | int | np.integer
+"""Class numbers, of any shape that broadcasts."""
+
 
 def project(
     class_space: ClassSpace, states: Float[ArrayLike, "*any dim"]
@@ -65,7 +68,7 @@ def over_last(vector, like):
 
 
 def take_label(
-    class_logits: Float[ArrayLike, "*any class"], label: Int[ArrayLike, "..."]
+    class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Float[Array, "*any"]:
     """The logit of a label; labels broadcast against the leading axes."""
     class_logits = jnp.asarray(class_logits)
@@ -82,7 +85,7 @@ def take_label(
 
 
 def rank(
-    class_logits: Float[ArrayLike, "*any class"], label: Int[ArrayLike, "..."]
+    class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Int[Array, "*any"]:
     """Number of classes with a larger logit than the label's.
 
@@ -114,7 +117,7 @@ def rank_of_logit(
 
 
 def identifiability(
-    class_logits: Float[ArrayLike, "*any class"], label: Int[ArrayLike, "..."]
+    class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Float[Array, "*any"]:
     """Class identifiability score of a state.
 

@@ -1,0 +1,168 @@
+"""Interventions: against the published perturbations, and masking against removal."""
+
+import jax
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.analysis import interventions
+from vitjax.analysis.projection import project, rank
+from vitjax.types import Edits
+
+
+@jax.jit
+def last_block(model, images, label, edits):
+    logits, trace = api.forward(model, images, capture=("residual",), edits=edits)
+    states = project(model.class_space, trace.residual[-1])
+    return logits, rank(states, label[:, None])
+
+
+@pytest.mark.parametrize("name", published.CONFIGS)
+@pytest.mark.parametrize("kind", ("self_only", "no_cls"))
+def test_published_attention_perturbations(name, kind, oracle, published_model):
+    source, model = oracle(name), published_model(name)
+    if kind == "no_cls" and name == "gap":
+        pytest.skip("the published code does not define no_cls without [CLS]")
+    edits = (
+        api.self_only(model, convention="vilas2023_code")
+        if kind == "self_only"
+        else api.no_cls(model)
+    )
+    logits, ranks = last_block(model, source.images, source.label, edits)
+    stored = source["perturbation"]
+    np.testing.assert_allclose(logits, stored[f"{kind}_logits"], atol=1e-3)
+    difference = np.abs(np.asarray(ranks) - stored[f"{kind}_rank"])
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.998
+
+
+@pytest.mark.parametrize("name", published.CONFIGS)
+def test_published_token_removal_by_mask_and_by_selection(
+    name, oracle, published_model
+):
+    source, model = oracle(name), published_model(name)
+    stored, prefix = source["perturbation"], model.config.prefix
+    for kept in range(3):
+        keep = stored["keep"][:, kept]
+        select = np.stack([np.flatnonzero(row) for row in keep]).astype(np.int32)
+        masked, ranks = last_block(
+            model, source.images, source.label, interventions.keep_tokens(keep)
+        )
+        short, short_ranks = last_block(
+            model, source.images, source.label, interventions.select_tokens(select)
+        )
+        expected = stored["drop_logits"][:, kept]
+        np.testing.assert_allclose(short, expected, atol=1e-3)
+        tolerance = 2e-4 if name == "setA" else 1e-5
+        np.testing.assert_allclose(masked, short, atol=tolerance)
+        there = stored["drop_rank"][:, kept] >= 0
+        assert (there[:, prefix:] == keep).all()
+        wanted = stored["drop_rank"][:, kept][there]
+        for ours in (np.asarray(ranks)[there], np.asarray(short_ranks).reshape(-1)):
+            assert np.abs(ours - wanted).max() <= 1
+            assert (ours == wanted).mean() > 0.998
+
+
+@pytest.mark.parametrize("name", ("plain", "gap", "registers"))
+def test_self_only_of_the_paper_is_what_its_text_says(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    _, plain = api.forward(model, images, capture=("attention_weights",))
+    _, cut = api.forward(
+        model, images, capture=("attention_weights",), edits=api.self_only(model)
+    )
+    before, after = (np.asarray(t.attention_weights)[0] for t in (plain, cut))
+    np.testing.assert_allclose(
+        after[..., :prefix, :], before[..., :prefix, :], atol=1e-6
+    )
+    for query in range(prefix, model.config.tokens):
+        expected = before[..., query, :].copy()
+        others = [k for k in range(prefix, model.config.tokens) if k != query]
+        expected[..., others] = 0
+        np.testing.assert_allclose(after[..., query, :], expected, atol=1e-6)
+
+
+def test_renormalised_no_cls_sums_to_one():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    edits = api.no_cls(model, renormalize=True)
+    _, trace = api.forward(
+        model, tiny.images(model.config), capture=("attention_weights",), edits=edits
+    )
+    weights = np.asarray(trace.attention_weights)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert (weights[..., 1:, 0] == 0).all()
+    assert (weights[..., 0, 0] > 0).all()
+
+
+def test_edits_compose_and_commute():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    rng = np.random.default_rng(0)
+    edits = [
+        api.self_only(model, layers=[0]),
+        api.no_cls(model, heads=[1]),
+        api.no_cls(model, renormalize=True, layers=[1]),
+        Edits(keep=rng.random((3, 16)) < 0.6),
+        Edits(select=np.tile(np.arange(12, dtype=np.int32)[::-1], (3, 1))),
+        Edits(keep=rng.random((3, 16)) < 0.8),
+    ]
+    for left in range(6):
+        for right in range(left):
+            both = [
+                a & b
+                for a, b in ((edits[left], edits[right]), (edits[right], edits[left]))
+            ]
+            logits = [api.forward(model, images, edits=e)[0] for e in both]
+            np.testing.assert_array_equal(*logits)
+    with pytest.raises(ValueError, match="select"):
+        edits[4] & edits[4]
+
+
+def test_masks_follow_a_selection():
+    model = tiny.make(tiny.CONFIGS["registers"])
+    images, rng = tiny.images(model.config), np.random.default_rng(0)
+    keep = rng.random((3, 16)) < 0.7
+    order = np.stack([rng.permutation(16) for _ in range(3)]).astype(np.int32)
+    attend = rng.random((2, 3, 1, 20, 20)).astype(np.float32)
+    edits = Edits(keep=keep, attend=attend)
+    plain, _ = api.forward(model, images, edits=edits)
+    shuffled, _ = api.forward(model, images, edits=edits & Edits(select=order))
+    np.testing.assert_allclose(shuffled, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ("plain", "gap"))
+def test_nothing_kept_is_finite(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    edits = Edits(keep=np.zeros((3, 16), bool))
+    logits, trace = api.forward(
+        model, tiny.images(model.config), capture=("residual",), edits=edits
+    )
+    assert np.isfinite(logits).all() and np.isfinite(trace.residual).all()
+    gradient = jax.grad(
+        lambda a: api.forward(model, tiny.images(model.config), edits=Edits(attend=a))[
+            0
+        ].sum()
+    )(np.zeros((1, 1, 1, model.config.tokens, model.config.tokens), np.float32))
+    assert np.isfinite(gradient).all()
+
+
+def test_edits_pass_through_vmap():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, rng = tiny.images(model.config), np.random.default_rng(0)
+    keeps = rng.random((4, 3, 16)) < 0.5
+    run = jax.jit(jax.vmap(lambda e: api.forward(model, images, edits=e)[0]))
+    mapped = run(Edits(keep=keeps))
+    loop = [api.forward(model, images, edits=Edits(keep=keep))[0] for keep in keeps]
+    np.testing.assert_allclose(mapped, np.stack(loop), atol=1e-5)
+
+
+def test_what_does_not_exist_is_refused():
+    model = tiny.make(tiny.CONFIGS["gap"])
+    with pytest.raises(ValueError, match="CLS"):
+        api.no_cls(model)
+    with pytest.raises(ValueError, match="layers"):
+        api.self_only(model, layers=[2])
+    with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
+        api.self_only(model, convention="code")
