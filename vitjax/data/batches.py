@@ -135,11 +135,15 @@ def read_item(
 
 def failures(items: list[Item], on_error: str) -> list[RecordError]:
     """What could not be read, or the first of them raised."""
-    failed = [item for item in items if item.error is not None]
-    for item in failed:
-        if on_error == "stop" or not isinstance(item.error, ImageError):
-            raise item.error
-    return [RecordError(x.index, x.error.name, x.error.reason) for x in failed]
+    found = []
+    for item in items:
+        error = item.error
+        if error is None:
+            continue
+        if on_error == "stop" or not isinstance(error, ImageError):
+            raise error
+        found.append(RecordError(item.index, error.name, error.reason))
+    return found
 
 
 def collate(items: list[Item], preprocess: Preprocess) -> Batch:

@@ -97,7 +97,7 @@ class Material(NamedTuple):
     sheets: Float[np.ndarray, "context height width"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TexturedDigits:
     """The embedded data set as a random-access source.
 
@@ -114,9 +114,9 @@ class TexturedDigits:
     """
 
     part: str = "test"
-    correlation: float = 0.5
+    correlation: float | int = 0.5
     seed: int = 0
-    deform: float = 0.0
+    deform: float | int = 0.0
     length: int | None = None
 
     def __post_init__(self):
@@ -136,13 +136,23 @@ class TexturedDigits:
     def __len__(self) -> int:
         return LENGTHS[self.part] if self.length is None else self.length
 
+    @property
+    def raw_labels(self) -> tuple[str, ...]:
+        """Every label that a record may have."""
+        return CLASSES
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """What each picture is called."""
+        return tuple(f"{self.part}_{index:06d}" for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         images, label, context, mask = self.compose(np.array([index]))
         return Record(
             image=images[0],
-            label=int(label[0]),
+            label=CLASSES[label[0]],
             name=f"{self.part}_{index:06d}",
             mask=mask[0],
             context=int(context[0]),
@@ -174,7 +184,7 @@ class TexturedDigits:
         return Pictures(images, label, context, ink > 0.5)
 
 
-def open_demo(split: str = "test") -> TexturedDigits:
+def open_demo(split: str) -> TexturedDigits:
     """The source behind `textured_digits:SPLIT`.
 
     Args:
@@ -232,8 +242,8 @@ def place_digits(
     glyphs: Float[np.ndarray, "digit side side"],
     number: Int[np.ndarray, " batch"],
     draws: Float[np.ndarray, "batch draw"],
-    deform: float,
-) -> Float[np.ndarray, "batch side side"]:
+    deform: float | int,
+) -> Float[np.ndarray, "batch row column"]:
     """The ink of each digit in [0, 1], at a random scale and place in the picture."""
     scale = 34 + 10 * draws[:, 0]
     corner = draws[:, 1:3] * (SIDE - scale)[:, None]
@@ -309,7 +319,7 @@ def equalise(texture: UInt8[np.ndarray, "height width"]) -> np.ndarray:
 
 
 def rotate(
-    region: Float[np.ndarray, "height width"], degrees: float, side: int = 256
+    region: Float[np.ndarray, "height width"], degrees: float | int, *, side: int = 256
 ) -> Float[np.ndarray, "side side"]:
     """A square cut from the rotated region, which mirrors beyond its edges."""
     angle = np.deg2rad(degrees)

@@ -5,13 +5,13 @@ import functools
 import os
 import struct
 import zlib
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
-Pixels = Image.Image | UInt8[np.ndarray, "height width 3"]
+Pixels = Image.Image | UInt8[np.ndarray, "rows columns 3"]
 """What a picture may be before preprocessing."""
 
 DECODING_ERRORS = (
@@ -67,6 +67,7 @@ class Preprocess:
 
     height: int
     width: int
+    _: dataclasses.KW_ONLY
     resize: Literal["squash", "shorter", "square"] = "squash"
     resize_size: int | None = None
     interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = "bilinear"
@@ -193,7 +194,7 @@ class Preprocess:
         pixels = np.asarray(image, np.float64) * self.std + np.array(self.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
-    def resized_to(self, height: int, width: int) -> Self:
+    def resized_to(self, height: int, width: int) -> "Preprocess":
         """The same pipeline for another input size.
 
         Args:
@@ -213,7 +214,7 @@ class Preprocess:
         return fields | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
+    def from_dict(cls, fields: dict[str, Any]) -> "Preprocess":
         """What `to_dict` wrote.
 
         Args:
@@ -229,7 +230,8 @@ class Preprocess:
                 f"of vitjax wrote it. Known: {sorted(known)}."
             )
         tuples = {key: tuple(fields[key]) for key in ("mean", "std") if key in fields}
-        return cls(**fields | tuples)
+        values: dict[str, Any] = {**fields, **tuples}
+        return cls(**values)
 
 
 @functools.lru_cache(maxsize=32)

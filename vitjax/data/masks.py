@@ -1,7 +1,7 @@
 """Segmentation to per-token labels, through the geometry of the picture."""
 
 import numpy as np
-from jaxtyping import Bool, Int, Int8, UInt8
+from jaxtyping import Bool, Int8, UInt8
 from PIL import Image
 
 from vitjax.data.images import Preprocess
@@ -45,7 +45,7 @@ def token_class(
 
 
 def label_tiles(
-    tiles: Int[np.ndarray, "patch pixel"], *, threshold: float
+    tiles: UInt8[np.ndarray, "patch pixel"], *, threshold: float
 ) -> Int8[np.ndarray, " patch"]:
     """The rule of `token_class`, for pixels already sorted by token.
 

@@ -7,8 +7,9 @@ Textures: `brick` and `gravel` (CC0 Textures) and `grass` (linolafett, DeviantAr
 CC0, as scikit-image carries them; here reduced from 512 to 384 pixels a side.
 """
 
+import os
 import pathlib
-import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ def pack_digits(digits: np.ndarray) -> np.ndarray:
     return flat[:, 0::2] | flat[:, 1::2] << 4
 
 
-def main(out: str | pathlib.Path = MATERIAL) -> None:
+def main(*, out: str | os.PathLike = MATERIAL) -> None:
     """Write the packed material to `out`.
 
     Args:
@@ -31,7 +32,7 @@ def main(out: str | pathlib.Path = MATERIAL) -> None:
     import skimage.data
     import sklearn.datasets
 
-    digits = sklearn.datasets.load_digits()
+    digits: Any = sklearn.datasets.load_digits()
     side = (TEXTURE_SIDE, TEXTURE_SIDE)
     textures = [
         np.asarray(Image.fromarray(getattr(skimage.data, name)()).resize(side, 1))
@@ -47,4 +48,4 @@ def main(out: str | pathlib.Path = MATERIAL) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

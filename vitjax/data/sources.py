@@ -56,7 +56,7 @@ class Source(Protocol):
 
     `id` names the content: another list of pictures, another id. A picture that cannot
     be read raises `ImageError`. Optional: `names`, one per picture, and `raw_labels`,
-    so that both are known before anything is decoded.
+    all that occur, so that both are known before anything is decoded.
     """
 
     @property
@@ -239,10 +239,10 @@ class Labelled:
         """What the pictures depend on."""
         return self.source.id
 
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """Of all pictures, where the source knows them without decoding."""
-        return getattr(self.source, "names", None)
+    def name(self, index: int) -> str:
+        """What the data set calls a picture; its number, where only decoding tells."""
+        names = getattr(self.source, "names", None)
+        return str(index) if names is None else names[index]
 
     def number(self, label: str | int | None) -> int:
         """A raw label as a class's number, -1 for None."""
@@ -286,8 +286,8 @@ def match_label(
     raise SourceError(
         f"The label {label!r} is none of the model's {len(classes)} classes "
         f"({', '.join(dict.fromkeys((*class_ids[:2], *classes[:2])))}, ...).{hint} "
-        "Labels are matched against class id, then name, then number from 0; rename it, or "
-        "load the model with the data set's own classes."
+        "Labels are matched against class id, then name, then number from 0; rename "
+        "it, or load the model with the data set's own classes."
     )
 
 
@@ -342,7 +342,7 @@ def open_spec(spec: str) -> Any:
 
     kind, _, rest = spec.partition(":")
     openers = {
-        "textured_digits": lambda: open_demo(rest) if rest else open_demo(),
+        "textured_digits": lambda: open_demo(rest or "test"),
         "folder": lambda: open_folder(rest),
         "csv": lambda: open_csv(rest),
     }

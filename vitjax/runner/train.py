@@ -15,6 +15,7 @@ tokens would build in what the package is there to measure.
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import time
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from vitjax import variants
 from vitjax.data.demo import CLASSES, TexturedDigits
@@ -110,7 +111,7 @@ class Train:
 
 
 def train(
-    recipe: Recipe = Recipe(),
+    recipe: Recipe,
     *,
     out: str | os.PathLike,
     save_every: int = 100,
@@ -127,9 +128,13 @@ def train(
 
     Returns:
         The trained model, float32.
+
+    Raises:
+        ValueError: `out` holds the training of another recipe.
     """
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, recipe)
     state = restore(start(recipe), folder)
     step = make_step(recipe)
     losses, began = [], time.perf_counter()
@@ -141,7 +146,7 @@ def train(
         if state.step % save_every == 0 or state.step == recipe.steps:
             seconds = (time.perf_counter() - began) / len(losses)
             save(state, recipe, folder)
-            report(state, recipe, folder, loss=np.mean(losses), seconds=seconds)
+            report(state, recipe, folder, loss=float(np.mean(losses)), seconds=seconds)
             losses, began = [], time.perf_counter()
     model = as_model(state.params, recipe)
     for correlation in (0.0, 0.5, 1.0):
@@ -150,6 +155,18 @@ def train(
             f"correlation {correlation:g}: top-1 {top1:.4f} of {pictures}", flush=True
         )
     return model
+
+
+def claim(folder: pathlib.Path, recipe: Recipe) -> None:
+    """Write the recipe into the folder; one that is there already must be the same."""
+    path = folder / "recipe.json"
+    text = json.dumps(dataclasses.asdict(recipe), indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise ValueError(
+            f"{folder} holds the training of another recipe, {path}. Use the same "
+            "recipe to go on, or another folder."
+        )
+    path.write_text(text)
 
 
 def start(recipe: Recipe) -> State:
@@ -162,7 +179,7 @@ def start(recipe: Recipe) -> State:
 
 
 def rescale(params: dict[str, Any], key: Array) -> dict[str, Any]:
-    """Draw the block matrices anew: deviation 1 / sqrt(fan-in), half where they write."""
+    """Draw the block matrices anew: deviation 1 / sqrt(fan-in)."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
 
     def draw(path, leaf, key):
@@ -170,6 +187,7 @@ def rescale(params: dict[str, Any], key: Array) -> dict[str, Any]:
         if not is_block_matrix(path):
             return leaf
         fan_in = leaf.shape[1] * (leaf.shape[2] if "'out'" in name else 1)
+        # Half where a sub-layer writes to the stream.
         gain = 0.5 if "'out'" in name or "Dense_1" in name else 1.0
         return jax.random.normal(key, leaf.shape) * (gain / fan_in**0.5)
 
@@ -245,7 +263,7 @@ def make_step(recipe: Recipe) -> Any:
 
 def cross_entropy(
     params: Any,
-    images: Int[ArrayLike, "batch height width 3"],
+    images: UInt8[ArrayLike, "batch height width 3"],
     label: Int[ArrayLike, " batch"],
     *,
     config: Config,
@@ -257,7 +275,7 @@ def cross_entropy(
 
 
 def normalise(
-    images: Int[ArrayLike, "batch height width 3"],
+    images: UInt8[ArrayLike, "batch height width 3"],
 ) -> Float[Array, "batch height width 3"]:
     """What the row's `Preprocess` does to pixels, (x / 255 - 0.5) / 0.5, on device."""
     return (jnp.asarray(images, jnp.float32) / 255 - 0.5) / 0.5
@@ -285,7 +303,7 @@ def accuracy(model: Model, *, correlation: float, pictures: int = 5000) -> float
 
 @jax.jit
 def predict(
-    model: Model, images: Int[ArrayLike, "batch height width 3"]
+    model: Model, images: UInt8[ArrayLike, "batch height width 3"]
 ) -> Int[Array, " batch"]:
     """The class of largest logit."""
     return model.apply(normalise(images), method="__call__").argmax(-1)
@@ -317,8 +335,9 @@ def restore(state: State, folder: pathlib.Path) -> State:
     path = folder / "state.msgpack"
     if not path.exists():
         return state
-    read = flax.serialization.msgpack_restore(path.read_bytes())
-    return flax.serialization.from_state_dict(state, read)
+    read: Any = flax.serialization.msgpack_restore(path.read_bytes())
+    restored: Any = flax.serialization.from_state_dict(state, read)
+    return restored
 
 
 def report(
