@@ -28,6 +28,10 @@ class SourceError(ValueError):
     """A data set that cannot be opened, or a label that is none of the classes."""
 
 
+Label = str | int | np.integer
+"""What a data set may call a class."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One picture of a data set.
@@ -42,7 +46,7 @@ class Record:
     """
 
     image: Pixels
-    label: str | int | None
+    label: Label | None
     name: str
     mask: (
         Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"] | None
@@ -244,7 +248,7 @@ class Labelled:
         names = getattr(self.source, "names", None)
         return str(index) if names is None else names[index]
 
-    def number(self, label: str | int | None) -> int:
+    def number(self, label: Label | None) -> int:
         """A raw label as a class's number, -1 for None."""
         if label is None:
             return -1
@@ -254,9 +258,7 @@ class Labelled:
             raise SourceError(f"{self.source.id}: {error}") from None
 
 
-def match_label(
-    label: str | int, classes: Sequence[str], class_ids: Sequence[str]
-) -> int:
+def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) -> int:
     """Which class a label means: by id, then by name, then by number.
 
     Names match whatever their case and with underscores for spaces; of ImageNet's
@@ -271,38 +273,44 @@ def match_label(
         The class's number.
 
     Raises:
-        SourceError: it is none of them; the nearest ones are named.
+        SourceError: it is none of them, and the nearest are named, or the name of two.
     """
     ids, names = label_tables(tuple(classes), tuple(class_ids))
-    if isinstance(label, str):
-        found = ids.get(label, names.get(plain(label)))
-        if found is not None:
-            return found
     text = str(label)
+    if isinstance(label, str):
+        found = (ids[label],) if label in ids else names.get(plain(label), ())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            theirs = " and ".join(class_ids[number] for number in found)
+            raise SourceError(
+                f"The label {label!r} is the name of {len(found)} classes; use their "
+                f"ids instead, {theirs}."
+            )
     if re.fullmatch(r"\d+", text) and int(text) < len(classes):
         return int(text)
     near = difflib.get_close_matches(plain(text), [*map(plain, ids), *names], n=3)
     hint = f" Near: {', '.join(near)}." if near else ""
+    some = ", ".join(dict.fromkeys((*class_ids[:2], *classes[:2])))
     raise SourceError(
-        f"The label {label!r} is none of the model's {len(classes)} classes "
-        f"({', '.join(dict.fromkeys((*class_ids[:2], *classes[:2])))}, ...).{hint} "
-        "Labels are matched against class id, then name, then number from 0; rename "
-        "it, or load the model with the data set's own classes."
+        f"The label {label!r} is none of the model's {len(classes)} classes ({some}, "
+        f"...).{hint} Labels are matched against class id, then name, then number from "
+        "0; rename it, or load the model with the data set's own classes."
     )
 
 
 @functools.lru_cache(maxsize=8)
 def label_tables(
     classes: tuple[str, ...], class_ids: tuple[str, ...]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(id -> number, plain name -> number); a name of two classes is left out."""
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """(id -> number, plain name -> numbers); whole names go before parts of names."""
     ids = {key: number for number, key in enumerate(class_ids) if key}
-    parts = collections.defaultdict(set)
+    whole, parts = collections.defaultdict(set), collections.defaultdict(set)
     for number, name in enumerate(classes):
-        for part in (name, *name.split(",")):
+        whole[plain(name)].add(number)
+        for part in name.split(","):
             parts[plain(part)].add(number)
-    names = {part: min(found) for part, found in parts.items() if len(found) == 1}
-    return ids, {plain(name): n for n, name in reversed([*enumerate(classes)])} | names
+    return ids, {name: tuple(sorted(found)) for name, found in (parts | whole).items()}
 
 
 def plain(name: str) -> str:

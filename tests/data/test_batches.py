@@ -1,0 +1,142 @@
+import threading
+
+import numpy as np
+import pytest
+
+from vitjax.data.batches import RecordError, batches
+from vitjax.data.demo import CLASSES, TexturedDigits
+from vitjax.data.images import ImageError, Preprocess
+from vitjax.data.sources import Record, SourceError, open_source
+from vitjax.types import Config
+
+CONFIG = Config(64, 8, dim=8, depth=1, heads=1, mlp_dim=8)
+PREPROCESS = Preprocess(8, 8)
+
+
+class Numbers:
+    """Picture i is of the colour i; some are broken; remembers what was read."""
+
+    id = "numbers/1"
+
+    def __init__(self, length, broken=(), label=None):
+        self.length, self.broken, self.label = length, broken, label
+        self.read, self.lock = [], threading.Lock()
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        with self.lock:
+            self.read.append(index)
+        if index in self.broken:
+            raise ImageError(f"{index}.png", "it is broken")
+        pixels = np.full((8, 8, 3), index, np.uint8)
+        return Record(pixels, self.label or index % 10, f"{index}.png")
+
+
+def opened(*args, **kwargs):
+    return open_source(Numbers(*args, **kwargs), classes=CLASSES)
+
+
+def read(source, **options):
+    options = {"preprocess": PREPROCESS, "batch_size": 4, "threads": 0} | options
+    return list(batches(source, **options))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_in_order_padded_and_masked(threads):
+    found = read(opened(10), threads=threads)
+    assert len(found) == 3 and all(errors == [] for _, errors in found)
+    index = np.concatenate([batch.index for batch, _ in found])
+    valid = np.concatenate([batch.valid for batch, _ in found])
+    label = np.concatenate([batch.label for batch, _ in found])
+    images = np.concatenate([batch.images for batch, _ in found])
+    assert index.tolist() == list(range(12))
+    assert valid.tolist() == [True] * 10 + [False] * 2
+    assert label.tolist() == [*range(10), -1, -1]
+    assert images.shape == (12, 8, 8, 3) and images.dtype == np.float32
+    grey = PREPROCESS.normalise(np.arange(10, dtype=np.uint8)[:, None].repeat(3, 1))
+    np.testing.assert_array_equal(images[:10, 0, 0], grey)
+    assert not images[10:].any()
+    assert found[0][0].token_class is None
+
+
+def test_start_reads_nothing_before_it():
+    source = opened(11)
+    found = read(source, start=8, stop=10, threads=2)
+    assert sorted(source.source.read) == [8, 9]
+    (batch, _), (expected, _) = found[0], read(opened(11), stop=10)[2]
+    for field in ("images", "label", "valid", "index"):
+        np.testing.assert_array_equal(getattr(batch, field), getattr(expected, field))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(8, 8), (8, 4), (12, None)])
+def test_nothing_left(start, stop):
+    assert read(opened(11), start=start, stop=stop) == []
+
+
+def test_shards_are_the_parts_of_every_batch():
+    whole = read(opened(10))
+    shards = [read(opened(10), shard=(process, 2)) for process in range(2)]
+    assert [len(shard) for shard in shards] == [3, 3]
+    for number, (batch, _) in enumerate(whole):
+        parts = [shard[number][0] for shard in shards]
+        for field in ("images", "label", "valid", "index"):
+            joined = np.concatenate([getattr(part, field) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(batch, field))
+
+
+def test_misfits():
+    with pytest.raises(ValueError, match="start 3 must be a multiple"):
+        read(opened(10), start=3)
+    with pytest.raises(ValueError, match="number of processes 3"):
+        read(opened(10), shard=(0, 3))
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+class TestBroken:
+    def test_stop_raises_the_first(self, threads):
+        found = batches(
+            opened(12, broken=(5, 6)),
+            preprocess=PREPROCESS,
+            batch_size=4,
+            threads=threads,
+        )
+        assert next(found)[0].valid.all()
+        with pytest.raises(ImageError, match="5.png cannot be read: it is broken"):
+            next(found)
+
+    def test_skip_goes_on(self, threads):
+        found = read(opened(12, broken=(5, 6)), on_error="skip", threads=threads)
+        assert [len(errors) for _, errors in found] == [0, 2, 0]
+        assert found[1][1] == [
+            RecordError(5, "5.png", "it is broken"),
+            RecordError(6, "6.png", "it is broken"),
+        ]
+        assert found[1][0].valid.tolist() == [True, False, False, True]
+        assert found[1][0].label.tolist() == [4, -1, -1, 7]
+
+    def test_a_wrong_label_is_never_skipped(self, threads):
+        with pytest.raises(SourceError, match="none of the model's 10 classes"):
+            read(opened(4, label="owl"), on_error="skip", threads=threads)
+
+
+def test_masks_become_token_classes():
+    source = open_source(TexturedDigits(length=6), classes=CLASSES)
+    found = read(source, preprocess=Preprocess(64, 64), config=CONFIG)
+    tokens = np.concatenate([batch.token_class for batch, _ in found])
+    assert tokens.shape == (8, 64)
+    tiles = TexturedDigits().compose(np.arange(6)).mask.reshape(6, 8, 8, 8, 8)
+    share = tiles.mean(axis=(2, 4)).reshape(6, 64)
+    np.testing.assert_array_equal(tokens[:6], share >= 0.5)
+    assert (tokens[6:] == -1).all()
+
+
+def test_reading_ahead_is_bounded_and_ends_with_the_iterator():
+    source = opened(10_000)
+    before = threading.active_count()
+    found = batches(source, preprocess=PREPROCESS, batch_size=4, threads=2)
+    next(found)
+    found.close()
+    assert len(source.source.read) < 40
+    assert threading.active_count() <= before + 4
