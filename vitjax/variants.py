@@ -34,7 +34,7 @@ def imagenet1k() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def digits() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and ids of the embedded data set's classes."""
-    names = tuple("zero one two three four five six seven eight nine".split())
+    names = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
     return names, names
 
 
@@ -272,7 +272,9 @@ def labels(classes, known) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return known if classes == len(known[0]) else numbered(classes)
     names = tuple(classes)
     if len(set(names)) < len(names) or isinstance(classes, str):
-        raise ValueError(f"classes must be distinct names, or their number: {classes!r}")
+        raise ValueError(
+            f"classes must be distinct names, or their number; got {classes!r}."
+        )
     return names, names
 
 
@@ -357,8 +359,8 @@ def packaged(folder: str) -> pathlib.Path:
         if (root / folder / files.CONFIG).exists():
             return root / folder
     raise FileNotFoundError(
-        f"The packaged checkpoint {folder} is missing from this installation of vitjax; "
-        "install it again, or pass checkpoint=."
+        f"The packaged checkpoint {folder} is missing from this installation of "
+        "vitjax; install it again, or pass checkpoint=."
     )
 
 

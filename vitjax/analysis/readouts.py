@@ -54,6 +54,16 @@ def inverse_sigma(
     return jax.lax.rsqrt(jnp.square(x).mean(-1) + space.epsilon)
 
 
+def logits(
+    space: Readout,
+    products: Float[Array, "*any class"],
+    states: Float[ArrayLike, "*any dim"],
+) -> Float[Array, "*any class"]:
+    """Class logits of states whose products are known."""
+    inverse = inverse_sigma(space, states)[..., None]
+    return products * inverse + over_last(space.beta, products)
+
+
 def rank_and_logit(
     space: Readout,
     products: Float[Array, "batch token class"],
@@ -65,13 +75,13 @@ def rank_and_logit(
     The label itself is left out of the count: the compiler may round its logit in one
     way inside the comparison and in another outside it.
     """
-    inverse = inverse_sigma(space, states)
     label = jnp.asarray(label)
     index = label[:, None, None]
     true = jnp.take_along_axis(products, index, axis=-1)[..., 0]
-    true = true * inverse + space.beta[label][:, None]
-    logits = products * inverse[..., None] + over_last(space.beta, products)
-    classes = jax.lax.broadcasted_iota(label.dtype, (1, 1, logits.shape[-1]), 2)
-    larger = (logits > true[..., None]) & (classes != index)
+    true = true * inverse_sigma(space, states) + space.beta[label][:, None]
+    others = (
+        jax.lax.broadcasted_iota(label.dtype, (1, 1, products.shape[-1]), 2) != index
+    )
+    larger = (logits(space, products, states) > true[..., None]) & others
     rank = larger.sum(-1, dtype=jnp.int32)
-    return jnp.where(jnp.isnan(true), logits.shape[-1] - 1, rank), true
+    return jnp.where(jnp.isnan(true), products.shape[-1] - 1, rank), true

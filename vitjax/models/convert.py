@@ -120,10 +120,24 @@ def misfit(problems: list[str], dialect: Dialect, classes: int) -> str:
     )
 
 
-def some(items: list[str], limit: int = 8) -> str:
-    """A list in words, cut where it grows long."""
-    shown = "; ".join(items[:limit]) or "none"
-    return shown + (f"; and {len(items) - limit} more" if len(items) > limit else "")
+def some(items: list[str]) -> str:
+    """A list in words; what differs only in the block's number is said once."""
+    blocks: dict[str, list[int]] = {}
+    for item in items:
+        numbered = re.search(r"(blocks\.|encoderblock_)(\d+)", item)
+        if numbered:
+            start, end = numbered.span(2)
+            pattern = item[:start] + BLOCK_AXIS + item[end:]
+            blocks.setdefault(pattern, []).append(int(item[start:end]))
+        else:
+            blocks[item] = []
+    words = [
+        f"{pattern} for blocks {', '.join(map(str, sorted(numbers)))}"
+        if numbers
+        else pattern
+        for pattern, numbers in blocks.items()
+    ]
+    return "; ".join(words) or "none"
 
 
 def build(entry: Entry, arrays, foreign, config, dialect) -> np.ndarray:

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vitjax.analysis.projection import project, rank_of_logit, take_label, top_k
+from vitjax.analysis import readouts
+from vitjax.analysis.projection import top_k
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
+from vitjax.models.vit import pool
 from vitjax.types import Batch, Edits
 
 STREAMS = ("residual", "attention_update", "mlp_update")
@@ -48,7 +50,8 @@ def identifiability(
     """Where the true class stands in every token's class logits, block by block.
 
     For the stream after each block and for what attention and MLP add to it: the rank
-    and the logit of the true class among `project(model.class_space, state)`.
+    and the logit of the true class among `project(model.class_space, state)`. The
+    stream's class logits are carried through the blocks, as `analysis.readouts` explains.
 
     Args:
         model: the model.
@@ -60,21 +63,29 @@ def identifiability(
         residual, attention_update, mlp_update; top_classes and top_logits
         [image layer top]; prediction [image].
     """
-    space = model.class_space
-    label = jnp.maximum(batch.label, 0)[:, None]
+    space = readouts.readout(model.class_space)
+    label = jnp.maximum(batch.label, 0)
     k = min(top, model.num_classes)
 
-    def read(params, stream_in, trace):
-        rows = {}
-        for name in STREAMS:
-            logits = project(space, getattr(trace, name))
-            rows[f"logit_{name}"] = take_label(logits, label)
-            rows[f"rank_{name}"] = rank_of_logit(logits, rows[f"logit_{name}"])
-        readout = model.apply(trace.residual, Edits(), method="readout")
-        best = top_k(readout.astype(jnp.float32), k=k)
-        return rows | {"top_classes": best.classes, "top_logits": best.logits}
+    def embed(embedding):
+        return readouts.product(space, embedding)
 
-    logits, rows = scan_blocks(model, batch.images, read)
+    def read(before, params, stream_in, trace):
+        updates = {name: getattr(trace, name) for name in STREAMS[1:]}
+        products = {name: readouts.product(space, x) for name, x in updates.items()}
+        after = before + products["attention_update"] + products["mlp_update"]
+        states = {"residual": trace.residual} | updates
+        rows = {}
+        for name, product in ({"residual": after} | products).items():
+            rank, logit = readouts.rank_and_logit(space, product, states[name], label)
+            rows |= {f"rank_{name}": rank, f"logit_{name}": logit}
+        best = top_k(readouts.logits(space, *pooled(after, trace.residual)), k=k)
+        return after, rows | {"top_classes": best.classes, "top_logits": best.logits}
+
+    def pooled(*states):
+        return [pool(state, Edits(), model.config) for state in states]
+
+    logits, rows = scan_blocks(model, batch.images, read, state=embed)
     rows = {name: jnp.moveaxis(values, 0, 1) for name, values in rows.items()}
     return rows | {"prediction": jnp.argmax(logits, -1).astype(jnp.int32)}
 
