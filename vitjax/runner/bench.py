@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ class Timing:
         seconds: median of one call.
         compile_seconds: tracing and compiling.
         temporary_bytes: of scratch memory per device, as the compiler planned it.
+        peak_bytes: the same with arguments (weights, images) and results.
         device_peak_bytes: what the device's allocator saw at most in this process so
             far, or None where it does not count.
     """
@@ -33,7 +34,8 @@ class Timing:
     images_per_second: float
     seconds: float
     compile_seconds: float
-    temporary_bytes: int | None
+    temporary_bytes: int
+    peak_bytes: int
     device_peak_bytes: int | None
 
 
@@ -68,15 +70,21 @@ class Benchmark:
 
 
 def bench(
-    model: Model, *, batch_size: int = 32, dtype: str = "float32", repetitions: int = 7
+    model: Model,
+    *,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    repetitions: int = 7,
+    devices: Sequence[Any] | None = None,
 ) -> Benchmark:
-    """Measure a model on all devices of this machine.
+    """Measure a model on this machine.
 
     Args:
         model: with weights or random ones; speed does not depend on them.
         batch_size: images per call; rounded up to a multiple of the devices.
         dtype: "float32" or "bfloat16".
         repetitions: calls of each program, in turns; their median counts.
+        devices: to measure on; by default all there are.
 
     Returns:
         Images per second, their ratio and its floor, compile time and memory.
@@ -87,7 +95,8 @@ def bench(
     if repetitions < 1:
         raise ValueError(f"repetitions is {repetitions}; it must be at least 1.")
     precision = meshes.precision_of(dtype)
-    mesh = meshes.make_mesh()
+    mesh = meshes.make_mesh(devices)
+    first = mesh.devices.flat[0]
     batch_size = meshes.fit_batch_size(batch_size, mesh)
     recipe = RECIPES["identifiability"]
     step = functools.partial(recipe.step, **recipe.options)
@@ -96,8 +105,8 @@ def bench(
     sharding = meshes.along_batch(mesh)
     with jax.default_matmul_precision(precision):
         programs = [
-            Program(jax.jit(function, out_shardings=sharding), placed, batch)
-            for function in (plain_forward, step)
+            Program(jax.jit(f, out_shardings=sharding), placed, batch, device=first)
+            for f in (plain_forward, step)
         ]
         for _ in range(repetitions):
             for program in programs:
@@ -108,7 +117,7 @@ def bench(
         batch_size=batch_size,
         dtype=dtype,
         matmul_precision=precision,
-        device=f"{mesh.size} x {jax.devices()[0].device_kind}",
+        device=f"{mesh.size} x {first.device_kind}",
         repetitions=repetitions,
         forward=forward,
         identifiability=identifiability,
@@ -120,7 +129,8 @@ def bench(
 def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
     """Class logits straight from the Linen module."""
     images = model.check_images(batch.images)
-    return model.module.apply({"params": model.params}, images)
+    logits: Any = model.module.apply({"params": model.params}, images)
+    return logits
 
 
 class Program:
@@ -129,16 +139,17 @@ class Program:
     Args:
         function: jitted; called once more than it is measured.
         arguments: what to call it with.
+        device: whose memory to watch.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any):
+    def __init__(self, function: Callable[..., Any], *arguments: Any, device: Any):
         start = time.perf_counter()
-        self.compiled = function.lower(*arguments).compile()
+        self.compiled = function.lower(*arguments).compile()  # pyright: ignore
         self.compile_seconds = time.perf_counter() - start
         self.arguments = arguments
         self.seconds: list[float] = []
         jax.block_until_ready(self.compiled(*arguments))
-        self.peak = device_peak_bytes()
+        self.device_peak_bytes = peak_bytes(device)
 
     def measure(self) -> None:
         """Call it once and keep the time."""
@@ -154,8 +165,11 @@ class Program:
             images_per_second=images / seconds,
             seconds=seconds,
             compile_seconds=self.compile_seconds,
-            temporary_bytes=getattr(memory, "temp_size_in_bytes", None),
-            device_peak_bytes=self.peak,
+            temporary_bytes=memory.temp_size_in_bytes,
+            peak_bytes=memory.temp_size_in_bytes
+            + memory.argument_size_in_bytes
+            + memory.output_size_in_bytes,
+            device_peak_bytes=self.device_peak_bytes,
         )
 
 
@@ -171,10 +185,9 @@ def noise(model: Model, batch_size: int) -> Batch:
     )
 
 
-def device_peak_bytes() -> int | None:
-    """Peak of the first device's allocator; None on backends that do not count."""
-    statistics_of_device = jax.local_devices()[0].memory_stats()
-    return (statistics_of_device or {}).get("peak_bytes_in_use")
+def peak_bytes(device: Any) -> int | None:
+    """Peak of a device's allocator; None on backends that do not count."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def forward_multiplications(config: Config, *, classes: int) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from vitjax.runner import mesh as meshes
 from vitjax.runner.experiments import Recipe, find_recipe
 from vitjax.types import Batch, Config
 from vitjax.variants import load
+
+OnError = Literal["stop", "skip"]
 
 PICTURES = 8
 """How many of the first valid images are kept as the model saw them."""
@@ -102,7 +104,7 @@ class Job:
         return {a: np.arange(sizes[a], dtype=np.int32) for a in chosen if a in sizes}
 
     def batches(
-        self, start: int, stop: int, *, on_error: str
+        self, start: int, stop: int, *, on_error: OnError
     ) -> Iterator[tuple[Batch, list[RecordError]]]:
         """Batches of a range of images, all of one structure."""
         loaded = batches(
@@ -145,7 +147,7 @@ class Job:
             return self.program(self.placed, meshes.shard(batch, self.mesh))
 
     def rows(
-        self, batch: Batch, outputs: dict[str, jax.Array]
+        self, batch: Batch, outputs: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """What of a step's outputs goes to disk: nothing of padding, nothing where
         there was no image or, for what is about the true class, no label.

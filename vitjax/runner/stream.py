@@ -17,7 +17,7 @@ from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.experiments import Recipe
 from vitjax.runner.folder import Run, start_run
-from vitjax.runner.job import PICTURES, Job, make_job
+from vitjax.runner.job import PICTURES, Job, OnError, make_job
 from vitjax.runner.mesh import fetch
 from vitjax.runner.progress import Rate, progress
 from vitjax.types import Config
@@ -34,7 +34,7 @@ def run(
     batch_size: int = 32,
     limit: int | None = None,
     seed: int = 0,
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: OnError = "stop",
     dtype: Literal["float32", "bfloat16"] = "float32",
     show_progress: bool = True,
 ) -> Results:
@@ -131,7 +131,7 @@ def undone(done: np.ndarray, *, batch_size: int) -> list[tuple[int, int]]:
 
 
 def computed(
-    job: Job, spans: Iterable[tuple[int, int]], *, on_error: str, pictures: int
+    job: Job, spans: Iterable[tuple[int, int]], *, on_error: OnError, pictures: int
 ) -> Iterator[Part]:
     """What every batch of some ranges leaves behind, in order.
 
@@ -143,6 +143,7 @@ def computed(
     """
     for batch, errors, outputs in one_behind(dispatched(job, spans, on_error)):
         rows = job.rows(batch, fetch(outputs))
+        images = np.asarray(batch.images)
         shown = np.nonzero(batch.valid)[0][:pictures]
         pictures -= len(shown)
         yield Part(
@@ -150,13 +151,13 @@ def computed(
             rows=rows,
             skipped=[dataclasses.asdict(error) for error in errors],
             pictures=[
-                (int(batch.index[i]), job.preprocess.denormalise(batch.images[i]))
+                (int(batch.index[i]), job.preprocess.denormalise(images[i]))
                 for i in shown
             ],
         )
 
 
-def dispatched(job: Job, spans: Iterable[tuple[int, int]], on_error: str):
+def dispatched(job: Job, spans: Iterable[tuple[int, int]], on_error: OnError):
     """(batch, errors, outputs that the devices are still computing)."""
     for start, stop in spans:
         for batch, errors in job.batches(start, stop, on_error=on_error):

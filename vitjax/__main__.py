@@ -1,0 +1,8 @@
+"""`python -m vitjax` is `vitjax`."""
+
+import sys
+
+from vitjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

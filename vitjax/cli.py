@@ -1,0 +1,456 @@
+"""The command line. A command is a frozen dataclass, its fields are the flags.
+
+From Python the same object does the same thing:
+
+    vitjax.cli.Run(recipe="identifiability", model="vit_ti16", data="folder:photos",
+                   out="results")()
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import signal
+import sys
+import traceback as tracebacks
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+import vitjax
+from vitjax import variants
+from vitjax.results import Results, open_results
+from vitjax.runner import train
+from vitjax.runner.bench import Benchmark, bench
+from vitjax.runner.stream import run
+
+Platform = Literal["cpu", "gpu", "tpu"]
+
+EXPECTED = (ValueError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
+"""Failures whose message says what to do; anything else is a fault of ours."""
+
+
+def metavar(text: str) -> Any:
+    """What stands for a value in the help."""
+    return tyro.conf.arg(metavar=text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What all commands have.
+
+    Args:
+        traceback: show where in the code an error came up.
+    """
+
+    traceback: bool = False
+
+    def __call__(self) -> Any:
+        raise TypeError(f"{type(self).__name__} does nothing by itself.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Command):
+    """Ask a question of every image of a data set; rows go to a folder.
+
+    Stopped at any moment, the same command goes on where it was.
+
+    Args:
+        recipe: the question: identifiability.
+        model: a name that `vitjax list` shows, or a converted folder.
+        data: textured_digits[:SPLIT], folder:PATH or csv:FILE.
+        out: folder for the rows, local or gs://.
+        checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
+            or a converted folder.
+        batch_size: images per step over all devices.
+        limit: run only the first so many images.
+        seed: for recipes that draw random numbers.
+        on_error: what to do with an image that cannot be read.
+        dtype: what the model computes in.
+    """
+
+    recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
+    model: Annotated[str, metavar("NAME")]
+    data: Annotated[str, metavar("SOURCE")]
+    out: Annotated[str, metavar("DIR")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    batch_size: int = 32
+    limit: Annotated[int | None, metavar("INT")] = None
+    seed: int = 0
+    on_error: Literal["stop", "skip"] = "stop"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __call__(self) -> Results:
+        results = run(
+            self.recipe,
+            variants.load(self.model, checkpoint=self.checkpoint),
+            self.data,
+            self.out,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            seed=self.seed,
+            on_error=self.on_error,
+            dtype=self.dtype,
+        )
+        print(describe_run(results))
+        print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
+        return results
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Command):
+    """Draw the figures of one run or several, and a page to read.
+
+    Args:
+        runs: folders that `vitjax run` wrote.
+        out: folder for report.html and the figures; by default the run's own, of
+            several runs ./vitjax-report.
+    """
+
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
+    out: Annotated[pathlib.Path | None, metavar("DIR")] = None
+
+    def __call__(self) -> pathlib.Path:
+        from vitjax.report.document import write_report
+
+        if not self.runs:
+            raise ValueError("Give the folder of at least one run: vitjax report DIR.")
+        alone = len(self.runs) == 1
+        out = self.out or pathlib.Path(self.runs[0] if alone else "vitjax-report")
+        page = write_report([open_results(path) for path in self.runs], out)
+        print(f"Report: {page}")
+        return page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """See the whole thing work, without network: the embedded model on embedded images.
+
+    Args:
+        out: folder for the rows and the report.
+        images: how many pictures.
+    """
+
+    out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-demo")
+    images: int = 2000
+
+    def __call__(self) -> pathlib.Path:
+        from vitjax.report.document import write_report
+        from vitjax.report.reduction import summary
+
+        model = variants.load("textured_digits")
+        results = run(
+            "identifiability",
+            model,
+            "textured_digits",
+            self.out,
+            batch_size=50,
+            limit=self.images,
+        )
+        print(describe_run(results))
+        show_summary(summary(results))
+        page = write_report([results], self.out)
+        print(f"Report: {page.resolve()}")
+        return page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List(Command):
+    """The models that can be loaded by name."""
+
+    def __call__(self) -> tuple[str, ...]:
+        columns = ("model", "parameters", "input", "tokens", "classes", "licence")
+        rows = [describe_variant(row) for row in variants.VARIANTS.values()]
+        show_table((*columns, "weights"), rows, right=(1, 2, 3, 4))
+        return vitjax.list_models()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Write a checkpoint as our own folder: model.safetensors and config.json.
+
+    Args:
+        source: a checkpoint file, or the name of a model to fetch.
+        out: folder to write; by default checkpoints/ and the model's name.
+        model: whose architecture the file has; not needed where the source is a name
+            or a converted folder.
+        dtype: of the weights on disk; float32 reloads bit for bit.
+    """
+
+    source: tyro.conf.Positional[Annotated[str, metavar("SOURCE")]]
+    out: Annotated[pathlib.Path | None, metavar("DIR")] = None
+    model: Annotated[str | None, metavar("NAME")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __call__(self) -> pathlib.Path:
+        if self.model is not None:
+            model = variants.load(self.model, checkpoint=self.source)
+        elif self.source in variants.VARIANTS or os.path.isdir(self.source):
+            model = variants.load(self.source)
+        else:
+            raise ValueError(
+                f"A file does not say whose it is: give --model for {self.source}, one "
+                f"of {', '.join(variants.VARIANTS)}."
+            )
+        name = self.model or model.provenance.name or "model"
+        out = self.out or pathlib.Path("checkpoints") / pathlib.Path(name).name
+        variants.save(model, out, dtype=self.dtype)
+        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        print(f"{out}: {count:,} parameters, {self.dtype}")
+        return out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Measure a plain forward pass and the identifiability step on this device.
+
+    Args:
+        model: a name that `vitjax list` shows.
+        checkpoint: weights; by default random ones, which are as fast.
+        batch_size: images per step over all devices.
+        dtype: what the model computes in.
+        repetitions: of each program, in turns; medians count.
+        platform: cpu, gpu or tpu; by default the best there is.
+        out: JSON file for the figures.
+    """
+
+    model: Annotated[str, metavar("NAME")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    batch_size: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    repetitions: int = 7
+    platform: Annotated[Platform | None, metavar("{cpu,gpu,tpu}")] = None
+    out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+
+    def __call__(self) -> Benchmark:
+        if self.checkpoint:
+            model = variants.load(self.model, checkpoint=self.checkpoint)
+        else:
+            model = variants.init(self.model)
+        found = bench(
+            model,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            repetitions=self.repetitions,
+            devices=find_devices(self.platform),
+        )
+        show_benchmark(found)
+        if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(train.Train, Command):
+    """Train the embedded model anew by our own recipe.
+
+    Stopped at any moment, the same command goes on from its last state.
+
+    Args:
+        out: folder for the checkpoint, the last state and log.csv.
+        recipe: what is trained and how.
+        save_every: steps between states on disk.
+        pictures: number of unseen pictures per correlation in the last evaluation.
+    """
+
+
+COMMANDS = {
+    "run": Run,
+    "report": Report,
+    "demo": Demo,
+    "list": List,
+    "convert": Convert,
+    "bench": Bench,
+    "train": Train,
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it kills."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command of the command line.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit status: 0, or 1 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+        Wrong usage exits with 2.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(vitjax.__version__)
+        return 0
+    command = parse(arguments)
+    try:
+        with terminable():
+            command()
+    except KeyboardInterrupt as stop:
+        say("Stopped.", stop)
+        if getattr(stop, "__notes__", ()):
+            print(f"  vitjax {shlex.join(arguments)}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    except EXPECTED as error:
+        if command.traceback:
+            tracebacks.print_exc()
+        else:
+            say(f"vitjax: {paragraph(error)}", error)
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments name."""
+    commands: Any = None
+    for name, kind in COMMANDS.items():
+        choice = Annotated[kind, tyro.conf.subcommand(name)]
+        commands = choice if commands is None else commands | choice
+    return tyro.cli(
+        commands,
+        prog="vitjax",
+        description=vitjax.__doc__,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: rows that are computed are kept."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def paragraph(error: BaseException) -> str:
+    """What went wrong and what to do, for a person."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"Out of memory; give a smaller --batch-size. ({text.splitlines()[0]})"
+    return text
+
+
+def say(message: str, error: BaseException) -> None:
+    """A message on stderr, with what the error's notes add."""
+    notes = getattr(error, "__notes__", ())
+    print(" ".join([message, *notes]), file=sys.stderr)
+
+
+def find_devices(platform: str | None) -> list[Any]:
+    """All devices of a platform, or of the best there is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return jax.devices(platform)
+    except RuntimeError as error:
+        raise ValueError(
+            f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
+            "vitjax with the extra for it: cuda or tpu."
+        ) from error
+
+
+def describe_run(results: Results) -> str:
+    """One line on what a run holds."""
+    manifest = results.manifest
+    skipped, rate = len(manifest["skipped"]), manifest["images_per_second"]
+    parts = [f"{results.path}: {manifest['data']['images']} images"]
+    parts += [f"{skipped} of them could not be read"] if skipped else []
+    parts += [f"{rate:.1f} images/s"] if rate else []
+    return ", ".join(parts)
+
+
+def describe_variant(row: variants.Variant) -> tuple[str, ...]:
+    """A row of `vitjax list`."""
+    config, classes = row.config, len(row.labels()[0])
+    shapes = jax.eval_shape(lambda: variants.init(row.name).params)
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    if row.packaged:
+        weights = "in the package"
+    else:
+        here = "downloaded, " if variants.cached(row).exists() else ""
+        weights = here + row.url.removeprefix("https://").rpartition("/")[0]
+    size = "x".join(map(str, config.shape))
+    numbers = f"{count:,}", size, str(config.tokens), str(classes)
+    return row.name, *numbers, row.licence, weights
+
+
+def show_summary(rows: Sequence[dict[str, Any]]) -> None:
+    """The numbers to quote, as a table."""
+
+    def number(value):
+        return "" if value is None else f"{value:.3f}"
+
+    lines = [
+        (
+            row["quantity"],
+            number(row["value"]),
+            f"{number(row['low'])} to {number(row['high'])}",
+            number(row["chance"]),
+        )
+        for row in rows
+    ]
+    show_table(("", "mean", "95 % interval", "chance"), lines, right=(1, 2, 3))
+
+
+def show_benchmark(found: Benchmark) -> None:
+    """Both programs side by side."""
+    timings = found.forward, found.identifiability
+
+    def row(name, text):
+        return (name, *map(text, timings))
+
+    def size(count):
+        return "not counted" if count is None else f"{count / 2**20:,.1f} MiB"
+
+    print(
+        f"{found.model} on {found.device}, batch {found.batch_size}, {found.dtype}, "
+        f"matmul precision {found.matmul_precision}, {found.repetitions} repetitions"
+    )
+    lines = [
+        row("images/s", lambda t: f"{t.images_per_second:,.1f}"),
+        row("seconds per batch", lambda t: f"{t.seconds:.4f}"),
+        row("seconds to compile", lambda t: f"{t.compile_seconds:.1f}"),
+        row("temporary memory", lambda t: size(t.temporary_bytes)),
+        row("with arguments and results", lambda t: size(t.peak_bytes)),
+        row("peak that the device counted", lambda t: size(t.device_peak_bytes)),
+    ]
+    show_table(("", "forward", "identifiability"), lines, right=(1, 2))
+    print(
+        f"The step costs {found.ratio:.3f} plain forward passes; counted in "
+        f"multiplications it would be {found.ratio_floor:.3f}."
+    )
+
+
+def show_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
+) -> None:
+    """A table on stdout; the numbered columns are set flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, column in enumerate(columns):
+        justify = "right" if place in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
