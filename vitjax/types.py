@@ -105,8 +105,6 @@ class Config:
     epsilon: float = 1e-6
 
     def __post_init__(self):
-        if isinstance(self.image_size, list):  # as it comes back from JSON
-            object.__setattr__(self, "image_size", tuple(self.image_size))
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
         if min(*sizes, *self.shape) < 1 or self.registers < 0:
             raise ValueError(f"Every size of a Config must be positive: {self}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vitjax.data.demo import CLASSES
 from vitjax.data.images import Preprocess
 from vitjax.models import files
 from vitjax.models.convert import convert, count_classes
@@ -34,8 +35,7 @@ def imagenet1k() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def digits() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and ids of the embedded data set's classes."""
-    names = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-    return names, names
+    return CLASSES, CLASSES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ def init(
     seed: int = 0,
     classes: int | Sequence[str] | None = None,
 ) -> Model:
-    """A model with random weights: the paper's control, and what bench runs without any.
+    """A model with random weights: the paper's control.
 
     Weights of dense layers and position embeddings are normal with deviation 0.02,
     biases 0, norms 1 and 0 (timm 0.6.12, which the paper's control uses; in
@@ -210,7 +210,7 @@ def init(
         class_ids=ids,
         seed=seed,
         preprocess=row.preprocess,
-        provenance=Provenance(name=row.name, path=f"random initialisation, seed {seed}"),
+        provenance=Provenance(name=row.name, path=f"random weights, seed {seed}"),
     )
 
 
@@ -242,8 +242,8 @@ def find(name: str) -> Variant:
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"There is no model {name!r}.{hint} Known: {', '.join(VARIANTS)}; or pass a "
-            "vitjax.Config with checkpoint=, or the folder of a converted checkpoint."
+            f"There is no model {name!r}.{hint} Known: {', '.join(VARIANTS)}; or pass "
+            "a vitjax.Config with checkpoint=, or the folder of a converted checkpoint."
         )
     return VARIANTS[name]
 
@@ -304,7 +304,7 @@ def load_file(path, row: Variant, classes, image_size) -> Model:
 def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
     """Our own folder as a model; what it says of itself must fit the row."""
     written = files.read_config(folder)
-    config = Config(**written["config"])
+    config = from_json(written["config"])
     if row is not None and dataclasses.replace(
         row.config, image_size=config.image_size
     ) != dataclasses.replace(config):
@@ -335,6 +335,14 @@ def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
             sha256=files.sha256(file),
             position_resize=resize,
         ),
+    )
+
+
+def from_json(fields: dict[str, Any]) -> Config:
+    """An architecture as JSON keeps it, tuples as lists."""
+    size = fields["image_size"]
+    return Config(
+        **fields | {"image_size": tuple(size) if isinstance(size, list) else size}
     )
 
 

@@ -38,7 +38,7 @@ def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
     if not path.exists():
         raise FileNotFoundError(
             f"There is no checkpoint at {path}. Give the path of an existing "
-            f"{', '.join(SUFFIXES[:3])} file, or of a folder that `vitjax convert` made."
+            f"{', '.join(SUFFIXES[:3])} file, or of a folder that vitjax wrote."
         )
     readers = {".npz": read_npz, ".safetensors": read_safetensors}
     reader = readers.get(path.suffix, read_torch)

@@ -1,0 +1,172 @@
+"""Foreign checkpoints: every dialect, strictly."""
+
+import re
+
+import jax
+import numpy as np
+import published
+import pytest
+import safetensors.numpy
+import tiny
+from PIL import Image
+
+from vitjax.models.convert import convert
+from vitjax.models.dialects import resize_bicubic, resize_corners
+from vitjax.models.files import CheckpointError, open_arrays
+from vitjax.models.tree import flatten, unflatten
+from vitjax.types import Config
+
+
+def equal(left, right, tolerance=0.0):
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_allclose(left[path], right[path], rtol=0, atol=tolerance)
+
+
+def read(path, config, **options):
+    with open_arrays(path) as arrays:
+        return convert(arrays, config, classes=len(tiny.CLASSES), **options)[0]
+
+
+@pytest.mark.parametrize("linen", (True, False))
+@pytest.mark.parametrize("prefix", ("", "opt/target/"))
+@pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "gap", "wide"))
+def test_original_npz(tmp_path, name, prefix, linen):
+    model = tiny.make(tiny.CONFIGS[name])
+    tiny.write_google(tmp_path / "m.npz", model, linen=linen, prefix=prefix)
+    equal(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+
+
+@pytest.mark.parametrize("prefix", ("", "model.", "module."))
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_timm_state_dict(tmp_path, name, prefix):
+    model = tiny.make(tiny.CONFIGS[name])
+    tiny.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
+    equal(read(tmp_path / "m.safetensors", model.config), model.params, 1e-7)
+
+
+def test_both_formats_of_the_real_weights_are_the_same_model(shared, published_model):
+    model = published_model("setA")
+    (npz,) = (shared / "assets/vit_ti16").glob("*.npz")
+    with open_arrays(npz) as arrays:
+        params, _ = convert(arrays, model.config, classes=1000)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, model.params))
+
+
+def test_small_npz_equals_its_safetensors(shared, published_model):
+    model = published_model("plain")
+    path = published.folder(shared, "plain") / "weights_augreg.npz"
+    with open_arrays(path) as arrays:
+        params, _ = convert(arrays, model.config, classes=20)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, model.params))
+
+
+def broken(tmp_path, change):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    change(arrays)
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        read(tmp_path / "m.safetensors", model.config)
+    return str(error.value)
+
+
+def test_missing_and_extra_keys_are_both_listed(tmp_path):
+    def change(arrays):
+        del arrays["blocks.1.mlp.fc1.bias"], arrays["norm.bias"]
+        arrays["neck.weight"] = np.zeros(3, np.float32)
+
+    message = broken(tmp_path, change)
+    for part in (
+        "timm state dict",
+        "norm.bias",
+        "neck.weight",
+        "mlp.fc1.bias",
+        "blocks 1",
+    ):
+        assert part in message
+
+
+def test_shapes_that_do_not_fit_are_listed(tmp_path):
+    message = broken(
+        tmp_path, lambda a: a.update({"norm.bias": np.zeros(5, np.float32)})
+    )
+    assert "norm.bias gives (5,)" in message
+    message = broken(
+        tmp_path, lambda a: a.update({"pos_embed": np.zeros((1, 14, 16), np.float32)})
+    )
+    assert "14 position embeddings" in message
+
+
+def test_a_wrong_class_count_says_what_to_pass(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_timm(tmp_path / "m.safetensors", model)
+    with (
+        open_arrays(tmp_path / "m.safetensors") as arrays,
+        pytest.raises(CheckpointError, match="Only the head differs.*classes="),
+    ):
+        convert(arrays, model.config, classes=9)
+
+
+def test_no_vision_transformer_is_recognised_as_such(tmp_path):
+    np.savez(tmp_path / "m.npz", weights=np.zeros(3))
+    with pytest.raises(CheckpointError, match="no known dialect"):
+        read(tmp_path / "m.npz", tiny.CONFIGS["plain"])
+
+
+def test_a_qkv_bias_that_the_config_denies_is_an_error(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=True)
+    with pytest.raises(CheckpointError, match="Extra.*query/bias.*qkv_bias"):
+        read(tmp_path / "m.npz", tiny.CONFIGS["no_qkv_bias"])
+
+
+def test_pre_logits_is_named_as_ignored(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    arrays = tiny.write_google(tmp_path / "m.npz", model, linen=False)
+    extra = {"pre_logits/kernel": np.ones((2, 2)), "pre_logits/bias": np.ones(2)}
+    np.savez(tmp_path / "m.npz", **arrays, **extra)
+    equal(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+
+
+@pytest.mark.parametrize("size", (7, 24, 14))
+def test_corner_aligned_resize_is_linear_between_corners(size):
+    grid = np.random.default_rng(0).normal(size=(14, 14, 3)).astype(np.float32)
+    ours = resize_corners(grid, (size, size))
+    at = np.linspace(0, 13, size)
+    low = np.minimum(at.astype(int), 12)
+    share = (at - low)[:, None, None]
+    rows = grid[low] * (1 - share) + grid[low + 1] * share
+    expected = rows[:, low] * (1 - share[:, 0]) + rows[:, low + 1] * share[:, 0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", (7, 24))
+def test_bicubic_resize_equals_pillows(size):
+    grid = np.random.default_rng(0).normal(size=(14, 14, 2)).astype(np.float32)
+    ours = resize_bicubic(grid, (size, size))
+    for channel in range(2):
+        picture = Image.fromarray(grid[..., channel], mode="F")
+        expected = picture.resize((size, size), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(ours[..., channel], expected, atol=2e-5)
+
+
+def test_position_embeddings_resize_by_dialect(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    larger = Config(**tiny.SHAPE | {"image_size": 64})
+    tiny.write_google(tmp_path / "m.npz", model, linen=True)
+    tiny.write_timm(tmp_path / "m.safetensors", model)
+    grid = np.asarray(model.params["pos_embedding"]).reshape(4, 4, -1)
+    for file, resize in (("m.npz", resize_corners), ("m.safetensors", resize_bicubic)):
+        params = read(tmp_path / file, larger)
+        expected = resize(grid, (8, 8)).reshape(1, 64, -1)
+        np.testing.assert_allclose(params["pos_embedding"], expected, atol=1e-6)
+        np.testing.assert_allclose(params["cls"], model.params["cls"], atol=1e-6)
+
+
+def test_flatten_and_unflatten_are_inverse():
+    params = tiny.make(tiny.CONFIGS["plain"]).params
+    flat = flatten(params)
+    assert all(re.fullmatch(r"[\w/]+", path) for path in flat)
+    equal(unflatten(flat), params)
