@@ -13,12 +13,14 @@ the cross-entropy of the answer at [CLS] and nothing else: an auxiliary loss on 
 tokens would build in what the package is there to measure.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -235,16 +237,14 @@ def make_optimiser(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def loose_promotion():
+@contextlib.contextmanager
+def loose_promotion() -> Iterator[None]:
     """optax's Muon mixes dtypes and ranks, which users may have forbidden."""
-    import contextlib
-
-    stack = contextlib.ExitStack()
-    stack.enter_context(jax.numpy_dtype_promotion("standard"))
-    stack.enter_context(jax.numpy_rank_promotion("allow"))
-    return stack
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
+@functools.lru_cache(maxsize=4)
 def make_step(recipe: Recipe) -> Any:
     """(params, optimiser state, images, label) -> both one step on, and the loss."""
     optimiser = make_optimiser(recipe)
