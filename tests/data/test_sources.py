@@ -206,6 +206,7 @@ def test_your_own_object():
         source[2]
 
 
-def test_an_unknown_spec():
-    with pytest.raises(SourceError, match="'cats' names no data set. Known: textured"):
-        open_source("cats")
+@pytest.mark.parametrize("spec", ["cats", "folder:", "csv:"])
+def test_an_unknown_spec(spec):
+    with pytest.raises(SourceError, match=f"'{spec}' names no data set. Known: textu"):
+        open_source(spec)

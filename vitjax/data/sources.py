@@ -354,7 +354,7 @@ def open_spec(spec: str) -> Any:
         "folder": lambda: open_folder(rest),
         "csv": lambda: open_csv(rest),
     }
-    if kind in openers:
+    if kind in openers and (rest or kind == "textured_digits"):
         return openers[kind]()
     if os.path.isdir(spec):
         return open_folder(spec)
