@@ -41,7 +41,25 @@ def self_only(
     heads: Sequence[int] | None = None,
     convention: interventions.Convention = "paper",
 ) -> Edits:
-    """`analysis.interventions.self_only` for a model's architecture."""
+    """Image tokens no longer see other image tokens.
+
+    "paper" (Vilas et al. 2023, section 5): after the softmax, an image row's weights to
+    other image tokens become 0; its own and those to prefix tokens stay, and nothing is
+    renormalised. "vilas2023_code": an image row's own weight becomes exactly 1 and all
+    others 0, those to [CLS] included. Rows of prefix tokens are untouched in both.
+
+    Args:
+        model: the model; only its architecture counts.
+        layers: block numbers, negative ones from the end; None for all.
+        heads: head numbers, likewise.
+        convention: see above.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: a block or head that does not exist, or an unknown convention.
+    """
     return interventions.self_only(
         model.config, layers=layers, heads=heads, convention=convention
     )
@@ -54,7 +72,21 @@ def no_cls(
     heads: Sequence[int] | None = None,
     renormalize: bool = False,
 ) -> Edits:
-    """`analysis.interventions.no_cls` for a model's architecture."""
+    """Image tokens no longer see [CLS] (Vilas et al. 2023, section 5).
+
+    Args:
+        model: the model; only its architecture counts.
+        layers: block numbers, negative ones from the end; None for all.
+        heads: head numbers, likewise.
+        renormalize: cut the link before the softmax, so that the rest of an image row
+            sums to one; otherwise its weight is set to 0 after the softmax.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: the model has no [CLS], or a block or head does not exist.
+    """
     return interventions.no_cls(
         model.config, layers=layers, heads=heads, renormalize=renormalize
     )

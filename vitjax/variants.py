@@ -137,7 +137,11 @@ VARIANTS = {row.name: row for row in ROWS}
 
 
 def list_models() -> tuple[str, ...]:
-    """Names that `load` and `init` know; `vitjax.variants.VARIANTS` has their rows."""
+    """Names that `load` and `init` know.
+
+    Returns:
+        The names; `vitjax.variants.VARIANTS` maps each to its row of the table.
+    """
     return tuple(VARIANTS)
 
 

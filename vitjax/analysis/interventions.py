@@ -19,25 +19,7 @@ def self_only(
     heads: Sequence[int] | None = None,
     convention: Convention = "paper",
 ) -> Edits:
-    """Image tokens no longer see other image tokens.
-
-    "paper" (Vilas et al. 2023, section 5): after the softmax, an image row's weights to
-    other image tokens become 0; its own and those to prefix tokens stay, and nothing is
-    renormalised. "vilas2023_code": an image row's own weight becomes exactly 1, all
-    others 0, those to [CLS] included. Rows of prefix tokens are untouched in both.
-
-    Args:
-        config: `model.config`.
-        layers: block numbers, negative ones from the end; None for all.
-        heads: head numbers; None for all.
-        convention: see above.
-
-    Returns:
-        Edits whose mask has 1 entry on the axes that are not restricted.
-
-    Raises:
-        ValueError: a block or head that does not exist, or an unknown convention.
-    """
+    """Image tokens no longer see other image tokens; see `api.self_only`."""
     if convention not in ("paper", "vilas2023_code"):
         raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
     rows = np.arange(config.tokens)
@@ -57,24 +39,7 @@ def no_cls(
     heads: Sequence[int] | None = None,
     renormalize: bool = False,
 ) -> Edits:
-    """Image tokens no longer see [CLS].
-
-    After the softmax the weight of an image row to [CLS] becomes 0 (Vilas et al. 2023,
-    section 5); rows of prefix tokens are untouched.
-
-    Args:
-        config: `model.config`.
-        layers: block numbers, negative ones from the end; None for all.
-        heads: head numbers; None for all.
-        renormalize: cut the link before the softmax instead, so that the rest of the
-            row sums to one.
-
-    Returns:
-        Edits whose mask has 1 entry on the axes that are not restricted.
-
-    Raises:
-        ValueError: the model has no [CLS], or a block or head does not exist.
-    """
+    """Image tokens no longer see [CLS]; see `api.no_cls`."""
     if not config.class_token:
         raise ValueError("no_cls needs a model with a [CLS] token; this one has none.")
     allowed = np.ones((config.tokens, config.tokens), bool)
