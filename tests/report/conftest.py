@@ -1,0 +1,146 @@
+"""Run directories small enough to compute every number of a report by hand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vitjax import results
+from vitjax.types import Config
+
+STREAMS = ("residual", "attention_update", "mlp_update")
+
+
+def write(path, config, classes, arrays, **manifest):
+    """A run directory that holds these arrays, by name: (dims, values)."""
+    dims = {name: list(axes) for name, (axes, _) in arrays.items()}
+    total = len(arrays["label"][1])
+    entries = {
+        "format": results.FORMAT,
+        "format_version": results.FORMAT_VERSION,
+        "recipe": "identifiability",
+        "recipe_options": {},
+        "model": {
+            "name": "vit_test",
+            "config": dataclasses.asdict(config),
+            "classes": list(classes),
+            "class_ids": list(classes),
+            "checkpoint": "/somewhere/weights.npz",
+            "sha256": "0123456789abcdef" * 4,
+            "preprocess": None,
+        },
+        "data": {"spec": "folder:photos", "id": "sha256:feed", "images": total},
+        "batch_size": 4,
+        "dtype": "float32",
+        "matmul_precision": "highest",
+        "seed": 0,
+        "limit": None,
+        "versions": {"vitjax": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
+        "devices": ["cpu"],
+        "arrays": dims,
+        "created": "2025-01-01T10:00:00+00:00",
+        "finished": "2025-01-01T10:01:00+00:00",
+        "images_per_second": 31.5,
+        "skipped": [],
+    }
+    for key, value in manifest.items():
+        nested = isinstance(value, dict) and isinstance(entries[key], dict)
+        entries[key] = {**entries[key], **value} if nested else value
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "manifest.json").write_text(json.dumps(entries))
+    for name, (axes, values) in arrays.items():
+        spec = results.ArraySpec(tuple(axes), values.shape, values.dtype.name)
+        chunk = max(1, min(4, len(values)))
+        metadata = spec.metadata(images_per_chunk=chunk)
+        store = results.open_store(str(path), name, metadata=metadata)
+        store.write(values).result()
+    return results.open_results(path)
+
+
+def random_arrays(config, classes, *, images=9, pictures=2, masks=False, seed=0):
+    """Rows such as a run leaves, with ranks that improve over the blocks."""
+    draw = np.random.default_rng(seed)
+    shape = (images, config.depth, config.tokens)
+    scale = np.linspace(1, 0.1, config.depth)[:, None]
+    arrays = {}
+    for stream in STREAMS:
+        ranks = (draw.random(shape) * scale * classes).astype(np.int32)
+        arrays[f"rank_{stream}"] = (("image", "layer", "token"), ranks)
+    label = draw.integers(classes, size=images).astype(np.int32)
+    wrong = draw.random(images) < 0.3
+    prediction = np.where(wrong, (label + 1) % classes, label).astype(np.int32)
+    top = np.repeat(prediction[:, None, None], config.depth, axis=1)
+    arrays |= {
+        "label": (("image",), label),
+        "prediction": (("image",), prediction),
+        "top_classes": (("image", "layer", "top"), top),
+        "valid": (("image",), np.ones(images, bool)),
+        "done": (("image",), np.ones(images, bool)),
+    }
+    if pictures:
+        pixels = draw.integers(256, size=(pictures, *config.shape, 3))
+        axes = ("picture", "height", "width", "channel")
+        arrays["picture"] = (axes, pixels.astype(np.uint8))
+        arrays["picture_image"] = (("picture",), np.arange(pictures, dtype=np.int32))
+    if masks:
+        kinds = draw.integers(-1, 2, size=(images, config.patches)).astype(np.int8)
+        arrays["token_class"] = (("image", "patch"), kinds)
+    return arrays
+
+
+def config(**fields):
+    """A small architecture; only its token layout and depth matter to a report."""
+    sizes = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 3}
+    return Config(**{**sizes, "heads": 2, "mlp_dim": 16, **fields})
+
+
+def maker(folder):
+    """make_run(fields of Config, classes=, images=, ..., change=) -> Results."""
+    made = []
+
+    def make(*, classes=5, change=None, manifest=None, fields=None, **rows):
+        shape = config(**(fields or {}))
+        arrays = random_arrays(shape, classes, **rows)
+        for name, values in (change or {}).items():
+            arrays[name] = (arrays[name][0], values)
+        made.append(folder / f"run{len(made)}")
+        names = [f"kind {number}" for number in range(classes)]
+        return write(made[-1], shape, names, arrays, **(manifest or {}))
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes small runs."""
+    return maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def masked_run(tmp_path_factory):
+    """One such run with masks, for tests that only read."""
+    return maker(tmp_path_factory.mktemp("masked"))(images=20, masks=True)
+
+
+@pytest.fixture
+def real_run(tmp_path, shared):
+    """Ranks of the published code for 24 photos, as a run of ViT-Ti/16."""
+    folder = shared / "oracle/setA"
+    base, found = np.load(folder / "base.npz"), np.load(folder / "projections.npz")
+    pixels = np.load(folder / "resized_uint8.npz")["uint8"][:2]
+    names = [f"class {number}" for number in range(1000)]
+    shape = config(image_size=224, patch_size=16, dim=192, depth=12, heads=3)
+    arrays = random_arrays(shape, 1000, images=len(base["index"]))
+    for stream, key in zip(STREAMS, ("hs", "attn", "mlp")):
+        ranks = found[f"rank_{key}"].astype(np.int32)
+        arrays[f"rank_{stream}"] = (("image", "layer", "token"), ranks)
+    top = found["top5_hs"][:, :, 0].astype(np.int32)
+    prediction = base["logits"].argmax(1).astype(np.int32)
+    arrays |= {
+        "label": (("image",), base["index"].astype(np.int32)),
+        "prediction": (("image",), prediction),
+        "top_classes": (("image", "layer", "top"), top),
+        "picture": (("picture", "height", "width", "channel"), pixels),
+    }
+    return write(tmp_path / "real", shape, names, arrays)
