@@ -16,6 +16,7 @@ Axes, in every annotation of the package:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
@@ -123,6 +124,13 @@ class Config:
                 raise ValueError(
                     f"Config.{name} is {getattr(self, name)!r}; known: {known}."
                 )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+        """The inverse of `dataclasses.asdict`, also after JSON made lists of tuples."""
+        size = fields["image_size"]
+        size = size if isinstance(size, int) else (size[0], size[1])
+        return cls(**{**fields, "image_size": size})
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -308,7 +308,7 @@ def load_file(path, row: Variant, classes, image_size) -> Model:
 def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
     """Our own folder as a model; what it says of itself must fit the row."""
     written = files.read_config(folder)
-    config = from_json(written["config"])
+    config = Config.from_dict(written["config"])
     if row is not None and dataclasses.replace(
         row.config, image_size=config.image_size
     ) != dataclasses.replace(config):
@@ -339,14 +339,6 @@ def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
             sha256=files.sha256(file),
             position_resize=resize,
         ),
-    )
-
-
-def from_json(fields: dict[str, Any]) -> Config:
-    """An architecture as JSON keeps it, tuples as lists."""
-    size = fields["image_size"]
-    return Config(
-        **fields | {"image_size": tuple(size) if isinstance(size, list) else size}
     )
 
 

@@ -121,7 +121,7 @@ def resize_corners(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from scipy import ndimage
 
     zoom = (size[0] / grid.shape[0], size[1] / grid.shape[1], 1)
-    return ndimage.zoom(grid, zoom, order=1).astype(np.float32)
+    return np.asarray(ndimage.zoom(grid, zoom, order=1), np.float32)
 
 
 def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -96,7 +96,7 @@ class Model:
         """The same model with other fields."""
         return dataclasses.replace(self, **fields)  # pyright: ignore
 
-    def apply(self, *args: Any, method: str) -> Array:
+    def apply(self, *args: Any, method: str) -> Any:
         """Call a method of the Linen module on the parameters."""
         return self.module.apply({"params": self.params}, *args, method=method)
 

@@ -200,7 +200,7 @@ class Encoder(nn.Module):
             Block,
             variable_axes={"params": 0, "intermediates": 0, "perturbations": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0, 0, nn.broadcast),
+            in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
             length=self.config.depth,
         )
         self.encoderblock = blocks(self.config, self.dropout)
