@@ -48,7 +48,7 @@ class Rate:
     def __str__(self) -> str:
         if self.first is None:
             return "compiling"
-        left = clock_time(self.seconds_left or 0)
+        left = clock_time(self.seconds_left or 0.0)
         return f"{self.images_per_second:.1f} images/s, {left} left"
 
 
