@@ -67,8 +67,8 @@ def bootstrap_mean(
 def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
     """Means of resampled images, some draws at a time: matrix products are fast."""
     images, draw = len(filled), np.random.default_rng(seed)
-    together = max(1, 2**22 // images)  # at most 32 MB of weights
-    weights = present.astype(np.float64)
+    together = max(1, 2**22 // images)  # at most 32 MB of draws
+    weights = None if present.all() else present.astype(np.float64)
     for start in range(0, resamples, together):
         drawn = np.stack(
             [
@@ -76,7 +76,8 @@ def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
                 for _ in range(min(together, resamples - start))
             ]
         ).astype(np.float64)
-        yield _divide(drawn @ filled, drawn @ weights)
+        count = images if weights is None else drawn @ weights
+        yield _divide(drawn @ filled, np.asarray(count))
 
 
 def _divide(total, count):

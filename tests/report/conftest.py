@@ -78,6 +78,7 @@ def random_arrays(config, classes, *, images=9, pictures=2, masks=False, seed=0)
         "valid": (("image",), np.ones(images, bool)),
         "done": (("image",), np.ones(images, bool)),
     }
+    pictures = min(pictures, images)
     if pictures:
         pixels = draw.integers(256, size=(pictures, *config.shape, 3))
         axes = ("picture", "height", "width", "channel")
@@ -95,6 +96,35 @@ def config(**fields):
     return Config(**{**sizes, "heads": 2, "mlp_dim": 16, **fields})
 
 
+def _by_hand(run, stream, kind, measure):
+    """[image, layer] of one quantity, with loops."""
+    ranks, label = run[f"rank_{stream}"][:], run["label"][:]
+    use = np.flatnonzero(run["done"][:] & run["valid"][:] & (label >= 0))
+    settings = run.manifest["model"]["config"]
+    cls, count = int(settings["class_token"]), len(run.manifest["model"]["classes"])
+    prefix = cls + settings["registers"]
+    expected = np.full((len(use), ranks.shape[1]), np.nan)
+    for row, image in enumerate(use):
+        for layer in range(ranks.shape[1]):
+            tokens = {
+                "cls": range(cls),
+                "register": range(cls, prefix),
+                "image": range(prefix, ranks.shape[2]),
+            }.get(kind)
+            if tokens is None:
+                wanted = 1 if kind == "class" else 0
+                mask = run["token_class"][image]
+                tokens = [prefix + p for p in range(len(mask)) if mask[p] == wanted]
+            found = [
+                ranks[image, layer, t] for t in tokens if ranks[image, layer, t] >= 0
+            ]
+            if found and measure == "rate":
+                expected[row, layer] = sum(r == 0 for r in found) / len(found)
+            elif found:
+                expected[row, layer] = sum(1 - r / count for r in found) / len(found)
+    return expected
+
+
 def maker(folder):
     """make_run(fields of Config, classes=, images=, ..., change=) -> Results."""
     made = []
@@ -109,6 +139,12 @@ def maker(folder):
         return write(made[-1], shape, names, arrays, **(manifest or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """by_hand(run, stream, kind, measure) -> [image, layer], with loops."""
+    return _by_hand
 
 
 @pytest.fixture

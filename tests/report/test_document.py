@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vitjax.report import document, reduction
+from vitjax.report.digest import digest
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -56,7 +57,7 @@ def report(runs, tmp_path):
 
 
 def table(path):
-    return list(csv.DictReader(path.open(encoding="utf-8")))
+    return list(csv.DictReader(path.read_text("utf-8").splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -254,9 +255,9 @@ def test_above_chance(make_run, tmp_path):
     ranks[:, 1, 0] = 0  # and in block 2
     ranks[:, 2, 0] = 4  # but not in block 3
     run = make_run(fields={"depth": 4}, change={"rank_residual": ranks})
-    digest = reduction.digest(run)
-    rows = reduction.curve_table(digest, run="a")
-    found = document._above_chance("a", digest, rows)
+    reduced = digest(run)
+    rows = reduction.curve_table(reduced, run="a")
+    found = document._above_chance("a", reduced, rows)
     assert found == {"name": "a", "cells": {"cls": 4, "image": None}}
 
 

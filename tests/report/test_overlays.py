@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vitjax.report import overlays
-from vitjax.report.reduction import digest
+from vitjax.report.digest import digest
 
 
 def all_maps(run, **options):

@@ -1,0 +1,309 @@
+"""The page: figures, maps and numbers of one or more runs in one file to read."""
+
+import base64
+import csv
+import io
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from vitjax.report import figures, overlays
+from vitjax.report.digest import Digest, digest
+from vitjax.report.panels import panels
+from vitjax.report.reduction import curve_table, summary_table
+from vitjax.results import Results
+
+PAPER = "https://arxiv.org/abs/2310.18969"
+
+FIGURES = {
+    "identifiability": (("residual",), "identifiability"),
+    "updates": (("attention_update", "mlp_update"), "identifiability"),
+    "rate": (("residual",), "rate"),
+}
+"""Name of the files: (streams, measure)."""
+
+
+def write_report(runs: Sequence[Results], out: pathlib.Path) -> pathlib.Path:
+    """Write a page about one run, or about several side by side.
+
+    Beside `report.html`, which holds all that it shows, `figures/` receives every
+    figure as PNG and every plotted number as CSV under the same name. Rows are read
+    some hundred images at a time; files of an earlier report are replaced.
+
+    Args:
+        runs: rows of the `identifiability` recipe, finished or not.
+        out: folder to write to; made where it is missing.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: there is no run, or one holds other rows.
+        OSError: the folder cannot be written.
+    """
+    if not runs:
+        raise ValueError("write_report expects at least one run; got none.")
+    names = run_names([run.manifest for run in runs])
+    digests = [digest(run) for run in runs]
+    curves = [row for n, d in zip(names, digests) for row in curve_table(d, run=n)]
+    tables = [summary_table(d) for d in digests]
+    most = max(2, 8 // len(runs))
+    maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = [{"run": n, **row} for n, table in zip(names, tables) for row in table]
+    context = {
+        "title": _title(names, [run.manifest for run in runs]),
+        "runs": [_run(n, d, t) for n, d, t in zip(names, digests, tables)],
+        "summary": _summary(tables),
+        "summary_csv": _write_csv(folder / "summary.csv", flat),
+        "figures": {key: _figure(folder, key, curves) for key in FIGURES},
+        "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
+        "maps": _maps(folder, names, digests, maps),
+        "provenance": [_provenance(run.manifest, d) for run, d in zip(runs, digests)],
+        "colours": list(zip(figures.COLOURS, figures.DARK)),
+        "paper": PAPER,
+    }
+    page = out / "report.html"
+    page.write_text(_render(context), encoding="utf-8")
+    return page
+
+
+def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Short names that tell runs apart: the model, and more only where it differs."""
+    fields = [
+        _short_data,
+        lambda m: m.get("dtype"),
+        lambda m: pathlib.PurePath(str(m["model"].get("checkpoint"))).name,
+        lambda m: str(m["model"].get("sha256"))[:8],
+        lambda m: f"seed {m.get('seed')}",
+    ]
+    names = [m["model"]["name"] for m in manifests]
+    for place, field in enumerate(fields):
+        values = [str(field(m)) for m in manifests]
+        # Other data is always worth saying, the rest only to tell namesakes apart.
+        needed = place == 0 or len(set(names)) < len(names)
+        if needed and len(set(values)) > 1:
+            names = [f"{name} · {value}" for name, value in zip(names, values)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:place].count(name) + 1})"
+        for place, name in enumerate(names)
+    ]
+
+
+def _title(names: Sequence[str], manifests: Sequence[Mapping[str, Any]]) -> str:
+    data = list(dict.fromkeys(map(_short_data, manifests)))
+    where = f" on {data[0]}" if len(data) == 1 else ""
+    who = ", ".join(names) if len(names) < 4 else f"{len(names)} runs"
+    return f"Class identifiability: {who}{where}"
+
+
+def _short_data(manifest: Mapping[str, Any]) -> str:
+    """The data as on the command line, of a path only the last part."""
+    spec = str(manifest["data"]["spec"])
+    return pathlib.PurePath(spec).name if "/" in spec else spec
+
+
+def number(value: float | None) -> str:
+    """A fraction as the page shows it."""
+    if value is None or value != value:
+        return "–"
+    fine = 0 < abs(value) < 0.01 or 0.99 < value < 1
+    return f"{value:.{4 if fine else 3}f}".replace("-", "−")
+
+
+def _write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows that all have the same columns; the file as a link for the page."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    content = buffer.getvalue().encode()
+    path.write_bytes(content)
+    return "data:text/csv;base64," + base64.b64encode(content).decode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.8g}"
+    return "" if value is None else value
+
+
+def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
+    """What the head of the page says about a run."""
+    manifest = digest.manifest
+    return {
+        "name": name,
+        "used": len(digest.image),
+        "total": digest.total,
+        "done": digest.done,
+        "finished": digest.done == digest.total and bool(manifest.get("finished")),
+        "skipped": digest.skipped,
+        "unlabelled": digest.unlabelled,
+        "classes": len(digest.classes),
+        "class_token": digest.config.class_token,
+        "tiles": table[:3],
+    }
+
+
+def _summary(tables: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
+    """Rows of the table of numbers: a quantity, a cell per run, chance."""
+    quantities = dict.fromkeys(row["quantity"] for table in tables for row in table)
+    rows = []
+    for quantity in quantities:
+        cells = [
+            next((row for row in table if row["quantity"] == quantity), None)
+            for table in tables
+        ]
+        levels = {cell["chance"] for cell in cells if cell} - {None}
+        chance = ", ".join(f"{level:.4g}" for level in sorted(levels)) or "–"
+        rows.append({"quantity": quantity, "cells": cells, "chance": chance})
+    return rows
+
+
+def _figure(folder: pathlib.Path, key: str, curves: Sequence[Mapping]) -> dict | None:
+    """Write one figure and its numbers; what the page shows of it."""
+    streams, measure = FIGURES[key]
+    drawn = panels(curves, streams=streams, measure=measure)
+    if not drawn:
+        return None
+    rows = [r for r in curves if r["stream"] in streams and r["measure"] == measure]
+    (folder / f"{key}.png").write_bytes(figures.png(drawn))
+    return {
+        "key": key,
+        "panels": drawn,
+        "drawings": [
+            figures.svg(panel, key=f"{key}{place}", among=drawn)
+            for place, panel in enumerate(drawn)
+        ],
+        "legend": figures.legend(drawn),
+        "chance": figures.chance_text(drawn),
+        "quartiles": drawn[0].quartiles,
+        "relative": drawn[0].relative,
+        "csv": _write_csv(folder / f"{key}.csv", rows),
+    }
+
+
+def _above_chance(name: str, digest: Digest, curves: Sequence[Mapping]) -> dict | None:
+    """The block from which on the interval of the mean stays above chance."""
+    cells = {}
+    for kind in ("cls", "image"):
+        key = (name, "residual", kind, "identifiability")
+        columns = ("run", "stream", "tokens", "measure")
+        lines = [row for row in curves if tuple(row[c] for c in columns) == key]
+        if kind in digest.tokens and all(row["low"] == row["low"] for row in lines):
+            below = [row["block"] for row in lines if row["low"] <= row["chance"]]
+            start = max(below, default=0) + 1
+            cells[kind] = start if start <= len(lines) else None
+    return {"name": name, "cells": cells} if cells else None
+
+
+def _maps(folder, names, digests, maps) -> dict[str, Any] | None:
+    """Write the maps and their numbers; cards of one picture and a strip per run."""
+    rows = [(name, one) for name, all_maps in zip(names, maps) for one in all_maps]
+    if not rows:
+        return None
+    data = {n: d.manifest["data"]["id"] for n, d in zip(names, digests)}
+    several = len(names) > 1
+    if several:  # the same picture under different models, one below the other
+        seen = list(dict.fromkeys((data[name], one.image) for name, one in rows))
+        rows.sort(key=lambda row: seen.index((data[row[0]], row[1].image)))
+    shown = [(name if several else "", m) for name, m in rows if m.ranks is not None]
+    if shown:
+        (folder / "maps.png").write_bytes(overlays.png(shown))
+        table = [row for name, m in rows for row in overlays.maps_table(m, run=name)]
+        _write_csv(folder / "maps.csv", table)
+    cards: dict[Any, dict[str, Any]] = {}
+    for name, one in rows:
+        key = data[name], one.image
+        card = cards[key] if key in cards else cards.setdefault(key, _card(one))
+        card["strips"].append(_strip(name if several else "", one))
+    return {
+        "cards": list(cards.values()),
+        "explanation": overlays.explanation(shown),
+        "bar": overlays.colour_bar(),
+        "numbers": bool(shown),
+    }
+
+
+def _card(maps: overlays.Maps) -> dict[str, Any]:
+    return {
+        "image": maps.image,
+        "label": maps.label,
+        "picture": overlays.data_url(overlays.picture_image(maps)),
+        "small": max(maps.picture.shape) <= 128,  # enlarged without smoothing
+        "strips": [],
+    }
+
+
+def _strip(name: str, maps: overlays.Maps) -> dict[str, Any]:
+    return {
+        "run": name,
+        "maps": maps,
+        "images": [
+            {
+                "block": layer + 1,
+                "readout": readout,
+                "url": overlays.data_url(
+                    overlays.map_image(one, classes=maps.classes, mask=maps.mask)
+                ),
+            }
+            for one, layer, readout in zip(
+                maps.shown, maps.layers, maps.readout or [""] * len(maps.layers)
+            )
+        ],
+    }
+
+
+def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
+    """What somebody needs to compute the same again, as (name, value) pairs."""
+    model, data = manifest["model"], manifest["data"]
+    rate = manifest.get("images_per_second")
+    pairs = {
+        "recipe": manifest["recipe"],
+        "model": model["name"],
+        "architecture": _listed(model["config"].items()),
+        "classes": len(model["classes"]),
+        "checkpoint": model.get("checkpoint") or "none (random initialisation)",
+        "checkpoint sha256": model.get("sha256"),
+        "preprocessing": _listed((model.get("preprocess") or {}).items()),
+        "data": data["spec"],
+        "data id": data["id"],
+        "images": f"{digest.done} of {digest.total} done, {len(digest.image)} used",
+        "batch size": manifest.get("batch_size"),
+        "dtype": manifest.get("dtype"),
+        "matmul precision": manifest.get("matmul_precision"),
+        "seed": manifest.get("seed"),
+        "devices": ", ".join(map(str, manifest.get("devices") or ())),
+        "images per second": f"{rate:.4g}" if rate else None,
+        "versions": _listed(manifest["versions"].items()),
+        "created": manifest.get("created"),
+        "finished": manifest.get("finished") or "not yet",
+    }
+    return {
+        "pairs": {
+            key: value for key, value in pairs.items() if value not in (None, "")
+        },
+        "skipped": manifest.get("skipped") or [],
+    }
+
+
+def _listed(items: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in items)
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    """Fill the template; every text from a run is escaped."""
+    import jinja2
+
+    source = resources.files("vitjax.report").joinpath("report.html.jinja")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "short": overlays.short_name}
+    return environment.from_string(source.read_text("utf-8")).render(context)

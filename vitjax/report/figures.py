@@ -1,0 +1,257 @@
+"""Curves over blocks, drawn for print (PNG) and for the page (SVG)."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from vitjax.report.panels import MEASURE_LABELS, Panel
+
+COLOURS = (
+    "#1f6fc4",  # blue
+    "#d0560a",  # vermilion
+    "#0b8060",  # green
+    "#a5378f",  # purple
+    "#8c6d00",  # ochre
+    "#5750c9",  # indigo
+    "#b3263d",  # crimson
+    "#4f6b75",  # slate
+)
+"""Of series, in order: apart for the colour-blind, 4.5 : 1 on white."""
+
+DARK = (
+    "#6cb0ff",
+    "#ff9a5c",
+    "#45c79c",
+    "#e68bd2",
+    "#d9b84a",
+    "#aaa5ff",
+    "#ff8494",
+    "#a3b7c0",
+)
+"""The same on a dark page."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+"""The same markers as characters, for legends in a page."""
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
+
+VARIABLES = {colour: f"var(--series-{i})" for i, colour in enumerate(COLOURS)}
+VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)"}
+VARIABLES |= {GRID: "var(--grid)", PAPER: "var(--paper)"}
+"""Print colour -> the page's variable: figures in a page follow its light or dark."""
+
+CELL = (4.1, 2.85)
+MARGIN = (0.62, 0.47, 0.12, 0.34)
+"""Inches: a panel with its labels; room left of, below, right of and above its axes."""
+
+
+def legend(panel_list: Sequence[Panel]) -> list[dict[str, str]]:
+    """What the lines of some panels mean, for the page: name, colour, sign."""
+    entries = {}
+    for series in (series for panel in panel_list for series in panel.series):
+        colour = VARIABLES[COLOURS[series.style % len(COLOURS)]]
+        sign = SIGNS[series.style % len(SIGNS)]
+        entries[series.name] = {"name": series.name, "colour": colour, "sign": sign}
+    return list(entries.values())
+
+
+def chance_text(panel_list: Sequence[Panel]) -> str:
+    """The legend of the dashed lines: every chance level among some panels."""
+    levels = sorted({level for panel in panel_list for level in panel.chance})
+    return "chance " + ", ".join(f"{level:.4g}" for level in levels)
+
+
+def png(panel_list: Sequence[Panel], *, dpi: int = 200) -> bytes:
+    """All panels as one figure for print, with a legend below."""
+    from matplotlib.figure import Figure
+
+    columns = _columns(panel_list)
+    rows = -(-len(panel_list) // columns)
+    names = list(dict.fromkeys(s.name for p in panel_list for s in p.series))
+    names.append(chance_text(panel_list))
+    width = columns * CELL[0] + 0.1
+    in_a_row = _legend_columns(names, width)
+    foot = 0.21 * -(-len(names) // in_a_row) + 0.12
+    height = rows * CELL[1] + foot
+    with style():
+        figure = Figure(figsize=(width, height))
+        limits, handles = _shared_limits(panel_list), {}
+        for place, panel in enumerate(panel_list):
+            row, column = divmod(place, columns)
+            corner = CELL[0] * column, foot + CELL[1] * (rows - 1 - row)
+            handles |= _draw(_axes(figure, *corner), panel, limits)
+        lines = [handles.get(name, handles[None]) for name in names]
+        figure.legend(lines, names, loc="lower center", ncols=in_a_row, borderpad=0.6)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _axes(figure, left, bottom):
+    """Axes in a cell with this corner, in inches: solving a layout takes seconds."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes(
+        (
+            (left + MARGIN[0]) / width,
+            (bottom + MARGIN[1]) / height,
+            (CELL[0] - MARGIN[0] - MARGIN[2]) / width,
+            (CELL[1] - MARGIN[1] - MARGIN[3]) / height,
+        )
+    )
+
+
+def _columns(panel_list) -> int:
+    """One stream a row, or two rows of two: streams stay below each other."""
+    most = max(Counter(panel.stream for panel in panel_list).values())
+    return most if most < 4 else 2 if most == 4 else 3
+
+
+def _legend_columns(names, inches) -> int:
+    """As many as fit, in rows as even as possible: about 15 characters an inch."""
+    widest = max(len(name) for name in names) + 7
+    fit = max(1, int(15 * inches / widest))
+    return -(-len(names) // -(-len(names) // fit))
+
+
+def svg(panel: Panel, *, key: str, among: Sequence[Panel] = ()) -> str:
+    """One panel for the page: scales with it, text in its font, colours its variables.
+
+    Args:
+        panel: what to draw.
+        key: letters that no other drawing of the page uses, for its identifiers.
+        among: panels that share the vertical axis.
+
+    Returns:
+        An `<svg>` element.
+    """
+    from matplotlib.figure import Figure
+
+    with style(**{"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure = Figure(figsize=CELL)
+        _draw(_axes(figure, 0, 0), panel, _shared_limits(among or [panel]))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    label = f"{MEASURE_LABELS[panel.measure]} over blocks, {panel.title}"
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def style(**more: Any) -> AbstractContextManager:
+    """A context with the settings that every drawing shares."""
+    from matplotlib import rc_context
+
+    settings: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": INK,
+        "text.parse_math": False,  # names of runs may hold a dollar
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.facecolor": "none",
+        "axes.linewidth": 0.7,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+    }
+    settings.update(more)
+    return rc_context(settings)
+
+
+def _draw(axes, panel, limits) -> dict[str, Any]:
+    """Fill one pair of axes; handles for a legend, by name."""
+    from matplotlib.ticker import MaxNLocator
+
+    handles = {}
+    for series in panel.series:
+        handles[series.name] = _line(axes, panel, series)
+    for level in panel.chance:
+        handles[None] = axes.axhline(
+            level, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5
+        )
+    axes.set_title(panel.title)
+    axes.set_ylabel(MEASURE_LABELS[panel.measure])
+    axes.set_xlabel("block / depth" if panel.relative else "block")
+    if panel.relative:
+        axes.set_xlim(0, 1.03)
+    else:
+        axes.set_xlim(0.5, panel.depth + 0.5)
+        whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(whole)
+        if panel.depth <= 12:
+            axes.set_xticks(range(1, panel.depth + 1))
+    axes.set_ylim(*(limits or _limits([panel])))
+    return handles
+
+
+def _line(axes, panel, series):
+    colour = COLOURS[series.style % len(COLOURS)]
+    x, low, high = panel.x(series), series.column("low"), series.column("high")
+    short = len(x) == 1  # a band has no width there
+    if panel.quartiles:
+        q25, q75 = series.column("q25"), series.column("q75")
+        if short:
+            axes.vlines(x, q25, q75, color=colour, alpha=0.25, linewidth=9)
+        else:
+            axes.fill_between(x, q25, q75, color=colour, alpha=0.13, linewidth=0)
+    if short:
+        axes.vlines(x, low, high, color=colour, linewidth=1.5)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.32, linewidth=0)
+    (line,) = axes.plot(
+        x,
+        series.column("mean"),
+        color=colour,
+        linewidth=1.6,
+        linestyle="-" if series.style < len(COLOURS) else "--",
+        marker=MARKERS[series.style % len(MARKERS)],
+        markersize=5 if len(x) <= 16 else 3.6,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.6,
+        zorder=3,
+        clip_on=False,  # whole markers at 0 and 1
+    )
+    return line
+
+
+def _shared_limits(panel_list) -> tuple[float, float] | None:
+    """Scores share their vertical range; rates differ too much between kinds."""
+    return None if panel_list[0].measure == "rate" else _limits(panel_list)
+
+
+def _limits(panel_list) -> tuple[float, float]:
+    """Vertical range that holds all lines, bands and chance levels."""
+    keys = ["mean", "low", "high"] + ["q25", "q75"] * panel_list[0].quartiles
+    values = [
+        v for p in panel_list for s in p.series for k in keys for v in s.column(k)
+    ]
+    values += [level for panel in panel_list for level in panel.chance]
+    values = [v for v in values if v == v]
+    if panel_list[0].measure == "rate":
+        top = max(max(values) * 1.08, 2 * min(panel_list[0].chance))
+        return 0.0, min(1.03, top)
+    bottom = 0.0 if panel_list[0].quartiles else int(10 * min(values)) / 10
+    return bottom, 1.03
