@@ -251,7 +251,8 @@ def test_a_broken_image_stops_the_run_and_skip_goes_on(
     order = [path.name for path in sorted(photos.glob("*/*.png"))]
     place = order.index("20.png")
     before = place // 8 * 8
-    assert f"{before} of 29 images are done" in caught.value.__notes__[0]
+    assert "--on-error skip" in caught.value.__notes__[0]
+    assert f"{before} of 29 images are done" in caught.value.__notes__[1]
     found = go(tiny, broken, tmp_path / "run", on_error="skip")
     skipped = found.manifest["skipped"]
     assert [(s["index"], s["name"]) for s in skipped] == [(place, "cat/20.png")]

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from vitjax.data.images import ImageError
 from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
@@ -189,6 +190,8 @@ def write(parts: Iterable[Part], buffer: Buffer, tick: Callable[[int], None]) ->
     except BaseException as error:
         with contextlib.suppress(StorageError):
             buffer.flush()
+        if isinstance(error, ImageError):
+            error.add_note("Repair it, or go on without it: --on-error skip.")
         error.add_note(progress_note(buffer.run))
         raise
 

@@ -1,0 +1,275 @@
+"""Commands do what they say; failures are one paragraph and no traceback."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitjax
+from vitjax import cli, variants
+from vitjax.data.demo import CLASSES
+from vitjax.results import StorageError, open_results
+from vitjax.runner.folder import Run
+
+TINY = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """A folder that `vitjax convert` wrote; a name for --model."""
+    folder = tmp_path_factory.mktemp("converted") / "tiny"
+    variants.save(vitjax.init(TINY, classes=CLASSES), folder)
+    return str(folder)
+
+
+def run(converted, out, *more, data="textured_digits"):
+    base = ["run", "identifiability", "--model", converted, "--data", data]
+    small = ["--out", str(out), "--limit", "12", "--batch-size", "4"]
+    return cli.main([*base, *small, *more])
+
+
+def test_run_writes_rows_and_says_where(converted, tmp_path, capsys):
+    assert run(converted, tmp_path / "run") == 0
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'run'}: 12 images" in shown.out
+    assert f"vitjax report {tmp_path / 'run'}" in shown.out
+    assert "12/12 images" in shown.err
+    assert open_results(tmp_path / "run")["done"][:].all()
+    assert run(converted, tmp_path / "run") == 0  # finished: returns at once
+    assert "12/12" not in capsys.readouterr().err
+
+
+def test_commands_are_callable_from_python(converted, tmp_path):
+    command = cli.Run(
+        recipe="identifiability",
+        model=converted,
+        data="textured_digits",
+        out=str(tmp_path),
+        limit=4,
+        batch_size=4,
+    )
+    assert command()["prediction"].shape == (4,)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        command.limit = 5
+
+
+def test_report_goes_beside_the_rows(converted, tmp_path, capsys):
+    run(converted, tmp_path / "run")
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert str(tmp_path / "run/report.html") in capsys.readouterr().out
+    assert (tmp_path / "run/report.html").stat().st_size > 1000
+    both = [str(tmp_path / "run")] * 2
+    assert cli.main(["report", *both, "--out", str(tmp_path / "both")]) == 0
+    assert (tmp_path / "both/report.html").exists()
+
+
+def test_demo_prints_a_table_and_says_where_the_report_is(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = vitjax.init("textured_digits")
+    monkeypatch.setattr(variants, "load", lambda name: model)
+    assert cli.main(["demo", "--images", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert "top-1 accuracy" in shown and "95 % interval" in shown
+    assert f"Report: {tmp_path / 'vitjax-demo/report.html'}" in shown
+    assert (tmp_path / "vitjax-demo/report.html").exists()
+    assert len(open_results(tmp_path / "vitjax-demo")["done"]) == 20
+
+
+def test_list_shows_every_model(capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(vitjax.list_models())
+    columns = lines[[line.split()[0] for line in lines].index("vit_ti16")].split()
+    assert columns[:5] == ["vit_ti16", "5,717,224", "224x224", "197", "1000"]
+
+
+def test_convert_writes_a_folder_that_loads(converted, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["convert", converted, "--out", "copy"]) == 0
+    left, right = vitjax.load(converted), vitjax.load("copy")
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    expected, _ = vitjax.forward(left, images)
+    np.testing.assert_array_equal(vitjax.forward(right, images)[0], expected)
+    assert right.classes == CLASSES
+    assert "float32" in capsys.readouterr().out
+
+
+def test_bench_prints_and_writes(tmp_path, capsys):
+    out = tmp_path / "figures" / "bench.json"
+    flags = ["--batch-size", "4", "--repetitions", "1", "--out", str(out)]
+    assert cli.main(["bench", "--model", "textured_digits", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "images/s" in shown and "plain forward passes" in shown
+    figures = json.loads(out.read_text())
+    assert figures["ratio"] > 0 and figures["forward"]["temporary_bytes"] > 0
+
+
+FAILURES = {
+    "no such model": (
+        ["--model", "vit_xxl"],
+        "There is no model 'vit_xxl'",
+    ),
+    "no such checkpoint": (
+        ["--model", "vit_ti16", "--checkpoint", "/nowhere.npz"],
+        "/nowhere.npz",
+    ),
+    "no such folder": (["--data", "folder:/nowhere"], "no folder /nowhere"),
+    "no such source": (["--data", "pictures"], "'pictures' names no data set"),
+    "no such split": (["--data", "textured_digits:x"], "no split 'x'"),
+    "batch of none": (["--batch-size", "0"], "batch_size is 0"),
+    "limit of none": (["--limit", "0"], "limit is 0"),
+    "below /proc": (["--out", "/proc/nothing/run"], "may write there"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_is_one_paragraph(converted, tmp_path, capsys, name):
+    flags, message = FAILURES[name]
+    assert run(converted, tmp_path / "run", *flags) == 1
+    shown = capsys.readouterr()
+    assert_one_paragraph(shown.err, message)
+    assert shown.out == ""
+
+
+def assert_one_paragraph(text, message):
+    lines = [line for line in text.splitlines() if "images," not in line]
+    assert len(lines) == 1 and lines[0].startswith("vitjax: "), text
+    assert message in lines[0]
+    assert "Traceback" not in text and "tensorstore_spec" not in text
+
+
+def test_traceback_is_there_for_who_asks(converted, tmp_path, capsys):
+    flags = ["--data", "folder:/nowhere", "--traceback"]
+    assert run(converted, tmp_path, *flags) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "no folder /nowhere" in shown
+
+
+def test_an_out_that_cannot_be_a_folder(converted, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert run(converted, tmp_path / "file" / "run") == 1
+    assert_one_paragraph(capsys.readouterr().err, "Not a directory")
+
+
+def test_a_truncated_checkpoint(converted, tmp_path, capsys):
+    shutil.copytree(converted, tmp_path / "cut")
+    path = tmp_path / "cut/model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+    assert run(str(tmp_path / "cut"), tmp_path / "run") == 1
+    assert_one_paragraph(capsys.readouterr().err, "model.safetensors")
+
+
+def test_a_checkpoint_of_other_shape(converted, tmp_path, capsys):
+    flags = ["--model", "vit_ti16", "--checkpoint", converted]
+    assert run(converted, tmp_path / "run", *flags) == 1
+    assert "vit_ti16" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run(converted, tmp_path, capsys):
+    assert run(converted, tmp_path) == 0
+    capsys.readouterr()
+    assert run(converted, tmp_path, "--limit", "8") == 1
+    message = "holds another run: data.images is 12 there and 8 here"
+    assert_one_paragraph(capsys.readouterr().err, message)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number, name in enumerate(CLASSES):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / "a.png")
+    return tmp_path / "pictures"
+
+
+def test_a_label_outside_the_classes(converted, pictures, tmp_path, capsys):
+    (pictures / "eight").rename(pictures / "eigth")
+    assert run(converted, tmp_path / "run", data=f"folder:{pictures}") == 1
+    error = capsys.readouterr().err
+    assert_one_paragraph(error, "'eigth'")
+    assert "eight" in error  # the near match
+
+
+def test_a_broken_image_names_its_file_and_skip_goes_on(
+    converted, pictures, tmp_path, capsys
+):
+    (pictures / "zero/a.png").write_bytes(b"no picture")
+    arguments = converted, tmp_path / "run"
+    assert run(*arguments, data=f"folder:{pictures}") == 1
+    error = capsys.readouterr().err
+    assert_one_paragraph(error, "zero/a.png")
+    assert "8 of 10 images are done" in error and "--on-error skip" in error
+    assert run(*arguments, "--on-error", "skip", data=f"folder:{pictures}") == 0
+    assert "1 of them could not be read" in capsys.readouterr().out
+
+
+def test_a_full_disk_loses_nothing(converted, tmp_path, capsys, monkeypatch):
+    def full(self, start, rows):
+        raise StorageError("Cannot write rows: No space left on device. Make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_rows", full)
+        assert run(converted, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert_one_paragraph(error, "No space left on device")
+    assert "the same command goes on" in error
+    assert run(converted, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, 130), (cli.Terminated, 143)]
+)
+def test_stopped_says_how_to_go_on(
+    converted, tmp_path, capsys, monkeypatch, error, status
+):
+    def stopped(self, part):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitjax.runner.buffer.Buffer.add", stopped)
+        assert run(converted, tmp_path / "my run") == status
+    shown = capsys.readouterr().err
+    assert "Stopped. 0 of 12 images are done" in shown and "Traceback" not in shown
+    assert f"  vitjax run identifiability --model {converted}" in shown
+    assert f"--out '{tmp_path / 'my run'}'" in shown
+
+
+def test_out_of_memory_names_the_batch_size(converted, tmp_path, capsys, monkeypatch):
+    def exhausted(self, batch):
+        raise MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr("vitjax.runner.job.Job.step", exhausted)
+    assert run(converted, tmp_path) == 1
+    assert_one_paragraph(capsys.readouterr().err, "smaller --batch-size")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["run"], ["run", "--limit", "x"]]
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_other_arguments(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{vitjax.__version__}\n"
+    assert cli.main(["report"]) == 1
+    assert cli.main(["convert", "weights.npz"]) == 1
+    assert "--model" in capsys.readouterr().err
+    assert cli.main(["bench", "--model", "textured_digits", "--platform", "tpu"]) == 1
+    assert "no tpu here" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "vitjax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == vitjax.__version__
