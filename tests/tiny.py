@@ -71,10 +71,6 @@ def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
         else:
             out[key] = value
     position = out.pop("pos_embedding")
-    if "cls" in out:
-        own = np.full_like(position[:, :1], 0.25)
-        out["cls"] = out["cls"] - own
-        position = np.concatenate([own, position], 1)
     out["Transformer/posembed_input/pos_embedding"] = position
     np.savez(path, **{prefix + key: value for key, value in out.items()})
     return out
@@ -112,16 +108,11 @@ def write_timm(path, model: Model, *, prefix: str = "") -> dict:
                 out[f"{name}ls{j + 1}.gamma"] = at[f"LayerScale_{j}"]["gamma"]
     for name, norm in norms.items():
         out |= {name + ".weight": norm["scale"], name + ".bias": norm["bias"]}
-    position = [params["pos_embedding"]]
     if cfg.registers:
-        own = np.full((1, cfg.registers, cfg.dim), -0.5, np.float32)
-        out["reg_token"] = params["registers"] - own
-        position.insert(0, own)
+        out["reg_token"] = params["registers"]
     if cfg.class_token:
-        own = np.full((1, 1, cfg.dim), 0.25, np.float32)
-        out["cls_token"] = params["cls"] - own
-        position.insert(0, own)
-    out["pos_embed"] = np.concatenate(position, 1)
+        out["cls_token"] = params["cls"]
+    out["pos_embed"] = params["pos_embedding"]
     out = {prefix + k: np.ascontiguousarray(v) for k, v in out.items()}
     safetensors.numpy.save_file(out, path)
     return out

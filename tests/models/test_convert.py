@@ -157,12 +157,30 @@ def test_position_embeddings_resize_by_dialect(tmp_path):
     larger = Config(**tiny.SHAPE | {"image_size": 64})
     tiny.write_google(tmp_path / "m.npz", model, linen=True)
     tiny.write_timm(tmp_path / "m.safetensors", model)
-    grid = np.asarray(model.params["pos_embedding"]).reshape(4, 4, -1)
+    position = np.asarray(model.params["pos_embedding"])
+    grid = position[:, 1:].reshape(4, 4, -1)
     for file, resize in (("m.npz", resize_corners), ("m.safetensors", resize_bicubic)):
         params = read(tmp_path / file, larger)
         expected = resize(grid, (8, 8)).reshape(1, 64, -1)
-        np.testing.assert_allclose(params["pos_embedding"], expected, atol=1e-6)
-        np.testing.assert_allclose(params["cls"], model.params["cls"], atol=1e-6)
+        ours = np.asarray(params["pos_embedding"])
+        np.testing.assert_allclose(ours[:, 1:], expected, atol=1e-6)
+        np.testing.assert_array_equal(ours[:, :1], position[:, :1])
+
+
+def test_prefix_tokens_without_a_position_have_position_zero(tmp_path):
+    model = tiny.make(tiny.CONFIGS["registers"])
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    for start in (3, 4):  # registers without positions; neither registers nor [CLS]
+        full = np.asarray(model.params["pos_embedding"])
+        there = (
+            full[:, 4:] if start == 4 else np.concatenate([full[:, :1], full[:, 4:]], 1)
+        )
+        arrays["pos_embed"] = np.ascontiguousarray(there)
+        safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+        params = read(tmp_path / "m.safetensors", model.config)
+        expected = full.copy()
+        expected[:, 4 - start : 4] = 0
+        np.testing.assert_array_equal(params["pos_embedding"], expected)
 
 
 def test_flatten_and_unflatten_are_inverse():

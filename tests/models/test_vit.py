@@ -66,9 +66,8 @@ def reference(model, images):
         patches = image.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
         kernel = p["embedding"]["kernel"].reshape(-1, cfg.dim)
         x = patches.reshape(rows * columns, -1) @ kernel + p["embedding"]["bias"]
-        x = x + p["pos_embedding"][0]
         prefix = [p[n][0] for n in ("cls", "registers") if n in p]
-        x = np.concatenate([*prefix, x])
+        x = np.concatenate([*prefix, x]) + p["pos_embedding"][0]
         for i in range(cfg.depth):
             q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
             x = x + update(

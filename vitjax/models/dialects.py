@@ -77,28 +77,21 @@ def third(which: int) -> Callable[..., np.ndarray]:
     return make
 
 
-def class_token(token, position, *, config, dialect):
-    """[CLS] with its position inside."""
+def positions(position, *, config, dialect):
+    """One position per token: the patches' resized to the model's grid.
+
+    Prefix tokens that the file gives no position (registers in timm, [CLS] in
+    big_vision) have position 0.
+    """
     extra = prefix_positions(position.shape[1], config)
-    return token + position[:, :1] if extra else token
-
-
-def registers(token, position, *, config, dialect):
-    """Register tokens with their positions inside, where the file gives them any."""
-    start = int(config.class_token)
-    extra = prefix_positions(position.shape[1], config)
-    return token + position[:, start:extra] if extra > start else token
-
-
-def patch_positions(position, *, config, dialect):
-    """Positions of the patches, resized to the model's grid."""
-    extra = prefix_positions(position.shape[1], config)
-    position = position[:, extra:]
-    if position.shape[1] == config.patches:
-        return position
-    side = math.isqrt(position.shape[1])
-    grid = position.reshape(side, side, -1)
-    return RESIZE[dialect.resize](grid, config.grid).reshape(1, config.patches, -1)
+    prefix, patches = position[:, :extra], position[:, extra:]
+    if patches.shape[1] != config.patches:
+        side = math.isqrt(patches.shape[1])
+        grid = patches.reshape(side, side, -1)
+        grid = RESIZE[dialect.resize](grid, config.grid)
+        patches = grid.reshape(1, config.patches, -1)
+    bare = np.zeros((1, config.prefix - extra, position.shape[2]), np.float32)
+    return np.concatenate([prefix, bare, patches], axis=1)
 
 
 def prefix_positions(count: int, config: Config) -> int:
@@ -160,9 +153,9 @@ def google_entries(attention: str, norm: str, mlp: str) -> Callable:
             table += [
                 Entry(f"{name}/{leaf}", (f"{name}/{leaf}",), keep) for leaf in leaves
             ]
-        table.append(Entry("pos_embedding", (position,), patch_positions))
+        table.append(Entry("pos_embedding", (position,), positions))
         if config.class_token:
-            table.append(Entry("cls", ("cls", position), class_token))
+            table.append(Entry("cls", ("cls",), keep))
         return table
 
     return entries
@@ -178,7 +171,7 @@ def timm_entries(config: Config) -> list[Entry]:
         Entry("embedding/bias", ("patch_embed.proj.bias",), keep),
         Entry("head/kernel", ("head.weight",), transpose),
         Entry("head/bias", ("head.bias",), keep),
-        Entry("pos_embedding", ("pos_embed",), patch_positions),
+        Entry("pos_embedding", ("pos_embed",), positions),
     ]
     for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
         if ours == "bias" and not config.qkv_bias:
@@ -207,9 +200,9 @@ def timm_prefix(config: Config) -> list[Entry]:
     """Tokens before the first patch."""
     table = []
     if config.class_token:
-        table.append(Entry("cls", ("cls_token", "pos_embed"), class_token))
+        table.append(Entry("cls", ("cls_token",), keep))
     if config.registers:
-        table.append(Entry("registers", ("reg_token", "pos_embed"), registers))
+        table.append(Entry("registers", ("reg_token",), keep))
     return table
 
 
@@ -220,13 +213,7 @@ def own_entries(config: Config) -> list[Entry]:
         for path in parameter_shapes(config, 1)
         if path != "pos_embedding"
     ]
-    return [*table, Entry("pos_embedding", ("pos_embedding",), own_positions)]
-
-
-def own_positions(position, *, config, dialect):
-    """Positions of the patches; ours hold no prefix."""
-    bare = dataclasses.replace(config, class_token=False, registers=0)
-    return patch_positions(position, config=bare, dialect=dialect)
+    return [*table, Entry("pos_embedding", ("pos_embedding",), positions)]
 
 
 KERNEL = ("kernel", "bias")

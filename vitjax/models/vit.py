@@ -1,8 +1,8 @@
 """The one Vision Transformer, in Flax Linen, with a tap on every intermediate.
 
 Parameter names follow big_vision's scanned ViT: blocks are stacked on a leading
-`layer` axis, and `pos_embedding` belongs to the patches alone; prefix tokens carry
-their position inside themselves.
+`layer` axis. `pos_embedding` has one entry per token, prefix tokens first, as in the
+original ViT.
 """
 
 import math
@@ -237,7 +237,7 @@ class VisionTransformer(nn.Module):
             cfg.dim, patch, patch, "VALID", kernel_init=uniform, bias_init=uniform
         )
         self.pos_embedding = self.param(
-            "pos_embedding", NORMAL, (1, cfg.patches, cfg.dim)
+            "pos_embedding", NORMAL, (1, cfg.tokens, cfg.dim)
         )
         if cfg.class_token:
             self.cls = self.param("cls", NORMAL, (1, 1, cfg.dim))
@@ -254,13 +254,16 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "batch token dim"]:
         """The stream entering block 0."""
         x = self.embedding(images)
-        x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding
+        prefix = self.config.prefix
+        x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding[:, prefix:]
         if edits.select is not None:
             x = jnp.take_along_axis(x, jnp.asarray(edits.select)[:, :, None], axis=1)
-        prefix = [self.cls] if self.config.class_token else []
-        prefix += [self.registers] if self.config.registers else []
-        prefix = [jnp.tile(token, (x.shape[0], 1, 1)) for token in prefix]
-        return jnp.concatenate([*prefix, x], axis=1)
+        if not prefix:
+            return x
+        tokens = [self.cls] if self.config.class_token else []
+        tokens += [self.registers] if self.config.registers else []
+        first = jnp.concatenate(tokens, axis=1) + self.pos_embedding[:, :prefix]
+        return jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
 
     def readout(
         self, x: Float[Array, "batch token dim"], edits: Edits
