@@ -1,14 +1,24 @@
 """Rows on disk: numpy's slicing, named dimensions, other readers, clear errors."""
 
+import http.server
 import json
 import pathlib
 import subprocess
 import sys
+import threading
+import urllib.parse
 
 import numpy as np
 import pytest
 
-from vitjax.results import ArraySpec, StorageError, kvstore, open_results, write_bytes
+from vitjax.results import (
+    ArraySpec,
+    Rows,
+    StorageError,
+    kvstore,
+    open_results,
+    write_bytes,
+)
 from vitjax.runner.folder import start_run
 
 IMAGES, LAYERS, TOKENS = 10, 3, 4
@@ -136,6 +146,22 @@ def test_xarray_sees_dimensions_and_coordinates(tmp_path):
         found = dataset["logit"].sel(layer=1).values
         np.testing.assert_array_equal(found, rows(0, IMAGES)["logit"][:, 1])
     assert json.loads(dataset.attrs["manifest"])["recipe"] == "identifiability"
+    chosen = dataset["rank"][[7, 2]].sel(token=[3, 0]).values
+    np.testing.assert_array_equal(chosen, rows(0, IMAGES)["rank"][[7, 2]][..., [3, 0]])
+
+
+def test_xarray_reads_only_what_is_selected(tmp_path, monkeypatch):
+    pytest.importorskip("xarray")
+    start(tmp_path).write_rows(0, rows(0, IMAGES))
+    dataset = open_results(tmp_path).to_xarray()
+    read = []
+    slices = Rows.__getitem__
+    monkeypatch.setattr(
+        Rows, "__getitem__", lambda self, key: read.append(key) or slices(self, key)
+    )
+    found = dataset["rank"].isel(image=slice(4, 6)).max("token").values
+    assert len(read) == 1 and read[0][0] == slice(4, 6, 1)
+    np.testing.assert_array_equal(found, rows(4, 6)["rank"].max(-1))
 
 
 def test_opening_the_same_run_again_keeps_its_rows(tmp_path):
@@ -256,3 +282,66 @@ def test_a_manifest_is_replaced_whole(tmp_path):
     write_bytes(str(tmp_path), "manifest.json", b"y")
     assert (tmp_path / "manifest.json").read_bytes() == b"y"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+class Bucket(http.server.BaseHTTPRequestHandler):
+    """As much of a bucket's HTTP interface as a run needs."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def reply(self, status, body=b"", generation=0):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("x-goog-generation", str(generation))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path).path
+        name = urllib.parse.unquote(path.partition("/b/bucket/o/")[2])
+        if name in self.server.objects:
+            self.reply(200, *self.server.objects[name])
+        else:
+            self.reply(404)
+
+    def do_POST(self):
+        query = urllib.parse.urlparse(self.path).query
+        name = urllib.parse.parse_qs(query)["name"][0]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        generation = self.server.objects.get(name, (b"", 0))[1] + 1
+        self.server.objects[name] = (body, generation)
+        size = {"generation": str(generation), "size": str(len(body))}
+        self.reply(200, json.dumps({"name": name, **size}).encode(), generation)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    server.objects = {}
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.objects
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_runs_live_in_buckets(bucket):
+    path = "gs://bucket/some runs/one"
+    start(path).write_rows(0, rows(0, 8))
+    start(path).write_rows(8, rows(8, IMAGES))
+    results = open_results(path + "/")
+    np.testing.assert_array_equal(results["rank"][:], rows(0, IMAGES)["rank"])
+    assert results["done"][:].all()
+    assert "some runs/one/manifest.json" in bucket
+    assert "some runs/one/rows.zarr/rank/zarr.json" in bucket
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        start(path, seed=1)
+    with pytest.raises(FileNotFoundError, match="gs://bucket/nothing"):
+        open_results("gs://bucket/nothing")

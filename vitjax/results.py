@@ -181,14 +181,38 @@ class Results:
         """An `xarray.Dataset` with named dimensions and coordinates, read lazily.
 
         Raises:
-            ImportError: xarray or zarr is not installed.
+            ImportError: xarray is not installed.
         """
         import xarray
-        import zarr  # noqa: F401  xarray's own message does not name it
 
-        url = join(self.path, ROWS)
-        dataset = xarray.open_zarr(url, consolidated=False, chunks=None)
-        return dataset.assign_attrs(manifest=json.dumps(self.manifest))
+        arrays = {name: self[name] for name in self.names}
+        axes = dict.fromkeys(axis for rows in arrays.values() for axis in rows.dims)
+        kept = [
+            axis for axis in axes if read_bytes(self.path, f"{ROWS}/{axis}/zarr.json")
+        ]
+        return xarray.Dataset(
+            {name: lazy_variable(rows) for name, rows in arrays.items()},
+            {axis: (axis, Rows(open_store(self.path, axis))[:]) for axis in kept},
+            {"manifest": json.dumps(self.manifest)},
+        )
+
+
+def lazy_variable(rows: Rows) -> Any:
+    """An `xarray.Variable` that reads what is selected of it."""
+    import xarray
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    class Lazy(BackendArray):
+        shape, dtype = rows.shape, rows.dtype
+
+        def __getitem__(self, key):
+            basic = indexing.IndexingSupport.BASIC
+            return indexing.explicit_indexing_adapter(
+                key, rows.shape, basic, rows.__getitem__
+            )
+
+    return xarray.Variable(rows.dims, indexing.LazilyIndexedArray(Lazy()))
 
 
 def open_results(path: str | os.PathLike) -> Results:
