@@ -50,7 +50,7 @@ def test_one_draw_serves_all_quantities():
 
 
 def test_draws_in_pieces_are_the_same_draws():
-    # 5,000 images: 838 draws fit together, so that 900 need two pieces.
+    # 5,000 images: 419 draws fit together, so that 900 need three pieces.
     values = np.random.default_rng(5).normal(size=(5_000, 1))
     draw, means = np.random.default_rng(0), []
     for _ in range(900):

@@ -67,7 +67,7 @@ def bootstrap_mean(
 def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
     """Means of resampled images, some draws at a time: matrix products are fast."""
     images, draw = len(filled), np.random.default_rng(seed)
-    together = max(1, 2**22 // images)  # at most 32 MB of draws
+    together = max(1, 2**21 // images)  # at most 16 MB of draws
     weights = None if present.all() else present.astype(np.float64)
     for start in range(0, resamples, together):
         drawn = np.stack(

@@ -37,7 +37,7 @@ def write(path, config, classes, arrays, **manifest):
         "seed": 0,
         "limit": None,
         "versions": {"vitjax": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
-        "devices": ["cpu"],
+        "devices": {"platform": "cpu", "count": 2},
         "arrays": dims,
         "created": "2025-01-01T10:00:00+00:00",
         "finished": "2025-01-01T10:01:00+00:00",
@@ -49,6 +49,10 @@ def write(path, config, classes, arrays, **manifest):
         entries[key] = {**entries[key], **value} if nested else value
     path.mkdir(parents=True, exist_ok=True)
     (path / "manifest.json").write_text(json.dumps(entries))
+    rows = [f"{n},photos/file {n}.jpg,," for n in range(total)]
+    if entries["finished"]:
+        table = "\n".join(["index,name,label_name,label", *rows])
+        (path / "images.csv").write_text(table)
     for name, (axes, values) in arrays.items():
         spec = results.ArraySpec(tuple(axes), values.shape, values.dtype.name)
         chunk = max(1, min(4, len(values)))

@@ -141,6 +141,8 @@ def test_the_page_says_what_was_run(make_run, tmp_path):
         "float32",
         "jax 0.10.2",
         "31.5",
+        "platform cpu, count 2",
+        "image 1 file 1.jpg",
         "1 − rank / C",
         "Vilas et al. 2023",
     ):

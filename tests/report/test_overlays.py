@@ -38,6 +38,7 @@ def test_maps_hold_the_rows(make_run):
     fields = {"image_size": (8, 16), "registers": 1, "depth": 12}
     run = make_run(fields=fields, masks=True, pictures=3)
     for image, maps in enumerate(all_maps(run)):
+        assert maps.name == f"photos/file {image}.jpg"
         assert maps.image == image and maps.layers == (1, 3, 5, 7, 9, 11)
         expected = run["rank_residual"][image, 1::2, 2:].reshape(6, 2, 4)
         np.testing.assert_array_equal(maps.ranks, expected)
@@ -58,6 +59,10 @@ def test_pictures_that_are_not_there(make_run):
     images = np.array([0, 1, -1], np.int32)
     run = make_run(pictures=3, change={"done": done, "picture_image": images})
     assert [maps.image for maps in all_maps(run)] == [0]
+
+
+def test_names_come_at_the_end(make_run):
+    assert all_maps(make_run(manifest={"finished": None}))[0].name == ""
 
 
 def test_without_a_label_there_is_no_map(make_run):

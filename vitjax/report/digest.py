@@ -38,7 +38,7 @@ TOKENS = {
 
 MEASURES = ("identifiability", "rate")
 
-WINDOW_BYTES = 2**25
+WINDOW_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -231,6 +231,7 @@ def _maps(folder, names, digests, maps) -> dict[str, Any] | None:
 def _card(maps: overlays.Maps) -> dict[str, Any]:
     return {
         "image": maps.image,
+        "name": pathlib.PurePath(maps.name).name,
         "label": maps.label,
         "picture": overlays.data_url(overlays.picture_image(maps)),
         "small": max(maps.picture.shape) <= 128,  # enlarged without smoothing
@@ -264,11 +265,12 @@ def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
     pairs = {
         "recipe": manifest["recipe"],
         "model": model["name"],
-        "architecture": _listed(model["config"].items()),
+        "architecture": _listed(model["config"]),
         "classes": len(model["classes"]),
         "checkpoint": model.get("checkpoint") or "none (random initialisation)",
         "checkpoint sha256": model.get("sha256"),
-        "preprocessing": _listed((model.get("preprocess") or {}).items()),
+        "parameters sha256": model.get("parameters_sha256"),
+        "preprocessing": _listed(model.get("preprocess") or {}),
         "data": data["spec"],
         "data id": data["id"],
         "images": f"{digest.done} of {digest.total} done, {len(digest.image)} used",
@@ -276,10 +278,11 @@ def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
         "dtype": manifest.get("dtype"),
         "matmul precision": manifest.get("matmul_precision"),
         "seed": manifest.get("seed"),
-        "devices": ", ".join(map(str, manifest.get("devices") or ())),
+        "devices": _listed(manifest.get("devices") or ()),
         "images per second": f"{rate:.4g}" if rate else None,
-        "versions": _listed(manifest["versions"].items()),
+        "versions": _listed(manifest["versions"]),
         "created": manifest.get("created"),
+        "resumed": ", ".join(map(str, manifest.get("resumed") or ())),
         "finished": manifest.get("finished") or "not yet",
     }
     return {
@@ -290,8 +293,10 @@ def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
     }
 
 
-def _listed(items: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in items)
+def _listed(values: Mapping[str, Any] | Iterable[Any]) -> str:
+    """A manifest's dict or list in a line."""
+    pairs = values.items() if isinstance(values, Mapping) else [(v,) for v in values]
+    return ", ".join(" ".join(map(str, pair)) for pair in pairs)
 
 
 def _render(context: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ VARIABLES |= {GRID: "var(--grid)", PAPER: "var(--paper)"}
 """Print colour -> the page's variable: figures in a page follow its light or dark."""
 
 CELL = (4.1, 2.85)
-MARGIN = (0.62, 0.47, 0.12, 0.34)
+MARGIN = (0.66, 0.47, 0.12, 0.34)
 """Inches: a panel with its labels; room left of, below, right of and above its axes."""
 
 
@@ -203,6 +203,7 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
         axes.xaxis.set_major_locator(whole)
         if panel.depth <= 12:
             axes.set_xticks(range(1, panel.depth + 1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_ylim(*(limits or _limits([panel])))
     return handles
 

@@ -6,6 +6,7 @@ there is one, and a grey cell a token that was absent.
 """
 
 import base64
+import csv
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Int, UInt8
 from vitjax.report import figures
 from vitjax.report.digest import Digest
 from vitjax.report.panels import MEASURE_LABELS
-from vitjax.results import Results
+from vitjax.results import Results, read_bytes
 
 COLOUR_MAP = "viridis"
 ABSENT = (128, 128, 128)
@@ -34,6 +35,7 @@ class Maps:
     Args:
         picture: as the model saw it.
         image: its position in the data set.
+        name: of its file; empty while the run goes on.
         label: name of its class, None where unknown.
         prediction: name of the model's first class.
         correct: whether they are the same; None without a label.
@@ -47,6 +49,7 @@ class Maps:
 
     picture: UInt8[np.ndarray, "height width channel"]
     image: int
+    name: str
     label: str | None
     prediction: str
     correct: bool | None
@@ -75,15 +78,15 @@ def picture_maps(run: Results, digest: Digest, *, most: int = 8) -> list[Maps]:
     """
     if "picture" not in run or "picture_image" not in run:
         return []
-    found = []
+    found, names = [], _image_names(run)
     for place, image in enumerate(run["picture_image"][:].tolist()):
         there = image >= 0 and bool(run["done"][image]) and bool(run["valid"][image])
         if there and len(found) < most:
-            found.append(_maps(run, digest, place, image))
+            found.append(_maps(run, digest, place, image, names.get(image, "")))
     return found
 
 
-def _maps(run, digest, place, image) -> Maps:
+def _maps(run, digest, place, image, name) -> Maps:
     config, names = digest.config, digest.classes
     layers = shown_layers(config.depth)
     label, prediction = int(run["label"][image]), int(run["prediction"][image])
@@ -98,6 +101,7 @@ def _maps(run, digest, place, image) -> Maps:
     return Maps(
         picture=run["picture"][place],
         image=image,
+        name=name,
         label=names[label] if label >= 0 else None,
         prediction=names[prediction],
         correct=label == prediction if label >= 0 else None,
@@ -107,6 +111,13 @@ def _maps(run, digest, place, image) -> Maps:
         mask=mask,
         classes=len(names),
     )
+
+
+def _image_names(run) -> dict[int, str]:
+    """From images.csv, which a run writes at its end."""
+    table = read_bytes(run.path, "images.csv")
+    lines = [] if table is None else table.decode().splitlines()
+    return {int(row["index"]): row["name"] for row in csv.DictReader(lines)}
 
 
 def shown_layers(depth: int, *, count: int = MAPS) -> tuple[int, ...]:
@@ -180,6 +191,7 @@ def maps_table(maps: Maps, *, run: str) -> list[dict[str, Any]]:
             {
                 "run": run,
                 "image": maps.image,
+                "name": maps.name,
                 "label": maps.label,
                 "prediction": maps.prediction,
                 "layer": layer,
