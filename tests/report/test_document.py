@@ -255,7 +255,7 @@ def test_above_chance(make_run, tmp_path):
     ranks = np.full((9, 4, 17), 4, np.int32)  # always last: below chance
     ranks[:, 2:, 0] = 0  # [CLS] first from block 3 on
     ranks[:, 1, 0] = 0  # and in block 2
-    ranks[:, 2, 0] = 4  # but not in block 3
+    ranks[:4, 2, 0] = 4  # but less surely in block 3: mean 0.64, chance 0.6
     run = make_run(fields={"depth": 4}, change={"rank_residual": ranks})
     reduced = digest(run)
     rows = reduction.curve_table(reduced, run="a")
