@@ -1,4 +1,4 @@
-"""The public API: annotated, documented, keyword-only defaults, at home in jit and vmap."""
+"""The public API: annotated, documented, at home in jit and vmap."""
 
 import inspect
 

@@ -78,7 +78,7 @@ def test_load_an_architecture_with_a_file(tmp_path):
     counted = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
     assert counted.classes == tuple("0123456")
     named = vitjax.load(
-        model.config, checkpoint=tmp_path / "m.npz", classes="a b c d e f g".split()
+        model.config, checkpoint=tmp_path / "m.npz", classes=list("abcdefg")
     )
     assert named.class_ids == tuple("abcdefg")
     assert named.preprocess == vitjax.Preprocess(32, 32)

@@ -107,7 +107,7 @@ def digest(run: Results, *, streams: Sequence[str] = tuple(STREAMS)) -> Digest:
             "Make one with `vitjax run identifiability`."
         )
     model = run.manifest["model"]
-    config, classes = _config(model["config"]), tuple(model["classes"])
+    config, classes = Config.from_dict(model["config"]), tuple(model["classes"])
     done, valid = run["done"][:], run["valid"][:]
     label, prediction = run["label"][:], run["prediction"][:]
     use = done & valid & (label >= 0)
@@ -126,12 +126,6 @@ def digest(run: Results, *, streams: Sequence[str] = tuple(STREAMS)) -> Digest:
         tokens=tokens,
         curves=_curves(run, config, len(classes), use, present, tokens),
     )
-
-
-def _config(fields) -> Config:
-    """As it was before JSON made lists of tuples."""
-    fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return Config(**fixed)  # pyright: ignore[reportArgumentType]
 
 
 def _curves(run, config, classes, use, streams, tokens) -> dict[str, np.ndarray]:

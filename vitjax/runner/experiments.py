@@ -51,7 +51,7 @@ def identifiability(
 
     For the stream after each block and for what attention and MLP add to it: the rank
     and the logit of the true class among `project(model.class_space, state)`. The
-    stream's class logits are carried through the blocks, as `analysis.readouts` explains.
+    stream's class logits are carried through the blocks: see `analysis.readouts`.
 
     Args:
         model: the model.
