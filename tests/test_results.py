@@ -2,69 +2,19 @@
 
 import http.server
 import json
-import pathlib
-import subprocess
-import sys
 import threading
 import urllib.parse
 
 import numpy as np
 import pytest
+from small_run import IMAGES, LAYERS, SPECS, TOKENS, rows, start
 
 from vitjax.results import (
-    ArraySpec,
     Rows,
-    StorageError,
     kvstore,
     open_results,
     write_bytes,
 )
-from vitjax.runner.folder import start_run
-
-IMAGES, LAYERS, TOKENS = 10, 3, 4
-
-
-def manifest(**changes):
-    base = {
-        "format": "vitjax-run",
-        "format_version": 1,
-        "recipe": "identifiability",
-        "recipe_options": {"top": 5},
-        "model": {"name": "tiny", "checkpoint": "/a", "sha256": "1", "classes": ["a"]},
-        "data": {"spec": "folder:x", "id": "folder/1", "images": IMAGES},
-        "batch_size": 4,
-        "dtype": "float32",
-        "matmul_precision": "highest",
-        "seed": 0,
-        "limit": None,
-    }
-    return base | changes
-
-
-SPECS = {
-    "rank": ArraySpec(("image", "layer", "token"), (IMAGES, LAYERS, TOKENS), "int32"),
-    "logit": ArraySpec(("image", "layer"), (IMAGES, LAYERS), "float32"),
-    "valid": ArraySpec(("image",), (IMAGES,), "bool"),
-    "kind": ArraySpec(("image",), (IMAGES,), "int8"),
-    "picture": ArraySpec(("shown", "height"), (2, 6), "uint8"),
-}
-COORDINATES = {
-    "image": np.arange(IMAGES, dtype=np.int32),
-    "layer": np.arange(LAYERS, dtype=np.int32),
-}
-
-
-def start(path, **changes):
-    return start_run(
-        path, manifest(**changes), SPECS, coordinates=COORDINATES, batch_size=4
-    )
-
-
-def rows(start, stop):
-    rng = np.random.default_rng(0)
-    rank = rng.integers(9, size=(IMAGES, LAYERS, TOKENS)).astype(np.int32)
-    logit = rng.standard_normal((IMAGES, LAYERS)).astype(np.float32)
-    return {"rank": rank[start:stop], "logit": logit[start:stop]}
 
 
 def test_unwritten_rows_read_as_their_fill_values(tmp_path):
@@ -164,63 +114,6 @@ def test_xarray_reads_only_what_is_selected(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found, rows(4, 6)["rank"].max(-1))
 
 
-def test_opening_the_same_run_again_keeps_its_rows(tmp_path):
-    start(tmp_path).write_rows(0, rows(0, 8))
-    moved = manifest()["model"] | {"checkpoint": "/elsewhere"}
-    again = start(tmp_path, model=moved)
-    assert again.read("done").tolist() == [True] * 8 + [False] * 2
-    assert again.manifest["model"]["checkpoint"] == "/a"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"recipe": "probe"}, 'recipe is "identifiability" there and "probe" here'),
-        ({"batch_size": 8}, "batch_size is 4 there and 8 here"),
-        ({"recipe_options": {"top": 3}}, "recipe_options.top is 5 there and 3 here"),
-        ({"dtype": "bfloat16"}, "dtype"),
-        (
-            {"model": {"name": "tiny", "sha256": "2", "classes": ["a"] * 100}},
-            'model.sha256 is "1" there and "2" here; model.classes differs',
-        ),
-        ({"data": {"id": "folder/2", "images": IMAGES}}, "data.id"),
-    ],
-)
-def test_a_folder_of_another_run_is_refused(tmp_path, changes, message):
-    start(tmp_path)
-    before = (tmp_path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="holds another run") as caught:
-        start(tmp_path, **changes)
-    assert message in str(caught.value)
-    assert (tmp_path / "manifest.json").read_bytes() == before
-
-
-def test_a_kill_between_manifest_and_arrays_is_healed(tmp_path):
-    start(tmp_path / "whole")
-    start(tmp_path / "killed")
-    (tmp_path / "killed/rows.zarr/rank/zarr.json").unlink()
-    (tmp_path / "killed/rows.zarr/zarr.json").unlink()
-    start(tmp_path / "killed").write_rows(0, rows(0, IMAGES))
-    found = open_results(tmp_path / "killed")["rank"][:]
-    np.testing.assert_array_equal(found, rows(0, IMAGES)["rank"])
-
-
-def test_chunks_hold_whole_batches(tmp_path):
-    wide = ArraySpec(("image", "token"), (5000, 9000), "int32")
-    run = start_run(
-        tmp_path,
-        manifest(data={"images": 5000}),
-        {"wide": wide, **SPECS},
-        coordinates={},
-        batch_size=32,
-    )
-    assert run.images_per_chunk == 96  # 4 MiB hold 116 rows of 36,000 bytes
-    for name in ("wide", "rank", "done"):
-        text = (tmp_path / "rows.zarr" / name / "zarr.json").read_text()
-        chunk = json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"]
-        assert chunk[0] == 96
-
-
 def test_missing_and_foreign_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run in"):
         open_results(tmp_path)
@@ -232,39 +125,6 @@ def test_missing_and_foreign_folders(tmp_path):
         open_results(tmp_path)
     with pytest.raises(KeyError, match="it holds"):
         start(tmp_path / "run").results()["nothing"]
-
-
-def test_a_path_below_a_file_is_a_clear_error(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="Not a directory.*may write there"):
-        start(tmp_path / "file" / "run")
-
-
-FULL_DISK = """
-import resource, sys
-import numpy as np
-sys.path.insert(0, {tests!r})
-import test_results
-run = test_results.start({path!r})
-run.write_rows(0, test_results.rows(0, 4))
-resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
-try:
-    run.write_rows(4, test_results.rows(4, 8))
-except OSError as error:
-    print(error.errno, error)
-"""
-
-
-def test_a_full_disk_says_so_and_marks_nothing_done(tmp_path):
-    tests = str(pathlib.Path(__file__).parent)
-    code = FULL_DISK.format(tests=tests, path=str(tmp_path / "run"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Make room" in done.stdout, done.stderr
-    again = start(tmp_path / "run")
-    np.testing.assert_array_equal(np.nonzero(again.read("done"))[0], np.arange(4))
-    again.write_rows(4, rows(4, 8))
-    found = open_results(tmp_path / "run")["rank"][:8]
-    np.testing.assert_array_equal(found, rows(0, 8)["rank"])
 
 
 def test_urls_name_their_bucket():

@@ -1,0 +1,107 @@
+"""Parts become chunks; nothing is marked done before all of it is on disk."""
+
+import numpy as np
+import pytest
+from small_run import SPECS, manifest, rows
+
+from vitjax.results import ArraySpec, StorageError
+from vitjax.runner import buffer
+from vitjax.runner.buffer import Buffer, Part
+from vitjax.runner.folder import Run, start_run
+
+SHAPES = SPECS | {
+    "picture": ArraySpec(
+        ("shown", "height", "width", "channel"), (3, 2, 2, 3), "uint8"
+    ),
+    "picture_image": ArraySpec(("shown",), (3,), "int32"),
+}
+
+
+def start(path):
+    about = manifest(skipped=[])
+    run = start_run(path, about, SHAPES, coordinates={}, batch_size=2)
+    run.images_per_chunk = 4
+    return run
+
+
+def part(place, *, skipped=(), shown=()):
+    values = rows(place, min(place + 2, 10))
+    values["valid"] = np.ones(len(values["rank"]), bool)
+    pixels = [(i, np.full((2, 2, 3), i, np.uint8)) for i in shown]
+    lines = [{"index": i, "name": str(i), "reason": "?"} for i in skipped]
+    return Part(start=place, rows=values, skipped=lines, pictures=pixels)
+
+
+def done(run):
+    return np.nonzero(run.read("done"))[0].tolist()
+
+
+def test_a_full_chunk_is_written(tmp_path):
+    run = start(tmp_path)
+    waiting = Buffer(run)
+    waiting.add(part(0))
+    assert done(run) == []
+    waiting.add(part(2))
+    assert done(run) == [0, 1, 2, 3]
+    waiting.add(part(4))
+    waiting.flush()
+    waiting.flush()
+    assert done(run) == list(range(6))
+    np.testing.assert_array_equal(run.read("rank")[:6], rows(0, 6)["rank"])
+
+
+def test_after_a_while_a_chunk_is_written_before_it_is_full(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    waiting = Buffer(run)
+    monkeypatch.setattr(buffer, "FLUSH_SECONDS", 0.0)
+    waiting.add(part(0))
+    assert done(run) == [0, 1]
+
+
+def test_parts_that_are_not_neighbours_are_written_apart(tmp_path):
+    run = start(tmp_path)
+    waiting = Buffer(run)
+    waiting.add(part(0))
+    waiting.add(part(4))
+    assert done(run) == [0, 1]
+    waiting.flush()
+    assert done(run) == [0, 1, 4, 5]
+    assert (run.read("rank")[2:4] == -1).all()
+
+
+def test_what_could_not_be_written_stays(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    waiting = Buffer(run)
+    write = Run.write_rows
+
+    def full(self, start, values):
+        raise StorageError("full")
+
+    waiting.add(part(0, shown=[0]))
+    monkeypatch.setattr(Run, "write_rows", full)
+    with pytest.raises(StorageError):
+        waiting.flush()
+    assert done(run) == [] and waiting.pictures == 0
+    monkeypatch.setattr(Run, "write_rows", write)
+    waiting.add(part(2, shown=[3]))
+    assert done(run) == [0, 1, 2, 3] and waiting.pictures == 2
+    assert run.read("picture_image").tolist() == [0, 3, -1]
+    assert run.read("picture")[:2, 0, 0, 0].tolist() == [0, 3]
+
+
+def test_a_new_session_counts_the_pictures_of_finished_images(tmp_path):
+    run = start(tmp_path)
+    first = Buffer(run)
+    first.add(part(0, shown=[0, 1]))
+    first.flush()
+    run.write({"picture_image": (slice(2, 3), np.array([2], np.int32))})  # then killed
+    assert Buffer(run).pictures == 2
+
+
+def test_skipped_images_are_listed_once(tmp_path):
+    run = start(tmp_path)
+    for _ in range(2):
+        waiting = Buffer(run)
+        waiting.add(part(0, skipped=[1]))
+        waiting.flush()
+    assert [line["index"] for line in run.manifest["skipped"]] == [1]
