@@ -87,7 +87,7 @@ def test_list_shows_every_model(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(vitjax.list_models())
     columns = lines[[line.split()[0] for line in lines].index("vit_ti16")].split()
-    assert columns[:5] == ["vit_ti16", "5,717,224", "224x224", "197", "1000"]
+    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1000"]
 
 
 def test_convert_writes_a_folder_that_loads(converted, tmp_path, monkeypatch, capsys):

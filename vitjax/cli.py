@@ -133,11 +133,11 @@ class Demo(Command):
 
     Args:
         out: folder for the rows and the report.
-        images: how many pictures.
+        images: how many pictures; by default all 5,000.
     """
 
     out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-demo")
-    images: int = 2000
+    images: Annotated[int | None, metavar("INT")] = None
 
     def __call__(self) -> pathlib.Path:
         from vitjax.report.document import write_report

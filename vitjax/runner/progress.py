@@ -108,7 +108,8 @@ def bar(console, rate: Rate, title: str, done: int) -> Iterator[Advance]:
 def lines(console, rate: Rate, title: str, done: int) -> Advance:
     """A line at the start, every LINE_SECONDS, and at the end."""
     total = done + rate.total
-    console.print(f"{title}: {done}/{total} images, {rate}", highlight=False)
+    state = f"{title}: {done}/{total} images, {rate}"
+    console.print(state, highlight=False, soft_wrap=True)
     shown = rate.clock()
 
     def advance(images: int) -> None:
@@ -117,6 +118,6 @@ def lines(console, rate: Rate, title: str, done: int) -> Advance:
         if rate.clock() - shown >= LINE_SECONDS or rate.done == rate.total:
             shown = rate.clock()
             state = f"{title}: {done + rate.done}/{total} images, {rate}"
-            console.print(state, highlight=False)
+            console.print(state, highlight=False, soft_wrap=True)
 
     return advance
