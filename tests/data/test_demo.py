@@ -10,25 +10,6 @@ def source():
     return TexturedDigits(part="test", correlation=0.5)
 
 
-def test_the_packed_material_is_what_its_sources_carry():
-    datasets = pytest.importorskip("sklearn.datasets")
-    data = pytest.importorskip("skimage.data")
-    digits = datasets.load_digits()
-    with np.load(demo.MATERIAL) as file:
-        low, high = file["digits"] & 15, file["digits"] >> 4
-        unpacked = np.stack([low, high], axis=-1).reshape(-1, 8, 8)
-        np.testing.assert_array_equal(unpacked, np.minimum(digits.images, 15))
-        np.testing.assert_array_equal(file["labels"], digits.target)
-        for texture, name in zip(file["textures"], demo.TEXTURES):
-            small = texture[:384:3, :384:3].astype(float).ravel()
-            large = getattr(data, name)()[::4, ::4].astype(float).ravel()
-            assert np.corrcoef(small, large)[0, 1] > 0.7
-
-
-def test_the_material_is_small():
-    assert demo.MATERIAL.stat().st_size < 1_000_000
-
-
 def test_a_picture_depends_on_its_index_alone(source):
     batch = source.compose(np.array([41, 7, 4999]))
     for row, index in enumerate([41, 7, 4999]):

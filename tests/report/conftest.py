@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from vitjax import results
+from vitjax.report.digest import digest
+from vitjax.report.reduction import curve_table
 from vitjax.types import Config
 
 STREAMS = ("residual", "attention_update", "mlp_update")
@@ -149,6 +151,20 @@ def maker(folder):
 def by_hand():
     """by_hand(run, stream, kind, measure) -> [image, layer], with loops."""
     return _by_hand
+
+
+@pytest.fixture(scope="session")
+def curves():
+    """curves(*runs) -> curve_table of several runs, named a, b, ..."""
+
+    def tabulate(*runs):
+        return [
+            row
+            for name, run in zip("abcdefghijkl", runs)
+            for row in curve_table(digest(run), run=name)
+        ]
+
+    return tabulate
 
 
 @pytest.fixture

@@ -7,52 +7,18 @@ import pytest
 from PIL import Image
 
 from vitjax.report import figures
-from vitjax.report.digest import STREAMS, digest
+from vitjax.report.digest import STREAMS
 from vitjax.report.panels import panels
-from vitjax.report.reduction import curve_table
 
 
-def curves(*runs):
-    """curve_table of several runs, named a, b, ..."""
-    return [
-        row
-        for name, run in zip("abcdefghijkl", runs)
-        for row in curve_table(digest(run), run=name)
-    ]
-
-
-def test_one_run_puts_kinds_of_tokens_together(make_run):
-    rows = curves(make_run(masks=True))
+def test_the_legend_names_every_run_once(make_run, curves):
+    rows = curves(make_run(), make_run(fields={"depth": 5}, classes=10))
     found = panels(rows, streams=["residual"], measure="identifiability")
-    names = [[series.name for series in panel.series] for panel in found]
-    assert names == [["[CLS]", "image tokens"], ["class tokens", "context tokens"]]
-    assert all(panel.quartiles and not panel.relative for panel in found)
-    rates = panels(rows, streams=["residual"], measure="rate")
-    assert [len(panel.series) for panel in rates] == [1, 1, 2]
-    assert not any(panel.quartiles for panel in rates)
-
-
-def test_several_runs_share_panels(make_run):
-    deep = make_run(fields={"depth": 5}, classes=10)
-    gap = make_run(fields={"class_token": False})
-    rows = curves(make_run(), deep, gap)
-    updates = [name for name in STREAMS if name != "residual"]
-    found = panels(rows, streams=updates, measure="identifiability")
-    assert [panel.title for panel in found] == [
-        "attention: [CLS]",
-        "attention: image tokens",
-        "MLP: [CLS]",
-        "MLP: image tokens",
-    ]
-    assert [series.name for series in found[0].series] == ["a", "b"]
-    assert [series.name for series in found[1].series] == ["a", "b", "c"]
-    assert found[0].chance == (0.55, 0.6) and found[0].relative
-    assert found[1].x(found[1].series[1]) == [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert [entry["name"] for entry in figures.legend(found)] == ["a", "b", "c"]
+    assert [entry["name"] for entry in figures.legend(found)] == ["a", "b"]
     assert figures.chance_text(found) == "chance 0.55, 0.6"
 
 
-def test_what_is_drawn_is_what_the_rows_say(make_run):
+def test_what_is_drawn_is_what_the_rows_say(make_run, curves):
     from matplotlib.figure import Figure
 
     rows = curves(make_run(images=20))
@@ -74,13 +40,8 @@ def test_what_is_drawn_is_what_the_rows_say(make_run):
     assert low == 0 and 1 < high < 1.1
 
 
-def test_nothing_to_draw(make_run):
-    rows = curves(make_run(change={"label": np.full(9, -1, np.int32)}))
-    assert panels(rows, streams=["residual"], measure="rate") == []
-
-
 @pytest.mark.parametrize("depth", [1, 3, 30])
-def test_png(make_run, depth):
+def test_png(make_run, depth, curves):
     rows = curves(make_run(fields={"depth": depth}, images=1 if depth == 1 else 9))
     found = panels(rows, streams=list(STREAMS), measure="identifiability")
     image = np.asarray(
@@ -91,7 +52,7 @@ def test_png(make_run, depth):
     assert (np.abs(image.astype(int) - blue).sum(-1) < 40).any()
 
 
-def test_names_are_text_and_not_markup(make_run):
+def test_names_are_text_and_not_markup(make_run, curves):
     rows = curves(make_run(), make_run())
     for row in rows:
         row["run"] = {"a": "$x_1 <b>&", "b": "$"}[row["run"]]
@@ -99,7 +60,7 @@ def test_names_are_text_and_not_markup(make_run):
     assert figures.png(found, dpi=40)[1:4] == b"PNG"
 
 
-def test_svg_follows_the_page(make_run):
+def test_svg_follows_the_page(make_run, curves):
     found = panels(curves(make_run()), streams=["residual"], measure="rate")
     drawings = [figures.svg(p, key=f"rate{n}") for n, p in enumerate(found)]
     identifiers = []
@@ -117,7 +78,7 @@ def test_svg_follows_the_page(make_run):
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_many_runs_stay_apart(make_run):
+def test_many_runs_stay_apart(make_run, curves):
     rows = curves(*[make_run(images=2, pictures=0) for _ in range(10)])
     found = panels(rows, streams=["residual"], measure="rate")
     entries = figures.legend(found)
