@@ -190,9 +190,12 @@ def init(
 ) -> Model:
     """A model with random weights: the paper's control.
 
-    Weights of dense layers and position embeddings are normal with deviation 0.02,
-    biases 0, norms 1 and 0 (timm 0.6.12, which the paper's control uses; in
-    residual-post-norm blocks the norms start at 1e-5, which makes each an identity).
+    As timm 0.6.12, which the paper's control uses: weights of dense layers and position
+    embeddings are normal with deviation 0.02, [CLS] and registers with 1e-6, the patch
+    embedding is uniform in +-1/sqrt(fan-in), biases 0, norms 1 and 0. In
+    residual-post-norm blocks the norms' scales start at 1e-5, which makes every block
+    all but an identity: that control is degenerate, its class logits are constant over
+    depth.
 
     Args:
         model: a name out of `list_models()`, or an architecture.

@@ -25,6 +25,8 @@ GELU: dict[str, Callable] = {
 # timm 0.6.12, the paper's random control: its truncation at +-2 is a hundred standard
 # deviations away, so this is the plain normal.
 NORMAL = nn.initializers.normal(0.02)
+NEAR_ZERO = nn.initializers.normal(1e-6)
+"""timm's for [CLS] and registers, which their position embeddings tell apart."""
 
 
 def torch_uniform(fan_in: int) -> Callable:
@@ -240,10 +242,10 @@ class VisionTransformer(nn.Module):
             "pos_embedding", NORMAL, (1, cfg.tokens, cfg.dim)
         )
         if cfg.class_token:
-            self.cls = self.param("cls", NORMAL, (1, 1, cfg.dim))
+            self.cls = self.param("cls", NEAR_ZERO, (1, 1, cfg.dim))
         if cfg.registers:
             self.registers = self.param(
-                "registers", NORMAL, (1, cfg.registers, cfg.dim)
+                "registers", NEAR_ZERO, (1, cfg.registers, cfg.dim)
             )
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)

@@ -176,6 +176,9 @@ def start(recipe: Recipe) -> State:
     """Initial weights and optimiser state, a pure function of the recipe."""
     model = initialise(recipe.config, classes=CLASSES, seed=recipe.seed)
     params = rescale(model.params, jax.random.key(recipe.seed))
+    params["cls"] = params["cls"] * (
+        0.02 / 1e-6
+    )  # as the other weights; has no position
     prefix = jnp.zeros((1, recipe.config.prefix, recipe.config.dim))
     params["pos_embedding"] = jnp.concatenate([prefix, 0.5 * sines(recipe.config)], 1)
     with loose_promotion():
