@@ -59,6 +59,7 @@ def test_classes_are_documented(name):
 
 
 MODEL = tiny.make(tiny.CONFIGS["plain"])
+REFINED = tiny.make(tiny.CONFIGS["refinement"])
 IMAGES = tiny.images(MODEL.config)
 LABEL = np.array([1, 2, 3], np.int32)
 STATES = np.random.default_rng(0).normal(size=(3, 17, 16)).astype(np.float32)
@@ -76,6 +77,7 @@ def total(logits):
 CALLS = {
     "forward": lambda x: vitjax.forward(MODEL, x, capture=("residual",))[0],
     "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read),
+    "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
     "attention_gradients": lambda x: vitjax.attention_gradients(MODEL, x, total),
     "project": lambda x: vitjax.project(MODEL.class_space, x),
     "rank": lambda x: vitjax.rank(x, LABEL[:, None]),
@@ -90,6 +92,7 @@ CALLS = {
 }
 INPUTS = {
     **dict.fromkeys(("forward", "scan_blocks", "attention_gradients"), IMAGES),
+    "refinement_logits": IMAGES,
     "project": STATES,
     **dict.fromkeys(("rank", "identifiability", "top_k"), LOGITS),
     "keep_tokens": np.arange(48).reshape(3, 16) % 5 < 3,

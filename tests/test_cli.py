@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax import cli, variants
+from vitjax import cli, loading
 from vitjax.data.demo import CLASSES
 from vitjax.results import StorageError, open_results
 from vitjax.runner.folder import Run
@@ -23,7 +23,7 @@ TINY = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 def converted(tmp_path_factory):
     """A folder that `vitjax convert` wrote; a name for --model."""
     folder = tmp_path_factory.mktemp("converted") / "tiny"
-    variants.save(vitjax.init(TINY, classes=CLASSES), folder)
+    loading.save(vitjax.init(TINY, classes=CLASSES), folder)
     return str(folder)
 
 
@@ -73,7 +73,7 @@ def test_demo_prints_a_table_and_says_where_the_report_is(
 ):
     monkeypatch.chdir(tmp_path)
     model = vitjax.init("textured_digits")
-    monkeypatch.setattr(variants, "load", lambda name: model)
+    monkeypatch.setattr(loading, "load", lambda name: model)
     assert cli.main(["demo", "--images", "20"]) == 0
     shown = capsys.readouterr().out
     assert "top-1 accuracy" in shown and "95 % interval" in shown

@@ -19,7 +19,7 @@ logits, _ = vitjax.forward(model, np.zeros((1, 64, 64, 3), np.float32))
 from vitjax.data.sources import open_source
 classes = dict(classes=model.classes, class_ids=model.class_ids)
 source = open_source("textured_digits", **classes)
-from vitjax.variants import imagenet1k
+from vitjax.data.labels import imagenet1k
 print(vitjax.__file__, logits.shape, len(source) > 0, len(imagenet1k()[0]))
 """
 

@@ -4,8 +4,12 @@ The writers are the inverse of the tables under test, written from the formats'
 descriptions and not from those tables.
 """
 
+import dataclasses
+import pathlib
+
 import jax
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from vitjax.models.model import Model
@@ -25,6 +29,7 @@ CONFIGS = {
     "post_cls": Config(**SHAPE, norm="residual_post", layer_scale=True),
     "one_block": Config(**SHAPE | {"depth": 1}),
     "wide": Config(**SHAPE | {"image_size": (16, 40)}),
+    "refinement": Config(**SHAPE | {"depth": 3}, refinement=True),
 }
 CLASSES = tuple("abcdefg")
 
@@ -34,8 +39,9 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
-        one = path.endswith(("scale", "gamma"))
-        return rng.normal(1.0 if one else 0.0, 0.2, shape).astype(np.float32)
+        one = path.endswith(("scale", "gamma", "var"))
+        values = rng.normal(1.0 if one else 0.0, 0.2, shape).astype(np.float32)
+        return np.abs(values) if path.endswith("var") else values
 
     shapes = parameter_shapes(config, len(classes))
     params = unflatten({path: draw(path, shape) for path, shape in shapes.items()})
@@ -113,6 +119,131 @@ def write_timm(path, model: Model, *, prefix: str = "") -> dict:
     if cfg.class_token:
         out["cls_token"] = params["cls"]
     out["pos_embed"] = params["pos_embedding"]
+    out |= refinement_heads(params) if cfg.refinement else {}
     out = {prefix + k: np.ascontiguousarray(v) for k, v in out.items()}
     safetensors.numpy.save_file(out, path)
     return out
+
+
+def refinement_heads(params: dict) -> dict:
+    """Naseer et al.'s modules beside timm's keys, each with a batch-norm counter."""
+    tree, out = params["refinement"], {}
+    for i in range(len(tree["token"]["bias"])):
+        name, bn = f"transformerheads.{i}.", tree["norm"]
+        out |= {
+            name + "conv.weight": tree["conv"]["kernel"][i].transpose(3, 2, 0, 1),
+            name + "bn.weight": bn["scale"][i],
+            name + "bn.bias": bn["bias"][i],
+            name + "bn.running_mean": bn["mean"][i],
+            name + "bn.running_var": bn["var"][i],
+            name + "bn.num_batches_tracked": np.array(7),
+            name + "token_fc.weight": tree["token"]["kernel"][i].T,
+            name + "token_fc.bias": tree["token"]["bias"][i],
+        }
+    return out
+
+
+def write_big_vision(path, model: Model, *, stacked: bool) -> dict:
+    """big_vision's npz: `params/`, positions of the patches alone, [CLS] apart.
+
+    The position of [CLS] is added to it, as big_vision does when it reads old files.
+    """
+    flat = {k: np.asarray(v) for k, v in flatten(model.params).items()}
+    out = {}
+    for key, value in flat.items():
+        if key.startswith("Transformer/encoderblock/") and not stacked:
+            tail = key.removeprefix("Transformer/encoderblock/")
+            for block in range(len(value)):
+                out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
+        else:
+            out[key] = value
+    out["cls"] = out["cls"] + out["pos_embedding"][:, :1]
+    out["pos_embedding"] = out["pos_embedding"][:, 1:]
+    out = {"params/" + key: value for key, value in out.items()}
+    np.savez(path, **out, **{"opt/0/count": np.array(3)})
+    return out
+
+
+def write_hugging_face(path, model: Model, *, prefix: str = "vit.") -> dict:
+    """transformers' state dict; a register is DeiT's distillation token."""
+    cfg, params = model.config, jax.tree.map(np.asarray, model.params)
+    block, out = params["Transformer"]["encoderblock"], {}
+    kernel = params["embedding"]["kernel"]
+    bare = {
+        "embeddings.cls_token": params["cls"],
+        "embeddings.position_embeddings": params["pos_embedding"],
+        "embeddings.patch_embeddings.projection.weight": kernel.transpose(3, 2, 0, 1),
+        "embeddings.patch_embeddings.projection.bias": params["embedding"]["bias"],
+    }
+    if cfg.registers:
+        bare["embeddings.distillation_token"] = params["registers"]
+    norms = {"layernorm.": params["Transformer"]["encoder_norm"]}
+    for i in range(cfg.depth):
+        at = jax.tree.map(lambda leaf, i=i: leaf[i], block)
+        name, mha = f"encoder.layer.{i}.", at["MultiHeadDotProductAttention_0"]
+        norms[name + "layernorm_before."] = at["LayerNorm_0"]
+        norms[name + "layernorm_after."] = at["LayerNorm_1"]
+        for part in ("query", "key", "value"):
+            there = f"{name}attention.attention.{part}."
+            bare[there + "weight"] = mha[part]["kernel"].reshape(cfg.dim, -1).T
+            if cfg.qkv_bias:
+                bare[there + "bias"] = mha[part]["bias"].reshape(-1)
+        out_kernel = mha["out"]["kernel"].reshape(-1, cfg.dim)
+        for there, weight, bias in (
+            ("attention.output", out_kernel, mha["out"]["bias"]),
+            ("intermediate", *at["MlpBlock_0"]["Dense_0"].values()),
+            ("output", *at["MlpBlock_0"]["Dense_1"].values()),
+        ):
+            if weight.ndim == 1:  # a dict's order: bias before kernel
+                weight, bias = bias, weight
+            bare[f"{name}{there}.dense.weight"] = weight.T
+            bare[f"{name}{there}.dense.bias"] = bias
+    for name, norm in norms.items():
+        bare |= {name + "weight": norm["scale"], name + "bias": norm["bias"]}
+    out = {prefix + key: value for key, value in bare.items()}
+    out |= {
+        "classifier.weight": params["head"]["kernel"].T,
+        "classifier.bias": params["head"]["bias"],
+    }
+    out = {key: np.ascontiguousarray(value) for key, value in out.items()}
+    safetensors.numpy.save_file(out, path)
+    return out
+
+
+def write_torch(path, arrays: dict, *, nest: str | None) -> None:
+    """The same arrays as PyTorch saves them, by themselves or nested."""
+    torch = pytest.importorskip("torch")
+    state = {key: torch.tensor(value) for key, value in arrays.items()}
+    torch.save({nest: state, "epoch": 3} if nest else state, path)
+
+
+def shrunk(config: Config) -> Config:
+    """The same kind of architecture, small."""
+    depth = 3  # so that a refinement module stands in more than one block
+    return dataclasses.replace(config, **SHAPE | {"depth": depth})
+
+
+PUBLISHED = {
+    "vit_b16": lambda path, model: write_google(path, model, linen=False),
+    "vit_b16_cifar100": lambda path, model: write_timm(path, model, prefix="model."),
+    "vit_b16_miil": write_timm,
+    "vit_b16_refinement": write_timm,
+    "vit_b16_refinement_heads": write_timm,
+    "vit_b16_gap": write_timm,
+    "deit_b16": write_timm,
+}
+"""Rows of every kind -> how their files are written; B/32 and L/16 are as B/16."""
+
+
+def write_row(folder, name: str, config: Config) -> tuple[Model, pathlib.Path]:
+    """A miniature of a row, and its file in the row's own dialect."""
+    model = make(config)
+    suffix = "npz" if name == "vit_b16" else "safetensors"
+    path = folder / f"{name}.{suffix}"
+    if name == "vit_b16_refinement":  # its file holds the heads that the row leaves out
+        with_heads = make(dataclasses.replace(config, refinement=True))
+        PUBLISHED[name](path, with_heads)
+        kept = {k: v for k, v in with_heads.params.items() if k != "refinement"}
+        return model.replace(params=kept), path
+    PUBLISHED[name](path, model)
+    return model, path

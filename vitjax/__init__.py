@@ -7,16 +7,18 @@ from vitjax.api import (
     forward,
     memory_values,
     no_cls,
+    refinement_logits,
     scan_blocks,
     self_only,
 )
 from vitjax.data.images import Preprocess
+from vitjax.loading import init, load, save
 from vitjax.models.files import CheckpointError
 from vitjax.models.model import Model
 from vitjax.results import Results, open_results
 from vitjax.runner.stream import run
 from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
-from vitjax.variants import init, list_models, load, save
+from vitjax.variants import list_models
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ __all__ = [
     "open_results",
     "project",
     "rank",
+    "refinement_logits",
     "run",
     "save",
     "scan_blocks",

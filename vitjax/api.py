@@ -16,6 +16,7 @@ from vitjax.types import Edits
 
 forward = jax.jit(capture.forward, static_argnames=("capture",))
 scan_blocks = jax.jit(capture.scan_blocks, static_argnames=("read", "state"))
+refinement_logits = jax.jit(capture.refinement_logits)
 attention_gradients = jax.jit(
     capture.attention_gradients, static_argnames=("scalar_fn",)
 )

@@ -9,6 +9,7 @@ From Python the same object does the same thing:
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -19,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
 import tyro
 
 import vitjax
-from vitjax import variants
+from vitjax import loading, variants
+from vitjax.models.tree import parameter_shapes
 from vitjax.results import Results, open_results
 from vitjax.runner import train
 from vitjax.runner.bench import Benchmark, bench
@@ -88,7 +89,7 @@ class Run(Command):
     def __call__(self) -> Results:
         results = run(
             self.recipe,
-            variants.load(self.model, checkpoint=self.checkpoint),
+            loading.load(self.model, checkpoint=self.checkpoint),
             self.data,
             self.out,
             batch_size=self.batch_size,
@@ -143,7 +144,7 @@ class Demo(Command):
         from vitjax.report.document import write_report
         from vitjax.report.reduction import summary
 
-        model = variants.load("textured_digits")
+        model = loading.load("textured_digits")
         results = run(
             "identifiability",
             model,
@@ -164,9 +165,9 @@ class List(Command):
     """The models that can be loaded by name."""
 
     def __call__(self) -> tuple[str, ...]:
-        columns = ("model", "parameters", "input", "tokens", "classes", "licence")
+        columns = ("model", "parameters", "input", "tokens", "classes", "source")
         rows = [describe_variant(row) for row in variants.VARIANTS.values()]
-        show_table((*columns, "weights"), rows, right=(1, 2, 3, 4))
+        show_table((*columns, "licence", "weights"), rows, right=(1, 2, 3, 4))
         return vitjax.list_models()
 
 
@@ -189,9 +190,9 @@ class Convert(Command):
 
     def __call__(self) -> pathlib.Path:
         if self.model is not None:
-            model = variants.load(self.model, checkpoint=self.source)
+            model = loading.load(self.model, checkpoint=self.source)
         elif self.source in variants.VARIANTS or os.path.isdir(self.source):
-            model = variants.load(self.source)
+            model = loading.load(self.source)
         else:
             raise ValueError(
                 f"A file does not say whose it is: give --model for {self.source}, one "
@@ -199,7 +200,7 @@ class Convert(Command):
             )
         name = self.model or model.provenance.name or "model"
         out = self.out or pathlib.Path("checkpoints") / pathlib.Path(name).name
-        variants.save(model, out, dtype=self.dtype)
+        loading.save(model, out, dtype=self.dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         print(f"{out}: {count:,} parameters, {self.dtype}")
         return out
@@ -229,9 +230,9 @@ class Bench(Command):
 
     def __call__(self) -> Benchmark:
         if self.checkpoint:
-            model = variants.load(self.model, checkpoint=self.checkpoint)
+            model = loading.load(self.model, checkpoint=self.checkpoint)
         else:
-            model = variants.init(self.model)
+            model = loading.init(self.model)
         found = bench(
             model,
             batch_size=self.batch_size,
@@ -378,16 +379,20 @@ def describe_run(results: Results) -> str:
 def describe_variant(row: variants.Variant) -> tuple[str, ...]:
     """A row of `vitjax list`."""
     config, classes = row.config, len(row.labels()[0])
-    shapes = jax.eval_shape(lambda: variants.init(row.name).params)
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    if row.packaged:
-        weights = "in the package"
-    else:
-        here = "downloaded, " if variants.cached(row).exists() else ""
-        weights = here + row.url.removeprefix("https://").rpartition("/")[0]
-    size = "x".join(map(str, config.shape))
+    shapes = parameter_shapes(config, classes)
+    count = sum(math.prod(shape) for shape in shapes.values())
+    size = "x".join(map(str, dict.fromkeys(config.shape)))
     numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.licence, weights
+    return row.name, *numbers, row.source, row.licence, where_weights_are(row)
+
+
+def where_weights_are(row: variants.Variant) -> str:
+    """Whether a row's weights are on this machine, and else how they come here."""
+    if row.packaged:
+        return "in the package"
+    if loading.cached(row) is not None:
+        return "cached"
+    return "to be downloaded" if row.url else "from its authors"
 
 
 def show_summary(rows: Sequence[dict[str, Any]]) -> None:

@@ -86,6 +86,8 @@ class Config:
         layer_scale: whether a learned per-channel factor multiplies each update.
         gelu: "erf" (exact; timm, the paper's numbers) or "tanh" (the original code).
         epsilon: added to the variance in every LayerNorm.
+        refinement: whether every block but the last has a token-refinement module
+            (Naseer et al. 2022), one more readout: `vitjax.refinement_logits`.
 
     Raises:
         ValueError: a size does not divide, is not positive, or an option is unknown.
@@ -104,6 +106,7 @@ class Config:
     layer_scale: bool = False
     gelu: Literal["erf", "tanh"] = "erf"
     epsilon: float = 1e-6
+    refinement: bool = False
 
     def __post_init__(self):
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
@@ -116,6 +119,11 @@ class Config:
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}.")
+        if self.refinement and (not self.class_token or self.depth < 2):
+            raise ValueError(
+                "Token refinement reads [CLS] of every block but the last: it needs "
+                f"class_token=True and a depth of at least 2; got {self}."
+            )
         for name, known in (
             ("norm", ("pre", "residual_post")),
             ("gelu", ("erf", "tanh")),

@@ -1,41 +1,39 @@
-"""The table of models: architecture, preprocessing, labels, source; load and init.
+"""The table of models: architecture, preprocessing, labels, source.
 
 No behaviour depends on a model's name: every difference is a field of its row.
 """
 
 import dataclasses
 import difflib
-import functools
-import os
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from vitjax.data.demo import CLASSES
 from vitjax.data.images import Preprocess
-from vitjax.models import files
-from vitjax.models.convert import convert, count_classes
-from vitjax.models.model import Model, Provenance, initialise
-from vitjax.models.tree import flatten
+from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.types import Config
 
 AUGREG = "https://storage.googleapis.com/vit_models/augreg/"
-AUGREG_LICENCE = "Apache-2.0"
+TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
+DEIT = "https://dl.fbaipublicfiles.com/deit/"
+TRM = (
+    "https://github.com/Muzammal-Naseer/Improving-Adversarial-Transferability-of-"
+    "Vision-Transformers/releases/download/v0/deit_base_trm.pth"
+)
 
 
-@functools.cache
-def imagenet1k() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and WordNet ids of ImageNet-1k, in the order of the logits."""
-    path = pathlib.Path(__file__).parent / "data" / "imagenet1k.tsv"
-    rows = [line.split("\t") for line in path.read_text("utf8").splitlines()]
-    return tuple(name for _, _, name in rows), tuple(wnid for _, wnid, _ in rows)
+Shape = dict[str, Any]
+"""Fields of a `Config` that rows share."""
 
 
-def digits() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def digits() -> Labels:
     """Names and ids of the embedded data set's classes."""
     return CLASSES, CLASSES
+
+
+def unlabelled() -> Labels:
+    """Of an architecture that has no row."""
+    return (), ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,37 +46,150 @@ class Variant:
         preprocess: image to array, as the weights expect it.
         labels: makes (class names, class ids).
         url: where the weights are published, or "".
+        tag: the exact name of the same weights on the Hugging Face hub, or "": a bare
+            timm name may stand for other weights.
         packaged: folder of weights that comes with vitjax, or "".
-        sha256: of the file at `url`, or "" where it could not be established.
+        sha256: of the file at `url`, or the first digits of it, as far as public
+            metadata tell; "" where they do not.
         licence: of the weights.
+        source: in words: data, recipe, who published it.
+        obtain: for weights without a URL: how to get them.
     """
 
     name: str
     config: Config
     preprocess: Preprocess
-    labels: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]]
+    labels: Callable[[], Labels]
     url: str = ""
+    tag: str = ""
     packaged: str = ""
     sha256: str = ""
     licence: str = ""
+    source: str = ""
+    obtain: str = ""
 
 
-def augreg(name: str, file: str, **architecture: Any) -> Variant:
-    """An AugReg ViT, ImageNet-21k then ImageNet-1k at 224 (Steiner et al. 2021)."""
+TINY: Shape = dict(dim=192, depth=12, heads=3, mlp_dim=768)
+SMALL: Shape = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
+BASE: Shape = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
+LARGE: Shape = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
+
+IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Mean and deviation of ImageNet's colours, which torchvision's pipelines use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugReg:
+    """An architecture of Steiner et al. 2021, and what its published files are called.
+
+    Args:
+        size: letters in file names.
+        timm: the size in timm's names.
+        patch: patch size.
+        shape: the rest of the architecture.
+        pretraining: the recipe in the names of its files.
+        rate: learning rate of the fine-tuning to 224.
+        large: the recipe of the 384 file where it is another; "" where there is none.
+    """
+
+    size: str
+    timm: str
+    patch: int
+    shape: Shape
+    pretraining: str
+    rate: str
+    large: str | None = ""
+
+
+def recipe(augment: str, decay: str, dropout: str) -> str:
+    """The part of an AugReg file's name that says how it was pre-trained."""
+    return f"i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}-sd_{dropout}"
+
+
+AUGREG_MODELS = (
+    AugReg("Ti", "tiny", 16, TINY, recipe("none", "0.03", "0.0"), "0.03"),
+    AugReg("S", "small", 32, SMALL, recipe("light1", "0.03", "0.0"), "0.03"),
+    AugReg("S", "small", 16, SMALL, recipe("light1", "0.03", "0.0"), "0.03"),
+    AugReg(
+        *("B", "base", 32, BASE, recipe("medium1", "0.03", "0.0"), "0.03"),
+        large=recipe("light1", "0.1", "0.0"),
+    ),
+    AugReg("B", "base", 16, BASE, recipe("medium1", "0.1", "0.0"), "0.01"),
+    AugReg("B", "base", 8, BASE, recipe("medium1", "0.1", "0.0"), "0.01", large=None),
+    AugReg("L", "large", 16, LARGE, recipe("medium1", "0.1", "0.1"), "0.01"),
+)
+
+
+def augreg(model: AugReg, *, size: int, classes: int) -> Variant:
+    """A row of Steiner et al. 2021: ImageNet-21k, or then ImageNet-1k."""
+    name = f"vit_{model.size.lower()}{model.patch}"
+    tag = f"timm/vit_{model.timm}_patch{model.patch}_{size}.augreg_in21k"
+    file = f"{model.size}_{model.patch}-"
+    file += (model.large or model.pretraining) if size == 384 else model.pretraining
+    common: dict[str, Any] = dict(
+        config=Config(size, model.patch, **model.shape),
+        preprocess=Preprocess(size, size),
+        licence="Apache-2.0",
+    )
+    if classes == 21843:
+        return Variant(
+            name=f"{name}_in21k",
+            labels=imagenet21k,
+            url=f"{AUGREG}{file}.npz",
+            tag=tag,
+            source="AugReg, ImageNet-21k",
+            **common,
+        )
+    rate = "0.03" if size == 384 and model.large else model.rate
     return Variant(
-        name=name,
-        config=Config(image_size=224, **architecture),
-        preprocess=Preprocess(224, 224),
+        name=name if size == 224 else f"{name}_{size}",
         labels=imagenet1k,
-        url=f"{AUGREG}{file}.npz",
-        licence=AUGREG_LICENCE,
+        url=f"{AUGREG}{file}--imagenet2012-steps_20k-lr_{rate}-res_{size}.npz",
+        tag=f"{tag}_ft_in1k",
+        source="AugReg, ImageNet-21k then 1k",
+        **common,
     )
 
 
-TINY = dict(dim=192, depth=12, heads=3, mlp_dim=768)
-SMALL = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
-BASE = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
-LARGE = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
+def deit(size: str, timm: str, digest: str, shape: Shape) -> Variant:
+    """A data-efficient ViT without distillation (Touvron et al. 2021)."""
+    return Variant(
+        name=f"deit_{size}16",
+        config=Config(224, 16, **shape),
+        preprocess=Preprocess(
+            *(224, 224),
+            resize="shorter",
+            resize_size=256,
+            interpolation="bicubic",
+            **IMAGENET,
+        ),
+        labels=imagenet1k,
+        url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
+        tag=f"timm/deit_{timm}_patch16_224.fb_in1k",
+        sha256=digest,
+        licence="Apache-2.0",
+        source="DeiT, ImageNet-1k",
+    )
+
+
+def refinement(name: str, *, heads: bool) -> Variant:
+    """DeiT-B with or without its eleven refinement modules (Naseer et al. 2022)."""
+    return Variant(
+        name=name,
+        config=Config(224, 16, **BASE, refinement=heads),
+        preprocess=Preprocess(
+            *(224, 224),
+            resize="square",
+            resize_size=256,
+            interpolation="bicubic",
+            **IMAGENET,
+        ),
+        labels=imagenet1k,
+        url=TRM,
+        licence="not stated",
+        source="DeiT-B with token refinement (Naseer et al.), ImageNet-1k",
+    )
+
 
 ROWS = (
     Variant(
@@ -88,48 +199,65 @@ ROWS = (
         labels=digits,
         packaged="textured_digits",
         licence="Apache-2.0",
+        source="our own recipe, the embedded data",
     ),
-    augreg(
-        "vit_ti16",
-        "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
-        "--imagenet2012-steps_20k-lr_0.03-res_224",
-        patch_size=16,
-        **TINY,
+    *(augreg(model, size=224, classes=1000) for model in AUGREG_MODELS),
+    *(
+        augreg(model, size=384, classes=1000)
+        for model in AUGREG_MODELS
+        if model.large is not None
     ),
-    augreg(
-        "vit_s32",
-        "S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"
-        "--imagenet2012-steps_20k-lr_0.03-res_224",
-        patch_size=32,
-        **SMALL,
+    *(augreg(model, size=224, classes=21843) for model in AUGREG_MODELS),
+    deit("ti", "tiny", "a1311bcf", TINY),
+    deit("s", "small", "cd65a155", SMALL),
+    deit("b", "base", "b5f2ef4d", BASE),
+    Variant(
+        name="vit_b16_cifar100",
+        config=Config(224, 16, **BASE),
+        preprocess=Preprocess(224, 224),
+        labels=cifar100,
+        licence="not stated",
+        source="the paper's authors: ViT-B/16, ImageNet-21k then CIFAR-100",
+        obtain="The paper's authors keep vit_base_patch16_224-CIFAR100.pt on Google "
+        "Drive; github.com/martinagvilas/vit-cls_emb links to it. Download it there "
+        "and pass its path as checkpoint= (on the command line --checkpoint). Any "
+        "ViT-B/16 for CIFAR-100 in timm's or Hugging Face's layout also does.",
     ),
-    augreg(
-        "vit_s16",
-        "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"
-        "--imagenet2012-steps_20k-lr_0.03-res_224",
-        patch_size=16,
-        **SMALL,
+    Variant(
+        name="vit_b16_miil",
+        config=Config(224, 16, **BASE, qkv_bias=False),
+        preprocess=Preprocess(
+            *(224, 224),
+            resize="shorter",
+            resize_size=256,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+        ),
+        labels=imagenet1k,
+        url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
+        tag="timm/vit_base_patch16_224_miil.in21k_ft_in1k",
+        sha256="2deb18e3",
+        licence="MIT",
+        source="MIIL, ImageNet-21k-P then 1k",
     ),
-    augreg(
-        "vit_b32",
-        "B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0"
-        "--imagenet2012-steps_20k-lr_0.03-res_224",
-        patch_size=32,
-        **BASE,
-    ),
-    augreg(
-        "vit_b16",
-        "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
-        "--imagenet2012-steps_20k-lr_0.01-res_224",
-        patch_size=16,
-        **BASE,
-    ),
-    augreg(
-        "vit_l16",
-        "L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1"
-        "--imagenet2012-steps_20k-lr_0.01-res_224",
-        patch_size=16,
-        **LARGE,
+    refinement("vit_b16_refinement", heads=False),
+    refinement("vit_b16_refinement_heads", heads=True),
+    Variant(
+        name="vit_b16_gap",
+        config=Config(
+            *(224, 16),
+            **BASE,
+            class_token=False,
+            norm="residual_post",
+            qkv_bias=False,
+        ),
+        preprocess=Preprocess(224, 224),
+        labels=imagenet1k,
+        url=f"{TIMM}v0.1-tpu-weights/vit_base_patch16_rpn_224-sw-3b07e89d.pth",
+        tag="timm/vit_base_patch16_rpn_224.sw_in1k",
+        sha256="3b07e89d",
+        licence="Apache-2.0",
+        source="timm, ImageNet-1k",
     ),
 )
 
@@ -145,106 +273,12 @@ def list_models() -> tuple[str, ...]:
     return tuple(VARIANTS)
 
 
-def load(
-    model: str | Config,
-    *,
-    checkpoint: str | os.PathLike | None = None,
-    classes: int | Sequence[str] | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> Model:
-    """A model with its published, packaged or own weights.
-
-    Args:
-        model: a name out of `list_models()`, an architecture, or the path of a folder
-            that `vitjax convert` wrote.
-        checkpoint: your own file (`.npz`, `.safetensors`, `.pth`) or such a folder,
-            local or remote. Without it a named model comes from the package, or is
-            downloaded once into `VITJAX_CACHE` or the user's cache.
-        classes: class names, or their number, where they are not the row's.
-        image_size: another input size; position embeddings are resized in the way of
-            the library that the file comes from.
-
-    Returns:
-        The model, float32, on the default device.
-
-    Raises:
-        ValueError: no such name, or neither name nor checkpoint.
-        FileNotFoundError: there is no such file, or it cannot be downloaded.
-        CheckpointError: the file cannot be read or does not fit; what is missing and
-            what is extra is listed.
-    """
-    if isinstance(model, str) and model not in VARIANTS and os.path.isdir(model):
-        return load_folder(model, None, classes, image_size)
-    row = find(model) if isinstance(model, str) else anonymous(model)
-    path = checkpoint if checkpoint is not None else weights(row)
-    if is_folder(path):
-        return load_folder(path, row, classes, image_size)
-    return load_file(path, row, classes, image_size)
-
-
-def init(
-    model: str | Config,
-    *,
-    seed: int = 0,
-    classes: int | Sequence[str] | None = None,
-) -> Model:
-    """A model with random weights: the paper's control.
-
-    As timm 0.6.12, which the paper's control uses: weights of dense layers and position
-    embeddings are normal with deviation 0.02, [CLS] and registers with 1e-6, the patch
-    embedding is uniform in +-1/sqrt(fan-in), biases 0, norms 1 and 0. In
-    residual-post-norm blocks the norms' scales start at 1e-5, which makes every block
-    all but an identity: that control is degenerate, its class logits are constant over
-    depth.
-
-    Args:
-        model: a name out of `list_models()`, or an architecture.
-        seed: same seed, same weights.
-        classes: class names or their number; by default the row's, or 1000.
-
-    Returns:
-        The model, float32.
-
-    Raises:
-        ValueError: no such name.
-    """
-    row = find(model) if isinstance(model, str) else anonymous(model)
-    known = row.labels()
-    names, ids = labels(classes, known if known[0] else numbered(1000))
-    return initialise(
-        row.config,
-        classes=names,
-        class_ids=ids,
-        seed=seed,
-        preprocess=row.preprocess,
-        provenance=Provenance(name=row.name, path=f"random weights, seed {seed}"),
-    )
-
-
-def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> None:
-    """Write a model as our own folder, which `load` reads back.
-
-    Args:
-        model: the model.
-        folder: made where it does not exist.
-        dtype: of the arrays on disk; float32 reloads bit for bit.
-    """
-    arrays = {k: np.asarray(v).astype(dtype) for k, v in flatten(model.params).items()}
-    config = {
-        "format": "vitjax",
-        "name": model.provenance.name,
-        "config": dataclasses.asdict(model.config),
-        "classes": model.classes,
-        "class_ids": model.class_ids,
-        "preprocess": model.preprocess and model.preprocess.to_dict(),
-        "position_resize": model.provenance.position_resize,
-        "source": {"path": model.provenance.path, "sha256": model.provenance.sha256},
-    }
-    files.write_folder(folder, arrays, config)
-
-
 def find(name: str) -> Variant:
-    """The row of that name."""
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none; the message has near names.
+    """
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -261,153 +295,5 @@ def anonymous(config: Config) -> Variant:
         name="",
         config=config,
         preprocess=Preprocess(*config.shape),
-        labels=lambda: ((), ()),
+        labels=unlabelled,
     )
-
-
-def numbered(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes that have none: their numbers."""
-    names = tuple(map(str, range(count)))
-    return names, names
-
-
-def labels(classes, known) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(class names, class ids), where the caller may have given names or a number."""
-    if classes is None:
-        return known
-    if isinstance(classes, int):
-        return known if classes == len(known[0]) else numbered(classes)
-    names = tuple(classes)
-    if len(set(names)) < len(names) or isinstance(classes, str):
-        raise ValueError(
-            f"classes must be distinct names, or their number; got {classes!r}."
-        )
-    return names, names
-
-
-def load_file(path, row: Variant, classes, image_size) -> Model:
-    """A foreign file as a model of a row's architecture."""
-    config = resized(row.config, image_size)
-    with files.open_arrays(path) as arrays:
-        known = row.labels()
-        known = known if known[0] else numbered(count_classes(arrays))
-        names, ids = labels(classes, known)
-        params, position_resize = convert(arrays, config, classes=len(names))
-    return Model(
-        params=params,
-        config=config,
-        classes=names,
-        class_ids=ids,
-        preprocess=row.preprocess.resized_to(*config.shape),
-        provenance=Provenance(
-            name=row.name,
-            path=os.fspath(path),
-            sha256=files.sha256(path),
-            position_resize=position_resize,
-        ),
-    )
-
-
-def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
-    """Our own folder as a model; what it says of itself must fit the row."""
-    written = files.read_config(folder)
-    config = Config.from_dict(written["config"])
-    if row is not None and dataclasses.replace(
-        row.config, image_size=config.image_size
-    ) != dataclasses.replace(config):
-        raise files.CheckpointError(
-            f"{folder} holds {config}, but {row.name or 'the architecture asked for'} "
-            f"is {row.config}. Load it by its own name or path."
-        )
-    if image_size is None and row is not None:
-        image_size = row.config.image_size
-    config = resized(config, image_size)
-    preprocess = written["preprocess"]
-    known = (tuple(written["classes"]), tuple(written["class_ids"]))
-    names, ids = labels(classes, known)
-    file = pathlib.Path(folder) / files.ARRAYS
-    with files.open_arrays(file) as arrays:
-        resize = written["position_resize"]
-        params, _ = convert(arrays, config, classes=len(names), resize=resize)
-    return Model(
-        params=params,
-        config=config,
-        classes=names,
-        class_ids=ids,
-        preprocess=preprocess
-        and Preprocess.from_dict(preprocess).resized_to(*config.shape),
-        provenance=Provenance(
-            name=written["name"],
-            path=os.fspath(folder),
-            sha256=files.sha256(file),
-            position_resize=resize,
-        ),
-    )
-
-
-def resized(config: Config, image_size) -> Config:
-    """The architecture at another input size."""
-    if image_size is None:
-        return config
-    return dataclasses.replace(config, image_size=image_size)
-
-
-def is_folder(path) -> bool:
-    """Whether a path, local or remote, is a folder."""
-    from etils import epath
-
-    return epath.Path(path).is_dir()
-
-
-def packaged(folder: str) -> pathlib.Path:
-    """A checkpoint that comes with vitjax: in a wheel, or in a clone beside it."""
-    package = pathlib.Path(__file__).parent
-    for root in (package / "checkpoints", package.parent / "checkpoints"):
-        if (root / folder / files.CONFIG).exists():
-            return root / folder
-    raise FileNotFoundError(
-        f"The packaged checkpoint {folder} is missing from this installation of "
-        "vitjax; install it again, or pass checkpoint=."
-    )
-
-
-def weights(row: Variant) -> pathlib.Path:
-    """Where a row's own weights lie on this machine; downloaded where they do not."""
-    if row.packaged:
-        return packaged(row.packaged)
-    if not row.url:
-        raise ValueError(
-            "An architecture has no weights of its own: pass checkpoint= with a file, "
-            "or call vitjax.init for random ones."
-        )
-    return download(row)
-
-
-def cached(row: Variant) -> pathlib.Path:
-    """Where the file of a row is, or would be, kept."""
-    import pooch
-
-    cache = os.environ.get("VITJAX_CACHE") or pooch.os_cache("vitjax")
-    return pathlib.Path(cache) / row.url.rsplit("/", 1)[-1]
-
-
-def download(row: Variant) -> pathlib.Path:
-    """Fetch a row's file into the cache, once."""
-    import pooch
-
-    target = cached(row)
-    if target.exists() and not row.sha256:
-        return target
-    known_hash = f"sha256:{row.sha256}" if row.sha256 else None
-    try:
-        pooch.retrieve(
-            row.url, known_hash, target.name, target.parent, progressbar=True
-        )
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{row.name} could not be downloaded from {row.url} "
-            f"({type(error).__name__}). On a machine with network, download it and put "
-            f"it at {target}, or pass checkpoint= with its path (on the command line "
-            "--checkpoint)."
-        ) from error
-    return target

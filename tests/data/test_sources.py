@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from vitjax.data.images import ImageError
+from vitjax.data.labels import imagenet1k
 from vitjax.data.sources import (
     Record,
     Source,
@@ -63,8 +64,7 @@ class TestLabels:
             match_label("grate white shark", NAMES, IDS)
 
     def test_imagenet(self):
-        variants = pytest.importorskip("vitjax.variants")
-        names, ids = variants.imagenet1k()
+        names, ids = imagenet1k()
         for number, wnid in enumerate(ids):
             assert match_label(wnid, names, ids) == number
         once = [n for n, name in enumerate(names) if names.count(name) == 1]
@@ -123,8 +123,7 @@ class TestFolder:
             source[1]
 
     def test_real_photos(self, shared):
-        variants = pytest.importorskip("vitjax.variants")
-        names, ids = variants.imagenet1k()
+        names, ids = imagenet1k()
         folder = shared / "oracle/photosA"
         with np.load(shared / "oracle/setA/base.npz") as file:
             expected = file["index"].tolist()

@@ -8,11 +8,11 @@ import published
 import pytest
 import safetensors.numpy
 import tiny
-from PIL import Image
 
-from vitjax.models.convert import convert
-from vitjax.models.dialects import resize_bicubic, resize_corners
+from vitjax.api import forward
+from vitjax.models.convert import adapt, convert
 from vitjax.models.files import CheckpointError, open_arrays
+from vitjax.models.positions import resize_bicubic, resize_corners
 from vitjax.models.tree import flatten, unflatten
 from vitjax.types import Config
 
@@ -44,6 +44,66 @@ def test_timm_state_dict(tmp_path, name, prefix):
     model = tiny.make(tiny.CONFIGS[name])
     tiny.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
     equal(read(tmp_path / "m.safetensors", model.config), model.params, 1e-7)
+
+
+@pytest.mark.parametrize("stacked", (True, False))
+@pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "one_block"))
+def test_big_vision_npz(tmp_path, name, stacked):
+    model = tiny.make(tiny.CONFIGS[name])
+    tiny.write_big_vision(tmp_path / "m.npz", model, stacked=stacked)
+    params = read(tmp_path / "m.npz", model.config)
+    # big_vision has no position for [CLS]; it stands in the token itself.
+    position = np.asarray(model.params["pos_embedding"])
+    np.testing.assert_array_equal(params["pos_embedding"][:, :1], 0)
+    np.testing.assert_array_equal(params["pos_embedding"][:, 1:], position[:, 1:])
+    np.testing.assert_array_equal(params["cls"], model.params["cls"] + position[:, :1])
+    same = {k: model.params[k] for k in ("Transformer", "head", "embedding")}
+    equal({k: params[k] for k in same}, same)
+    again = model.replace(params=params)
+    images = tiny.images(model.config)
+    np.testing.assert_allclose(
+        forward(again, images)[0], forward(model, images)[0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "tanh"))
+def test_hugging_face_vit(tmp_path, name):
+    model = tiny.make(tiny.CONFIGS[name])
+    tiny.write_hugging_face(tmp_path / "m.safetensors", model)
+    equal(read(tmp_path / "m.safetensors", model.config), model.params)
+
+
+def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
+    model = tiny.make(Config(**tiny.SHAPE, registers=1))
+    tiny.write_hugging_face(tmp_path / "m.safetensors", model, prefix="deit.")
+    equal(read(tmp_path / "m.safetensors", model.config), model.params)
+    plain = tiny.CONFIGS["plain"]
+    with open_arrays(tmp_path / "m.safetensors") as arrays:
+        adapted = adapt(arrays, plain, beside=lambda: {"layer_norm_eps": 1e-5})
+        assert adapted == Config(**tiny.SHAPE, registers=1, epsilon=1e-5)
+        assert adapt(arrays, plain, beside=dict).epsilon == 1e-12
+        with pytest.raises(CheckpointError, match="distillation_token"):
+            convert(arrays, plain, classes=7)
+
+
+def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
+    model = tiny.make(tiny.CONFIGS["refinement"])
+    tiny.write_timm(tmp_path / "m.safetensors", model)
+    equal(read(tmp_path / "m.safetensors", model.config), model.params, 1e-7)
+    without = Config(**tiny.SHAPE | {"depth": 3})
+    kept = {k: v for k, v in model.params.items() if k != "refinement"}
+    equal(read(tmp_path / "m.safetensors", without), kept, 1e-7)
+    tiny.write_timm(tmp_path / "m.safetensors", tiny.make(without))
+    with pytest.raises(CheckpointError, match="transformerheads.*for blocks 0, 1"):
+        read(tmp_path / "m.safetensors", model.config)
+
+
+@pytest.mark.parametrize("linen", (True, False))
+def test_files_of_models_that_average_normalised_tokens_are_refused(tmp_path, linen):
+    model = tiny.make(Config(**tiny.SHAPE, class_token=False))
+    tiny.write_google(tmp_path / "m.npz", model, linen=linen)
+    with pytest.raises(CheckpointError, match="normalises every token before"):
+        read(tmp_path / "m.npz", model.config)
 
 
 def test_both_formats_of_the_real_weights_are_the_same_model(shared, published_model):
@@ -128,28 +188,6 @@ def test_pre_logits_is_named_as_ignored(tmp_path):
     extra = {"pre_logits/kernel": np.ones((2, 2)), "pre_logits/bias": np.ones(2)}
     np.savez(tmp_path / "m.npz", **arrays, **extra)
     equal(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
-
-
-@pytest.mark.parametrize("size", (7, 24, 14))
-def test_corner_aligned_resize_is_linear_between_corners(size):
-    grid = np.random.default_rng(0).normal(size=(14, 14, 3)).astype(np.float32)
-    ours = resize_corners(grid, (size, size))
-    at = np.linspace(0, 13, size)
-    low = np.minimum(at.astype(int), 12)
-    share = (at - low)[:, None, None]
-    rows = grid[low] * (1 - share) + grid[low + 1] * share
-    expected = rows[:, low] * (1 - share[:, 0]) + rows[:, low + 1] * share[:, 0]
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", (7, 24))
-def test_bicubic_resize_equals_pillows(size):
-    grid = np.random.default_rng(0).normal(size=(14, 14, 2)).astype(np.float32)
-    ours = resize_bicubic(grid, (size, size))
-    for channel in range(2):
-        picture = Image.fromarray(grid[..., channel], mode="F")
-        expected = picture.resize((size, size), Image.Resampling.BICUBIC)
-        np.testing.assert_allclose(ours[..., channel], expected, atol=2e-5)
 
 
 def test_position_embeddings_resize_by_dialect(tmp_path):

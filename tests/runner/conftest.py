@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 import vitjax
+from vitjax.loading import init
 from vitjax.runner.stream import run
-from vitjax.variants import init
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 TINY = vitjax.Config(32, 8, dim=16, depth=2, heads=2, mlp_dim=32)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import vitjax
-from vitjax import variants
+from vitjax import loading
 from vitjax.data.demo import CLASSES
 from vitjax.results import open_results
 
@@ -33,7 +33,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    variants.save(vitjax.init(CONFIG, classes=CLASSES), folder)
+    loading.save(vitjax.init(CONFIG, classes=CLASSES), folder)
     return str(folder)
 
 

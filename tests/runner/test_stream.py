@@ -13,10 +13,10 @@ import vitjax
 from vitjax.data.demo import CLASSES
 from vitjax.data.images import ImageError
 from vitjax.data.sources import Record
+from vitjax.loading import init
 from vitjax.results import StorageError, open_results
 from vitjax.runner import buffer, folder, job, stream
 from vitjax.runner.experiments import Recipe
-from vitjax.variants import init
 
 
 def go(model, photos, out, **options):

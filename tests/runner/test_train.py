@@ -2,10 +2,10 @@ import jax
 import numpy as np
 import pytest
 
+from vitjax.loading import load
 from vitjax.runner import train as training
 from vitjax.runner.train import Recipe, Train, accuracy, train
 from vitjax.types import Config
-from vitjax.variants import load
 
 TINY = Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 RECIPE = Recipe(config=TINY, steps=8, batch_size=8, warmup=2)

@@ -234,6 +234,56 @@ class Preprocess:
         return cls(**values)
 
 
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of its filters, which Hugging Face files hold."""
+
+
+def from_hugging_face(written: dict[str, Any]) -> Preprocess:
+    """The pipeline that a preprocessor_config.json describes.
+
+    Args:
+        written: its content.
+
+    Raises:
+        ValueError: it describes something that `Preprocess` cannot.
+    """
+    size, crop = written.get("size", 224), written.get("crop_size", 224)
+    shorter = isinstance(size, dict) and "shortest_edge" in size
+    height, width = sides(size)
+    fields: dict[str, Any] = {}
+    if written.get("do_center_crop", False):
+        if height != width:
+            raise ValueError(f"A crop from {height} x {width} pixels is not supported.")
+        fields = {"resize": "shorter" if shorter else "square", "resize_size": height}
+        height, width = sides(crop)
+    filters = written.get("resample", 2)
+    if not written.get("do_resize", True) or filters not in PILLOW_FILTERS:
+        raise ValueError(f"Preprocessing without resizing, or by filter {filters}.")
+    if abs(written.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor {written['rescale_factor']} is not 1/255.")
+    plain = not written.get("do_normalize", True)
+    mean = (0.0,) * 3 if plain else written.get("image_mean", (0.5,) * 3)
+    std = (1.0,) * 3 if plain else written.get("image_std", (0.5,) * 3)
+    interpolation: Any = PILLOW_FILTERS[filters]
+    return Preprocess(
+        *(height, width),
+        interpolation=interpolation,
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(std[0]), float(std[1]), float(std[2])),
+        **fields,
+    )
+
+
+def sides(size: int | list | dict[str, int]) -> tuple[int, int]:
+    """(height, width) of a size as Hugging Face writes it."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+    return size[0], size[-1]
+
+
 @functools.lru_cache(maxsize=32)
 def normal_values(
     mean: tuple[float, ...], std: tuple[float, ...]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitjax.models.links import Links, split_edits
 from vitjax.models.model import Model
@@ -186,6 +186,60 @@ def attention_gradients(
         return scalar_fn(model.apply(out, edits, method="readout"))
 
     return jax.grad(scalar)(jnp.zeros(shape, x.dtype))
+
+
+def refinement_logits(
+    model: Model,
+    images: Float[ArrayLike, "batch height width channel"],
+    *,
+    edits: Edits | None = None,
+) -> Float[Array, "refined batch class"]:
+    """Class logits of the token-refinement module of every block but the last.
+
+    See `vitjax.models.refinement.Refinement` for the definition (Naseer et al. 2022).
+
+    Args:
+        model: with `Config(refinement=True)`, such as "vit_b16_refinement_heads".
+        images: preprocessed pixels.
+        edits: interventions on attention; none on which tokens exist, for a module
+            sees the patches on their grid.
+
+    Returns:
+        Entry b stands for block b, 0-based; there are `depth - 1`.
+
+    Raises:
+        ValueError: the model has no refinement modules, or the edits remove tokens.
+    """
+    if not model.config.refinement:
+        raise ValueError(
+            "This model has no token-refinement modules; load one that has, such as "
+            "'vit_b16_refinement_heads', or pass Config(refinement=True)."
+        )
+    if edits is not None and (edits.keep is not None or edits.select is not None):
+        raise ValueError(
+            "Token refinement needs every patch on its grid; Edits with keep or select "
+            "do not combine with refinement_logits."
+        )
+
+    def read(index, params, stream_in, trace):
+        return index + 1, refine_block(model, index, trace.residual)
+
+    _, logits = scan_blocks(model, images, read, edits=edits, state=first_block)
+    return logits[:-1]
+
+
+def first_block(embedding: Float[Array, "batch token dim"]) -> Int[Array, ""]:
+    """The number of the first block, as a state to count from."""
+    return jnp.zeros((), jnp.int32)
+
+
+def refine_block(
+    model: Model, index: Int[Array, ""], stream: Float[Array, "batch token dim"]
+) -> Float[Array, "batch class"]:
+    """Class logits of the refinement module of a block; meaningless for the last."""
+    index = jnp.minimum(index, model.config.depth - 2)
+    params = jax.tree.map(lambda leaf: leaf[index], model.params["refinement"])
+    return model.apply(params, stream, method="refine")
 
 
 ATTENTION = "MultiHeadDotProductAttention_0"

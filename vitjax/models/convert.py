@@ -6,13 +6,13 @@ both sides. Our tree is big_vision's stacked one: see `vitjax.models.vit`.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from vitjax.models.dialects import BLOCK_AXIS, DIALECTS, Dialect, Entry
+from vitjax.models.dialects import AXES, DIALECTS, Dialect, Entry
 from vitjax.models.files import Arrays, CheckpointError
 from vitjax.models.tree import parameter_shapes, unflatten
 from vitjax.types import Config
@@ -62,12 +62,30 @@ def convert(
     return unflatten(flat), dialect.resize
 
 
+def adapt(
+    keys: Iterable[str], config: Config, *, beside: Callable[[], Mapping[str, Any]]
+) -> Config:
+    """The architecture, with what a checkpoint's dialect decides by itself.
+
+    Args:
+        keys: the checkpoint's.
+        config: the architecture that the file is meant for.
+        beside: reads the config.json beside it; empty where there is none.
+
+    Raises:
+        CheckpointError: the keys are in no known dialect.
+    """
+    keys = list(keys)
+    dialect, prefix = guess(keys)
+    return dialect.travels(config, {k.removeprefix(prefix) for k in keys}, beside)
+
+
 def count_classes(arrays: Arrays) -> int:
     """Number of classes of a checkpoint's head."""
-    _, prefix = guess(arrays)
-    for key in ("head/bias", "head.bias"):
-        if prefix + key in arrays:
-            return len(arrays[prefix + key])
+    dialect, prefix = guess(arrays)
+    for key in (prefix + dialect.head, dialect.head):
+        if key in arrays:
+            return len(arrays[key])
     raise CheckpointError(
         "The checkpoint has no classification head, so it has no class space; give one "
         "that was trained to classify."
@@ -90,12 +108,20 @@ def guess(keys: Iterable[str]) -> tuple[Dialect, str]:
 
 def check_keys(dialect, entries, foreign, config) -> None:
     """Every expected key is there, every key that is there is expected."""
-    expected = set()
-    for entry in entries:
-        for key in entry.theirs:
-            blocks = range(config.depth) if BLOCK_AXIS in key else (0,)
-            expected |= {key.replace(BLOCK_AXIS, str(block)) for block in blocks}
-    ignored = re.compile("|".join(dialect.ignored) or r"(?!)")
+    if not (config.class_token or dialect.pools_first or config.norm != "pre"):
+        raise CheckpointError(
+            f"The checkpoint, read as {dialect.name}, is of a library that normalises "
+            "every token before it averages them; without [CLS], this model normalises "
+            "the average, and its answers would be others. Such files are not read."
+        )
+    expected = {
+        key.replace(axis, str(block)) if axis else key
+        for entry in entries
+        for key in entry.theirs
+        for axis, count in [stacked(key, config)]
+        for block in range(count)
+    }
+    ignored = re.compile("|".join(dialect.ignored(config)) or r"(?!)")
     missing = sorted(expected - set(foreign))
     extra = sorted(k for k in set(foreign) - expected if not ignored.fullmatch(k))
     if missing or extra:
@@ -124,10 +150,10 @@ def some(items: list[str]) -> str:
     """A list in words; what differs only in the block's number is said once."""
     blocks: dict[str, list[int]] = {}
     for item in items:
-        numbered = re.search(r"(blocks\.|encoderblock_)(\d+)", item)
+        numbered = re.search(r"(blocks\.|encoderblock_|layer\.|heads\.)(\d+)", item)
         if numbered:
             start, end = numbered.span(2)
-            pattern = item[:start] + BLOCK_AXIS + item[end:]
+            pattern = item[:start] + "{block}" + item[end:]
             blocks.setdefault(pattern, []).append(int(item[start:end]))
         else:
             blocks[item] = []
@@ -140,18 +166,27 @@ def some(items: list[str]) -> str:
     return "; ".join(words) or "none"
 
 
+def stacked(key: str, config: Config) -> tuple[str, int]:
+    """What stands for the block's number in a key ("" for none), and how many have."""
+    for axis, without in AXES.items():
+        if axis in key:
+            return axis, config.depth - without
+    return "", 1
+
+
 def build(entry: Entry, arrays, foreign, config, dialect) -> np.ndarray:
     """One of our arrays, stacked over blocks where it belongs to them."""
+    axis, count = stacked(entry.theirs[0], config)
 
     def read(block):
-        keys = [key.replace(BLOCK_AXIS, str(block)) for key in entry.theirs]
+        keys = [key.replace(axis, str(block)) if axis else key for key in entry.theirs]
         values = [np.asarray(arrays[foreign[k]]).astype(np.float32) for k in keys]
         return entry.make(*values, config=config, dialect=dialect)
 
-    if BLOCK_AXIS not in entry.theirs[0]:
-        return read(0)
     first = read(0)
-    stack = np.empty((config.depth, *first.shape), np.float32)
-    for block in range(config.depth):
+    if not axis:
+        return first
+    stack = np.empty((count, *first.shape), np.float32)
+    for block in range(count):
         stack[block] = first if block == 0 else read(block)
     return stack

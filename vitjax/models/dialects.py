@@ -1,20 +1,22 @@
 """How checkpoints name and lay out a ViT's arrays: one table per dialect."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
+from vitjax.models.huggingface import with_numerics
+from vitjax.models.positions import positions
 from vitjax.models.tree import parameter_shapes
 from vitjax.types import Config
 
 BLOCK = "Transformer/encoderblock/"
 ATTENTION, MLP = BLOCK + "MultiHeadDotProductAttention_0/", BLOCK + "MlpBlock_0/"
-BLOCK_AXIS = "{block}"
-"""Stands for the block's number in a foreign key; ours are stacked."""
+AXES = {"{block}": 0, "{refined}": 1}
+"""What stands for a block's number in a foreign key (ours are stacked), and how many
+blocks at the end have none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Entry:
     make: Callable[..., np.ndarray]
 
 
+def nothing(config: Config) -> dict[str, str]:
+    """No key is left out."""
+    return {}
+
+
+def as_asked(
+    config: Config, keys: Collection[str], beside: Callable[[], Mapping[str, Any]]
+) -> Config:
+    """The architecture that the caller describes is the file's."""
+    return config
+
+
 @dataclasses.dataclass(frozen=True)
 class Dialect:
     """One way in which a ViT's arrays are named and laid out on disk.
@@ -34,17 +48,26 @@ class Dialect:
         name: what errors call it.
         mark: pattern of a key that only this dialect has.
         entries: the table, for a given architecture.
-        ignored: patterns of keys that are deliberately left out.
         resize: how its own library resizes position embeddings.
+        ignored: patterns of keys that are deliberately left out, and what they are.
         prefixes: what may stand before every key.
+        head: name of the head's bias.
+        pools_first: whether its library, without [CLS], normalises after pooling, as
+            ours does; otherwise before.
+        travels: what of the architecture a file of this dialect decides by itself:
+            (config, its keys without the prefix, a reader of the config.json beside it)
+            -> config.
     """
 
     name: str
     mark: str
     entries: Callable[[Config], list[Entry]]
     resize: str
-    ignored: tuple[str, ...] = ()
+    ignored: Callable[[Config], Mapping[str, str]] = nothing
     prefixes: tuple[str, ...] = ("",)
+    head: str = "head/bias"
+    pools_first: bool = True
+    travels: Callable[..., Config] = as_asked
 
 
 def keep(array, *, config, dialect):
@@ -67,6 +90,11 @@ def attention_out(array, *, config, dialect):
     return array.T.reshape(config.heads, -1, array.shape[0])
 
 
+def by_head(array, *, config, dialect):
+    """A torch projection [head x key, dim], or its bias, split by head."""
+    return array.T.reshape(*array.shape[1:], config.heads, -1)
+
+
 def third(which: int) -> Callable[..., np.ndarray]:
     """Query, key or value out of torch's joint projection."""
 
@@ -77,61 +105,17 @@ def third(which: int) -> Callable[..., np.ndarray]:
     return make
 
 
-def positions(position, *, config, dialect):
-    """One position per token: the patches' resized to the model's grid.
-
-    Prefix tokens that the file gives no position (registers in timm, [CLS] in
-    big_vision) have position 0.
-    """
-    extra = prefix_positions(position.shape[1], config)
-    prefix, patches = position[:, :extra], position[:, extra:]
-    if patches.shape[1] != config.patches:
-        side = math.isqrt(patches.shape[1])
-        grid = patches.reshape(side, side, -1)
-        grid = RESIZE[dialect.resize](grid, config.grid)
-        patches = grid.reshape(1, config.patches, -1)
-    bare = np.zeros((1, config.prefix - extra, position.shape[2]), np.float32)
-    return np.concatenate([prefix, bare, patches], axis=1)
-
-
-def prefix_positions(count: int, config: Config) -> int:
-    """How many of a file's positions belong to prefix tokens."""
-    candidates = (config.prefix, int(config.class_token), 0)
-    for extra in candidates:
-        if count - extra == config.patches:
-            return extra
-    for extra in candidates:
-        if math.isqrt(count - extra) ** 2 == count - extra:
-            return extra
-    raise ValueError(
-        f"{count} position embeddings are neither {config.patches} patches nor a "
-        f"square number of them, with or without {config.prefix} prefix tokens"
-    )
-
-
-def resize_corners(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The original ViT code's way: linear between aligned corners."""
-    from scipy import ndimage
-
-    zoom = (size[0] / grid.shape[0], size[1] / grid.shape[1], 1)
-    return np.asarray(ndimage.zoom(grid, zoom, order=1), np.float32)
-
-
-def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """timm's way for torch files: antialiased bicubic between pixel centres."""
-    shape = (*size, grid.shape[-1])
-    return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
-
-
-RESIZE = {"corners": resize_corners, "bicubic": resize_bicubic}
-
-
-def google_entries(attention: str, norm: str, mlp: str) -> Callable:
+def google_entries(
+    attention: str,
+    norm: str,
+    mlp: str,
+    *,
+    position: str = "Transformer/posembed_input/pos_embedding",
+) -> Callable:
     """The original Flax naming; numbering of a block's modules came to differ."""
 
     def entries(config: Config) -> list[Entry]:
         block = "Transformer/encoderblock_{block}/"
-        position = "Transformer/posembed_input/pos_embedding"
         names = {
             "LayerNorm_0": ("LayerNorm_0", ("scale", "bias")),
             "LayerNorm_1": (norm, ("scale", "bias")),
@@ -193,7 +177,35 @@ def timm_entries(config: Config) -> list[Entry]:
     for ours, theirs in norms.items():
         table.append(Entry(ours + "/scale", (theirs + "weight",), keep))
         table.append(Entry(ours + "/bias", (theirs + "bias",), keep))
-    return table + timm_prefix(config)
+    return table + timm_prefix(config) + timm_refinement(config)
+
+
+def timm_refinement(config: Config) -> list[Entry]:
+    """The token-refinement modules of Naseer et al., one per block but the last."""
+    if not config.refinement:
+        return []
+    theirs = REFINEMENT + "{refined}."
+    names = {
+        "conv/kernel": ("conv.weight", convolution),
+        "norm/scale": ("bn.weight", keep),
+        "norm/bias": ("bn.bias", keep),
+        "norm/mean": ("bn.running_mean", keep),
+        "norm/var": ("bn.running_var", keep),
+        "token/kernel": ("token_fc.weight", transpose),
+        "token/bias": ("token_fc.bias", keep),
+    }
+    return [
+        Entry(f"refinement/{ours}", (theirs + name,), make)
+        for ours, (name, make) in names.items()
+    ]
+
+
+def timm_ignored(config: Config) -> dict[str, str]:
+    """What of a torch state dict is left out."""
+    if config.refinement:
+        return {re.escape(REFINEMENT) + r"\d+\.bn\.num_batches_tracked": "a counter"}
+    # The published analysis of the refined DeiT-B strips them as well.
+    return {re.escape(REFINEMENT) + r".*": "token refinement; Config(refinement=True)"}
 
 
 def timm_prefix(config: Config) -> list[Entry]:
@@ -204,6 +216,57 @@ def timm_prefix(config: Config) -> list[Entry]:
     if config.registers:
         table.append(Entry("registers", ("reg_token",), keep))
     return table
+
+
+def hugging_face_entries(config: Config) -> list[Entry]:
+    """transformers' ViT and DeiT for image classification."""
+    block = "encoder.layer.{block}."
+    dense = {
+        "head/": ("classifier.", transpose),
+        MLP + "Dense_0/": (block + "intermediate.dense.", transpose),
+        MLP + "Dense_1/": (block + "output.dense.", transpose),
+        ATTENTION + "out/": (block + "attention.output.dense.", attention_out),
+        "embedding/": ("embeddings.patch_embeddings.projection.", convolution),
+    }
+    norms = {
+        BLOCK + "LayerNorm_0/": block + "layernorm_before.",
+        BLOCK + "LayerNorm_1/": block + "layernorm_after.",
+        "Transformer/encoder_norm/": "layernorm.",
+    }
+    table = [
+        Entry("pos_embedding", ("embeddings.position_embeddings",), positions),
+    ]
+    if config.class_token:
+        table.append(Entry("cls", ("embeddings.cls_token",), keep))
+    if config.registers:
+        # DeiT's second prefix token; nothing reads the answer there.
+        table.append(Entry("registers", ("embeddings.distillation_token",), keep))
+    for ours, (theirs, make) in dense.items():
+        table.append(Entry(ours + "kernel", (theirs + "weight",), make))
+        table.append(Entry(ours + "bias", (theirs + "bias",), keep))
+    for ours, theirs in norms.items():
+        table.append(Entry(ours + "scale", (theirs + "weight",), keep))
+        table.append(Entry(ours + "bias", (theirs + "bias",), keep))
+    for part in ("query", "key", "value"):
+        ours, theirs = f"{ATTENTION}{part}/", f"{block}attention.attention.{part}."
+        table.append(Entry(ours + "kernel", (theirs + "weight",), by_head))
+        if config.qkv_bias:
+            table.append(Entry(ours + "bias", (theirs + "bias",), by_head))
+    return table
+
+
+def hugging_face_ignored(config: Config) -> dict[str, str]:
+    """What of transformers' classifiers is left out."""
+    return {r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips"}
+
+
+def hugging_face_travels(
+    config: Config, keys: Collection[str], beside: Callable[[], Mapping[str, Any]]
+) -> Config:
+    """transformers' numerics, and DeiT's distillation token as a register."""
+    registers = int("embeddings.distillation_token" in keys)
+    config = dataclasses.replace(config, registers=max(registers, config.registers))
+    return with_numerics(config, beside())
 
 
 def own_entries(config: Config) -> list[Entry]:
@@ -217,6 +280,20 @@ def own_entries(config: Config) -> list[Entry]:
 
 
 KERNEL = ("kernel", "bias")
+REFINEMENT = "transformerheads."
+
+
+def google_ignored(config: Config) -> dict[str, str]:
+    """What of an original checkpoint is left out: timm and the paper do so too."""
+    return {
+        "pre_logits/(kernel|bias)": "the representation layer",
+        "(opt|extra|chrono)/.*|step": "the state of a training run",
+    }
+
+
+PRE_LINEN = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+LINEN = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+FIRST = "Transformer/encoderblock_0/"
 
 DIALECTS = (
     Dialect(
@@ -226,31 +303,58 @@ DIALECTS = (
         resize="bicubic",
     ),
     Dialect(
-        name="original npz, pre-Linen numbering",
-        mark="Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
-        entries=google_entries(
-            "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"
-        ),
+        name="big_vision npz, stacked",
+        mark=re.escape(ATTENTION) + "query/kernel",
+        entries=own_entries,
         resize="corners",
-        # timm and the paper leave the representation layer out as well.
-        ignored=("pre_logits/(kernel|bias)",),
-        prefixes=("", "opt/target/"),
+        ignored=google_ignored,
+        prefixes=("params/",),
+        pools_first=False,
+    ),
+    Dialect(
+        name="original npz, pre-Linen numbering",
+        mark=f"{FIRST}{PRE_LINEN[0]}/query/kernel",
+        entries=google_entries(*PRE_LINEN),
+        resize="corners",
+        ignored=google_ignored,
+        prefixes=("", "opt/target/", "params/"),
+        pools_first=False,
     ),
     Dialect(
         name="original npz, Linen numbering",
-        mark="Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel",
-        entries=google_entries(
-            "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"
-        ),
+        mark="Transformer/posembed_input/pos_embedding",
+        entries=google_entries(*LINEN),
         resize="corners",
-        ignored=("pre_logits/(kernel|bias)",),
-        prefixes=("", "opt/target/"),
+        ignored=google_ignored,
+        prefixes=("", "opt/target/", "params/"),
+        pools_first=False,
+    ),
+    Dialect(
+        name="big_vision npz",
+        mark=f"{FIRST}{LINEN[0]}/query/kernel",
+        entries=google_entries(*LINEN, position="pos_embedding"),
+        resize="corners",
+        ignored=google_ignored,
+        prefixes=("params/", ""),
+        pools_first=False,
     ),
     Dialect(
         name="timm state dict",
         mark=r"blocks\.0\.attn\.qkv\.weight",
         entries=timm_entries,
         resize="bicubic",
+        ignored=timm_ignored,
         prefixes=("", "model.", "module."),
+        head="head.bias",
+    ),
+    Dialect(
+        name="Hugging Face state dict",
+        mark=r"encoder\.layer\.0\.attention\.attention\.query\.weight",
+        entries=hugging_face_entries,
+        resize="bicubic",
+        ignored=hugging_face_ignored,
+        prefixes=("vit.", "deit."),
+        head="classifier.bias",
+        travels=hugging_face_travels,
     ),
 )

@@ -176,7 +176,7 @@ def write_folder(
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The JSON beside the arrays of our own folder.
+    """The JSON beside the arrays of our own folder, or of a Hugging Face model.
 
     Raises:
         CheckpointError: the folder holds none, or not valid JSON.
@@ -184,13 +184,56 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     from etils import epath
 
     path = epath.Path(folder) / CONFIG
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    if not path.exists():
         raise CheckpointError(
-            f"{folder} is not a folder that `vitjax convert` wrote: {CONFIG} is "
-            f"missing or damaged ({error})."
+            f"{folder} is not a folder that `vitjax convert` wrote: it has no {CONFIG}."
+        )
+    return read_json(path)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    from etils import epath
+
+    try:
+        written = json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged, for it is not JSON: {error}."
         ) from error
+    if not isinstance(written, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
+    return written
+
+
+def read_beside(path: str | os.PathLike) -> dict[str, Any]:
+    """The config.json in the folder of a checkpoint file; empty where there is none."""
+    from etils import epath
+
+    folder = epath.Path(path).parent
+    return read_config(folder) if (folder / CONFIG).exists() else {}
+
+
+def find_weights(folder: str | os.PathLike) -> Any:
+    """The file of arrays in a folder.
+
+    Raises:
+        CheckpointError: there is none, or they are spread over several files.
+    """
+    from etils import epath
+
+    names = (ARRAYS, "pytorch_model.bin")
+    found = [epath.Path(folder) / n for n in names if (epath.Path(folder) / n).exists()]
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds neither {' nor '.join(names)}; weights spread over "
+            "several files are not read."
+        )
+    return found[0]
 
 
 def sha256(path: str | os.PathLike) -> str:

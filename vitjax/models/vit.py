@@ -7,6 +7,7 @@ original ViT.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,29 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vitjax.models.initial import NEAR_ZERO, NORMAL, torch_uniform
 from vitjax.models.links import Links, log_mask, patch_mask, split_edits
+from vitjax.models.refinement import Refinement
 from vitjax.types import ArrayLike, Config, Edits
 
 GELU: dict[str, Callable] = {
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-
-# timm 0.6.12, the paper's random control: its truncation at +-2 is a hundred standard
-# deviations away, so this is the plain normal.
-NORMAL = nn.initializers.normal(0.02)
-NEAR_ZERO = nn.initializers.normal(1e-6)
-"""timm's for [CLS] and registers, which their position embeddings tell apart."""
-
-
-def torch_uniform(fan_in: int) -> Callable:
-    """PyTorch's default for a convolution and its bias: U(-1, 1) / sqrt(fan_in)."""
-
-    def initialise(key, shape, dtype=jnp.float32):
-        limit = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return initialise
 
 
 class LayerNorm(nn.Module):
@@ -250,6 +237,14 @@ class VisionTransformer(nn.Module):
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
         self.head = nn.Dense(self.classes, kernel_init=NORMAL)
+        if cfg.refinement:
+            stacked = nn.vmap(
+                Refinement,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                axis_size=cfg.depth - 1,
+            )
+            self.refinement = stacked(cfg)
 
     def embed(
         self, images: Float[ArrayLike, "batch height width channel"], edits: Edits
@@ -273,6 +268,14 @@ class VisionTransformer(nn.Module):
         """Class logits of the last stream, at [CLS] or at the mean of kept patches."""
         return self.head(self.Transformer.encoder_norm(pool(x, edits, self.config)))
 
+    def refine(
+        self, params: Any, stream: Float[Array, "batch token dim"]
+    ) -> Float[Array, "batch class"]:
+        """Class logits of the refinement module with these parameters."""
+        module = Refinement(self.config, parent=None)
+        normed = self.Transformer.encoder_norm(stream)
+        return self.head(module.apply({"params": params}, normed))
+
     def __call__(
         self,
         images: Float[ArrayLike, "batch height width channel"],
@@ -283,6 +286,8 @@ class VisionTransformer(nn.Module):
         edits = Edits() if edits is None else edits
         x = self.embed(images, edits)
         x = self.embedding_dropout(x, deterministic=not train)
+        if self.config.refinement and self.is_initializing():
+            self.refinement(jnp.tile(x[None], (self.config.depth - 1, 1, 1, 1)))
         x = self.Transformer(x, *split_edits(edits, self.config), train)
         return self.readout(x, edits)
 

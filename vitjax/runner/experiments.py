@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vitjax.analysis import readouts
-from vitjax.analysis.projection import top_k
-from vitjax.models.capture import scan_blocks
+from vitjax.analysis.projection import rank, take_label, top_k
+from vitjax.models.capture import first_block, refine_block, scan_blocks
 from vitjax.models.model import Model
 from vitjax.models.vit import pool
 from vitjax.types import Batch, Edits
@@ -31,7 +31,8 @@ class Recipe:
     Args:
         name: what it is called on the command line.
         step: `step(model, batch, **options) -> {array name: rows}`.
-        dims: for every array, the names of its axes after `image`.
+        dims: for every array that the step may return, the names of its axes after
+            `image`.
         labelled: arrays that mean nothing for an image without a known class; the
             stream leaves them unwritten there.
         options: keywords of the step, recorded in the manifest.
@@ -61,32 +62,41 @@ def identifiability(
     Returns:
         rank_* int [image layer token] and logit_* [image layer token] for each of
         residual, attention_update, mlp_update; top_classes and top_logits
-        [image layer top]; prediction [image].
+        [image layer top]; prediction [image]. With refinement modules also rank_refined
+        and logit_refined [image refined], their answer after every block but the last.
     """
     space = readouts.readout(model.class_space)
     label = jnp.maximum(batch.label, 0)
     k = min(top, model.num_classes)
 
     def embed(embedding):
-        return readouts.product(space, embedding)
+        return readouts.product(space, embedding), first_block(embedding)
 
-    def read(before, params, stream_in, trace):
+    def read(state, params, stream_in, trace):
+        before, index = state
         updates = {name: getattr(trace, name) for name in STREAMS[1:]}
         products = {name: readouts.product(space, x) for name, x in updates.items()}
         after = before + products["attention_update"] + products["mlp_update"]
         states = {"residual": trace.residual} | updates
         rows = {}
         for name, product in ({"residual": after} | products).items():
-            rank, logit = readouts.rank_and_logit(space, product, states[name], label)
-            rows |= {f"rank_{name}": rank, f"logit_{name}": logit}
+            place, logit = readouts.rank_and_logit(space, product, states[name], label)
+            rows |= {f"rank_{name}": place, f"logit_{name}": logit}
         best = top_k(readouts.logits(space, *pooled(after, trace.residual)), k=k)
-        return after, rows | {"top_classes": best.classes, "top_logits": best.logits}
+        rows |= {"top_classes": best.classes, "top_logits": best.logits}
+        if model.config.refinement:
+            refined = refine_block(model, index, trace.residual)
+            rows["rank_refined"] = rank(refined, label)
+            rows["logit_refined"] = take_label(refined, label)
+        return (after, index + 1), rows
 
     def pooled(*states):
         return [pool(state, Edits(), model.config) for state in states]
 
     logits, rows = scan_blocks(model, batch.images, read, state=embed)
     rows = {name: jnp.moveaxis(values, 0, 1) for name, values in rows.items()}
+    for name in set(REFINED) & set(rows):
+        rows[name] = rows[name][:, :-1]
     return rows | {"prediction": jnp.argmax(logits, -1).astype(jnp.int32)}
 
 
@@ -96,17 +106,20 @@ PER_TOKEN = {
     for kind in ("rank", "logit")
 }
 
+REFINED = {name: ("refined",) for name in ("rank_refined", "logit_refined")}
+
 RECIPES = {
     "identifiability": Recipe(
         name="identifiability",
         step=identifiability,
         dims={
             **PER_TOKEN,
+            **REFINED,
             "top_classes": ("layer", "top"),
             "top_logits": ("layer", "top"),
             "prediction": (),
         },
-        labelled=tuple(PER_TOKEN),
+        labelled=(*PER_TOKEN, *REFINED),
         options={"top": TOP},
     )
 }

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from vitjax.data.batches import RecordError, batches
 from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.sources import open_source
+from vitjax.loading import load
 from vitjax.models.model import Model
 from vitjax.results import ArraySpec
 from vitjax.runner import mesh as meshes
 from vitjax.runner.experiments import Recipe, find_recipe
 from vitjax.types import Batch, Config
-from vitjax.variants import load
 
 OnError = Literal["stop", "skip"]
 
@@ -69,9 +69,15 @@ class Job:
         """Every array of the run; the traced step tells the shapes of its own."""
         with jax.default_matmul_precision(self.precision):
             shapes = self.program.eval_shape(self.placed, self.blank())
+        if undeclared := set(shapes) - set(self.recipe.dims):
+            raise ValueError(
+                f"The recipe {self.recipe.name!r} returns {sorted(undeclared)}, whose "
+                "axes its dims do not name."
+            )
         specs = {
             name: self.per_image(axes, shapes[name].shape[1:], shapes[name].dtype)
             for name, axes in self.recipe.dims.items()
+            if name in shapes
         }
         specs["label"] = self.per_image((), (), np.int32)
         specs["valid"] = self.per_image((), (), np.bool_)
@@ -156,7 +162,7 @@ class Job:
         valid = np.asarray(batch.valid)[real]
         label = np.where(valid, np.asarray(batch.label)[real], -1).astype(np.int32)
         rows = {"label": label, "valid": valid}
-        for name in self.recipe.dims:
+        for name in outputs:
             known = valid & (label >= 0) if name in self.recipe.labelled else valid
             rows[name] = self.blank_out(name, outputs[name][real], known)
         if self.masks:

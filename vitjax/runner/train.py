@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from vitjax import variants
+from vitjax import loading, variants
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.models.model import Model, Provenance, initialise
 from vitjax.types import ArrayLike, Config
@@ -335,7 +335,7 @@ def save(state: State, recipe: Recipe, folder: pathlib.Path) -> None:
     part = folder / "state.msgpack.part"
     part.write_bytes(flax.serialization.msgpack_serialize(host))
     os.replace(part, folder / "state.msgpack")
-    variants.save(as_model(state.params, recipe), folder, dtype="float16")
+    loading.save(as_model(state.params, recipe), folder, dtype="float16")
 
 
 def restore(state: State, folder: pathlib.Path) -> State:

@@ -1,0 +1,140 @@
+"""timm's models, saved by timm, read by us: same logits, same addresses."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+
+import vitjax
+from vitjax import variants
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHAPE = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+OURS = {
+    "plain": (dict(), dict()),
+    "no qkv bias": (dict(qkv_bias=False), dict(qkv_bias=False)),
+    "layer scale": (dict(init_values=0.3), dict(layer_scale=True)),
+    "registers": (
+        dict(reg_tokens=3, no_embed_class=True),
+        dict(registers=3),
+    ),
+    "mean": (
+        dict(class_token=False, global_pool="avg"),
+        dict(class_token=False),
+    ),
+    "wide": (dict(img_size=(16, 40)), dict(image_size=(16, 40))),
+}
+
+
+def randomise(torch, model):
+    generator = torch.Generator().manual_seed(0)
+    for name, leaf in [*model.named_parameters(), *model.named_buffers()]:
+        if not leaf.is_floating_point():
+            continue
+        values = torch.randn(leaf.shape, generator=generator) * 0.2
+        one = ("norm" in name or "bn" in name) and name.endswith("weight")
+        values = values + 1 if one or "gamma" in name else values
+        leaf.data = values.abs() if name.endswith("running_var") else values
+    return model.eval()
+
+
+def compare(torch, model, config, path, tolerance=2e-5):
+    arrays = {k: v.contiguous().numpy() for k, v in model.state_dict().items()}
+    safetensors.numpy.save_file(arrays, path)
+    ours = vitjax.load(config, checkpoint=path)
+    images = tiny.images(config)
+    with torch.no_grad():
+        expected = model(torch.tensor(images.transpose(0, 3, 1, 2)))
+    expected = getattr(expected, "logits", expected).numpy()
+    logits, _ = vitjax.forward(ours, images)
+    np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_logits(name, timm, torch, tmp_path):
+    theirs, ours = OURS[name]
+    model = timm.models.VisionTransformer(
+        **SHAPE | dict(num_classes=7, mlp_ratio=1.5) | theirs
+    )
+    config = vitjax.Config(**tiny.SHAPE | ours)
+    compare(torch, randomise(torch, model), config, tmp_path / "m.safetensors")
+
+
+def test_residual_post_norm(timm, torch, tmp_path):
+    from timm.models.vision_transformer import ResPostBlock
+
+    model = timm.models.VisionTransformer(
+        **SHAPE,
+        num_classes=7,
+        mlp_ratio=1.5,
+        qkv_bias=False,
+        class_token=False,
+        global_pool="avg",
+        block_fn=ResPostBlock,
+    )
+    compare(
+        torch, randomise(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
+    )
+
+
+def test_resized_positions(timm, torch, tmp_path):
+    model = timm.models.VisionTransformer(**SHAPE, num_classes=7, mlp_ratio=1.5)
+    arrays = {k: v.numpy() for k, v in randomise(torch, model).state_dict().items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    from timm.layers import resample_abs_pos_embed
+
+    expected = resample_abs_pos_embed(
+        model.pos_embed, new_size=[7, 7], num_prefix_tokens=1
+    )
+    ours = vitjax.load(
+        tiny.CONFIGS["plain"], checkpoint=tmp_path / "m.safetensors", image_size=56
+    )
+    np.testing.assert_allclose(
+        ours.params["pos_embedding"], expected.detach().numpy(), atol=2e-6
+    )
+
+
+def test_addresses_are_timms(timm):
+    """Every row with a tag: timm knows the tag, and the same address."""
+    from timm.models import get_pretrained_cfg
+
+    for row in variants.ROWS:
+        if row.tag:
+            name = row.tag.removeprefix("timm/")
+            config = get_pretrained_cfg(name)
+            assert config is not None and config.url == row.url, name
+            assert config.num_classes == len(row.labels()[0])
+            assert config.input_size == (3, *row.config.shape)
+
+
+@pytest.mark.parametrize("grid", (4,))
+def test_token_refinement(grid, torch, tmp_path):
+    """The layers of Naseer et al.'s module, run by PyTorch, one convolution twice."""
+    from torch.nn import functional as F  # noqa: N812
+
+    model = tiny.make(tiny.CONFIGS["refinement"])
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    images = tiny.images(model.config)
+    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
+    logits = vitjax.refinement_logits(loaded, images)
+    _, trace = vitjax.forward(loaded, images, capture=("residual",))
+    p = {key: torch.tensor(value) for key, value in arrays.items()}
+    for block in range(model.config.depth - 1):
+        name = f"transformerheads.{block}."
+        stream = torch.tensor(np.asarray(trace.residual[block]))
+        x = F.layer_norm(stream, (16,), p["norm.weight"], p["norm.bias"], 1e-6)
+        patches = x[:, 1:].transpose(1, 2).reshape(3, 16, grid, grid)
+
+        def layer(y, name=name):
+            y = F.conv2d(y, p[name + "conv.weight"], padding=1)
+            stored = (p[name + f"bn.running_{part}"] for part in ("mean", "var"))
+            return F.batch_norm(y, *stored, p[name + "bn.weight"], p[name + "bn.bias"])
+
+        y = F.relu(layer(F.relu(layer(patches))) + patches)
+        y = F.avg_pool2d(y, grid).reshape(3, 16)
+        y = y + F.linear(
+            x[:, 0], p[name + "token_fc.weight"], p[name + "token_fc.bias"]
+        )
+        expected = F.linear(y, p["head.weight"], p["head.bias"])
+        np.testing.assert_allclose(logits[block], expected, atol=1e-4)
