@@ -24,10 +24,11 @@ import tyro
 
 import vitjax
 from vitjax import loading, variants
+from vitjax.data.masks import MaskConvention
 from vitjax.models.tree import parameter_shapes
 from vitjax.results import Results, open_results
 from vitjax.runner import train
-from vitjax.runner.bench import Benchmark, bench
+from vitjax.runner.bench import Benchmark, Pipeline, bench, bench_data
 from vitjax.runner.stream import run
 
 Platform = Literal["cpu", "gpu", "tpu"]
@@ -64,7 +65,9 @@ class Run(Command):
     Args:
         recipe: the question: identifiability.
         model: a name that `vitjax list` shows, or a converted folder.
-        data: textured_digits[:SPLIT], folder:PATH or csv:FILE.
+        data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
+            cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
+            commas; paper takes the paper's selection of images.
         out: folder for the rows, local or gs://.
         checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
             or a converted folder.
@@ -73,6 +76,10 @@ class Run(Command):
         seed: for recipes that draw random numbers.
         on_error: what to do with an image that cannot be read.
         dtype: what the model computes in.
+        mask_convention: which tokens are of the class, where a data set has masks: area
+            counts their pixels, vilas2023_code looks at one, as the published code.
+        mask_threshold: share of a token's pixels that makes it one of the class.
+        workers: processes that decode and preprocess images; 0 for threads.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
@@ -85,6 +92,9 @@ class Run(Command):
     seed: int = 0
     on_error: Literal["stop", "skip"] = "stop"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    mask_convention: MaskConvention = "area"
+    mask_threshold: float = 0.5
+    workers: int = 0
 
     def __call__(self) -> Results:
         results = run(
@@ -97,6 +107,9 @@ class Run(Command):
             seed=self.seed,
             on_error=self.on_error,
             dtype=self.dtype,
+            mask_convention=self.mask_convention,
+            mask_threshold=self.mask_threshold,
+            workers=self.workers,
         )
         print(describe_run(results))
         print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
@@ -114,15 +127,15 @@ class Report(Command):
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
-    out: Annotated[pathlib.Path | None, metavar("DIR")] = None
+    out: Annotated[str | None, metavar("DIR")] = None
 
-    def __call__(self) -> pathlib.Path:
+    def __call__(self) -> Any:
         from vitjax.report.document import write_report
 
         if not self.runs:
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
         alone = len(self.runs) == 1
-        out = self.out or pathlib.Path(self.runs[0] if alone else "vitjax-report")
+        out = self.out or (self.runs[0] if alone else "vitjax-report")
         page = write_report([open_results(path) for path in self.runs], out)
         print(f"Report: {page}")
         return page
@@ -140,7 +153,7 @@ class Demo(Command):
     out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-demo")
     images: Annotated[int | None, metavar("INT")] = None
 
-    def __call__(self) -> pathlib.Path:
+    def __call__(self) -> Any:
         from vitjax.report.document import write_report
         from vitjax.report.reduction import summary
 
@@ -184,14 +197,14 @@ class Convert(Command):
     """
 
     source: tyro.conf.Positional[Annotated[str, metavar("SOURCE")]]
-    out: Annotated[pathlib.Path | None, metavar("DIR")] = None
+    out: Annotated[str | None, metavar("DIR")] = None
     model: Annotated[str | None, metavar("NAME")] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
-    def __call__(self) -> pathlib.Path:
+    def __call__(self) -> str:
         if self.model is not None:
             model = loading.load(self.model, checkpoint=self.source)
-        elif self.source in variants.VARIANTS or os.path.isdir(self.source):
+        elif self.source in variants.VARIANTS or loading.is_folder(self.source):
             model = loading.load(self.source)
         else:
             raise ValueError(
@@ -199,7 +212,7 @@ class Convert(Command):
                 f"of {', '.join(variants.VARIANTS)}."
             )
         name = self.model or model.provenance.name or "model"
-        out = self.out or pathlib.Path("checkpoints") / pathlib.Path(name).name
+        out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         print(f"{out}: {count:,} parameters, {self.dtype}")
@@ -217,6 +230,8 @@ class Bench(Command):
         dtype: what the model computes in.
         repetitions: of each program, in turns; medians count.
         platform: cpu, gpu or tpu; by default the best there is.
+        data: also measure how fast the host decodes and preprocesses this data set.
+        workers: processes that do so; 0 for threads.
         out: JSON file for the figures.
     """
 
@@ -226,6 +241,8 @@ class Bench(Command):
     dtype: Literal["float32", "bfloat16"] = "float32"
     repetitions: int = 7
     platform: Annotated[Platform | None, metavar("{cpu,gpu,tpu}")] = None
+    data: Annotated[str | None, metavar("SOURCE")] = None
+    workers: int = 0
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
 
     def __call__(self) -> Benchmark:
@@ -241,9 +258,16 @@ class Bench(Command):
             devices=find_devices(self.platform),
         )
         show_benchmark(found)
+        figures = dataclasses.asdict(found)
+        if self.data:
+            pipeline = bench_data(
+                self.data, model, batch_size=self.batch_size, workers=self.workers
+            )
+            show_pipeline(pipeline, found)
+            figures["data"] = dataclasses.asdict(pipeline)
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+            self.out.write_text(json.dumps(figures, indent=1) + "\n")
         return found
 
 
@@ -372,6 +396,8 @@ def describe_run(results: Results) -> str:
     skipped, rate = len(manifest["skipped"]), manifest["images_per_second"]
     parts = [f"{results.path}: {manifest['data']['images']} images"]
     parts += [f"{skipped} of them could not be read"] if skipped else []
+    lost = len(manifest.get("vanished") or ())
+    parts += [f"{lost} of them without a token on their object"] if lost else []
     parts += [f"{rate:.1f} images/s"] if rate else []
     return ", ".join(parts)
 
@@ -381,7 +407,7 @@ def describe_variant(row: variants.Variant) -> tuple[str, ...]:
     config, classes = row.config, len(row.labels()[0])
     shapes = parameter_shapes(config, classes)
     count = sum(math.prod(shape) for shape in shapes.values())
-    size = "x".join(map(str, dict.fromkeys(config.shape)))
+    size = "x".join(map(str, config.shape))
     numbers = f"{count:,}", size, str(config.tokens), str(classes)
     return row.name, *numbers, row.source, row.licence, where_weights_are(row)
 
@@ -439,6 +465,18 @@ def show_benchmark(found: Benchmark) -> None:
     print(
         f"The step costs {found.ratio:.3f} plain forward passes; counted in "
         f"multiplications it would be {found.ratio_floor:.3f}."
+    )
+
+
+def show_pipeline(pipeline: Pipeline, found: Benchmark) -> None:
+    """How fast images arrive, and whether the device has to wait for them."""
+    by = f"{pipeline.workers} processes" if pipeline.workers else "threads"
+    step = found.identifiability.images_per_second
+    ratio = pipeline.images_per_second / step
+    print(
+        f"{pipeline.data} decoded and preprocessed by {by}: "
+        f"{pipeline.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
+        "takes."
     )
 
 

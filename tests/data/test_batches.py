@@ -2,11 +2,13 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitjax.data.batches import RecordError, batches
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.data.images import ImageError, Preprocess
-from vitjax.data.sources import Record, SourceError, open_source
+from vitjax.data.records import Record, SourceError
+from vitjax.data.sources import open_source
 from vitjax.types import Config
 
 CONFIG = Config(64, 8, dim=8, depth=1, heads=1, mlp_dim=8)
@@ -140,3 +142,27 @@ def test_reading_ahead_is_bounded_and_ends_with_the_iterator():
     found.close()
     assert len(source.source.read) < 40
     assert threading.active_count() <= before + 4
+
+
+def test_workers_make_the_same_batches(tmp_path):
+    """In other processes, which start slowly: every case in one run."""
+    source = open_source(TexturedDigits(length=11), classes=CLASSES)
+    options = dict(preprocess=Preprocess(64, 64), config=CONFIG)
+    for (batch, _), (expected, _) in zip(
+        read(source, workers=2, **options), read(source, **options), strict=True
+    ):
+        for field in ("images", "label", "valid", "index", "token_class"):
+            np.testing.assert_array_equal(
+                getattr(batch, field), getattr(expected, field)
+            )
+    for number in range(12):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "05.png").write_bytes(b"broken")
+    folder = open_source(f"folder:{tmp_path}", classes=CLASSES)
+    found = read(folder, on_error="skip", workers=1)
+    assert [[e.name for e in errors] for _, errors in found] == [[], ["05.png"], []]
+    assert found[1][0].valid.tolist() == [True, False, True, True]
+    with pytest.raises(ImageError, match="05.png cannot be read"):
+        read(folder, workers=1)
+    with pytest.raises(ValueError, match="cannot be sent to other processes"):
+        read(opened(12), workers=1)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.images import ImageError, Preprocess, open_image, to_rgb
+from vitjax.data.batches import batches
+from vitjax.data.images import (
+    ImageError,
+    Preprocess,
+    from_hugging_face,
+    open_image,
+    to_rgb,
+)
+from vitjax.data.sources import open_source
 
 
 @pytest.fixture
@@ -184,3 +192,28 @@ class TestBroken:
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(ImageError, match="a.png"):
             open_image(tmp_path / "a.png")
+
+
+def test_a_picture_of_floating_point_pixels_is_named_by_its_data_set(tmp_path):
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "deep.tif")
+    source = open_source(f"folder:{tmp_path}")
+    found = batches(source, preprocess=Preprocess(8, 8), batch_size=2, on_error="skip")
+    ((_, errors),) = found
+    assert errors[0].name == "deep.tif" and "floating-point" in errors[0].reason
+
+
+def test_hugging_faces_pipelines():
+    assert from_hugging_face({"size": 32}) == Preprocess(32, 32)
+    shorter = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}
+    assert from_hugging_face(
+        shorter | {"do_center_crop": True, "do_normalize": False}
+    ) == Preprocess(
+        *(32, 24),
+        resize="shorter",
+        resize_size=40,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    for wrong in ({"resample": 4}, {"do_resize": False}, {"rescale_factor": 1.0}):
+        with pytest.raises(ValueError, match="Preprocessing without|rescale_factor"):
+            from_hugging_face({"size": 32} | wrong)

@@ -4,7 +4,7 @@ from PIL import Image
 
 from vitjax.data.demo import TexturedDigits
 from vitjax.data.images import Preprocess
-from vitjax.data.masks import IGNORE, token_class
+from vitjax.data.masks import IGNORE, Labelling, token_class
 
 SQUASH = Preprocess(32, 32)
 
@@ -22,8 +22,10 @@ def test_half_of_the_pixels_make_a_class_token():
     expected[0, 0] = 1
     np.testing.assert_array_equal(label(mask), expected)
     expected[1, 1] = 1
-    np.testing.assert_array_equal(label(mask, threshold=31 / 64), expected)
-    np.testing.assert_array_equal(label(mask, threshold=0.6), 0)
+    np.testing.assert_array_equal(
+        label(mask, labelling=Labelling(threshold=31 / 64)), expected
+    )
+    np.testing.assert_array_equal(label(mask, labelling=Labelling(threshold=0.6)), 0)
 
 
 def test_tokens_are_in_row_major_order():
@@ -71,3 +73,47 @@ def test_every_embedded_picture_has_class_and_context_tokens():
         tokens = token_class(mask, preprocess=Preprocess(64, 64), grid=(8, 8))
         assert 1 <= (tokens == 1).sum() <= 20
         assert (tokens == 0).sum() >= 40
+
+
+PUBLISHED = Labelling("vilas2023_code")
+
+
+def test_the_published_code_looks_at_the_upper_left_pixel_of_each_cell():
+    mask = np.ones((32, 32), np.uint8)
+    mask[::8, ::8] = 0
+    np.testing.assert_array_equal(label(mask), 1)
+    np.testing.assert_array_equal(label(mask, labelling=PUBLISHED), 0)
+    np.testing.assert_array_equal(label(1 - mask, labelling=PUBLISHED), 1)
+
+
+def test_the_published_code_counts_ignored_pixels_as_context_and_never_crops():
+    mask = np.full((40, 80), IGNORE, np.uint8)
+    mask[10:, 20:40] = 1
+    crop = Preprocess(32, 32, resize="shorter", resize_size=32)
+    found = label(mask, crop, labelling=PUBLISHED)
+    np.testing.assert_array_equal(found, [[0] * 4, *[[0, 1, 0, 0]] * 3])
+
+
+@pytest.mark.parametrize("size", [(375, 500), (400, 267), (13, 7), (224, 224)])
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14)])
+def test_the_published_pixels_are_the_first_of_their_cells(size, grid):
+    """Pixel x belongs to cell floor(x * cells / side); the first one is looked at."""
+    mask = np.random.default_rng(0).integers(2, size=size).astype(np.uint8)
+    found = label(mask, grid=grid, labelling=PUBLISHED)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            corner = [place * s // g for place, s, g in zip((row, column), size, grid)]
+            # An exact border may fall to the pixel before it, by rounding.
+            exact = [p * s % g == 0 for p, s, g in zip((row, column), size, grid)]
+            near = mask[
+                max(0, corner[0] - exact[0]) : corner[0] + 1,
+                max(0, corner[1] - exact[1]) : corner[1] + 1,
+            ]
+            assert found[row, column] in near
+
+
+def test_labellings_that_do_not_exist():
+    with pytest.raises(ValueError, match="threshold 0"):
+        Labelling(threshold=0.0)
+    with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
+        Labelling("vilas")  # pyright: ignore

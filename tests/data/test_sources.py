@@ -209,3 +209,22 @@ def test_your_own_object():
 def test_an_unknown_spec(spec):
     with pytest.raises(SourceError, match=f"'{spec}' names no data set. Known: textu"):
         open_source(spec)
+
+
+def test_linked_class_folders_count_and_circles_end(tmp_path):
+    save(tmp_path / "real/three/a.png")
+    save(tmp_path / "set/one/a.png")
+    (tmp_path / "set/three").symlink_to(tmp_path / "real/three")
+    (tmp_path / "set/one/again").symlink_to(tmp_path / "set")
+    names = open_folder(tmp_path / "set").names
+    assert names == ("one/a.png", "three/a.png")
+
+
+def test_tables_that_are_none(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_bytes("path,label\nÄ.png,1\n".encode("latin1"))
+    with pytest.raises(SourceError, match="t.csv is no table in UTF-8"):
+        open_csv(table)
+    table.write_text("path,label\na.png,1\n,2\n")
+    with pytest.raises(SourceError, match="Row 3 of .* has no path"):
+        open_csv(table)

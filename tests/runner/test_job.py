@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vitjax.data.images import ImageError
-from vitjax.data.sources import Record, open_source
+from vitjax.data.records import Record
+from vitjax.data.sources import open_source
 from vitjax.runner.job import has_masks, make_job
 
 

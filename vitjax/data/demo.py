@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vitjax.data.sources import Record
+from vitjax.data.records import Record
 
 MATERIAL = pathlib.Path(__file__).with_name("demo.npz")
 SIDE = 64
@@ -106,7 +106,7 @@ class TexturedDigits:
         correlation: probability in [0, 1] that the context is the class's own.
         seed: other seeds give other pictures of the same material.
         deform: strength in [0, 1] of random rotation, shear, stretch and stroke width
-            of the digits; the training recipe uses 1.
+            of the digits; the training recipe has its own.
         length: number of pictures.
 
     Raises:

@@ -76,6 +76,8 @@ class Preprocess:
     orient: bool = False
 
     def __post_init__(self):
+        for name in ("mean", "std"):  # also lists, which have no hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.resize not in ("squash", "shorter", "square"):
             raise ValueError(
                 f"Preprocess.resize is {self.resize!r}; known: squash, shorter, square."

@@ -9,68 +9,20 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
-from vitjax.data.images import Pixels, open_image
+from vitjax.data.images import open_image
+from vitjax.data.records import Label, Record, Source, SourceError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 """Endings of the files that a folder source takes, in either case."""
 
 WNID = re.compile(r"(n\d{8})[_.]")
 """The beginning of a flat folder's `wnid_name.JPEG`."""
-
-
-class SourceError(ValueError):
-    """A data set that cannot be opened, or a label that is none of the classes."""
-
-
-Label = str | int | np.integer
-"""What a data set may call a class."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One picture of a data set.
-
-    Args:
-        image: decoded.
-        label: as the data set has it: an id, a name, a number; None where unknown. Of a
-            source that `open_source` made: the class's number, -1 where unknown.
-        name: which one, relative to the data set.
-        mask: on the picture, True or 1 class, False or 0 context, 255 neither.
-        context: which context, where the data set knows.
-    """
-
-    image: Pixels
-    label: Label | None
-    name: str
-    mask: (
-        Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"] | None
-    ) = None
-    context: int | None = None
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What every data set can do, and all that yours has to.
-
-    `id` names the content: another list of pictures, another id. A picture that cannot
-    be read raises `ImageError`. Optional: `names`, one per picture, and `raw_labels`,
-    all that occur, so that both are known before anything is decoded.
-    """
-
-    @property
-    def id(self) -> str:
-        """What the pictures depend on."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +108,18 @@ def open_folder(path: str | os.PathLike) -> Files:
 
 
 def find_pictures(root: pathlib.Path) -> Iterable[str]:
-    """Names relative to the root, with forward slashes; hidden files are left out."""
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """Names relative to the root, with forward slashes; hidden files are left out.
+
+    Links to folders are followed, but none twice on one way down.
+    """
+    for parent, folders, files in os.walk(root, followlinks=True):
+        above = {os.path.realpath(p) for p in (parent, *pathlib.Path(parent).parents)}
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(parent, name)) not in above
+        ]
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield pathlib.Path(parent, name).relative_to(root).as_posix()
@@ -188,9 +149,14 @@ def open_csv(path: str | os.PathLike) -> Files:
         raise SourceError(
             f"There is no file {table}. csv:FILE takes a table of pictures."
         )
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns, rows = reader.fieldnames or (), list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(
+            f"{table} is no table in UTF-8 ({error}); save it as CSV UTF-8."
+        ) from error
     if "path" not in columns or not rows:
         raise SourceError(
             f"{table} needs a first row with the columns path and label (mask if there "
@@ -203,6 +169,8 @@ def open_csv(path: str | os.PathLike) -> Files:
 
     masks = column("mask") if "mask" in columns else ()
     names = tuple((row["path"] or "").strip() for row in rows)
+    if "" in names:
+        raise SourceError(f"Row {names.index('') + 2} of {table} has no path.")
     return Files("csv", table.parent, names, column("label"), masks)
 
 
@@ -327,8 +295,8 @@ def open_source(
     """Open a data set, with its labels as numbers of a model's classes.
 
     Args:
-        spec: `textured_digits[:SPLIT]`, `folder:PATH`, `csv:FILE`, a folder's path, or
-            an object with `id`, `len` and `getitem` that makes `Record`s.
+        spec: one of `SPECS`, a folder's path, or an object with `id`, `len` and
+            `getitem` that makes `Record`s.
         classes: the model's class names.
         class_ids: the model's class ids, by default its names.
 
@@ -344,23 +312,107 @@ def open_source(
     return Labelled(source, classes, tuple(class_ids) or classes)
 
 
+SPECS = (
+    "textured_digits[:SPLIT]",
+    "folder:PATH",
+    "csv:FILE",
+    "imagenet_s:PATH[:OPTIONS]",
+    "cifar100:PATH[:OPTIONS]",
+    "tfds:NAME/CONFIG:SPLIT",
+)
+"""What names a data set on the command line."""
+
+
 def open_spec(spec: str) -> Any:
     """The source that a SOURCE of the command line names, labels as they are."""
-    from vitjax.data.demo import open_demo
-
     kind, _, rest = spec.partition(":")
-    openers = {
-        "textured_digits": lambda: open_demo(rest or "test"),
-        "folder": lambda: open_folder(rest),
-        "csv": lambda: open_csv(rest),
-    }
-    if kind in openers and (rest or kind == "textured_digits"):
-        return openers[kind]()
+    if kind in OPENERS and (rest or kind == "textured_digits"):
+        return OPENERS[kind](rest)
     if os.path.isdir(spec):
         return open_folder(spec)
     if os.path.isfile(spec) and spec.lower().endswith(".csv"):
         return open_csv(spec)
-    raise SourceError(
-        f"{spec!r} names no data set. Known: textured_digits[:SPLIT], folder:PATH, "
-        "csv:FILE."
-    )
+    raise SourceError(f"{spec!r} names no data set. Known: {', '.join(SPECS)}.")
+
+
+def open_digits(rest: str) -> Any:
+    """`textured_digits[:SPLIT]`."""
+    from vitjax.data.demo import open_demo
+
+    return open_demo(rest or "test")
+
+
+def open_segmented(rest: str) -> Any:
+    """`imagenet_s:PATH[:OPTIONS]`."""
+    from vitjax.data.imagenet_s import open_imagenet_s
+
+    words = {
+        "validation": {"part": "validation"},
+        "test": {"part": "test"},
+        "paper": {"select": "paper"},
+        "probe": {"select": "paper", "part": "test"},
+    }
+    values = {"classes": int, "per_class": int, "seed": int, "csv_file": str}
+    path, options = split_options(rest, words, values)
+    return open_imagenet_s(path, **options)
+
+
+def open_cifar(rest: str) -> Any:
+    """`cifar100:PATH[:OPTIONS]`."""
+    from vitjax.data.cifar100 import PER_CLASS, open_cifar100
+
+    words = {
+        "test": {"part": "test"},
+        "train": {"part": "train"},
+        "paper": {"per_class": PER_CLASS},
+    }
+    path, options = split_options(rest, words, {"per_class": int})
+    return open_cifar100(path, **options)
+
+
+def open_tfds(rest: str) -> Any:
+    """`tfds:NAME/CONFIG:SPLIT`."""
+    from vitjax.data.prepared import open_prepared
+
+    return open_prepared(rest)
+
+
+OPENERS: dict[str, Callable[[str], Any]] = {
+    "textured_digits": open_digits,
+    "folder": open_folder,
+    "csv": open_csv,
+    "imagenet_s": open_segmented,
+    "cifar100": open_cifar,
+    "tfds": open_tfds,
+}
+
+
+def split_options(
+    rest: str,
+    words: Mapping[str, dict[str, Any]],
+    values: Mapping[str, Callable[[str], Any]],
+) -> tuple[str, dict[str, Any]]:
+    """PATH[:word,key=value,...] as the path and keywords.
+
+    Args:
+        rest: what stands after the data set's kind; a path may hold colons itself.
+        words: option -> the keywords that it stands for.
+        values: name of an option with a value -> what reads it.
+
+    Raises:
+        SourceError: an option is unknown or its value cannot be read.
+    """
+    path, colon, tail = rest.rpartition(":")
+    if not colon or os.path.exists(rest) or os.sep in tail.partition("=")[0]:
+        return rest, {}
+    found: dict[str, Any] = {}
+    for option in tail.split(","):
+        key, _, value = option.partition("=")
+        try:
+            found |= {key: values[key](value)} if value else words[key]
+        except (KeyError, ValueError) as error:
+            known = [*words, *(f"{key}=..." for key in values)]
+            raise SourceError(
+                f"{option!r} in {rest!r} is none of {', '.join(known)}."
+            ) from error
+    return path, found

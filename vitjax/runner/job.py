@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from vitjax.data.batches import RecordError, batches
 from vitjax.data.images import ImageError, Preprocess
+from vitjax.data.masks import Labelling
 from vitjax.data.sources import open_source
 from vitjax.loading import load
 from vitjax.models.model import Model
@@ -41,6 +42,8 @@ class Job:
         mesh: the devices.
         batch_size: images per step, a multiple of the devices.
         precision: of matrix products.
+        labelling: how masks decide on tokens.
+        workers: processes that decode and preprocess; 0 for threads.
     """
 
     recipe: Recipe
@@ -53,6 +56,8 @@ class Job:
     mesh: Mesh
     batch_size: int
     precision: str
+    labelling: Labelling = Labelling()
+    workers: int = 0
 
     @functools.cached_property
     def preprocess(self) -> Preprocess:
@@ -121,7 +126,9 @@ class Job:
             stop=stop,
             config=self.model.config if self.masks else None,
             on_error=on_error,
+            labelling=self.labelling,
             threads=min(16, os.cpu_count() or 1),
+            workers=self.workers,
         )
         for batch, errors in loaded:
             yield self.with_masks(batch), errors
@@ -162,7 +169,9 @@ class Job:
         valid = np.asarray(batch.valid)[real]
         label = np.where(valid, np.asarray(batch.label)[real], -1).astype(np.int32)
         rows = {"label": label, "valid": valid}
-        for name in outputs:
+        for name in self.recipe.dims:
+            if name not in self.specs:
+                continue
             known = valid & (label >= 0) if name in self.recipe.labelled else valid
             rows[name] = self.blank_out(name, outputs[name][real], known)
         if self.masks:
@@ -193,6 +202,8 @@ def make_job(
     batch_size: int,
     dtype: str,
     limit: int | None,
+    labelling: Labelling = Labelling(),
+    workers: int = 0,
 ) -> Job:
     """Find, load and place what a run needs.
 
@@ -203,6 +214,8 @@ def make_job(
         batch_size: images per step; rounded up to a multiple of the devices.
         dtype: what the model computes in.
         limit: run only the first so many images.
+        labelling: how masks decide on tokens.
+        workers: processes that decode and preprocess; 0 for threads.
 
     Raises:
         ValueError: an argument is unknown or out of its range.
@@ -229,6 +242,8 @@ def make_job(
         mesh=mesh,
         batch_size=batch_size,
         precision=precision,
+        labelling=labelling,
+        workers=workers,
     )
 
 

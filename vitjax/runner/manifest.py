@@ -28,6 +28,7 @@ def describe(
     matmul_precision: str,
     seed: int,
     limit: int | None,
+    masks: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A new run's manifest.
 
@@ -40,6 +41,7 @@ def describe(
         matmul_precision: JAX's name for it.
         seed: of recipes that draw random numbers.
         limit: run only the first so many images.
+        masks: how masks decide on tokens; None without masks.
 
     Returns:
         A dict that JSON can hold.
@@ -56,6 +58,7 @@ def describe(
         "matmul_precision": matmul_precision,
         "seed": seed,
         "limit": limit,
+        "masks": masks,
         "versions": versions(),
         "devices": devices(),
         "created": now(),
@@ -63,6 +66,7 @@ def describe(
         "images_per_second": None,
         "resumed": [],
         "skipped": [],
+        "vanished": [],
     }
 
 

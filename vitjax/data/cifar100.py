@@ -1,0 +1,189 @@
+"""CIFAR-100, read from the archive that its authors publish, binary or Python.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+"""
+
+import collections
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+import pickle
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from vitjax.data.labels import CIFAR100
+from vitjax.data.records import Record, SourceError
+
+Part = Literal["train", "test"]
+
+SIDE = 32
+ARCHIVES = ("cifar-100-binary.tar.gz", "cifar-100-python.tar.gz")
+FOLDERS = ("cifar-100-binary", "cifar-100-python", ".")
+PER_CLASS = 5
+"""Images per class in the paper's experiments: the first of the test part."""
+
+STEPS = (
+    "To get CIFAR-100: (1) download cifar-100-binary.tar.gz (161 MB) from "
+    "www.cs.toronto.edu/~kriz/cifar.html; (2) give cifar100:PATH, where PATH is the "
+    "archive or the folder that it lies in; there is no need to unpack it."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cifar100:
+    """Pictures of one part, held in memory.
+
+    Args:
+        part: "train" or "test".
+        images: the pictures.
+        label: number of the fine label of each.
+        place: of each in its part.
+    """
+
+    part: str
+    images: UInt8[np.ndarray, "image 32 32 3"]
+    label: Int[np.ndarray, " image"]
+    place: Int[np.ndarray, " image"]
+
+    @property
+    def id(self) -> str:
+        """Part, number of images, and a digest of them."""
+        digest = hashlib.sha256(self.images.tobytes() + self.label.tobytes())
+        return f"cifar100/{self.part}:{len(self)} images,{digest.hexdigest()[:16]}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Part and place in it."""
+        return tuple(f"{self.part}/{place:05d}" for place in self.place)
+
+    @property
+    def raw_labels(self) -> tuple[str, ...]:
+        """One class name per image."""
+        return tuple(CIFAR100[number] for number in self.label)
+
+    masks = ()
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: int) -> Record:
+        name = f"{self.part}/{self.place[index]:05d}"
+        label = CIFAR100[self.label[index]]
+        return Record(image=self.images[index], label=label, name=name)
+
+
+def open_cifar100(
+    path: str | os.PathLike,
+    *,
+    part: Part = "test",
+    per_class: int | None = None,
+) -> Cifar100:
+    """A part of CIFAR-100.
+
+    Args:
+        path: the archive `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`, the
+            folder that it lies in, or the unpacked folder.
+        part: "test", 10,000 images, or "train", 50,000.
+        per_class: only the first so many of each class; the paper's experiments take 5
+            of the test part.
+
+    Returns:
+        The source; its labels are the names of the fine labels.
+
+    Raises:
+        SourceError: there is no such archive, or it is damaged.
+    """
+    images, label = read(pathlib.Path(path).expanduser(), part)
+    place = np.arange(len(label))
+    if per_class is not None:
+        seen: collections.Counter = collections.Counter()
+        first = []
+        for number in label.tolist():
+            seen[number] += 1
+            first.append(seen[number] <= per_class)
+        place = place[np.array(first, bool)]
+    return Cifar100(part, images[place], label[place], place)
+
+
+def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """(pictures, fine labels) of a part, wherever they are."""
+    try:
+        for name, content in itertools.chain(unpacked(path, part), packed(path, part)):
+            reader = from_binary if name.endswith(".bin") else from_pickle
+            return reader(content)
+    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{path} cannot be read ({error}). {STEPS}") from error
+    except pickle.UnpicklingError as error:
+        raise SourceError(f"{path} is not CIFAR-100's own: {error}. {STEPS}") from error
+    raise SourceError(f"{path} holds no CIFAR-100 ({part} part). {STEPS}")
+
+
+def unpacked(path: pathlib.Path, part: str) -> list[tuple[str, bytes]]:
+    """(name, content) of a part in an unpacked folder."""
+    files = (path / folder / n for folder in FOLDERS for n in (f"{part}.bin", part))
+    found = next((file for file in files if file.is_file()), None)
+    return [] if found is None else [(found.name, found.read_bytes())]
+
+
+def packed(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of a part in an archive, or in a folder's archive."""
+    archives = [path, *(path / name for name in ARCHIVES)]
+    for archive in archives:
+        if not archive.is_file():
+            continue
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = pathlib.PurePath(member.name).name
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is not None and name in (f"{part}.bin", part):
+                    yield name, content.read()
+
+
+def from_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of coarse label, fine label, red, green and blue plane."""
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * SIDE * SIDE)
+    return as_images(rows[:, 2:]), rows[:, 1].astype(np.int64)
+
+
+def from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A dict of `data` and `fine_labels`."""
+    loaded = Unpickler(io.BytesIO(content), encoding="latin1").load()
+    rows = np.asarray(loaded["data"], np.uint8)
+    return as_images(rows), np.asarray(loaded["fine_labels"], np.int64)
+
+
+def as_images(planes: np.ndarray) -> np.ndarray:
+    """Planes of colour as pictures."""
+    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).copy()
+
+
+class Unpickler(pickle.Unpickler):
+    """Builds arrays and nothing else: a pickle may otherwise run any code."""
+
+    ALLOWED = frozenset(
+        (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        )
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that an array needs.
+
+        Raises:
+            UnpicklingError: another is asked for.
+        """
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        module = module.replace("numpy.core", "numpy._core")
+        return super().find_class(module, name)
