@@ -302,3 +302,48 @@ def test_published_rows_load_their_own_file(shared):
     assert model.classes[1] == "goldfish, Carassius auratus"
     assert len(model.provenance.sha256) == 64
     assert model.preprocess == vitjax.Preprocess(224, 224)
+
+
+def test_what_load_takes(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=False)
+    counted = vitjax.load(
+        model.config, checkpoint=tmp_path / "m.npz", classes=np.int64(7)
+    )
+    assert counted.num_classes == 7
+    listed = vitjax.load(
+        model.config, checkpoint=tmp_path / "m.npz", image_size=(64, 64)
+    )
+    assert listed.config.image_size == (64, 64) and hash(listed.config)
+    with pytest.raises(ValueError, match="classes is 0"):
+        vitjax.init(model.config, classes=0)
+    vitjax.save(model, tmp_path / "own")
+    assert same(vitjax.load(tmp_path / "own"), model)
+
+
+def test_our_own_folder_damaged_or_of_another_version(tmp_path):
+    vitjax.save(tiny.make(tiny.CONFIGS["plain"]), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"config": written["config"] | {"rope": 1}}, r"unknown fields \['rope'\]"),
+        ({"classes": None}, "lacks classes"),
+    ):
+        changed = {k: v for k, v in (written | change).items() if v is not None}
+        changed |= {"preprocess": None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            vitjax.load(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(CheckpointError, match="damaged"):
+        vitjax.load(tmp_path)
+
+
+def test_an_npz_damaged_in_the_middle_is_said_to_be_damaged(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=True)
+    content = bytearray((tmp_path / "m.npz").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match="probably truncated"):
+        vitjax.load(model.config, checkpoint=tmp_path / "m.npz")

@@ -129,6 +129,7 @@ ELSEWHERE = {
     "models/dialects.py": "models/test_convert.py",
     "models/tree.py": "models/test_convert.py",
     "models/readout.py": "test_api.py",
+    "data/records.py": "data/test_sources.py",
     "models/model.py": "test_loading.py",
     "models/initial.py": "test_loading.py",
 }

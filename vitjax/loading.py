@@ -23,7 +23,7 @@ def load(
     model: str | os.PathLike | Config,
     *,
     checkpoint: str | os.PathLike | None = None,
-    classes: int | Sequence[str] | None = None,
+    classes: int | np.integer | Sequence[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Model:
     """A model with its published, packaged or own weights.
@@ -54,7 +54,7 @@ def load(
         if model not in VARIANTS and is_folder(model):
             return load_folder(model, None, classes, image_size)
     row = anonymous(model) if isinstance(model, Config) else find(model)
-    path = checkpoint if checkpoint is not None else weights(row)
+    path = weights(row) if checkpoint is None else os.path.expanduser(checkpoint)
     if is_folder(path):
         return load_folder(path, row, classes, image_size)
     return load_file(path, row, classes, image_size)
@@ -64,7 +64,7 @@ def init(
     model: str | Config,
     *,
     seed: int = 0,
-    classes: int | Sequence[str] | None = None,
+    classes: int | np.integer | Sequence[str] | None = None,
 ) -> Model:
     """A model with random weights: the paper's control.
 
@@ -131,8 +131,10 @@ def labels(classes, known) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(class names, class ids), where the caller may have given names or a number."""
     if classes is None:
         return known
-    if isinstance(classes, int):
-        return known if classes == len(known[0]) else numbered(classes)
+    if isinstance(classes, int | np.integer):
+        if classes < 1:
+            raise ValueError(f"classes is {classes}; a model has at least one.")
+        return known if classes == len(known[0]) else numbered(int(classes))
     names = tuple(classes)
     if len(set(names)) < len(names) or isinstance(classes, str):
         raise ValueError(
@@ -149,7 +151,9 @@ def load_file(path, row: Variant, classes, image_size) -> Model:
         known = row.labels()
         known = known if known[0] else numbered(count_classes(arrays))
         names, ids = labels(classes, known)
-        params, position_resize = convert(arrays, config, classes=len(names))
+        params, position_resize = convert(
+            arrays, config, classes=len(names), written=row.config
+        )
     return Model(
         params=params,
         config=config,
@@ -200,7 +204,12 @@ def described(folder, written: dict[str, Any]) -> Variant:
 
 def load_own(folder, written, row: Variant | None, classes, image_size) -> Model:
     """Our own folder as a model; what it says of itself must fit the row."""
-    config = Config.from_dict(written["config"])
+    if missing := OWN_KEYS - set(written):
+        raise files.CheckpointError(
+            f"{files.CONFIG} of {folder} lacks {', '.join(sorted(missing))}: it is "
+            "damaged, or another version of vitjax wrote it."
+        )
+    config = stored = Config.from_dict(written["config"])
     if row is not None and not same_but_size(row.config, config):
         raise files.CheckpointError(
             f"{folder} holds {config}, but {row.name or 'the architecture asked for'} "
@@ -215,7 +224,9 @@ def load_own(folder, written, row: Variant | None, classes, image_size) -> Model
     file = files.find_weights(folder)
     with files.open_arrays(file) as arrays:
         resize = written["position_resize"]
-        params, _ = convert(arrays, config, classes=len(names), resize=resize)
+        params, _ = convert(
+            arrays, config, classes=len(names), resize=resize, written=stored
+        )
     return Model(
         params=params,
         config=config,
@@ -230,6 +241,12 @@ def load_own(folder, written, row: Variant | None, classes, image_size) -> Model
             position_resize=resize,
         ),
     )
+
+
+OWN_KEYS = {
+    *("name", "config", "classes", "class_ids", "preprocess", "position_resize"),
+}
+"""What our own config.json holds, besides its format and source."""
 
 
 def same_but_size(left: Config, right: Config) -> bool:

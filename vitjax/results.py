@@ -75,8 +75,8 @@ class Rows:
         store: the open tensorstore.
     """
 
-    def __init__(self, store: Any):
-        self.store = store
+    def __init__(self, store: Any, path: str = ""):
+        self.store, self.path = store, path
         self.dims: tuple[str, ...] = tuple(store.domain.labels)
         self.shape: tuple[int, ...] = tuple(store.shape)
         self.dtype: np.dtype = store.dtype.numpy_dtype
@@ -106,7 +106,9 @@ class Rows:
         shape = tuple(box.stop - box.start for box in boxes)
         if 0 in shape:
             return np.empty(shape, self.dtype)[tuple(inside)]
-        block = wait(self.store[tuple(boxes)].read(), doing="read rows from")
+        block = wait(
+            self.store[tuple(boxes)].read(), doing="read rows from", path=self.path
+        )
         return block[tuple(inside)]
 
 
@@ -134,7 +136,7 @@ def bounding_box(part: Any, size: int) -> tuple[slice, Any]:
         ends = sorted((chosen[0], chosen[-1]))
         return slice(ends[0], ends[1] + 1), slice(None, None, chosen.step)
     index = np.asarray(part)
-    if index.dtype == bool and len(index) == size:
+    if index.dtype == bool and index.shape == (size,):
         index = np.nonzero(index)[0]
     if index.size == 0:
         return slice(0, 0), index.astype(np.int64)
@@ -168,7 +170,7 @@ class Results:
     def __getitem__(self, name: str) -> Rows:
         if name not in self:
             raise KeyError(f"{name!r} is not in this run; it holds {self.names}.")
-        return Rows(open_store(self.path, name))
+        return Rows(open_store(self.path, name), self.path)
 
     def __repr__(self) -> str:
         data, model = self.manifest["data"], self.manifest["model"]
@@ -228,7 +230,7 @@ def open_results(path: str | os.PathLike) -> Results:
         FileNotFoundError: there is no run.
         ValueError: it was written in a format that this version does not read.
     """
-    path = os.fspath(path)
+    path = run_path(path)
     manifest = read_manifest(path)
     if manifest is None:
         raise FileNotFoundError(
@@ -242,6 +244,18 @@ def open_results(path: str | os.PathLike) -> Results:
             f"{FORMAT!r} of version {FORMAT_VERSION}. Update vitjax, or run again."
         )
     return Results(path, manifest)
+
+
+def run_path(path: str | os.PathLike) -> str:
+    """A run directory as the user gave it, `~` expanded.
+
+    Raises:
+        ValueError: it is empty, as an unset variable of a shell is.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if not path:
+        raise ValueError("The run directory's path is empty; give a folder.")
+    return path
 
 
 def join(path: str, *names: str) -> str:
@@ -289,18 +303,29 @@ def read_bytes(path: str, name: str) -> bytes | None:
     return found.value if found.state == "value" else None
 
 
+def exists(path: str, name: str) -> bool:
+    """Whether a run directory has a file of that name."""
+    return read_bytes(path, name) is not None
+
+
 def read_manifest(path: str) -> dict[str, Any] | None:
     """manifest.json, or None where there is none."""
     content = read_bytes(path, "manifest.json")
     if content is None:
         return None
     try:
-        return json.loads(content)
+        manifest = json.loads(content)
     except ValueError as error:
         raise ValueError(
             f"{join(path, 'manifest.json')} is not JSON ({error}); restore it, or give "
             "another folder."
         ) from error
+    if not isinstance(manifest, dict):
+        raise ValueError(
+            f"{join(path, 'manifest.json')} holds no JSON object; restore it, or give "
+            "another folder."
+        )
+    return manifest
 
 
 def wait(future: Any, *, doing: str, path: str = "") -> Any:
@@ -321,7 +346,9 @@ def storage_error(
 ) -> StorageError:
     """What failed and what to do about it."""
     reason = os.strerror(code) if code else str(error).partition(" [")[0]
-    if code in NO_ROOM:
+    if "DATA_LOSS" in str(error) or "checksum" in str(error).lower():
+        advice = "A file there is damaged: restore it, or run again into a new folder."
+    elif code in NO_ROOM:
         advice = "Make room there, or raise the quota, and give the same command again."
     else:
         advice = "Check that the folder exists and that you may write there."

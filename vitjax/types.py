@@ -109,6 +109,9 @@ class Config:
     refinement: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.image_size, int):  # also a list, which has no hash
+            height, width = self.image_size
+            object.__setattr__(self, "image_size", (int(height), int(width)))
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
         if min(*sizes, *self.shape) < 1 or self.registers < 0:
             raise ValueError(f"Every size of a Config must be positive: {self}")
@@ -136,6 +139,12 @@ class Config:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
         """The inverse of `dataclasses.asdict`, also after JSON made lists of tuples."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise ValueError(
+                f"An architecture with unknown fields {sorted(unknown)}; another "
+                f"version of vitjax wrote it. Known: {sorted(known)}."
+            )
         size = fields["image_size"]
         size = size if isinstance(size, int) else (size[0], size[1])
         return cls(**{**fields, "image_size": size})

@@ -166,3 +166,27 @@ def test_what_does_not_exist_is_refused():
         api.self_only(model, layers=[2])
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
         api.self_only(model, convention="code")
+
+
+def test_one_selection_for_all_images_combines_with_masks_of_each():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    attend = np.random.default_rng(0).random((1, 3, 1, 17, 17)).astype(np.float32)
+    one = np.array([[2, 7, 11]])
+    edits = [Edits(select=s, attend=attend) for s in (one, np.repeat(one, 3, 0))]
+    logits = [api.forward(model, images, edits=each)[0] for each in edits]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_edits_that_do_not_fit_the_images_are_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    for edits in (
+        Edits(keep=np.ones((3, 5), bool)),
+        Edits(keep=np.ones((2, 16), bool)),
+        Edits(select=np.zeros((2, 4), int)),
+    ):
+        with pytest.raises(ValueError, match="does not fit 3 images of 16 patches"):
+            api.forward(model, images, edits=edits)
+    with pytest.raises(ValueError, match="must not be negative"):
+        interventions.select_tokens(np.array([[0, -1]]))

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -101,3 +102,17 @@ def test_a_full_disk_says_so_and_marks_nothing_done(tmp_path):
     again.write_rows(4, rows(4, 8))
     found = open_results(tmp_path / "run")["rank"][:8]
     np.testing.assert_array_equal(found, rows(0, 8)["rank"])
+
+
+def test_finished_images_that_lost_an_array_are_not_made_up(tmp_path):
+    start(tmp_path).write_rows(0, rows(0, 4))
+    shutil.rmtree(tmp_path / "rows.zarr/rank")
+    with pytest.raises(ValueError, match="has lost rank, which its finished images"):
+        start(tmp_path)
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(ValueError, match="path is empty"):
+        start("")
+    with pytest.raises(ValueError, match="path is empty"):
+        open_results("")

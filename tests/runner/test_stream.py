@@ -12,7 +12,7 @@ from PIL import Image
 import vitjax
 from vitjax.data.demo import CLASSES
 from vitjax.data.images import ImageError
-from vitjax.data.sources import Record
+from vitjax.data.records import Record
 from vitjax.loading import init
 from vitjax.results import StorageError, open_results
 from vitjax.runner import buffer, folder, job, stream
@@ -399,6 +399,45 @@ def test_versions_that_change_under_way_are_recorded(
     assert "jax was 0.0.1" in capsys.readouterr().err
     (session,) = found.manifest["resumed"]
     assert session["versions"]["jax"] == jax.__version__
+
+
+def test_a_session_that_is_stopped_too_is_recorded(
+    tiny, photos, whole, tmp_path, monkeypatch
+):
+    shutil.copytree(whole.path, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["finished"] = None
+    manifest["versions"]["jax"] = "0.0.1"
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setattr(stream, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go(tiny, photos, tmp_path / "run")
+    (session,) = json.loads(path.read_text())["resumed"]
+    assert session["versions"]["jax"] == jax.__version__
+
+
+def test_objects_that_vanish_are_named(tiny, tmp_path):
+    """Two pictures; the mask of one marks a single pixel."""
+    for name, size in (("large", 20), ("small", 1)):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:size, :size] = 1
+        Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(
+        "path,label,mask\nlarge.png,0,large_mask.png\nsmall.png,0,small_mask.png\n"
+    )
+    options = dict(batch_size=4, show_progress=False)
+    data = f"csv:{tmp_path / 't.csv'}"
+    found = stream.run("identifiability", tiny, data, tmp_path / "run", **options)
+    assert found.manifest["vanished"] == [{"index": 1, "name": "small.png"}]
+    assert found.manifest["masks"] == {"convention": "area", "threshold": 0.5}
+    options["mask_convention"] = "vilas2023_code"
+    with pytest.raises(ValueError, match="masks.convention"):
+        stream.run("identifiability", tiny, data, tmp_path / "run", **options)
+    found = stream.run("identifiability", tiny, data, tmp_path / "other", **options)
+    assert found.manifest["vanished"] == []
+    assert found["token_class"][1].tolist() == [1] + [0] * 15
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,14 @@ def select_tokens(indices: Int[ArrayLike, "batch kept"]) -> Edits:
 
     Args:
         indices: patch numbers in [0, patch), row-major; chosen after the position
-            embedding.
+            embedding. One that is too large makes its image's logits NaN.
 
     Returns:
         Edits.
+
+    Raises:
+        ValueError: a number is negative, in a numpy array.
     """
+    if isinstance(indices, np.ndarray) and (indices < 0).any():
+        raise ValueError("Patch numbers of select_tokens must not be negative.")
     return Edits(select=indices)

@@ -19,7 +19,12 @@ from vitjax.types import Config
 
 
 def convert(
-    arrays: Arrays, config: Config, *, classes: int, resize: str = ""
+    arrays: Arrays,
+    config: Config,
+    *,
+    classes: int,
+    resize: str = "",
+    written: Config | None = None,
 ) -> tuple[Any, str]:
     """A checkpoint's arrays as parameters of a model.
 
@@ -29,6 +34,8 @@ def convert(
             another than the file's, position embeddings are resized.
         classes: number of classes of the head.
         resize: how position embeddings are resized; "" takes the dialect's way.
+        written: the architecture that the file was written for, where that is known;
+            it may differ in the image size.
 
     Returns:
         The parameter tree, float32 JAX arrays; and the way of resizing positions.
@@ -37,8 +44,8 @@ def convert(
         CheckpointError: keys are missing or left over, or shapes do not fit.
     """
     dialect, prefix = guess(arrays)
-    if resize:
-        dialect = dataclasses.replace(dialect, resize=resize)
+    resize = resize or dialect.resize
+    dialect = dataclasses.replace(dialect, resize=resize, written=written)
     entries = dialect.entries(config)
     foreign = {key.removeprefix(prefix): key for key in arrays}
     check_keys(dialect, entries, foreign, config)
@@ -47,6 +54,8 @@ def convert(
     for entry in entries:
         try:
             array = build(entry, arrays, foreign, config, dialect)
+        except CheckpointError:  # a ValueError too: the file is damaged
+            raise
         except ValueError as error:
             problems.append(f"{', '.join(entry.theirs)}: {error}")
             continue

@@ -54,6 +54,8 @@ class Dialect:
         head: name of the head's bias.
         pools_first: whether its library, without [CLS], normalises after pooling, as
             ours does; otherwise before.
+        written: the architecture that the file was written for, where that is known:
+            it tells the grid of its position embeddings.
         travels: what of the architecture a file of this dialect decides by itself:
             (config, its keys without the prefix, a reader of the config.json beside it)
             -> config.
@@ -67,6 +69,7 @@ class Dialect:
     prefixes: tuple[str, ...] = ("",)
     head: str = "head/bias"
     pools_first: bool = True
+    written: Config | None = None
     travels: Callable[..., Config] = as_asked
 
 

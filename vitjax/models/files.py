@@ -91,7 +91,8 @@ def read_npz(path) -> Iterator[Arrays]:
         try:
             npz = np.load(file, allow_pickle=False)
         except (ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise broken(path, error) from error
+            # Not numpy's own words: they advise to unpickle.
+            raise broken(path, "it is no archive of plain arrays") from error
         if not isinstance(npz, np.lib.npyio.NpzFile):
             raise broken(path, "it holds a single array")
         yield NpzArrays(path, npz)
@@ -145,7 +146,11 @@ def read_torch(path) -> Iterator[Arrays]:
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own, zipfile's and pickle's
-        raise broken(path, error) from error
+        # Not torch's own words: they advise to load it unsafely.
+        reason = f"{type(error).__name__}: it is damaged, or holds more than arrays"
+        raise broken(path, reason) from error
+    if not isinstance(state, dict):
+        raise broken(path, "it holds no state dict")
     for nest in ("state_dict", "model"):
         state = state[nest] if isinstance(state.get(nest), dict) else state
     yield {

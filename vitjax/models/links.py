@@ -18,6 +18,24 @@ class Links(NamedTuple):
     scale: Float[ArrayLike, "batch head query key_token"] | None = None
 
 
+def check_edits(edits: Edits, config: Config, batch: int) -> None:
+    """Refuse edits of which tokens exist that do not fit the images.
+
+    Raises:
+        ValueError: another number of patches, or of images.
+    """
+    for name in ("keep", "select"):
+        mask = getattr(edits, name)
+        if mask is None:
+            continue
+        patches = mask.shape[1] if name == "keep" else config.patches
+        if mask.shape[0] not in (1, batch) or patches != config.patches:
+            raise ValueError(
+                f"Edits.{name} of shape {mask.shape} does not fit {batch} images of "
+                f"{config.patches} patches; its axes are [batch patch], batch may be 1."
+            )
+
+
 def split_edits(edits: Edits, config: Config) -> tuple[Links, Links]:
     """Edits as (the part that all blocks share, the part with a layer axis).
 
@@ -56,7 +74,8 @@ def select_links(mask, edits: Edits, config: Config):
     if edits.select is None:
         return mask
     tokens = selected_tokens(edits, config)
-    batch = tokens.shape[0]
+    batch = max(tokens.shape[0], mask.shape[1])
+    tokens = jnp.broadcast_to(tokens, (batch, tokens.shape[1]))
     if mask.shape[3] > 1:
         mask = jnp.broadcast_to(mask, (layers, batch, *mask.shape[2:]))
         mask = jnp.take_along_axis(mask, tokens[None, :, None, :, None], axis=3)

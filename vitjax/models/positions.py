@@ -1,39 +1,56 @@
 """Position embeddings: which belong to which token, and how they are resized."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
 
 from vitjax.types import Config
 
+Layout = tuple[int, tuple[int, int]]
+"""How many positions belong to prefix tokens, and the grid of the others."""
 
-def positions(position, *, config, dialect):
+
+def positions(position: np.ndarray, *, config: Config, dialect: Any) -> np.ndarray:
     """One position per token: the patches' resized to the model's grid.
 
     Prefix tokens that the file gives no position (registers in timm, [CLS] in
     big_vision) have position 0.
     """
-    extra = prefix_positions(position.shape[1], config)
+    extra, size = layout(position.shape[1], config, dialect.written)
     prefix, patches = position[:, :extra], position[:, extra:]
-    if patches.shape[1] != config.patches:
-        side = math.isqrt(patches.shape[1])
-        grid = patches.reshape(side, side, -1)
-        grid = RESIZE[dialect.resize](grid, config.grid)
+    if size != config.grid:
+        grid = RESIZE[dialect.resize](patches.reshape(*size, -1), config.grid)
         patches = grid.reshape(1, config.patches, -1)
     bare = np.zeros((1, config.prefix - extra, position.shape[2]), np.float32)
     return np.concatenate([prefix, bare, patches], axis=1)
 
 
-def prefix_positions(count: int, config: Config) -> int:
-    """How many of a file's positions belong to prefix tokens."""
-    candidates = (config.prefix, int(config.class_token), 0)
-    for extra in candidates:
-        if count - extra == config.patches:
-            return extra
-    for extra in candidates:
-        if math.isqrt(count - extra) ** 2 == count - extra:
-            return extra
+def layout(count: int, config: Config, written: Config | None) -> Layout:
+    """How a file's positions are laid out.
+
+    Args:
+        count: of the positions.
+        config: the model that they are for.
+        written: the architecture that the file was written for, where it is known.
+
+    Returns:
+        The grid of that architecture or of the model where one fits, else a square.
+
+    Raises:
+        ValueError: no grid fits.
+    """
+    extras = (config.prefix, int(config.class_token), 0)
+    grids = [one.grid for one in (written, config) if one is not None]
+    for rows, columns in grids:
+        for extra in extras:
+            if count - extra == rows * columns:
+                return extra, (rows, columns)
+    for extra in extras:
+        side = math.isqrt(max(count - extra, 0))
+        if side > 0 and side**2 == count - extra:
+            return extra, (side, side)
     raise ValueError(
         f"{count} position embeddings are neither {config.patches} patches nor a "
         f"square number of them, with or without {config.prefix} prefix tokens"

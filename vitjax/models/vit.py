@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.initial import NEAR_ZERO, NORMAL, torch_uniform
-from vitjax.models.links import Links, log_mask, patch_mask, split_edits
+from vitjax.models.links import Links, check_edits, log_mask, patch_mask, split_edits
 from vitjax.models.refinement import Refinement
 from vitjax.types import ArrayLike, Config, Edits
 
@@ -250,6 +250,7 @@ class VisionTransformer(nn.Module):
         self, images: Float[ArrayLike, "batch height width channel"], edits: Edits
     ) -> Float[Array, "batch token dim"]:
         """The stream entering block 0."""
+        check_edits(edits, self.config, images.shape[0])
         x = self.embedding(images)
         prefix = self.config.prefix
         x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding[:, prefix:]

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -24,7 +25,7 @@ FIGURES = {
 """Name of the files: (streams, measure)."""
 
 
-def write_report(runs: Sequence[Results], out: pathlib.Path) -> pathlib.Path:
+def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
     """Write a page about one run, or about several side by side.
 
     Beside `report.html`, which holds all that it shows, `figures/` receives every
@@ -33,7 +34,7 @@ def write_report(runs: Sequence[Results], out: pathlib.Path) -> pathlib.Path:
 
     Args:
         runs: rows of the `identifiability` recipe, finished or not.
-        out: folder to write to; made where it is missing.
+        out: folder to write to, local or gs://; made where it is missing.
 
     Returns:
         The path of `report.html`.
@@ -42,6 +43,8 @@ def write_report(runs: Sequence[Results], out: pathlib.Path) -> pathlib.Path:
         ValueError: there is no run, or one holds other rows.
         OSError: the folder cannot be written.
     """
+    from etils import epath
+
     if not runs:
         raise ValueError("write_report expects at least one run; got none.")
     names = run_names([run.manifest for run in runs])
@@ -50,6 +53,7 @@ def write_report(runs: Sequence[Results], out: pathlib.Path) -> pathlib.Path:
     tables = [summary_table(d) for d in digests]
     most = max(2, 8 // len(runs))
     maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
+    out = epath.Path(out)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     flat = [{"run": n, **row} for n, table in zip(names, tables) for row in table]
@@ -113,7 +117,7 @@ def number(value: float | None) -> str:
     return f"{value:.{4 if fine else 3}f}".replace("-", "−")
 
 
-def _write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> str:
+def _write_csv(path: Any, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows that all have the same columns; the file as a link for the page."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
@@ -141,6 +145,7 @@ def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
         "done": digest.done,
         "finished": digest.done == digest.total and bool(manifest.get("finished")),
         "skipped": digest.skipped,
+        "vanished": len(manifest.get("vanished") or ()),
         "unlabelled": digest.unlabelled,
         "classes": len(digest.classes),
         "class_token": digest.config.class_token,
@@ -163,7 +168,7 @@ def _summary(tables: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(folder: pathlib.Path, key: str, curves: Sequence[Mapping]) -> dict | None:
+def _figure(folder: Any, key: str, curves: Sequence[Mapping]) -> dict | None:
     """Write one figure and its numbers; what the page shows of it."""
     streams, measure = FIGURES[key]
     drawn = panels(curves, streams=streams, measure=measure)
@@ -277,6 +282,7 @@ def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
         "batch size": manifest.get("batch_size"),
         "dtype": manifest.get("dtype"),
         "matmul precision": manifest.get("matmul_precision"),
+        "class tokens": _listed(manifest.get("masks") or {}),
         "seed": manifest.get("seed"),
         "devices": _listed(manifest.get("devices") or ()),
         "images per second": f"{rate:.4g}" if rate else None,
@@ -290,6 +296,7 @@ def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
             key: value for key, value in pairs.items() if value not in (None, "")
         },
         "skipped": manifest.get("skipped") or [],
+        "vanished": manifest.get("vanished") or [],
     }
 
 

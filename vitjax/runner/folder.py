@@ -15,8 +15,10 @@ from vitjax.results import (
     ArraySpec,
     Results,
     Rows,
+    exists,
     open_store,
     read_manifest,
+    run_path,
     wait,
     write_bytes,
 )
@@ -35,6 +37,7 @@ IDENTITY = (
     "matmul_precision",
     "seed",
     "limit",
+    "masks",
     "arrays",
 )
 """What must be equal for a run to go on in a folder."""
@@ -123,7 +126,7 @@ def start_run(
         ValueError: the folder holds another run; the message names what differs.
         StorageError: the folder cannot be written.
     """
-    path = os.fspath(path)
+    path = run_path(path)
     images = manifest["data"]["images"]
     specs = {**specs, "done": ArraySpec(("image",), (images,), "bool")}
     manifest["arrays"] = {name: list(spec.dims) for name, spec in specs.items()}
@@ -138,6 +141,8 @@ def start_run(
     )
     if standing is None:
         run.save_manifest()  # first: from now on the folder belongs to this run
+    else:
+        refuse_lost_arrays(run)
     create_arrays(run, coordinates)
     return run
 
@@ -150,6 +155,16 @@ def images_per_chunk(specs: Iterable[ArraySpec], *, batch_size: int) -> int:
     images = max(1, *(spec.shape[0] for spec in rows))
     batches = min(CHUNK_BYTES // (widest * batch_size), -(-images // batch_size))
     return batch_size * max(1, batches)
+
+
+def refuse_lost_arrays(run: Run) -> None:
+    """Raise where images are marked done and an array of their rows is not there."""
+    lost = [n for n in run.specs if not exists(run.path, f"{ROWS}/{n}/zarr.json")]
+    if lost and "done" not in lost and Rows(open_store(run.path, "done"))[:].any():
+        raise ValueError(
+            f"{run.path} has lost {', '.join(lost)}, which its finished images had. "
+            "Restore it, or give another --out to run again."
+        )
 
 
 def create_arrays(run: Run, coordinates: Mapping[str, np.ndarray]) -> None:

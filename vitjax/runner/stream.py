@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from vitjax.data.images import ImageError
+from vitjax.data.masks import Labelling, MaskConvention
 from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
@@ -37,6 +38,9 @@ def run(
     seed: int = 0,
     on_error: OnError = "stop",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    mask_convention: MaskConvention = "area",
+    mask_threshold: float = 0.5,
+    workers: int = 0,
     show_progress: bool = True,
 ) -> Results:
     """Ask a question of every image of a data set, and keep the rows on disk.
@@ -57,6 +61,11 @@ def run(
         on_error: what to do with an image that cannot be read: stop with its name, or
             record it in the manifest and go on.
         dtype: what the model computes in.
+        mask_convention: where a data set has masks, which tokens are of the class:
+            "area" by the share of their pixels, through the model's own resize and
+            crop; "vilas2023_code" as the published code, by one pixel.
+        mask_threshold: that share, in (0, 1].
+        workers: processes that decode and preprocess; 0 for threads of this one.
         show_progress: a bar with images/s and time left, or plain lines where stderr is
             no terminal.
 
@@ -69,13 +78,23 @@ def run(
         StorageError: `out` cannot be written; what was written before is kept.
     """
     say = print_to_stderr if show_progress else ignore
-    job = make_job(recipe, model, data, batch_size=batch_size, dtype=dtype, limit=limit)
+    job = make_job(
+        *(recipe, model, data),
+        batch_size=batch_size,
+        dtype=dtype,
+        limit=limit,
+        labelling=Labelling(mask_convention, mask_threshold),
+        workers=workers,
+    )
     if job.batch_size != batch_size:
         say(f"Batches of {job.batch_size}, a multiple of {job.mesh.size} devices.")
     target = open_target(job, out, dtype=dtype, limit=limit, seed=seed)
     if target.manifest["finished"]:
         return target.results()
-    for change in manifests.note_resumption(target.manifest):
+    changes = manifests.note_resumption(target.manifest)
+    if changes:
+        target.save_manifest()  # now: this session may be stopped as well
+    for change in changes:
         say(f"{change}; the last bits of new rows may differ from those of old ones.")
     done = target.read("done")
     rate = Rate(int((~done).sum()))
@@ -97,6 +116,7 @@ def open_target(job: Job, out: str | os.PathLike, **options: Any) -> Run:
         job.recipe,
         job.model,
         data=data,
+        masks=dataclasses.asdict(job.labelling) if job.masks else None,
         batch_size=job.batch_size,
         matmul_precision=job.precision,
         **options,
@@ -209,11 +229,21 @@ def progress_note(run: Run) -> str:
 
 
 def finish(job: Job, run: Run, rate: Rate) -> None:
-    """Write images.csv and mark the run finished."""
+    """Write images.csv, name the images whose object vanished, mark it finished."""
     write_bytes(run.path, "images.csv", image_table(job, run).encode())
+    if job.masks:
+        run.manifest["vanished"] = vanished(job, run)
     run.manifest["finished"] = manifests.now()
     run.manifest["images_per_second"] = rate.images_per_second
     run.save_manifest()
+
+
+def vanished(job: Job, run: Run) -> list[dict[str, Any]]:
+    """Images that have a mask and no token of the class: too small, or cropped away."""
+    kinds = run.read("token_class")
+    masked = (kinds >= 0).any(axis=1)
+    found = np.flatnonzero(masked & ~(kinds == 1).any(axis=1)).tolist()
+    return [{"index": index, "name": job.source.name(index)} for index in found]
 
 
 def image_table(job: Job, run: Run) -> str:
