@@ -4,6 +4,10 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -347,3 +351,31 @@ def test_an_npz_damaged_in_the_middle_is_said_to_be_damaged(tmp_path):
     (tmp_path / "m.npz").write_bytes(content)
     with pytest.raises(CheckpointError, match="probably truncated"):
         vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
+
+
+LARGE = """
+import resource, sys, vitjax, tiny
+if sys.argv[1] == "write":
+    tiny.write_google(sys.argv[2], vitjax.init("vit_l16"), linen=False)
+else:
+    vitjax.load("vit_l16", checkpoint=sys.argv[2])
+    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_loading_a_large_model_needs_about_twice_its_size(tmp_path):
+    """The whole process, libraries included, against the file."""
+    path = tmp_path / "L_16.npz"
+    peak = ""
+    for what in ("write", "read"):
+        done = subprocess.run(
+            [sys.executable, "-c", LARGE, what, str(path)],
+            env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        peak = done.stdout
+    assert int(peak) < 2.2 * path.stat().st_size

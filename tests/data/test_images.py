@@ -217,3 +217,18 @@ def test_hugging_faces_pipelines():
     for wrong in ({"resample": 4}, {"do_resize": False}, {"rescale_factor": 1.0}):
         with pytest.raises(ValueError, match="Preprocessing without|rescale_factor"):
             from_hugging_face({"size": 32} | wrong)
+
+
+@pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1)])
+def test_a_line_of_pixels_is_a_picture(size):
+    width, height = size
+    ramp = np.linspace(0, 255, width * height).astype(np.uint8)
+    picture = Image.fromarray(np.stack([ramp.reshape(height, width)] * 3, axis=-1))
+    squashed = Preprocess(8, 8).resized(picture)
+    expected = picture.resize((8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(squashed, np.asarray(expected))
+    cropped = Preprocess(8, 8, resize="shorter", resize_size=10).resized(picture)
+    large = picture.resize((10 * width, 10 * height), Image.Resampling.BILINEAR)
+    left, top = ((side - 8) // 2 for side in large.size)
+    expected = large.crop((left, top, left + 8, top + 8))
+    np.testing.assert_array_equal(cropped, np.asarray(expected))

@@ -8,7 +8,9 @@ import pytest
 import vitjax
 from vitjax.runner.bench import (
     bench,
+    bench_data,
     forward_multiplications,
+    median_rate,
     noise,
     plain_forward,
     ratio_floor,
@@ -83,3 +85,17 @@ def test_the_plain_forward_is_the_models(tiny):
     logits, _ = vitjax.forward(tiny, batch.images)
     found = jax.jit(plain_forward)(tiny, batch)
     assert abs(found - logits).max() < 1e-5
+
+
+def test_the_host_pipeline_is_measured_by_itself(tiny, photos):
+    found = bench_data(f"folder:{photos}", tiny, batch_size=4)
+    assert found.images == 29 and found.workers == 0 and found.threads >= 1
+    assert found.images_per_second > 0 and found.data.startswith("folder/")
+    with pytest.raises(ValueError, match="29 images; a measurement needs 40"):
+        bench_data(f"folder:{photos}", tiny, batch_size=10, workers=2)
+
+
+def test_the_rate_is_the_median_batch():
+    # Two processes hand over two batches of 10 at once, every second but one.
+    arrived = [0, 0, 1, 1, 2, 2, 7, 7, 8, 8, 9, 9]
+    assert median_rate(arrived, 10, together=2) == 20
