@@ -97,5 +97,5 @@ def test_the_host_pipeline_is_measured_by_itself(tiny, photos):
 
 def test_the_rate_is_the_median_batch():
     # Two processes hand over two batches of 10 at once, every second but one.
-    arrived = [0, 0, 1, 1, 2, 2, 7, 7, 8, 8, 9, 9]
+    arrived = [float(t) for t in (0, 0, 1, 1, 2, 2, 7, 7, 8, 8, 9, 9)]
     assert median_rate(arrived, 10, together=2) == 20
