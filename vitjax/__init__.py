@@ -1,6 +1,15 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
 from vitjax.analysis.interventions import keep_tokens, select_tokens
+from vitjax.analysis.mechanism import residual_composition, similarity_change
+from vitjax.analysis.memory import (
+    MemoryClasses,
+    class_value_agreement,
+    compositionality,
+    key_value_agreement,
+    memory_classes,
+    memory_coefficients,
+)
 from vitjax.analysis.projection import identifiability, project, rank, top_k
 from vitjax.api import (
     attention_gradients,
@@ -28,28 +37,36 @@ __all__ = [
     "ClassSpace",
     "Config",
     "Edits",
+    "MemoryClasses",
     "Model",
     "Preprocess",
     "Results",
     "Trace",
     "__version__",
     "attention_gradients",
+    "class_value_agreement",
+    "compositionality",
     "forward",
     "identifiability",
     "init",
     "keep_tokens",
+    "key_value_agreement",
     "list_models",
     "load",
+    "memory_classes",
+    "memory_coefficients",
     "memory_values",
     "no_cls",
     "open_results",
     "project",
     "rank",
     "refinement_logits",
+    "residual_composition",
     "run",
     "save",
     "scan_blocks",
     "select_tokens",
     "self_only",
+    "similarity_change",
     "top_k",
 ]

@@ -1,0 +1,201 @@
+"""Key-value memories, against the published outputs and against plain loops."""
+
+import jax
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.analysis import memory
+from vitjax.analysis.memory import (
+    MemoryClasses,
+    class_value_agreement,
+    compositionality,
+    key_value_agreement,
+    memory_classes,
+    memory_coefficients,
+)
+from vitjax.analysis.selection import largest
+from vitjax.types import Trace
+
+RNG = np.random.default_rng(0)
+SYSTEMS = {"attention": "attn", "mlp": "mlp"}
+CAPTURE = ("mixed_values", "mlp_preactivation", "mlp_hidden")
+
+
+@pytest.fixture(scope="module")
+def called(oracle, published_model):
+    """name -> coefficients before the GELU, of the last model that was asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made.clear()
+            images = oracle(name).images
+            images = images[:6] if name == "setA" else images
+            _, trace = api.forward(published_model(name), images, capture=CAPTURE)
+            made[name] = memory_coefficients(trace, convention="vilas2023_code")
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", published.CONFIGS)
+def test_hits_equal_the_published(name, system, called, oracle, published_model):
+    model, source, key = published_model(name), oracle(name), SYSTEMS[system]
+    coefficients = called(name)[system]
+    images = coefficients.shape[1]
+    stored = {k: v[:images] for k, v in source["memories"].items() if v.ndim > 2}
+    values = api.memory_values(model)[system]
+    label = source.label[:images, None]
+    predicted = source["projections"][f"top5_{key}"][:images, ..., 0]
+    gap = stored[f"mem_gap56_{key}"].astype(np.float32)
+    for layer in range(model.config.depth):
+        known = memory_classes(model.class_space, values[layer])
+        call = coefficients[layer]
+        clear = gap[:, layer] > 1e-4
+        whole = source["memories"]
+        # Where the top five of a memory, or of a class, are not clear, a hit is not.
+        certain = whole[f"mem_class_gap56_min_{key}"][layer] > 1e-4
+        strongest = np.asarray(largest(call, 5))
+        top = np.sort(stored[f"mem_top5_{key}"][:, layer], -1)
+        np.testing.assert_array_equal(np.sort(strongest, -1)[clear], top[clear])
+        paper = key_value_agreement(model.class_space, call, known, label)
+        sure = clear & certain[strongest].all(-1)
+        np.testing.assert_array_equal(
+            np.asarray(paper)[sure], stored[f"kv_hit_paper_{key}"][:, layer][sure]
+        )
+        code = key_value_agreement(
+            model.class_space, call, known, label, convention="vilas2023_code"
+        )
+        of_class = whole[f"class_mem_gap56_{key}"][layer][label[:, 0]] > 1e-4
+        sure = clear & of_class[:, None]
+        np.testing.assert_array_equal(
+            np.asarray(code)[sure], stored[f"kv_hit_{key}"][:, layer][sure]
+        )
+        says = compositionality(model.class_space, call, known, predicted[:, layer])
+        np.testing.assert_array_equal(
+            np.asarray(says)[clear], stored[f"comp_hit_{key}"][:, layer][clear]
+        )
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", published.CONFIGS)
+def test_class_value_scores_equal_the_published(name, system, oracle, published_model):
+    model = published_model(name)
+    found = class_value_agreement(model.class_space, api.memory_values(model)[system])
+    expected = oracle(name)["class_value"][f"cva_{SYSTEMS[system]}"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_each_head_has_its_own_agreement():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    cfg = model.config
+    values = api.memory_values(model)["attention"]
+    by_head = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
+    found = class_value_agreement(model.class_space, by_head)
+    assert found.shape == (cfg.depth, cfg.heads, 7)
+    whole = class_value_agreement(model.class_space, values)
+    np.testing.assert_allclose(found.max(1), whole, atol=1e-6)
+    assert (np.abs(found) <= 1 + 1e-6).all()
+
+
+def random_case(memories=11, classes=7, k=3):
+    space = tiny.make(tiny.CONFIGS["plain"]).class_space
+    values = RNG.normal(size=(memories, 16)).astype(np.float32)
+    coefficients = RNG.normal(size=(2, 4, memories)).astype(np.float32)
+    return space, values, coefficients, RNG.integers(classes, size=2)
+
+
+def test_every_definition_is_its_loop():
+    space, values, coefficients, label = random_case()
+    logits = np.asarray(space.embedding) @ values.T
+    paper, code, says = np.zeros((3, 2, 4), bool)
+    predicted = RNG.integers(7, size=(2, 4))
+    for b in range(2):
+        for t in range(4):
+            strongest = np.argsort(-coefficients[b, t])[:3]
+            for m in strongest:
+                paper[b, t] |= label[b] in np.argsort(-logits[:, m])[:3]
+                code[b, t] |= m in np.argsort(-logits[label[b]])[:3]
+                says[b, t] |= logits[:, m].argmax() == predicted[b, t]
+    found = key_value_agreement(space, coefficients, values, label[:, None], k=3)
+    np.testing.assert_array_equal(found, paper)
+    found = key_value_agreement(
+        space, coefficients, values, label[:, None], k=3, convention="vilas2023_code"
+    )
+    np.testing.assert_array_equal(found, code)
+    found = compositionality(space, coefficients, values, predicted, k=3)
+    np.testing.assert_array_equal(found, says)
+    assert paper.any() and not paper.all() and code.any() and says.any()
+
+
+def test_what_is_computed_once_gives_the_same_and_serves_smaller_k():
+    space, values, coefficients, label = random_case()
+    known = memory_classes(space, values, k=5)
+    for k in (2, 5):
+        np.testing.assert_array_equal(
+            key_value_agreement(space, coefficients, known, label[:, None], k=k),
+            key_value_agreement(space, coefficients, values, label[:, None], k=k),
+        )
+    with pytest.raises(ValueError, match="hold 5 of each, not 6"):
+        key_value_agreement(space, coefficients, known, label[:, None], k=6)
+    layers = memory_classes(space, np.stack([values, 2 * values]), k=5)
+    one = jax.tree.map(lambda leaf: leaf[1], layers)
+    assert isinstance(one, MemoryClasses) and layers.classes.shape == (2, 11, 5)
+    np.testing.assert_array_equal(one.classes, known.classes)
+
+
+def test_permuting_classes_permutes_what_is_known():
+    space, values, coefficients, label = random_case()
+    order = RNG.permutation(7)
+    moved = type(space)(
+        embedding=np.asarray(space.embedding)[order],
+        bias=space.bias,
+        norm_scale=space.norm_scale,
+        norm_shift=space.norm_shift,
+        epsilon=space.epsilon,
+    )
+    np.testing.assert_allclose(
+        class_value_agreement(moved, values),
+        np.asarray(class_value_agreement(space, values))[order],
+        atol=1e-6,
+    )
+    where = np.argsort(order)
+    np.testing.assert_array_equal(
+        key_value_agreement(moved, coefficients, values, where[label][:, None], k=3),
+        key_value_agreement(space, coefficients, values, label[:, None], k=3),
+    )
+
+
+def test_vmap_equals_a_loop():
+    space, values, coefficients, label = random_case()
+    ask = lambda a, c: key_value_agreement(space, a, values, c, k=3)  # noqa: E731
+    mapped = jax.jit(jax.vmap(ask))(coefficients, label)
+    loop = np.stack([ask(a, c) for a, c in zip(coefficients, label)])
+    np.testing.assert_array_equal(mapped, loop)
+
+
+def test_coefficients_of_both_conventions():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    _, trace = api.forward(model, images, capture=(*CAPTURE, "mlp_update"))
+    ours = memory_coefficients(trace)
+    theirs = memory_coefficients(trace, convention="vilas2023_code")
+    np.testing.assert_array_equal(ours["mlp"], trace.mlp_hidden)
+    np.testing.assert_array_equal(theirs["mlp"], trace.mlp_preactivation)
+    np.testing.assert_array_equal(ours["attention"], theirs["attention"])
+    np.testing.assert_array_equal(
+        ours["attention"][..., 8:], trace.mixed_values[..., 1, :]
+    )
+    with pytest.raises(ValueError, match="capture="):
+        memory_coefficients(Trace())
+
+
+def test_memories_that_are_zero_agree_with_nothing():
+    space = tiny.make(tiny.CONFIGS["plain"]).class_space
+    found = class_value_agreement(space, np.zeros((3, 16), np.float32))
+    np.testing.assert_array_equal(found, 0)
+    assert memory.memory_logits(space, np.ones((3, 16), np.float32)).shape == (7, 3)

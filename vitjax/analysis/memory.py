@@ -1,0 +1,283 @@
+"""Key-value memories in class space: what the weights hold and which tokens call it.
+
+A sub-layer's output is a sum over memories, sum_m a_m v_m + bias: v_m are the rows of
+its output matrix (`vitjax.memory_values`), a_m the coefficients with which a token
+calls them. In class space a memory is `E.v_m`, raw: without bias and without norm
+(Vilas et al. 2023, sections 3 and 6.2).
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vitjax.analysis.interventions import Convention
+from vitjax.analysis.projection import Labels
+from vitjax.analysis.selection import largest
+from vitjax.types import ArrayLike, ClassSpace, Trace, pytree
+
+System = Literal["attention", "mlp"]
+
+
+@pytree
+class MemoryClasses:
+    """The classes of memories and the memories of classes, strongest first.
+
+    Args:
+        classes: the classes that each memory promotes most.
+        memories: the memories that promote each class most.
+    """
+
+    classes: Int[ArrayLike, "*any memory top"]
+    memories: Int[ArrayLike, "*any class top"]
+
+
+def memory_coefficients(
+    trace: Trace, *, convention: Convention = "paper"
+) -> dict[System, Float[Array, "*layer batch token memory"]]:
+    """With which coefficients tokens call the memories of a layer.
+
+    Attention: the values mixed by attention, heads side by side, A V. MLP: "paper" the
+    neurons after the GELU, "vilas2023_code" before it; both have the same strongest
+    ones wherever those are positive.
+
+    Args:
+        trace: with `mixed_values`, and `mlp_hidden` ("paper") or `mlp_preactivation`.
+        convention: see above.
+
+    Returns:
+        "attention": `head * key` coefficients, head-major; "mlp": `mlp_dim`.
+
+    Raises:
+        ValueError: the trace lacks a field, or an unknown convention.
+    """
+    fields = {"paper": "mlp_hidden", "vilas2023_code": "mlp_preactivation"}
+    if convention not in fields:
+        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
+    mixed, hidden = trace.mixed_values, getattr(trace, fields[convention])
+    if mixed is None or hidden is None:
+        raise ValueError(
+            f"memory_coefficients needs capture=('mixed_values', "
+            f"{fields[convention]!r}) in the trace."
+        )
+    mixed = jnp.asarray(mixed)
+    return {
+        "attention": mixed.reshape(*mixed.shape[:-2], -1),
+        "mlp": jnp.asarray(hidden),
+    }
+
+
+def memory_logits(
+    class_space: ClassSpace, values: Float[ArrayLike, "memory dim"]
+) -> Float[Array, "class memory"]:
+    """E.V, in float32 at least."""
+    embedding = jnp.asarray(class_space.embedding)
+    return jnp.matmul(
+        embedding,
+        jnp.asarray(values, embedding.dtype).T,
+        precision="highest",
+        preferred_element_type=jnp.promote_types(embedding.dtype, jnp.float32),
+    )
+
+
+def memory_classes(
+    class_space: ClassSpace, values: Float[ArrayLike, "*any memory dim"], *, k: int = 5
+) -> MemoryClasses:
+    """The top classes of every memory and the top memories of every class.
+
+    Computed once for a model, it takes the place of `values` in `key_value_agreement`
+    and `compositionality`, which need nothing else of them.
+
+    Args:
+        class_space: `model.class_space`.
+        values: of one layer, or with leading axes.
+        k: how many of each; at most the number of classes and of memories. Static.
+
+    Returns:
+        Positions along the last axis but one of `values`, and class numbers.
+
+    Raises:
+        ValueError: k is out of its range.
+    """
+
+    def one(values):
+        logits = memory_logits(class_space, values)
+        return MemoryClasses(classes=largest(logits.T, k), memories=largest(logits, k))
+
+    return over_leading(one, jnp.asarray(values))
+
+
+def over_leading(function, values):
+    """A function of [memory dim] over leading axes, one after the other."""
+    leading = values.shape[:-2]
+    if not leading:
+        return function(values)
+    flat = jax.lax.map(function, values.reshape(-1, *values.shape[-2:]))
+    return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), flat)
+
+
+def class_value_agreement(
+    class_space: ClassSpace, values: Float[ArrayLike, "*any memory dim"]
+) -> Float[Array, "*any class"]:
+    """How well the best memory of a layer agrees with each class.
+
+    max_m cos(E_c, v_m) (Vilas et al. 2023, section 6.2).
+
+    Args:
+        class_space: `model.class_space`.
+        values: value vectors, such as `memory_values(model)["mlp"]` [layer memory dim];
+            reshaped to [layer head key dim] those of attention give one agreement per
+            head.
+
+    Returns:
+        In [-1, 1]: 1 where a value vector points along the class embedding. Random
+        vectors of width d give about sqrt(2 ln(memory) / d).
+    """
+    embedding = unit(jnp.asarray(class_space.embedding))
+
+    def one(values):
+        cosines = jnp.matmul(embedding, unit(values).T, precision="highest")
+        return cosines.max(-1)
+
+    return over_leading(one, jnp.asarray(values))
+
+
+def unit(x: Float[Array, "row dim"]) -> Float[Array, "row dim"]:
+    """Rows of length one, float32 at least; rows of zeros stay zero."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+    return x / jnp.maximum(length, 1e-12)
+
+
+Values = Float[ArrayLike, "memory dim"] | MemoryClasses
+"""Value vectors of one layer, or what `memory_classes` makes of them."""
+
+
+def key_value_agreement(
+    class_space: ClassSpace,
+    coefficients: Float[ArrayLike, "*any memory"],
+    values: Values,
+    label: Labels,
+    *,
+    k: int = 5,
+    convention: Convention = "paper",
+) -> Bool[Array, "*any"]:
+    """Whether a token's strongest memories speak of its class.
+
+    With M the k memories of largest coefficient: "paper": the label is among the k
+    classes of largest logit of any memory in M (Vilas et al. 2023, section 6.2).
+    "vilas2023_code": a memory in M is among the k memories that promote the label most.
+    Its share over tokens is the agreement rate. Chance differs by layer and is best
+    measured with permuted labels; roughly it is k^2/class and k^2/memory.
+
+    Args:
+        class_space: `model.class_space`; not read where `values` is `MemoryClasses`.
+        coefficients: of one layer, from `memory_coefficients`.
+        values: that layer's value vectors, or `memory_classes` of them.
+        label: class numbers in [0, class), as for `rank`.
+        k: how many memories, and classes of each; static.
+        convention: see above.
+
+    Returns:
+        True or False for every token.
+
+    Raises:
+        ValueError: k is out of its range, the label has too many axes, or an unknown
+            convention.
+    """
+    known = classes_of(class_space, values, k)
+    strongest = largest(coefficients, k)
+    label = spread(label, strongest.shape[:-1])
+    return agreement(known, strongest, label, k=k, convention=convention)
+
+
+def agreement(
+    known: MemoryClasses,
+    strongest: Int[Array, "*any top"],
+    label: Int[Array, "*any"],
+    *,
+    k: int,
+    convention: Convention = "paper",
+) -> Bool[Array, "*any"]:
+    """`key_value_agreement` of strongest memories, which serve several questions."""
+    if convention == "paper":
+        classes = jnp.asarray(known.classes)[..., :k][strongest]
+        return (classes == label[..., None, None]).any((-2, -1))
+    if convention != "vilas2023_code":
+        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
+    memories = jnp.asarray(known.memories)[..., :k][label]
+    return (strongest[..., :, None] == memories[..., None, :]).any((-2, -1))
+
+
+def compositionality(
+    class_space: ClassSpace,
+    coefficients: Float[ArrayLike, "*any memory"],
+    values: Values,
+    predicted: Labels,
+    *,
+    k: int = 5,
+) -> Bool[Array, "*any"]:
+    """Whether a layer's top class is that of one of its strongest memories.
+
+    argmax_c E.v_m = predicted for any of the k memories of largest coefficient (Vilas
+    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its answer
+    of several memories.
+
+    Args:
+        class_space: `model.class_space`; not read where `values` is `MemoryClasses`.
+        coefficients: of one layer, from `memory_coefficients`.
+        values: that layer's value vectors, or `memory_classes` of them.
+        predicted: top class of what the layer writes, projected with norm and bias.
+        k: how many memories; static.
+
+    Returns:
+        True where the answer is NOT composed.
+
+    Raises:
+        ValueError: k is out of its range, or `predicted` has too many axes.
+    """
+    known = classes_of(class_space, values, k)
+    strongest = largest(coefficients, k)
+    return says(known, strongest, spread(predicted, strongest.shape[:-1]))
+
+
+def says(
+    known: MemoryClasses,
+    strongest: Int[Array, "*any top"],
+    predicted: Int[Array, "*any"],
+) -> Bool[Array, "*any"]:
+    """`compositionality` of the strongest memories."""
+    top = jnp.asarray(known.classes)[..., 0][strongest]
+    return (top == predicted[..., None]).any(-1)
+
+
+def classes_of(class_space: ClassSpace, values: Values, k: int) -> MemoryClasses:
+    """`memory_classes`, where it was not given.
+
+    Raises:
+        ValueError: what was given holds fewer than k.
+    """
+    if not isinstance(values, MemoryClasses):
+        return memory_classes(class_space, values, k=k)
+    if values.classes.shape[-1] < k:
+        raise ValueError(
+            f"These MemoryClasses hold {values.classes.shape[-1]} of each, not {k}; "
+            f"make them with memory_classes(..., k={k})."
+        )
+    return values
+
+
+def spread(label: Labels, shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """Class numbers, broadcast by numpy's rules against leading axes.
+
+    Raises:
+        ValueError: they have more axes.
+    """
+    label = jnp.asarray(label).astype(jnp.int32)
+    if label.ndim > len(shape):
+        raise ValueError(
+            f"label of shape {label.shape} has more axes than the leading axes {shape}."
+        )
+    label = label.reshape((1,) * (len(shape) - label.ndim) + label.shape)
+    return jnp.broadcast_to(label, shape)
