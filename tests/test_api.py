@@ -64,6 +64,7 @@ IMAGES = tiny.images(MODEL.config)
 LABEL = np.array([1, 2, 3], np.int32)
 STATES = np.random.default_rng(0).normal(size=(3, 17, 16)).astype(np.float32)
 LOGITS = np.random.default_rng(0).normal(size=(3, 17, 7)).astype(np.float32)
+MEMORIES = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
 def read(params, stream_in, trace):
@@ -83,6 +84,23 @@ CALLS = {
     "rank": lambda x: vitjax.rank(x, LABEL[:, None]),
     "identifiability": lambda x: vitjax.identifiability(x, LABEL[:, None]),
     "top_k": lambda x: vitjax.top_k(x, k=2),
+    "similarity_change": lambda x: vitjax.similarity_change(x, x[::-1], LABEL[:, None]),
+    "residual_composition": lambda x: vitjax.residual_composition(
+        x, before=x[::-1], attention=x, mlp=x[::-1]
+    ),
+    "memory_coefficients": lambda x: vitjax.memory_coefficients(
+        Trace(mixed_values=x.reshape(3, 17, 2, 8), mlp_hidden=x)
+    ),
+    "memory_classes": lambda x: vitjax.memory_classes(MODEL.class_space, x),
+    "class_value_agreement": lambda x: vitjax.class_value_agreement(
+        MODEL.class_space, x
+    ),
+    "key_value_agreement": lambda x: vitjax.key_value_agreement(
+        MODEL.class_space, x, MEMORIES, LABEL[:, None]
+    ),
+    "compositionality": lambda x: vitjax.compositionality(
+        MODEL.class_space, x, MEMORIES, LABEL[:, None]
+    ),
     "keep_tokens": lambda x: vitjax.forward(MODEL, IMAGES, edits=vitjax.keep_tokens(x))[
         0
     ],
@@ -95,6 +113,11 @@ INPUTS = {
     "refinement_logits": IMAGES,
     "project": STATES,
     **dict.fromkeys(("rank", "identifiability", "top_k"), LOGITS),
+    "similarity_change": LOGITS,
+    "residual_composition": np.arange(51, dtype=np.int32).reshape(3, 17) % 7,
+    **dict.fromkeys(("memory_coefficients", "memory_classes"), STATES),
+    **dict.fromkeys(("class_value_agreement",), STATES),
+    **dict.fromkeys(("key_value_agreement", "compositionality"), STATES),
     "keep_tokens": np.arange(48).reshape(3, 16) % 5 < 3,
     "select_tokens": np.arange(24, dtype=np.int32).reshape(3, 8) % 16,
 }

@@ -273,3 +273,24 @@ def test_the_module_is_the_command():
     command = [sys.executable, "-m", "vitjax", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == vitjax.__version__
+
+
+def test_neurons_prints_and_writes(tmp_path, capsys):
+    out = tmp_path / "neurons.csv"
+    flags = ["--model", "textured_digits", "--count", "3", "--out", str(out)]
+    assert cli.main(["neurons", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 4 and any(name in shown for name in CLASSES)
+    rows = out.read_text().splitlines()
+    assert rows[0] == "system,layer,memory,head,class,logit" and len(rows) == 16
+
+
+def test_random_weights_are_the_papers_control(tmp_path, capsys):
+    flags = ["--data", "textured_digits", "--limit", "4", "--out", str(tmp_path / "r")]
+    model = ["--model", "textured_digits", "--random-init", "3"]
+    assert cli.main(["run", "identifiability", *model, *flags]) == 0
+    found = vitjax.open_results(tmp_path / "r")
+    assert "random weights, seed 3" in found.manifest["model"]["checkpoint"]
+    both = [*model, "--checkpoint", "x.npz"]
+    assert cli.main(["run", "identifiability", *both, *flags]) == 1
+    assert "not both" in capsys.readouterr().err

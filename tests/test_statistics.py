@@ -1,7 +1,18 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from vitjax.statistics import bootstrap_mean
+from vitjax.statistics import (
+    benjamini_hochberg,
+    bootstrap_mean,
+    holm,
+    label_permutation_test,
+    sign_flip_test,
+    vilas2023_permutation_test,
+    wilcoxon_test,
+    within_image_test,
+)
 
 
 def test_mean_and_shapes():
@@ -86,3 +97,132 @@ def test_a_quantity_that_no_image_has():
 def test_refuses(wrong):
     with pytest.raises(ValueError, match="level in"):
         bootstrap_mean(np.zeros((3, 1)), **wrong)
+
+
+def all_signs(differences):
+    """The exact one-sided sign-flip p-value, over all signs."""
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
+    sums = signs @ differences
+    return (sums >= differences.sum() - 1e-9).mean()
+
+
+def test_sign_flips_approach_the_exact_test():
+    differences = np.array([0.4, 1.2, -0.3, 0.9, 0.2, 0.7, -0.1, 0.5])
+    both = np.stack([differences, -differences], axis=1)
+    p = sign_flip_test(both, resamples=40_000)
+    np.testing.assert_allclose(
+        p, [all_signs(differences), all_signs(-differences)], atol=0.01
+    )
+    less = sign_flip_test(both, resamples=40_000, alternative="less")
+    np.testing.assert_allclose(less, p[::-1], atol=0.01)
+    two = sign_flip_test(both, resamples=40_000, alternative="two-sided")
+    np.testing.assert_allclose(two, 2 * p[0], atol=0.02)
+
+
+def test_p_is_never_zero_and_ties_are_not_significant():
+    assert sign_flip_test(np.full((60, 1), 1.0), resamples=99)[0] == 0.01
+    assert sign_flip_test(np.zeros((60, 1)), resamples=99)[0] == 1.0
+    p = sign_flip_test(np.full((5, 2), np.nan), resamples=9)
+    assert np.isnan(p).all() and p.shape == (2,)
+    # One image cannot say anything: half of all signs are as extreme.
+    assert sign_flip_test(np.ones((1, 1)), resamples=999)[0] > 0.4
+
+
+def test_a_tests_false_alarms_are_as_many_as_it_says():
+    noise = np.random.default_rng(0).normal(size=(25, 600))
+    p = sign_flip_test(noise, resamples=999)
+    assert 0.03 < (p <= 0.05).mean() < 0.07
+    group = np.arange(25) < 9
+    p = label_permutation_test(noise, group, resamples=999)
+    assert 0.03 < (p <= 0.05).mean() < 0.07
+
+
+def test_images_without_a_difference_count_for_nothing():
+    differences = np.random.default_rng(0).normal(0.4, 1, size=(30, 3))
+    more = np.concatenate([differences, np.full((10, 3), np.nan)])
+    a = sign_flip_test(differences, resamples=20_000)
+    b = sign_flip_test(more, resamples=20_000, seed=1)
+    np.testing.assert_allclose(a, b, atol=0.01)
+
+
+def test_permuted_labels_approach_the_exact_test():
+    values = np.array([3.0, 1.0, 2.5, 0.5, 1.5, 0.2])
+    group = np.array([True, False, True, False, False, False])
+    observed = values[group].mean() - values[~group].mean()
+    exact = []
+    for pair in itertools.combinations(range(6), 2):
+        chosen = np.isin(np.arange(6), pair)
+        difference = values[chosen].mean() - values[~chosen].mean()
+        exact.append(difference >= observed - 1e-9)
+    p = label_permutation_test(values[:, None], group, resamples=30_000)
+    np.testing.assert_allclose(p, np.mean(exact), atol=0.01)
+    assert np.isnan(label_permutation_test(values[:, None], np.ones(6, bool)))
+    with pytest.raises(ValueError, match="every image"):
+        label_permutation_test(np.full((6, 1), np.nan), group)
+
+
+def test_tokens_are_permuted_within_their_image():
+    draw = np.random.default_rng(0)
+    offset = draw.normal(0, 50, size=(20, 1))  # images differ a lot, tokens little
+    member = draw.random((20, 12)) < 0.4
+    member[0], member[1] = True, False
+    values = offset + draw.normal(size=(20, 12)) + member
+    p, images = within_image_test(values, member)
+    assert images == 18 and p == 0.001
+    p, _ = within_image_test(offset + draw.normal(size=(20, 12)), member)
+    assert p > 0.01
+    counted = np.ones_like(member)
+    counted[:, 6:] = False
+    cut = within_image_test(values, member, counted=counted)
+    assert cut == within_image_test(values[:, :6], member[:, :6])
+    nothing = within_image_test(values, np.zeros_like(member))
+    assert np.isnan(nothing[0]) and nothing[1] == 0
+
+
+def test_wilcoxon_is_scipys_and_the_published(shared):
+    from scipy import stats
+
+    left, right = np.random.default_rng(0).normal(size=(2, 40, 3))
+    expected = [
+        stats.wilcoxon(a, b, alternative="greater").pvalue
+        for a, b in zip(left.T, right.T)
+    ]
+    np.testing.assert_allclose(wilcoxon_test(left, right), expected)
+    stored = np.load(shared / "oracle/setA/class_value.npz")
+    for key in ("attn", "mlp"):
+        ours = wilcoxon_test(stored[f"cva_{key}"].T, stored[f"cva_random_{key}"].T)
+        np.testing.assert_allclose(ours, stored[f"wilcoxon_p_{key}"], rtol=1e-3)
+
+
+def test_the_published_shuffles_can_give_zero():
+    draw = np.random.default_rng(0)
+    inside, outside = draw.normal(2, 1, 200), draw.normal(0, 1, 300)
+    assert vilas2023_permutation_test(inside, outside) == 0.0
+    assert vilas2023_permutation_test(outside, inside) == 1.0
+    assert vilas2023_permutation_test(np.zeros(9), np.zeros(9)) == 0.0
+
+
+def test_corrections_are_those_of_the_books():
+    from scipy import stats
+
+    p = np.array([[0.01, 0.04, np.nan], [0.03, 0.005, 0.9]])
+    np.testing.assert_allclose(
+        holm(p), [[0.04, 0.09, np.nan], [0.09, 0.025, 0.9]], atol=1e-12
+    )
+    there = np.isfinite(p)
+    expected = stats.false_discovery_control(p[there])
+    np.testing.assert_allclose(benjamini_hochberg(p)[there], expected)
+    assert np.isnan(benjamini_hochberg(p)[0, 2])
+
+
+def test_the_papers_size_takes_seconds():
+    """4,550 images x 24 blocks: bounded work, counted in draws and not in seconds."""
+    differences = np.random.default_rng(0).normal(0.01, 1, size=(4550, 24))
+    p = sign_flip_test(differences, resamples=999)
+    assert p.shape == (24,) and (p > 0).all()
+
+
+@pytest.mark.parametrize("options", [{"alternative": "more"}, {"resamples": 0}])
+def test_tests_that_do_not_exist(options):
+    with pytest.raises((ValueError, TypeError)):
+        sign_flip_test(np.ones((3, 1)), **options)

@@ -7,9 +7,9 @@ From Python the same object does the same thing:
 """
 
 import contextlib
+import csv
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shlex
@@ -25,11 +25,20 @@ import tyro
 import vitjax
 from vitjax import loading, variants
 from vitjax.data.masks import MaskConvention
-from vitjax.models.tree import parameter_shapes
 from vitjax.results import Results, open_results
 from vitjax.runner import train
-from vitjax.runner.bench import Benchmark, Pipeline, bench, bench_data
+from vitjax.runner.bench import Benchmark, bench, bench_data
+from vitjax.runner.neurons import Neuron, neurons
 from vitjax.runner.stream import run
+from vitjax.terminal import (
+    describe_neuron,
+    describe_run,
+    describe_variant,
+    show_benchmark,
+    show_pipeline,
+    show_summary,
+    show_table,
+)
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -63,7 +72,8 @@ class Run(Command):
     Stopped at any moment, the same command goes on where it was.
 
     Args:
-        recipe: the question: identifiability.
+        recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
+            paper, one_pass what of them needs no intervention.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
@@ -71,6 +81,8 @@ class Run(Command):
         out: folder for the rows, local or gs://.
         checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
             or a converted folder.
+        random_init: run the model with random weights of this seed instead: the paper's
+            control, to be reported beside the trained one.
         batch_size: images per step over all devices.
         limit: run only the first so many images.
         seed: for recipes that draw random numbers.
@@ -87,6 +99,7 @@ class Run(Command):
     data: Annotated[str, metavar("SOURCE")]
     out: Annotated[str, metavar("DIR")]
     checkpoint: Annotated[str | None, metavar("FILE")] = None
+    random_init: Annotated[int | None, metavar("SEED")] = None
     batch_size: int = 32
     limit: Annotated[int | None, metavar("INT")] = None
     seed: int = 0
@@ -99,7 +112,7 @@ class Run(Command):
     def __call__(self) -> Results:
         results = run(
             self.recipe,
-            loading.load(self.model, checkpoint=self.checkpoint),
+            self.load(),
             self.data,
             self.out,
             batch_size=self.batch_size,
@@ -114,6 +127,14 @@ class Run(Command):
         print(describe_run(results))
         print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
         return results
+
+    def load(self) -> vitjax.Model:
+        """The model with the weights that were asked for."""
+        if self.random_init is None:
+            return loading.load(self.model, checkpoint=self.checkpoint)
+        if self.checkpoint is not None:
+            raise ValueError("Give --checkpoint or --random-init, not both.")
+        return loading.init(self.model, seed=self.random_init)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +242,7 @@ class Convert(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure a plain forward pass and the identifiability step on this device.
+    """Measure a plain forward pass and two analyses on this device.
 
     Args:
         model: a name that `vitjax list` shows.
@@ -272,6 +293,53 @@ class Bench(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Neurons(Command):
+    """The strongest memories of a model and the classes that they promote.
+
+    Args:
+        model: a name that `vitjax list` shows, or a converted folder.
+        checkpoint: your own file with the model's weights, or a converted folder.
+        system: mlp, or attention.
+        layers: blocks from 0, negative ones from the end; by default the last but one,
+            where the paper finds most.
+        memories: show these instead of the strongest.
+        count: how many of each block.
+        classes: how many of each memory.
+        out: CSV file for the table.
+    """
+
+    model: Annotated[str, metavar("NAME")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    system: Literal["mlp", "attention"] = "mlp"
+    layers: tuple[int, ...] = (-2,)
+    memories: tuple[int, ...] = ()
+    count: int = 10
+    classes: int = 5
+    out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+
+    def __call__(self) -> list[Neuron]:
+        found = neurons(
+            loading.load(self.model, checkpoint=self.checkpoint),
+            system=self.system,
+            layers=self.layers,
+            memories=self.memories or None,
+            count=self.count,
+            k=self.classes,
+        )
+        rows = [describe_neuron(neuron) for neuron in found]
+        columns = ("block", "memory", "head", "classes and their raw logits")
+        show_table(columns, rows, right=(0, 1, 2))
+        if self.out:
+            with self.out.open("w", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow((*Neuron._fields[:4], "class", "logit"))
+                for n in found:
+                    for pair in zip(n.classes, n.logits):
+                        table.writerow((*n[:4], *pair))
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(train.Train, Command):
     """Train the embedded model anew by our own recipe.
 
@@ -292,6 +360,7 @@ COMMANDS = {
     "list": List,
     "convert": Convert,
     "bench": Bench,
+    "neurons": Neurons,
     "train": Train,
 }
 
@@ -388,112 +457,3 @@ def find_devices(platform: str | None) -> list[Any]:
             f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
             "vitjax with the extra for it: cuda or tpu."
         ) from error
-
-
-def describe_run(results: Results) -> str:
-    """One line on what a run holds."""
-    manifest = results.manifest
-    skipped, rate = len(manifest["skipped"]), manifest["images_per_second"]
-    parts = [f"{results.path}: {manifest['data']['images']} images"]
-    parts += [f"{skipped} of them could not be read"] if skipped else []
-    lost = len(manifest.get("vanished") or ())
-    parts += [f"{lost} of them without a token on their object"] if lost else []
-    parts += [f"{rate:.1f} images/s"] if rate else []
-    return ", ".join(parts)
-
-
-def describe_variant(row: variants.Variant) -> tuple[str, ...]:
-    """A row of `vitjax list`."""
-    config, classes = row.config, len(row.labels()[0])
-    shapes = parameter_shapes(config, classes)
-    count = sum(math.prod(shape) for shape in shapes.values())
-    size = "x".join(map(str, config.shape))
-    numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.licence, where_weights_are(row)
-
-
-def where_weights_are(row: variants.Variant) -> str:
-    """Whether a row's weights are on this machine, and else how they come here."""
-    if row.packaged:
-        return "in the package"
-    if loading.cached(row) is not None:
-        return "cached"
-    return "to be downloaded" if row.url else "from its authors"
-
-
-def show_summary(rows: Sequence[dict[str, Any]]) -> None:
-    """The numbers to quote, as a table."""
-
-    def number(value):
-        return "" if value is None else f"{value:.3f}"
-
-    lines = [
-        (
-            row["quantity"],
-            number(row["value"]),
-            f"{number(row['low'])} to {number(row['high'])}",
-            number(row["chance"]),
-        )
-        for row in rows
-    ]
-    show_table(("", "mean", "95 % interval", "chance"), lines, right=(1, 2, 3))
-
-
-def show_benchmark(found: Benchmark) -> None:
-    """Both programs side by side."""
-    timings = found.forward, found.identifiability
-
-    def row(name, text):
-        return (name, *map(text, timings))
-
-    def size(count):
-        return "not counted" if count is None else f"{count / 2**20:,.1f} MiB"
-
-    print(
-        f"{found.model} on {found.device}, batch {found.batch_size}, {found.dtype}, "
-        f"matmul precision {found.matmul_precision}, {found.repetitions} repetitions"
-    )
-    lines = [
-        row("images/s", lambda t: f"{t.images_per_second:,.1f}"),
-        row("seconds per batch", lambda t: f"{t.seconds:.4f}"),
-        row("seconds to compile", lambda t: f"{t.compile_seconds:.1f}"),
-        row("temporary memory", lambda t: size(t.temporary_bytes)),
-        row("with arguments and results", lambda t: size(t.peak_bytes)),
-        row("peak that the device counted", lambda t: size(t.device_peak_bytes)),
-    ]
-    show_table(("", "forward", "identifiability"), lines, right=(1, 2))
-    print(
-        f"The step costs {found.ratio:.3f} plain forward passes; counted in "
-        f"multiplications it would be {found.ratio_floor:.3f}."
-    )
-
-
-def show_pipeline(pipeline: Pipeline, found: Benchmark) -> None:
-    """How fast images arrive, and whether the device has to wait for them."""
-    by = f"{pipeline.workers} processes" if pipeline.workers else "threads"
-    step = found.identifiability.images_per_second
-    ratio = pipeline.images_per_second / step
-    print(
-        f"{pipeline.data} decoded and preprocessed by {by}: "
-        f"{pipeline.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
-        "takes."
-    )
-
-
-def show_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
-) -> None:
-    """A table on stdout; the numbered columns are set flush right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, column in enumerate(columns):
-        justify = "right" if place in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

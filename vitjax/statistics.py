@@ -1,11 +1,11 @@
-"""Rows -> intervals: what a finite set of images can say about a mean."""
+"""Rows -> intervals and tests: what a finite set of images can say."""
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 class Interval(NamedTuple):
@@ -82,3 +82,268 @@ def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
 
 def _divide(total, count):
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+Alternative = Literal["greater", "less", "two-sided"]
+"""What would speak against chance: a larger mean, a smaller one, or either."""
+
+
+def sign_flip_test(
+    differences: Float[np.ndarray, "image ..."],
+    *,
+    alternative: Alternative = "greater",
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Float[np.ndarray, "..."]:
+    """Whether per-image differences are larger than chance.
+
+    Under the null hypothesis every image's difference may as well have the other sign;
+    the sum of differences is compared with its value under random signs. One draw of
+    signs serves all quantities, so that one matrix product tests all blocks; images,
+    not tokens, are the independent units.
+
+    Args:
+        differences: one per image and quantity; NaN where an image has none.
+        alternative: see `Alternative`.
+        resamples: number m of draws, at least 1.
+        seed: of the draws.
+
+    Returns:
+        p = (b + 1) / (m + 1) in (0, 1], b the draws at least as extreme; NaN where no
+        image has a difference. Uncorrected: see `holm`, `benjamini_hochberg`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check(alternative, resamples)
+    shape, images = differences.shape[1:], len(differences)
+    values = differences.reshape(images, math.prod(shape)).astype(np.float64)
+    present = np.isfinite(values)
+    filled = np.where(present, values, 0.0)
+    draw = np.random.default_rng(seed)
+
+    def sums(count):
+        bits = draw.integers(2, size=(count, images), dtype=np.int8)
+        return (2.0 * bits - 1.0) @ filled
+
+    extreme = count_extreme(sums, filled.sum(0), images, resamples, alternative)
+    p = (extreme + 1) / (resamples + 1)
+    return np.where(present.any(0), p, np.nan).reshape(shape)
+
+
+def label_permutation_test(
+    values: Float[np.ndarray, "image ..."],
+    group: Bool[np.ndarray, " image"],
+    *,
+    alternative: Alternative = "greater",
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Float[np.ndarray, "..."]:
+    """Whether images of a group have a larger mean than the others.
+
+    Which images belong to the group is permuted; the difference of means is compared
+    with its value under permutations. One draw serves all quantities.
+
+    Args:
+        values: one per image and quantity, none NaN.
+        group: which images are in the group.
+        alternative: see `Alternative`.
+        resamples: number m of draws, at least 1.
+        seed: of the draws.
+
+    Returns:
+        p = (b + 1) / (m + 1) in (0, 1]; NaN where the group or the rest is empty.
+
+    Raises:
+        ValueError: an argument is out of its range, or a value is NaN.
+    """
+    check(alternative, resamples)
+    shape, images = values.shape[1:], len(values)
+    values = values.reshape(images, math.prod(shape)).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("label_permutation_test expects a value for every image.")
+    inside = int(group.sum())
+    if inside in (0, images):
+        return np.full(shape, np.nan)
+    weights = np.where(group, 1 / inside, -1 / (images - inside))
+    draw = np.random.default_rng(seed)
+
+    def differences(count):
+        return draw.permuted(np.tile(weights, (count, 1)), axis=1) @ values
+
+    observed = weights @ values
+    extreme = count_extreme(differences, observed, images, resamples, alternative)
+    return ((extreme + 1) / (resamples + 1)).reshape(shape)
+
+
+def within_image_test(
+    values: Float[np.ndarray, "image token"],
+    member: Bool[np.ndarray, "image token"],
+    *,
+    counted: Bool[np.ndarray, "image token"] | None = None,
+    alternative: Alternative = "greater",
+    resamples: int = 999,
+    seed: int = 0,
+) -> tuple[float, int]:
+    """Whether tokens of a kind have larger values than the other tokens of their image.
+
+    Which tokens are of the kind is permuted within each image; the mean over images of
+    the difference of both means is compared with its value under permutations. Only
+    images with tokens of either kind count. It treats tokens as exchangeable, which
+    neighbours on a picture are not: `sign_flip_test` of per-image differences is the
+    honest default.
+
+    Args:
+        values: one per token.
+        member: tokens of the kind.
+        counted: tokens that count at all; None counts all.
+        alternative: see `Alternative`.
+        resamples: number m of draws, at least 1.
+        seed: of the draws.
+
+    Returns:
+        p = (b + 1) / (m + 1), NaN without such images; and on how many images it rests.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check(alternative, resamples)
+    counted = np.ones_like(member) if counted is None else counted
+    member = member & counted
+    inside, all_of = member.sum(1), counted.sum(1)
+    rows = np.flatnonzero((inside > 0) & (inside < all_of))
+    if not len(rows):
+        return float("nan"), 0
+    draw = np.random.default_rng(seed)
+    means, observed = np.zeros(resamples), 0.0
+    for row in rows:
+        tokens = values[row, counted[row]].astype(np.float64)
+        weights = np.where(member[row, counted[row]], 1 / inside[row], 0.0)
+        weights -= (weights == 0) / (all_of[row] - inside[row])
+        observed += weights @ tokens / len(rows)
+        drawn = draw.permuted(np.tile(weights, (resamples, 1)), axis=1)
+        means += drawn @ tokens / len(rows)
+    extreme = beyond(means[:, None], np.array([observed]), alternative).sum()
+    return float((extreme + 1) / (resamples + 1)), len(rows)
+
+
+def check(alternative: str, resamples: int) -> None:
+    """Refuse what no test can do."""
+    if alternative not in ("greater", "less", "two-sided") or resamples < 1:
+        raise ValueError(
+            f"A test takes greater, less or two-sided and at least 1 resample; got "
+            f"{alternative!r} and {resamples}."
+        )
+
+
+def count_extreme(draws, observed, images, resamples, alternative) -> np.ndarray:
+    """How many of the drawn statistics are at least as extreme, some at a time."""
+    together, found = max(1, 2**21 // images), np.zeros(observed.shape, np.int64)
+    for start in range(0, resamples, together):
+        drawn = draws(min(together, resamples - start))
+        found += beyond(drawn, observed, alternative).sum(0)
+    return found
+
+
+def beyond(drawn, observed, alternative) -> np.ndarray:
+    """Where drawn statistics are at least as extreme; equal up to rounding counts."""
+    tolerance = 1e-12 * np.abs(drawn).max(initial=0.0)
+    if alternative == "two-sided":
+        drawn, observed = np.abs(drawn), np.abs(observed)
+    if alternative == "less":
+        drawn, observed = -drawn, -observed
+    return drawn >= observed - tolerance
+
+
+def wilcoxon_test(
+    left: Float[np.ndarray, "pair ..."],
+    right: Float[np.ndarray, "pair ..."],
+    *,
+    alternative: Alternative = "greater",
+) -> Float[np.ndarray, "..."]:
+    """Wilcoxon's signed-rank test of pairs, as scipy computes it.
+
+    Args:
+        left, right: paired values and quantities.
+        alternative: `left` is larger, smaller, or either.
+
+    Returns:
+        p of each quantity; NaN where all pairs are equal.
+    """
+    from scipy import stats
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Any = stats.wilcoxon(left, right, alternative=alternative, axis=0)
+    return np.asarray(found.pvalue)
+
+
+def vilas2023_permutation_test(
+    inside: Float[np.ndarray, " token"],
+    outside: Float[np.ndarray, " other"],
+    *,
+    resamples: int = 300,
+    seed: int = 0,
+) -> float:
+    """The published code's test of class against context tokens, for comparison.
+
+    Tokens of all images are pooled and shuffled; p is the share of shuffles whose
+    difference of means is larger than the true one. It takes tokens for independent,
+    can be 0, and calls ties significant (STUDY of the code): use `sign_flip_test`.
+
+    Args:
+        inside: values of one kind of tokens, of all images.
+        outside: of the other.
+        resamples: number of shuffles, 300 in the code.
+        seed: of the shuffles, which the code leaves open.
+
+    Returns:
+        In [0, 1].
+    """
+    pooled = np.concatenate([inside, outside]).astype(np.float64)
+    difference = inside.mean() - outside.mean()
+    draw, larger = np.random.default_rng(seed), 0
+    for _ in range(resamples):
+        shuffled = draw.permutation(pooled)
+        here, there = shuffled[: len(inside)], shuffled[len(inside) :]
+        larger += int(difference < here.mean() - there.mean())
+    return larger / resamples
+
+
+def holm(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
+    """Holm's adjusted p-values: the chance of any false alarm among all tests.
+
+    Args:
+        p: of all tests of one family, in any shape; NaN where there is none.
+
+    Returns:
+        Adjusted, in [0, 1]; NaN stays.
+    """
+    return adjusted(p, lambda sorted_p, m, rank: sorted_p * (m - rank), np.maximum)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
+    """Benjamini and Hochberg's adjusted p-values: the expected share of false alarms.
+
+    Args:
+        p: of all tests of one family, in any shape; NaN where there is none.
+
+    Returns:
+        Adjusted, in [0, 1]; NaN stays.
+    """
+    scale = lambda sorted_p, m, rank: sorted_p * m / (rank + 1)  # noqa: E731
+    return adjusted(p, scale, np.minimum)
+
+
+def adjusted(p, scale, accumulate) -> np.ndarray:
+    """Sorted p-values scaled by their rank, made monotone from either end."""
+    flat = np.asarray(p, np.float64).reshape(-1)
+    there = np.flatnonzero(np.isfinite(flat))
+    order = there[np.argsort(flat[there], kind="stable")]
+    scaled = scale(flat[order], len(order), np.arange(len(order)))
+    if accumulate is np.maximum:
+        scaled = np.maximum.accumulate(scaled)
+    else:
+        scaled = np.minimum.accumulate(scaled[::-1])[::-1]
+    result = np.full(flat.shape, np.nan)
+    result[order] = np.minimum(scaled, 1.0)
+    return result.reshape(np.shape(p))

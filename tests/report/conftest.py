@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -177,6 +178,24 @@ def make_run(tmp_path):
 def masked_run(tmp_path_factory):
     """One such run with masks, for tests that only read."""
     return maker(tmp_path_factory.mktemp("masked"))(images=20, masks=True)
+
+
+@pytest.fixture(scope="session")
+def paper_run(tmp_path_factory):
+    """A real run of the recipe `paper`: a tiny model over the embedded pictures."""
+    import vitjax
+    from vitjax.data.demo import CLASSES, TexturedDigits
+    from vitjax.runner.stream import run
+
+    shape = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=24)
+    model = vitjax.init(shape, classes=CLASSES, seed=1)
+    # Larger weights, for answers that differ between images.
+    model = model.replace(params=jax.tree.map(lambda leaf: 8 * leaf, model.params))
+    return run(
+        *("paper", model, TexturedDigits(length=30), tmp_path_factory.mktemp("paper")),
+        batch_size=10,
+        show_progress=False,
+    )
 
 
 @pytest.fixture

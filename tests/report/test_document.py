@@ -72,7 +72,7 @@ def test_files(masked_report):
     files = {p.name for p in (folder / "figures").iterdir()}
     names = ("identifiability", "updates", "rate", "maps")
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
-    assert files == expected | {"summary.csv"}
+    assert files == expected | {"summary.csv", "tests.csv"}
     for path in (folder / "figures").glob("*.png"):
         Image.open(path).verify()
 
@@ -92,7 +92,7 @@ def test_downloads_in_the_page_are_the_files(masked_report):
     folder, page = masked_report
     inside = [link for _, link in page.links if link.startswith("data:text/csv")]
     contents = {base64.b64decode(link.partition(",")[2]) for link in inside}
-    names = ("identifiability", "updates", "rate", "summary")
+    names = ("identifiability", "updates", "rate", "summary", "tests")
     assert contents == {(folder / f"figures/{name}.csv").read_bytes() for name in names}
 
 

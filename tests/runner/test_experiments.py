@@ -1,135 +1,54 @@
-"""The identifiability step: against the published outputs and a direct route."""
-
-import functools
+"""Every recipe says what it returns."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
 import pytest
 import tiny
 
-from vitjax.analysis.projection import project, rank, take_label, top_k
-from vitjax.models.capture import forward
-from vitjax.models.vit import pool
-from vitjax.runner.experiments import RECIPES, find_recipe, identifiability
-from vitjax.types import Batch, Edits
+from vitjax.runner.experiments import RECIPES, find_recipe
+from vitjax.runner.recipe import Recipe
+from vitjax.types import Batch
 
 
-def batch_of(images, label):
-    count = len(images)
+def batch_of(config, **fields):
     return Batch(
-        images=images,
-        label=np.asarray(label, np.int32),
-        valid=np.ones(count, bool),
-        index=np.arange(count, dtype=np.int32),
+        images=tiny.images(config),
+        label=np.array([1, 2, 3], np.int32),
+        valid=np.ones(3, bool),
+        index=np.arange(3, dtype=np.int32),
+        **fields,
     )
 
 
-step = jax.jit(identifiability)
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_what_they_return(name):
+    recipe, returned, once = RECIPES[name], set(), set()
+    for config in (tiny.CONFIGS["plain"], tiny.CONFIGS["refinement"]):
+        model = tiny.make(config)
+        kinds = np.arange(48).reshape(3, 16).astype(np.int32) % 3 - 1
+        batch = batch_of(config, token_class=kinds)
+        prepared = jax.eval_shape(lambda m: recipe.make(m, 0), model)
+        rows = jax.eval_shape(recipe.rows, model, batch, prepared.aux)
+        returned |= set(rows)
+        once |= set(prepared.once)
+        for array, values in rows.items():
+            assert values.shape[0] == 3
+            assert values.ndim == 1 + len(recipe.dims[array])
+        for array, values in prepared.once.items():
+            assert values.ndim == len(recipe.once[array])
+    assert returned == set(recipe.dims) and once == set(recipe.once)
+    assert set(recipe.labelled) <= set(recipe.dims)
 
 
-@pytest.mark.parametrize("name", published.CONFIGS)
-def test_rows_equal_the_published(name, oracle, published_model):
-    source = oracle(name)
-    rows = step(published_model(name), batch_of(source.images, source.label))
-    stored = source["projections"]
-    for stream, key in published.STREAMS.items():
-        ours = np.asarray(rows[f"rank_{stream}"])
-        margin = stored[f"margin_{key}"]
-        assert published.ranks_agree(ours, stored[f"rank_{key}"], margin)
-        logits = np.asarray(rows[f"logit_{stream}"])
-        np.testing.assert_allclose(logits, stored[f"logit_{key}"], atol=1e-3)
-    prediction = np.asarray(rows["prediction"])
-    expected = source["base"]["logits"].argmax(-1)
-    np.testing.assert_array_equal(prediction, expected)
-    np.testing.assert_array_equal(rows["top_classes"][:, -1, 0], expected)
-    np.testing.assert_array_equal(prediction == source.label, source["base"]["acc"])
-
-
-@pytest.mark.parametrize("name", ("setA", "plain"))
-def test_published_rates_follow_from_the_rows(name, oracle, published_model):
-    source = oracle(name)
-    rows = step(published_model(name), batch_of(source.images, source.label))
-    last = np.asarray(rows["rank_residual"])[:, -1, 1:]
-    stored = source["aggregates"]
-    rate, any_token = (last == 0).mean(), (last == 0).any(-1).mean()
-    assert 100 * rate == pytest.approx(
-        float(stored["A2_ident_rate_last_block"]), abs=0.03
-    )
-    assert 100 * any_token == pytest.approx(
-        float(stored["A3_images_with_identifiable_token"]), abs=1e-3
-    )
-    score = 1 - np.asarray(rows["rank_residual"]) / source["base"]["logits"].shape[-1]
-    np.testing.assert_allclose(
-        score[:, :, 0].mean(0), stored["ident_mean_cls"], atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("name", tiny.CONFIGS)
-def test_rows_equal_projecting_every_stream(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
-    rows = step(model, batch_of(images, label))
-    fields = tuple(published.STREAMS)
-    logits, trace = jax.jit(forward, static_argnames="capture")(
-        model, images, capture=fields
-    )
-    for stream in fields:
-        direct = project(model.class_space, getattr(trace, stream))
-        true = np.asarray(take_label(direct, label[:, None]))
-        ours = np.asarray(rows[f"logit_{stream}"]).swapaxes(0, 1)
-        np.testing.assert_allclose(ours, true, atol=1e-4)
-        nearest = np.sort(np.abs(np.asarray(direct) - true[..., None]), -1)[..., 1]
-        ranks = np.asarray(rows[f"rank_{stream}"]).swapaxes(0, 1)
-        same = ranks == np.asarray(rank(direct, label[:, None]))
-        assert same[nearest > 1e-3].all()
-    pooled = project(model.class_space, pool(trace.residual, Edits(), model.config))
-    best = top_k(pooled, k=5)
-    np.testing.assert_array_equal(rows["top_classes"].swapaxes(0, 1), best.classes)
-    np.testing.assert_allclose(
-        rows["top_logits"].swapaxes(0, 1), best.logits, atol=1e-4
-    )
-    np.testing.assert_array_equal(rows["prediction"], np.argmax(logits, -1))
-
-
-def test_an_unknown_label_changes_nothing_else_and_nan_ranks_last():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
-    known = step(model, batch_of(images, [1, 2, 3]))
-    unknown = step(model, batch_of(images, [1, -1, 3]))
-    for name in ("rank_residual", "logit_mlp_update"):
-        np.testing.assert_array_equal(known[name][::2], unknown[name][::2])
-    images[1] = np.nan
-    broken = step(model, batch_of(images, [1, 2, 3]))
-    assert (np.asarray(broken["rank_residual"])[1] == 6).all()
-    np.testing.assert_array_equal(
-        broken["rank_residual"][::2], known["rank_residual"][::2]
-    )
-
-
-def test_the_step_runs_in_bfloat16():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    batch = batch_of(tiny.images(model.config), [1, 2, 3])
-    exact, rough = step(model, batch), step(model.astype(jnp.bfloat16), batch)
-    for name in rough:
-        assert rough[name].dtype == exact[name].dtype
-    np.testing.assert_allclose(
-        rough["logit_residual"], exact["logit_residual"], atol=0.3
-    )
-
-
-def test_recipes_say_what_they_return():
-    for recipe in RECIPES.values():
-        run, returned = functools.partial(recipe.step, **recipe.options), set()
-        for name in ("plain", "refinement"):
-            model = tiny.make(tiny.CONFIGS[name])
-            batch = batch_of(tiny.images(model.config), [1, 2, 3])
-            rows = jax.eval_shape(run, model, batch)
-            returned |= set(rows)
-            for name, values in rows.items():
-                assert values.shape[0] == 3
-                assert values.ndim == 1 + len(recipe.dims[name])
-        assert returned == set(recipe.dims)
-    with pytest.raises(ValueError, match="identifiability"):
+def test_a_recipe_that_does_not_exist():
+    with pytest.raises(ValueError, match="Did you mean identifiability"):
         find_recipe("identifiabilty")
+
+
+def test_a_recipe_of_ones_own_needs_a_step_and_dims():
+    step = lambda model, batch: {"x": jnp.asarray(batch.label)}  # noqa: E731
+    recipe = Recipe(name="mine", step=step, dims={"x": ()})
+    assert recipe.make(tiny.make(tiny.CONFIGS["plain"]), 0) == ((), {})
+    batch = batch_of(tiny.CONFIGS["plain"])
+    assert set(recipe.rows(tiny.make(tiny.CONFIGS["plain"]), batch, ())) == {"x"}

@@ -16,7 +16,7 @@ from vitjax.data.records import Record
 from vitjax.loading import init
 from vitjax.results import StorageError, open_results
 from vitjax.runner import buffer, folder, job, stream
-from vitjax.runner.experiments import Recipe
+from vitjax.runner.recipe import Recipe
 
 
 def go(model, photos, out, **options):

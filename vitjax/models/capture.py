@@ -43,12 +43,37 @@ def scan_blocks(
     Returns:
         Class logits, and the pytree of `read` with a leading `layer` axis.
     """
-    _, logits, reads = run_blocks(model, images, read, edits=edits, state=state)
+    _, _, logits, reads = run_blocks(model, images, read, edits=edits, state=state)
     return logits, reads
 
 
+def last_stream(
+    model: Model,
+    images: Float[ArrayLike, "batch height width channel"],
+    *,
+    edits: Edits | None = None,
+) -> tuple[Float[Array, "batch class"], Float[Array, "batch token dim"]]:
+    """Class logits and the stream after the last block; nothing of the others is kept.
+
+    Args:
+        model: the model.
+        images: preprocessed pixels.
+        edits: interventions.
+
+    Returns:
+        Both; the stream is as long as the edits leave it.
+    """
+    _, stream, logits, _ = run_blocks(model, images, read_nothing, edits=edits)
+    return logits, stream
+
+
+def read_nothing(params, stream_in, trace) -> tuple[()]:
+    """A `read` for `scan_blocks` that keeps nothing."""
+    return ()
+
+
 def run_blocks(model: Model, images, read: Read, *, edits, state=None):
-    """`scan_blocks`, with the embedding: (embedding, class logits, reads)."""
+    """`scan_blocks`, with both ends: (embedding, last stream, class logits, reads)."""
     edits = Edits() if edits is None else edits
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
@@ -65,7 +90,7 @@ def run_blocks(model: Model, images, read: Read, *, edits, state=None):
 
     start = (embedding, None if state is None else state(embedding))
     (x, _), reads = jax.lax.scan(step, start, (model.block_params, layered))
-    return embedding, model.apply(x, edits, method="readout"), reads
+    return embedding, x, model.apply(x, edits, method="readout"), reads
 
 
 def apply_block(
@@ -137,7 +162,7 @@ def forward(
     def read(params, stream_in, trace):
         return {name: getattr(trace, name) for name in names}
 
-    embedding, logits, fields = run_blocks(model, images, read, edits=edits)
+    embedding, _, logits, fields = run_blocks(model, images, read, edits=edits)
     if "embedding" in capture:
         fields["embedding"] = embedding
     return logits, Trace(**fields)

@@ -135,14 +135,14 @@ def _curves(run, config, classes, use, streams, tokens) -> dict[str, np.ndarray]
     shape = (int(use.sum()), len(MEASURES), len(tokens), config.depth)
     curves = {name: np.empty(shape, np.float32) for name in streams}
     filled = 0
-    for window, chosen in _windows(run, config, use):
+    for window, chosen in windows(run, config, use):
         rows = slice(filled, filled + int(chosen.sum()))
         filled = rows.stop
         mask = run["token_class"][window][chosen] if masked else None
-        members = [_members(config, kind, mask) for kind in tokens]
+        kinds = [members(config, kind, mask) for kind in tokens]
         for stream, array in ranks.items():
             block = array[window][chosen]
-            for place, there in enumerate(members):
+            for place, there in enumerate(kinds):
                 curves[stream][rows, :, place] = _average(block, there, classes)
     return curves
 
@@ -158,8 +158,19 @@ def _kinds(config, *, masks) -> tuple[str, ...]:
     return tuple(kind for kind in TOKENS if exists[kind])
 
 
-def _windows(run, config, use) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of the image axis with what to use of each; whole batches if they fit."""
+def windows(
+    run: Results, config: Config, use: Bool[np.ndarray, " image"]
+) -> Iterator[tuple[slice, Bool[np.ndarray, " window"]]]:
+    """Slices of the image axis with what to use of each; whole batches if they fit.
+
+    Args:
+        run: whose rows are read.
+        config: architecture of its model.
+        use: which images count.
+
+    Returns:
+        Slices in order, those without any such image left out.
+    """
     most = max(1, min(1024, WINDOW_BYTES // (4 * config.depth * config.tokens)))
     batch = max(1, int(run.manifest.get("batch_size") or 1))
     step = most // batch * batch or most
@@ -169,9 +180,20 @@ def _windows(run, config, use) -> Iterator[tuple[slice, np.ndarray]]:
             yield window, use[window]
 
 
-def _members(config, kind, mask) -> Bool[np.ndarray, "image_or_1 token"]:
-    """Which tokens are of a kind: the same for all images, or read from the masks."""
-    if kind in ("class", "context"):
+def members(
+    config: Config, kind: str, mask: Int[np.ndarray, "image patch"] | None
+) -> Bool[np.ndarray, "image_or_1 token"]:
+    """Which tokens are of a kind: the same for all images, or read from the masks.
+
+    Args:
+        config: architecture of the model.
+        kind: key of `TOKENS`.
+        mask: for class and context tokens: 1 class, 0 context, -1 neither.
+
+    Returns:
+        One row for all images, or one for each.
+    """
+    if kind in ("class", "context") and mask is not None:
         there = np.zeros((len(mask), config.tokens), bool)
         there[:, config.prefix :] = mask == (1 if kind == "class" else 0)
         return there

@@ -9,10 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import figures, overlays
+from vitjax.report import figures, overlays, sections
 from vitjax.report.digest import Digest, digest
+from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
 from vitjax.report.reduction import curve_table, summary_table
+from vitjax.report.tables import (
+    intervention_table,
+    published,
+    significant,
+    test_table,
+)
 from vitjax.results import Results
 
 PAPER = "https://arxiv.org/abs/2310.18969"
@@ -51,6 +58,7 @@ def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
     digests = [digest(run) for run in runs]
     curves = [row for n, d in zip(names, digests) for row in curve_table(d, run=n)]
     tables = [summary_table(d) for d in digests]
+    found = [mechanism(r, d) if is_paper(r) else None for r, d in zip(runs, digests)]
     most = max(2, 8 // len(runs))
     maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
     out = epath.Path(out)
@@ -63,6 +71,13 @@ def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
         "summary": _summary(tables),
         "summary_csv": _write_csv(folder / "summary.csv", flat),
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
+        "sections": _sections(folder, names, found),
+        "edits": _edits(folder, names, found),
+        "tests": _tests(folder, names, digests, found),
+        "published": [
+            published(run.manifest, table, intervention_table(one) if one else [])
+            for run, table, one in zip(runs, tables, found)
+        ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),
         "provenance": [_provenance(run.manifest, d) for run, d in zip(runs, digests)],
@@ -175,6 +190,11 @@ def _figure(folder: Any, key: str, curves: Sequence[Mapping]) -> dict | None:
     if not drawn:
         return None
     rows = [r for r in curves if r["stream"] in streams and r["measure"] == measure]
+    return _draw(folder, key, drawn, rows)
+
+
+def _draw(folder: Any, key: str, drawn, rows) -> dict[str, Any]:
+    """Write panels and their numbers; what the page shows of them."""
     (folder / f"{key}.png").write_bytes(figures.png(drawn))
     return {
         "key": key,
@@ -189,6 +209,57 @@ def _figure(folder: Any, key: str, curves: Sequence[Mapping]) -> dict | None:
         "relative": drawn[0].relative,
         "csv": _write_csv(folder / f"{key}.csv", rows),
     }
+
+
+def _sections(folder, names, found) -> list[dict[str, Any]]:
+    """Figures of sections 5 and 6 of the paper, of the runs that have their rows."""
+    by_key: dict[str, list[tuple[str, sections.Figure]]] = {}
+    for name, one in zip(names, found):
+        for figure in sections.figures(one) if one is not None else ():
+            by_key.setdefault(figure.key, []).append((name, figure))
+    shown = []
+    for key, figures_ in by_key.items():
+        rows = [
+            row
+            for name, figure in figures_
+            for row in sections.curve_rows(figure, run=name)
+        ]
+        if not rows:
+            continue
+        figure = figures_[0][1]
+        drawn = sections.panels(figure, rows)
+        plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
+        made = _draw(folder, key, drawn, plain)
+        shown.append(made | {"title": figure.title, "caption": figure.caption})
+    return shown
+
+
+def _edits(folder, names, found) -> dict[str, Any] | None:
+    """The table of interventions."""
+    rows = [
+        {"run": name, **row}
+        for name, one in zip(names, found)
+        if one is not None
+        for row in intervention_table(one)
+    ]
+    return (
+        {"rows": rows, "csv": _write_csv(folder / "edits.csv", rows)} if rows else None
+    )
+
+
+def _tests(folder, names, digests, found) -> dict[str, Any] | None:
+    """Tests block by block, in words and as CSV."""
+    tables = [
+        (name, test_table(digest, one))
+        for name, digest, one in zip(names, digests, found)
+    ]
+    rows = [{"run": name, **row} for name, table in tables for row in table]
+    if not rows:
+        return None
+    words = [
+        {"run": name, **line} for name, table in tables for line in significant(table)
+    ]
+    return {"words": words, "csv": _write_csv(folder / "tests.csv", rows)}
 
 
 def _above_chance(name: str, digest: Digest, curves: Sequence[Mapping]) -> dict | None:

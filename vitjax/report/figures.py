@@ -52,9 +52,11 @@ MARGIN = (0.66, 0.47, 0.12, 0.34)
 def legend(panel_list: Sequence[Panel]) -> list[dict[str, str]]:
     """What the lines of some panels mean, for the page: name, colour, sign."""
     entries = {}
+    stacked = panel_list[0].stacked
     for series in (series for panel in panel_list for series in panel.series):
         colour = VARIABLES[COLOURS[series.style % len(COLOURS)]]
-        sign = SIGNS[series.style % len(SIGNS)]
+        line = "╌" if series.style >= len(COLOURS) else "━"
+        sign = "■" if stacked else line + SIGNS[series.style % len(SIGNS)] + line
         entries[series.name] = {"name": series.name, "colour": colour, "sign": sign}
     return list(entries.values())
 
@@ -62,6 +64,8 @@ def legend(panel_list: Sequence[Panel]) -> list[dict[str, str]]:
 def chance_text(panel_list: Sequence[Panel]) -> str:
     """The legend of the dashed lines: every chance level among some panels."""
     levels = sorted({level for panel in panel_list for level in panel.chance})
+    if not levels:
+        return ""
     return "chance " + ", ".join(f"{level:.4g}" for level in levels)
 
 
@@ -72,7 +76,7 @@ def png(panel_list: Sequence[Panel], *, dpi: int = 200) -> bytes:
     columns = _columns(panel_list)
     rows = -(-len(panel_list) // columns)
     names = list(dict.fromkeys(s.name for p in panel_list for s in p.series))
-    names.append(chance_text(panel_list))
+    names += [text] if (text := chance_text(panel_list)) else []
     width = columns * CELL[0] + 0.1
     in_a_row = _legend_columns(names, width)
     foot = 0.21 * -(-len(names) // in_a_row) + 0.12
@@ -84,7 +88,7 @@ def png(panel_list: Sequence[Panel], *, dpi: int = 200) -> bytes:
             row, column = divmod(place, columns)
             corner = CELL[0] * column, foot + CELL[1] * (rows - 1 - row)
             handles |= _draw(_axes(figure, *corner), panel, limits)
-        lines = [handles.get(name, handles[None]) for name in names]
+        lines: list[Any] = [handles.get(n, handles.get(None)) for n in names]
         figure.legend(lines, names, loc="lower center", ncols=in_a_row, borderpad=0.6)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
@@ -186,8 +190,9 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
     handles = {}
-    for series in panel.series:
-        handles[series.name] = _line(axes, panel, series)
+    draw = _bars if panel.stacked else _line
+    for place, series in enumerate(panel.series):
+        handles[series.name] = draw(axes, panel, series, panel.series[:place])
     for level in panel.chance:
         handles[None] = axes.axhline(
             level, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5
@@ -208,7 +213,19 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     return handles
 
 
-def _line(axes, panel, series):
+def _bars(axes, panel, series, below):
+    """One category's part of every bar, on top of those below it."""
+    bottoms = [
+        sum(each.column("mean")[i] for each in below) for i in range(panel.depth)
+    ]
+    colour = COLOURS[series.style % len(COLOURS)]
+    wide = 0.8 / (panel.depth if panel.relative else 1)
+    return axes.bar(
+        panel.x(series), series.column("mean"), wide, bottoms, color=colour, zorder=2
+    )
+
+
+def _line(axes, panel, series, _):
     colour = COLOURS[series.style % len(COLOURS)]
     x, low, high = panel.x(series), series.column("low"), series.column("high")
     short = len(x) == 1  # a band has no width there
@@ -240,7 +257,8 @@ def _line(axes, panel, series):
 
 def _shared_limits(panel_list) -> tuple[float, float] | None:
     """Scores share their vertical range; rates differ too much between kinds."""
-    return None if panel_list[0].measure == "rate" else _limits(panel_list)
+    alone = panel_list[0].measure == "rate"
+    return None if alone else _limits(panel_list)
 
 
 def _limits(panel_list) -> tuple[float, float]:
@@ -251,6 +269,16 @@ def _limits(panel_list) -> tuple[float, float]:
     ]
     values += [level for panel in panel_list for level in panel.chance]
     values = [v for v in values if v == v]
+    if panel_list[0].stacked:
+        sums = [
+            sum(s.column("mean")[i] for s in p.series)
+            for p in panel_list
+            for i in range(p.depth)
+        ]
+        return 0.0, max(1.0, *sums) * 1.02
+    if panel_list[0].fitted:
+        low, high = min(0.0, *values), max(values)
+        return low - 0.04 * (low < 0) * (high - low), high + 0.06 * (high - low)
     if panel_list[0].measure == "rate":
         top = max(max(values) * 1.08, 2 * min(panel_list[0].chance))
         return 0.0, min(1.03, top)

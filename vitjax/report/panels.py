@@ -9,6 +9,12 @@ from vitjax.report.digest import STREAMS, TOKENS
 MEASURE_LABELS = {
     "identifiability": "class identifiability",
     "rate": "identifiability rate",
+    "change": "class similarity change rate",
+    "composition": "share of tokens",
+    "agreement": "key-value agreement rate",
+    "class_value": "class-value agreement",
+    "simple": "share of tokens",
+    "difference": "agreement rate, correct - wrong",
 }
 
 # One kind of tokens keeps its colour in every figure of a single run.
@@ -46,6 +52,8 @@ class Panel:
         relative: horizontal axis in fractions of the depth, for models that differ in
             depth, instead of blocks.
         quartiles: draw the band between the quartiles over images too.
+        stacked: bars on top of each other instead of lines.
+        fitted: the vertical axis holds what is drawn, not all values that there are.
     """
 
     title: str
@@ -54,11 +62,14 @@ class Panel:
     measure: str
     relative: bool = False
     quartiles: bool = True
+    stacked: bool = False
+    fitted: bool = False
 
     @property
     def chance(self) -> tuple[float, ...]:
-        """Chance levels, one per number of classes."""
-        return tuple(sorted({s.rows[0]["chance"] for s in self.series}))
+        """Chance levels, one per number of classes; those that are NaN are none."""
+        levels = {s.rows[0]["chance"] for s in self.series}
+        return tuple(sorted(level for level in levels if level == level))
 
     @property
     def depth(self) -> int:

@@ -1,7 +1,6 @@
-"""What the identifiability step costs on this device, beside a plain forward pass."""
+"""What analyses cost on this device, beside a plain forward pass."""
 
 import dataclasses
-import functools
 import os
 import statistics
 import time
@@ -45,7 +44,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A plain forward pass and the identifiability step, measured in turns.
+    """A plain forward pass and two analyses of the same images, measured in turns.
 
     Args:
         model: its name.
@@ -56,8 +55,11 @@ class Benchmark:
         repetitions: of each, interleaved.
         forward: class logits only, nothing captured.
         identifiability: ranks and logits of every block, token and stream.
-        ratio: seconds of the step over seconds of the forward pass, medians.
-        ratio_floor: the same ratio in multiplications, with two projections onto the
+        one_pass: all of sections 5 and 6 of the paper that needs no intervention.
+        ratio: seconds of the identifiability step over those of the forward pass,
+            medians.
+        one_pass_ratio: the same of the other analysis.
+        ratio_floor: either ratio in multiplications, with two projections onto the
             classes per block; what a device that only multiplies would reach.
     """
 
@@ -69,7 +71,9 @@ class Benchmark:
     repetitions: int
     forward: Timing
     identifiability: Timing
+    one_pass: Timing
     ratio: float
+    one_pass_ratio: float
     ratio_floor: float
 
 
@@ -91,7 +95,7 @@ def bench(
         devices: to measure on; by default all there are.
 
     Returns:
-        Images per second, their ratio and its floor, compile time and memory.
+        Images per second, their ratios and the floor, compile time and memory.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -102,20 +106,23 @@ def bench(
     mesh = meshes.make_mesh(devices)
     first = mesh.devices.flat[0]
     batch_size = meshes.fit_batch_size(batch_size, mesh)
-    recipe = RECIPES["identifiability"]
-    step = functools.partial(recipe.step, **recipe.options)
+    recipes = [RECIPES[name] for name in ("identifiability", "one_pass")]
     batch = meshes.shard(noise(model, batch_size), mesh)
     placed = meshes.replicate(model.astype(dtype), mesh)
     sharding = meshes.along_batch(mesh)
     with jax.default_matmul_precision(precision):
-        programs = [
-            Program(jax.jit(f, out_shardings=sharding), placed, batch, device=first)
-            for f in (plain_forward, step)
-        ]
+        forward = jax.jit(plain_forward, out_shardings=sharding)
+        programs = [Program(forward, placed, batch, device=first)]
+        for recipe in recipes:
+            step = jax.jit(recipe.rows, out_shardings=sharding)
+            aux = meshes.replicate(
+                jax.jit(recipe.make, static_argnums=1)(placed, 0).aux, mesh
+            )
+            programs.append(Program(step, placed, batch, aux, device=first))
         for _ in range(repetitions):
             for program in programs:
                 program.measure()
-    forward, identifiability = (p.timing(batch_size) for p in programs)
+    plain, identifiability, one_pass = (p.timing(batch_size) for p in programs)
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
@@ -123,9 +130,11 @@ def bench(
         matmul_precision=precision,
         device=f"{mesh.size} x {first.device_kind}",
         repetitions=repetitions,
-        forward=forward,
+        forward=plain,
         identifiability=identifiability,
-        ratio=identifiability.seconds / forward.seconds,
+        one_pass=one_pass,
+        ratio=identifiability.seconds / plain.seconds,
+        one_pass_ratio=one_pass.seconds / plain.seconds,
         ratio_floor=ratio_floor(model.config, classes=model.num_classes),
     )
 
@@ -296,7 +305,7 @@ def forward_multiplications(config: Config, *, classes: int) -> int:
 
 
 def ratio_floor(config: Config, *, classes: int) -> float:
-    """Multiplications of the identifiability step over those of a forward pass.
+    """Multiplications of an analysis of all streams over those of a forward pass.
 
     Class logits are linear in the stream before the LayerNorm's division, so that each
     block needs two projections for its three streams, and block 0 one for its input.

@@ -18,7 +18,8 @@ from vitjax.loading import load
 from vitjax.models.model import Model
 from vitjax.results import ArraySpec
 from vitjax.runner import mesh as meshes
-from vitjax.runner.experiments import Recipe, find_recipe
+from vitjax.runner.experiments import find_recipe
+from vitjax.runner.recipe import Prepared, Recipe
 from vitjax.types import Batch, Config
 
 OnError = Literal["stop", "skip"]
@@ -44,6 +45,7 @@ class Job:
         precision: of matrix products.
         labelling: how masks decide on tokens.
         workers: processes that decode and preprocess; 0 for threads.
+        seed: of what the recipe draws at random.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Job:
     precision: str
     labelling: Labelling = Labelling()
     workers: int = 0
+    seed: int = 0
 
     @functools.cached_property
     def preprocess(self) -> Preprocess:
@@ -73,7 +76,8 @@ class Job:
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run; the traced step tells the shapes of its own."""
         with jax.default_matmul_precision(self.precision):
-            shapes = self.program.eval_shape(self.placed, self.blank())
+            aux = jax.eval_shape(lambda: self.recipe.make(self.placed, self.seed).aux)
+            shapes = self.program.eval_shape(self.placed, self.blank(), aux)
         if undeclared := set(shapes) - set(self.recipe.dims):
             raise ValueError(
                 f"The recipe {self.recipe.name!r} returns {sorted(undeclared)}, whose "
@@ -84,6 +88,7 @@ class Job:
             for name, axes in self.recipe.dims.items()
             if name in shapes
         }
+        specs |= self.specs_of_once()
         specs["label"] = self.per_image((), (), np.int32)
         specs["valid"] = self.per_image((), (), np.bool_)
         if self.masks:
@@ -94,6 +99,15 @@ class Job:
         specs["picture"] = ArraySpec(axes, shown, "uint8")
         specs["picture_image"] = ArraySpec(axes[:1], shown[:1], "int32")
         return specs
+
+    def specs_of_once(self) -> dict[str, ArraySpec]:
+        """Arrays that the recipe makes of the model alone."""
+        made = jax.eval_shape(lambda: self.recipe.make(self.placed, self.seed).once)
+        return {
+            name: ArraySpec(axes, made[name].shape, np.dtype(np.float32).name)
+            for name, axes in self.recipe.once.items()
+            if name in made
+        }
 
     def per_image(
         self, axes: tuple[str, ...], shape: tuple[int, ...], dtype: Any
@@ -111,7 +125,7 @@ class Job:
             for spec in self.specs.values()
             for axis, size in zip(spec.dims, spec.shape)
         }
-        chosen = ("image", "layer", "token", "top", "patch")
+        chosen = ("image", "layer", "token", "top", "patch", "head")
         return {a: np.arange(sizes[a], dtype=np.int32) for a in chosen if a in sizes}
 
     def batches(
@@ -157,7 +171,24 @@ class Job:
     def step(self, batch: Batch) -> dict[str, jax.Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
         with jax.default_matmul_precision(self.precision):
-            return self.program(self.placed, meshes.shard(batch, self.mesh))
+            aux = self.prepared.aux
+            return self.program(self.placed, meshes.shard(batch, self.mesh), aux)
+
+    @functools.cached_property
+    def prepared(self) -> Prepared:
+        """What the recipe makes of the model alone, on every device."""
+        make = jax.jit(self.recipe.make, static_argnames="seed")
+        with jax.default_matmul_precision(self.precision):
+            made = make(self.placed, seed=self.seed)
+        return Prepared(meshes.replicate(made.aux, self.mesh), made.once)
+
+    @property
+    def once(self) -> dict[str, np.ndarray]:
+        """Arrays that are written once, as they are on disk."""
+        return {
+            name: np.asarray(values, self.specs[name].dtype)
+            for name, values in self.prepared.once.items()
+        }
 
     def rows(
         self, batch: Batch, outputs: dict[str, np.ndarray]
@@ -190,8 +221,7 @@ class Job:
 @functools.lru_cache(maxsize=8)
 def compiled(recipe: Recipe, mesh: Mesh) -> Any:
     """A recipe's step, jitted once for all runs of this process."""
-    step = functools.partial(recipe.step, **recipe.options)
-    return jax.jit(step, out_shardings=meshes.along_batch(mesh))
+    return jax.jit(recipe.rows, out_shardings=meshes.along_batch(mesh))
 
 
 def make_job(
@@ -204,6 +234,7 @@ def make_job(
     limit: int | None,
     labelling: Labelling = Labelling(),
     workers: int = 0,
+    seed: int = 0,
 ) -> Job:
     """Find, load and place what a run needs.
 
@@ -216,6 +247,7 @@ def make_job(
         limit: run only the first so many images.
         labelling: how masks decide on tokens.
         workers: processes that decode and preprocess; 0 for threads.
+        seed: of what the recipe draws at random.
 
     Raises:
         ValueError: an argument is unknown or out of its range.
@@ -244,6 +276,7 @@ def make_job(
         precision=precision,
         labelling=labelling,
         workers=workers,
+        seed=seed,
     )
 
 

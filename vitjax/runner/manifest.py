@@ -13,7 +13,7 @@ import numpy as np
 import vitjax
 from vitjax.models.model import Model
 from vitjax.results import FORMAT, FORMAT_VERSION
-from vitjax.runner.experiments import Recipe
+from vitjax.runner.recipe import Recipe
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore")
 

@@ -17,11 +17,11 @@ from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
-from vitjax.runner.experiments import Recipe
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.job import PICTURES, Job, OnError, make_job
 from vitjax.runner.mesh import fetch
 from vitjax.runner.progress import Rate, progress
+from vitjax.runner.recipe import Recipe
 from vitjax.types import Config
 
 Item = TypeVar("Item")
@@ -85,6 +85,7 @@ def run(
         limit=limit,
         labelling=Labelling(mask_convention, mask_threshold),
         workers=workers,
+        seed=seed,
     )
     if job.batch_size != batch_size:
         say(f"Batches of {job.batch_size}, a multiple of {job.mesh.size} devices.")
@@ -96,6 +97,8 @@ def run(
         target.save_manifest()  # now: this session may be stopped as well
     for change in changes:
         say(f"{change}; the last bits of new rows may differ from those of old ones.")
+    if job.once:
+        target.write({name: (..., values) for name, values in job.once.items()})
     done = target.read("done")
     rate = Rate(int((~done).sum()))
     title = f"{job.recipe.name} · {target.manifest['model']['name']}"

@@ -1,0 +1,67 @@
+"""Interventions, tests and published numbers."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from vitjax.report import tables
+from vitjax.report.digest import digest
+from vitjax.report.mechanism import mechanism
+from vitjax.report.reduction import summary_table
+
+
+def test_interventions_in_rows(paper_run):
+    found = mechanism(paper_run, digest(paper_run))
+    rows = {row["intervention"]: row for row in tables.intervention_table(found)}
+    assert set(rows) == set(found.interventions) <= set(tables.EDIT_NAMES)
+    for name, row in rows.items():
+        one = found.interventions[name]
+        there = np.isfinite(one.after)
+        assert row["images"] == there.sum()
+        assert row["before"] == pytest.approx(one.before[there].mean())
+        change = (one.after - one.before)[there].mean()
+        assert row["change"] == pytest.approx(change)
+        assert row["low"] <= row["change"] <= row["high"] and 0 < row["p"] <= 1
+        assert row["accuracy_after"] == pytest.approx(one.correct_after[there].mean())
+
+
+def test_tests_are_corrected_over_blocks(paper_run):
+    data = digest(paper_run)
+    rows = tables.test_table(data, mechanism(paper_run, data))
+    names = list(dict.fromkeys(row["quantity"] for row in rows))
+    assert len(names) == 3 + 2  # three streams; agreement of both systems
+    for name in names:
+        p = np.array([row["p"] for row in rows if row["quantity"] == name])
+        for key, correct in (
+            ("p_holm", tables.holm),
+            ("p_bh", tables.benjamini_hochberg),
+        ):
+            found = [row[key] for row in rows if row["quantity"] == name]
+            np.testing.assert_allclose(found, correct(p))
+    words = tables.significant(rows)
+    assert [line["quantity"] for line in words] == names
+    assert tables.test_table(digest(paper_run), None)[0] == rows[0]
+
+
+def test_published_numbers_only_where_model_and_data_are_the_papers(paper_run):
+    data = digest(paper_run)
+    found, summary = mechanism(paper_run, data), summary_table(data)
+    edits = tables.intervention_table(found)
+    manifest = copy.deepcopy(paper_run.manifest)
+    assert tables.published(manifest, summary, edits) is None
+    manifest["model"] |= {"name": "vit_b32", "sha256": "abc"}
+    assert tables.published(manifest, summary, edits) is None
+    manifest["data"]["id"] = (
+        "imagenet_s919/validation:4550 files,5 per class by seed 0,a"
+    )
+    table = tables.published(manifest, summary, edits)
+    values = {row["quantity"]: row for row in table["rows"]}
+    assert len(values) == 7
+    rate = values["image tokens that are identifiable, last block"]
+    assert rate["theirs"] == 0.60726
+    assert rate["ours"] == summary[1]["value"]
+    cut = values[tables.EDIT_NAMES["no_cls"]]
+    assert cut["theirs"] == pytest.approx(0.607134)
+    manifest["model"]["sha256"] = None
+    assert tables.published(manifest, summary, edits) is None

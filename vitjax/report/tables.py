@@ -1,0 +1,177 @@
+"""Interventions, tests and published numbers, as rows of tables."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitjax.report.digest import Digest
+from vitjax.report.mechanism import SYSTEMS, Mechanism
+from vitjax.statistics import (
+    benjamini_hochberg,
+    bootstrap_mean,
+    holm,
+    label_permutation_test,
+    sign_flip_test,
+)
+
+EDIT_NAMES = {
+    "self_only": "image tokens see only themselves and [CLS]",
+    "self_only_code": "image tokens see only themselves (published code)",
+    "no_cls": "image tokens do not see [CLS]",
+    "no_cls_renormalized": "the same, the rest of each row summing to one",
+    "without_context": "context tokens removed",
+    "random_as_class": "control: as many tokens removed at random",
+    "without_class": "class tokens removed",
+    "random_as_context": "control: as many tokens removed at random",
+}
+
+
+def intervention_table(found: Mechanism) -> list[dict[str, Any]]:
+    """What every intervention does to the same tokens and to the answers.
+
+    Args:
+        found: of a run.
+
+    Returns:
+        Rows with the intervention; `before`, `after` and `change` (with `low`, `high`:
+        95 % bootstrap interval; `p`: two-sided sign-flip test) of the share of
+        identifiable image tokens in the last block, among those that exist after the
+        edit; `accuracy_before`, `accuracy_after`; on how many images.
+    """
+    rows = []
+    for name, one in found.interventions.items():
+        there = np.isfinite(one.after)
+        change = (one.after - one.before)[:, None]
+        interval = bootstrap_mean(change)
+        # Accuracy on the same images: those that have such tokens.
+        rows.append(
+            {
+                "intervention": name,
+                "words": EDIT_NAMES[name],
+                "before": mean(one.before),
+                "after": mean(one.after),
+                "change": float(interval.mean[0]),
+                "low": float(interval.low[0]),
+                "high": float(interval.high[0]),
+                "p": float(sign_flip_test(change, alternative="two-sided")[0]),
+                "accuracy_before": mean(np.where(there, one.correct_before, np.nan)),
+                "accuracy_after": mean(np.where(there, one.correct_after, np.nan)),
+                "images": int(there.sum()),
+            }
+        )
+    return rows
+
+
+def mean(values: Float[np.ndarray, " image"]) -> float:
+    """Mean over the images that have a value; NaN where none has."""
+    there = np.isfinite(values)
+    return float(values[there].mean()) if there.any() else float("nan")
+
+
+def test_table(digest: Digest, found: Mechanism | None) -> list[dict[str, Any]]:
+    """Tests block by block, corrected over the blocks of each quantity.
+
+    Args:
+        digest: of a run.
+        found: of the same run, where it is of the recipe `paper`.
+
+    Returns:
+        Rows with the quantity, `layer`, `block`, its mean `difference`, `p`, `p_holm`
+        and `p_bh`: class minus context tokens by sign flips of per-image differences;
+        agreement on right minus wrong images by permuted labels; both one-sided.
+    """
+    rows = []
+    if "class" in digest.tokens:
+        for stream in digest.curves:
+            both = [
+                digest.of(stream, "identifiability", k) for k in ("class", "context")
+            ]
+            difference = (both[0] - both[1]).astype(np.float64)
+            p = sign_flip_test(difference)
+            means = [mean(column) for column in difference.T]
+            name = f"identifiability of class minus context tokens, {stream}"
+            rows += tested(name, means, p)
+    right = digest.correct
+    if found is not None and 0 < right.sum() < len(right):
+        for system in SYSTEMS:
+            values = found.at_readout[system].astype(np.float64)
+            p = label_permutation_test(values, right, resamples=999)
+            means = values[right].mean(0) - values[~right].mean(0)
+            name = f"{system} agreement at the readout, right minus wrong images"
+            rows += tested(name, list(means), p)
+    return rows
+
+
+def tested(name: str, means: Sequence[float], p) -> list[dict[str, Any]]:
+    """One quantity's tests as rows."""
+    by_holm, by_bh = holm(p), benjamini_hochberg(p)
+    return [
+        {
+            "quantity": name,
+            "layer": layer,
+            "block": layer + 1,
+            "difference": float(means[layer]),
+            "p": float(p[layer]),
+            "p_holm": float(by_holm[layer]),
+            "p_bh": float(by_bh[layer]),
+        }
+        for layer in range(len(p))
+    ]
+
+
+def significant(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """In words: in which blocks each quantity is larger than chance, after Holm."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        blocks = found.setdefault(row["quantity"], [])
+        if row["p_holm"] <= 0.05:
+            blocks.append(row["block"])
+    return [
+        {"quantity": name, "blocks": ", ".join(map(str, blocks)) or "none"}
+        for name, blocks in found.items()
+    ]
+
+
+PUBLISHED_WORDS = {
+    "rate": "image tokens that are identifiable, last block",
+    "some": "images with an identifiable token, last block",
+    "top1": "top-1 accuracy",
+}
+
+
+def published(
+    manifest: Mapping[str, Any],
+    summary: Sequence[Mapping[str, Any]],
+    edits: Sequence[Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """The paper's numbers beside ours, where the model and the data are the paper's.
+
+    Args:
+        manifest: of a run.
+        summary: of the same run.
+        edits: its `intervention_table`.
+
+    Returns:
+        `source` and `rows` of quantity, `ours` and `theirs`; None for other runs.
+    """
+    path = resources.files("vitjax.report").joinpath("published.json")
+    known = json.loads(path.read_text("utf-8"))
+    name = manifest["model"]["name"]
+    data = known["data"].get(name)
+    if data is None or not str(manifest["data"]["id"]).startswith(data):
+        return None
+    if manifest["model"].get("sha256") is None:  # random weights
+        return None
+    ours = {row["quantity"]: row["value"] for row in summary}
+    after = {row["intervention"]: row["after"] for row in edits}
+    rows = []
+    for key, theirs in known["models"][name].items():
+        words = PUBLISHED_WORDS.get(key) or EDIT_NAMES[key]
+        value = ours.get(PUBLISHED_WORDS.get(key, ""), after.get(key))
+        if value is not None:
+            rows.append({"quantity": words, "ours": value, "theirs": theirs})
+    return {"source": known["source"], "rows": rows}
