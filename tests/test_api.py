@@ -78,6 +78,7 @@ def total(logits):
 CALLS = {
     "forward": lambda x: vitjax.forward(MODEL, x, capture=("residual",))[0],
     "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read),
+    "relevancy": lambda x: vitjax.relevancy(MODEL, x, LABEL),
     "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
     "attention_gradients": lambda x: vitjax.attention_gradients(MODEL, x, total),
     "project": lambda x: vitjax.project(MODEL.class_space, x),
@@ -110,7 +111,7 @@ CALLS = {
 }
 INPUTS = {
     **dict.fromkeys(("forward", "scan_blocks", "attention_gradients"), IMAGES),
-    "refinement_logits": IMAGES,
+    **dict.fromkeys(("refinement_logits", "relevancy"), IMAGES),
     "project": STATES,
     **dict.fromkeys(("rank", "identifiability", "top_k"), LOGITS),
     "similarity_change": LOGITS,

@@ -17,6 +17,7 @@ from vitjax.api import (
     memory_values,
     no_cls,
     refinement_logits,
+    relevancy,
     scan_blocks,
     self_only,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "project",
     "rank",
     "refinement_logits",
+    "relevancy",
     "residual_composition",
     "run",
     "save",

@@ -10,12 +10,14 @@ import jax
 from jaxtyping import Array, Float
 
 from vitjax.analysis import interventions
+from vitjax.maps import relevancy as relevancies
 from vitjax.models import capture, readout
 from vitjax.models.model import Model
 from vitjax.types import Edits
 
 forward = jax.jit(capture.forward, static_argnames=("capture",))
 scan_blocks = jax.jit(capture.scan_blocks, static_argnames=("read", "state"))
+relevancy = jax.jit(relevancies.relevancy, static_argnames=("of", "loss", "query"))
 refinement_logits = jax.jit(capture.refinement_logits)
 attention_gradients = jax.jit(
     capture.attention_gradients, static_argnames=("scalar_fn",)
@@ -41,6 +43,7 @@ def self_only(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     convention: interventions.Convention = "paper",
+    renormalize: bool = False,
 ) -> Edits:
     """Image tokens no longer see other image tokens.
 
@@ -54,6 +57,8 @@ def self_only(
         layers: block numbers, negative ones from the end; None for all.
         heads: head numbers, likewise.
         convention: see above.
+        renormalize: with "paper", cut the links before the softmax, so that what is
+            left of an image row sums to one. The other convention's rows always do.
 
     Returns:
         Edits for `forward`, to be combined with others by `&`.
@@ -62,7 +67,11 @@ def self_only(
         ValueError: a block or head that does not exist, or an unknown convention.
     """
     return interventions.self_only(
-        model.config, layers=layers, heads=heads, convention=convention
+        model.config,
+        layers=layers,
+        heads=heads,
+        convention=convention,
+        renormalize=renormalize,
     )
 
 

@@ -1,0 +1,134 @@
+"""Relevancy against the published gradients and against the whole network's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.maps.relevancy import relevancy
+
+OPTIONS = {
+    "double": dict(of="attention_update", loss="softmax_cross_entropy_of_probability"),
+    "single": dict(of="attention_update", loss="cross_entropy"),
+    "logit": dict(of="attention_update", loss="negative_logit"),
+    "paper": dict(),
+}
+ask = jax.jit(relevancy, static_argnames=("of", "loss", "query"))
+
+
+def close(ours, raw, name):
+    """Within a thousandth of each row's maximum; the oracle stores the raw sign."""
+    ours = np.moveaxis(np.asarray(ours), 0, 1)
+    # The published logit definition ascends the logit: its gradient is our relevancy.
+    theirs = raw if name == "logit" else -raw
+    top = np.abs(theirs).max(-1, keepdims=True)
+    assert (np.abs(ours - theirs) <= 1e-3 * top + 1e-9).all()
+
+
+@pytest.mark.parametrize("target", ("true", "other"))
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("variant", published.SMALL_NAMES)
+def test_every_token_equals_the_published(
+    variant, name, target, oracle, published_model
+):
+    source = oracle(variant)
+    label = source.label if target == "true" else source["base"]["other_class"]
+    found = ask(
+        published_model(variant),
+        source.images,
+        np.asarray(label, np.int32),
+        query="all",
+        **OPTIONS[name],
+    )
+    close(found, source["gradients"][f"grad_{name}_{target}"], name)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_real_model_equals_the_published(name, oracle, published_model):
+    source = oracle("setA")
+    found = ask(published_model("setA"), source.images, source.label, **OPTIONS[name])
+    close(found, source["gradients"][f"grad_{name}_true"], name)
+
+
+@pytest.mark.parametrize("name", ("plain", "registers", "layer_scale", "post_cls"))
+def test_the_last_block_is_the_whole_networks_gradient(name):
+    """There, the loss of the block's output is the loss of the model's answer."""
+    model = tiny.make(tiny.CONFIGS[name])
+    images = tiny.images(model.config)
+    label = np.array([1, 4, 2], np.int32)
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(model, images, loss)[-1]
+    found = ask(model, images, label)[-1]
+    top = np.abs(whole).max()
+    np.testing.assert_allclose(found, -whole[:, :, 0], atol=1e-4 * top)
+
+
+@pytest.mark.parametrize("name", ("gap", "registers_gap"))
+def test_without_cls_it_is_the_pooled_readouts_summed_over_rows(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    label = np.array([1, 4, 2], np.int32)
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(model, images, loss)[-1]
+    found = ask(model, images, label)[-1]
+    expected = -whole[:, :, prefix:].sum(2)
+    top = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * top)
+
+
+def test_the_row_of_cls_is_that_of_all_queries():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    every = ask(model, images, 3, query="all")
+    assert every.shape == (2, 3, 2, 17, 17)
+    np.testing.assert_allclose(
+        ask(model, images, np.full(3, 3)), every[:, :, :, 0], atol=1e-6
+    )
+
+
+def test_it_is_the_derivative_of_the_state_itself():
+    """Numerically: a little more attention, a little less loss."""
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, label = tiny.images(model.config, 1), np.array([2])
+    found = np.asarray(ask(model, images, label))
+    _, trace = api.forward(
+        model, images, capture=("attention_weights", "values", "residual", "embedding")
+    )
+    from vitjax.analysis.projection import project
+    from vitjax.models.tail import block_output
+
+    params = jax.tree.map(lambda leaf: leaf[0], model.block_params)
+
+    def loss(weights):
+        mixed = jnp.einsum("bhqt,bthk->bqhk", weights, trace.values[0])
+        state = block_output(model.config, params, mixed, trace.embedding[:, :1])
+        logits = project(model.class_space, state)
+        return float(-jax.nn.log_softmax(logits)[0, 0, 2])
+
+    weights = np.array(trace.attention_weights[0][:, :, :1])
+    for head, token in ((0, 3), (1, 11)):
+        step = np.zeros_like(weights)
+        step[0, head, 0, token] = 1e-2
+        slope = (loss(weights + step) - loss(weights - step)) / 2e-2
+        assert -slope == pytest.approx(found[0, 0, head, token], rel=0.02, abs=1e-4)
+
+
+def test_vmap_equals_the_batch_and_misuse_is_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, label = tiny.images(model.config), np.array([1, 4, 2], np.int32)
+    whole = ask(model, images, label)
+    one = lambda image, c: relevancy(model, image[None], c)[:, 0]  # noqa: E731
+    mapped = jax.jit(jax.vmap(one, out_axes=1))(images, label)
+    np.testing.assert_allclose(mapped, whole, atol=1e-5)
+    for options in ({"of": "mlp"}, {"loss": "hinge"}, {"query": "cls"}):
+        with pytest.raises((ValueError, TypeError)):
+            relevancy(model, images, label, **options)

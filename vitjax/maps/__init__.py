@@ -1,0 +1,1 @@
+"""A model and a batch become a map or a curve per image."""
