@@ -145,10 +145,15 @@ class Report(Command):
         runs: folders that `vitjax run` wrote.
         out: folder for report.html and the figures; by default the run's own, of
             several runs ./vitjax-report.
+        tests: besides tests over images, class against context tokens with tokens as
+            units, permuted within images, or published: shuffled all together.
+        subset: on how many images those rest.
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
     out: Annotated[str | None, metavar("DIR")] = None
+    tests: Literal["images", "within_images", "published"] = "images"
+    subset: int = 500
 
     def __call__(self) -> Any:
         from vitjax.report.document import write_report
@@ -157,7 +162,8 @@ class Report(Command):
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
         alone = len(self.runs) == 1
         out = self.out or (self.runs[0] if alone else "vitjax-report")
-        page = write_report([open_results(path) for path in self.runs], out)
+        runs = [open_results(path) for path in self.runs]
+        page = write_report(runs, out, tests=self.tests, subset=self.subset)
         print(f"Report: {page}")
         return page
 

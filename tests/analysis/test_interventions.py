@@ -190,3 +190,23 @@ def test_edits_that_do_not_fit_the_images_are_refused():
             api.forward(model, images, edits=edits)
     with pytest.raises(ValueError, match="must not be negative"):
         interventions.select_tokens(np.array([[0, -1]]))
+
+
+@pytest.mark.parametrize("name", ("plain", "gap", "registers"))
+def test_self_only_with_and_without_renormalising(name):
+    """An independent formula: the weights themselves, set and divided by hand."""
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    _, plain = api.forward(model, images, capture=("attention_weights",))
+    before = np.asarray(plain.attention_weights[0])
+    expected = before.copy()
+    for row in range(prefix, before.shape[-1]):
+        for column in range(prefix, before.shape[-1]):
+            if row != column:
+                expected[..., row, column] = 0
+    for renormalize in (False, True):
+        edits = api.self_only(model, renormalize=renormalize)
+        _, cut = api.forward(model, images, capture=("attention_weights",), edits=edits)
+        if renormalize:
+            expected = expected / expected.sum(-1, keepdims=True)
+        np.testing.assert_allclose(cut.attention_weights[0], expected, atol=1e-6)

@@ -65,3 +65,17 @@ def test_published_numbers_only_where_model_and_data_are_the_papers(paper_run):
     assert cut["theirs"] == pytest.approx(0.607134)
     manifest["model"]["sha256"] = None
     assert tables.published(manifest, summary, edits) is None
+
+
+@pytest.mark.parametrize("kind", ("within_images", "published"))
+def test_tokens_as_units_are_an_option_that_names_its_subset(paper_run, kind):
+    data = digest(paper_run)
+    rows = tables.token_tests(paper_run, data, kind=kind, subset=12)
+    assert len(rows) == 3 * data.config.depth
+    assert f"({kind.replace('_', ' ')}, 12 images)" in rows[0]["quantity"]
+    ranks = paper_run["rank_residual"][:12, 0][:, 1:]
+    kinds = paper_run["token_class"][:12]
+    score = 1 - ranks / 10
+    expected = score[kinds == 1].mean() - score[kinds == 0].mean()
+    assert rows[0]["difference"] == pytest.approx(expected)
+    assert all(0 <= row["p"] <= 1 for row in rows)

@@ -18,6 +18,7 @@ def self_only(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     convention: Convention = "paper",
+    renormalize: bool = False,
 ) -> Edits:
     """Image tokens no longer see other image tokens; see `api.self_only`."""
     if convention not in ("paper", "vilas2023_code"):
@@ -28,8 +29,8 @@ def self_only(
     allowed = ~image[:, None] | own
     if convention == "vilas2023_code":
         return Edits(attend=restrict(allowed, config, layers, heads))
-    allowed |= ~image[None]
-    return Edits(scale=restrict(allowed, config, layers, heads))
+    mask = restrict(allowed | ~image[None], config, layers, heads)
+    return Edits(attend=mask) if renormalize else Edits(scale=mask)
 
 
 def no_cls(

@@ -15,10 +15,12 @@ from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
 from vitjax.report.reduction import curve_table, summary_table
 from vitjax.report.tables import (
+    Tests,
     intervention_table,
     published,
     significant,
     test_table,
+    token_tests,
 )
 from vitjax.results import Results
 
@@ -32,7 +34,13 @@ FIGURES = {
 """Name of the files: (streams, measure)."""
 
 
-def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
+def write_report(
+    runs: Sequence[Results],
+    out: str | os.PathLike,
+    *,
+    tests: Tests = "images",
+    subset: int = 500,
+) -> Any:
     """Write a page about one run, or about several side by side.
 
     Beside `report.html`, which holds all that it shows, `figures/` receives every
@@ -42,6 +50,9 @@ def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
     Args:
         runs: rows of the `identifiability` recipe, finished or not.
         out: folder to write to, local or gs://; made where it is missing.
+        tests: besides the tests over images, class against context tokens with tokens
+            as units: "within_images", or "published" as the published code.
+        subset: on how many images those rest.
 
     Returns:
         The path of `report.html`.
@@ -73,7 +84,7 @@ def write_report(runs: Sequence[Results], out: str | os.PathLike) -> Any:
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
         "sections": _sections(folder, names, found),
         "edits": _edits(folder, names, found),
-        "tests": _tests(folder, names, digests, found),
+        "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
             published(run.manifest, table, intervention_table(one) if one else [])
             for run, table, one in zip(runs, tables, found)
@@ -160,6 +171,8 @@ def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
         "done": digest.done,
         "finished": digest.done == digest.total and bool(manifest.get("finished")),
         "skipped": digest.skipped,
+        "degenerate": digest.config.norm == "residual_post"
+        and str(manifest["model"].get("checkpoint")).startswith("random weights"),
         "vanished": len(manifest.get("vanished") or ()),
         "unlabelled": digest.unlabelled,
         "classes": len(digest.classes),
@@ -247,12 +260,14 @@ def _edits(folder, names, found) -> dict[str, Any] | None:
     )
 
 
-def _tests(folder, names, digests, found) -> dict[str, Any] | None:
+def _tests(folder, names, runs, digests, found, kind, subset) -> dict[str, Any] | None:
     """Tests block by block, in words and as CSV."""
-    tables = [
-        (name, test_table(digest, one))
-        for name, digest, one in zip(names, digests, found)
-    ]
+    tables = []
+    for name, run, data, one in zip(names, runs, digests, found):
+        table = test_table(data, one)
+        if kind != "images":
+            table += token_tests(run, data, kind=kind, subset=subset)
+        tables.append((name, table))
     rows = [{"run": name, **row} for name, table in tables for row in table]
     if not rows:
         return None

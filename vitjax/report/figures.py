@@ -220,9 +220,12 @@ def _bars(axes, panel, series, below):
     ]
     colour = COLOURS[series.style % len(COLOURS)]
     wide = 0.8 / (panel.depth if panel.relative else 1)
-    return axes.bar(
-        panel.x(series), series.column("mean"), wide, bottoms, color=colour, zorder=2
+    x = panel.x(series)
+    low, high = (
+        [b + v for b, v in zip(bottoms, series.column(key))] for key in ("low", "high")
     )
+    axes.vlines(x, low, high, color=INK, linewidth=1, zorder=3)
+    return axes.bar(x, series.column("mean"), wide, bottoms, color=colour, zorder=2)
 
 
 def _line(axes, panel, series, _):

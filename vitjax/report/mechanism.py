@@ -28,7 +28,10 @@ COMPOSITION = ("previous", "attention", "mlp", "several", "composed")
 PUBLISHED_COMPOSITION = ("previous", "attention", "mlp", "composed")
 SYSTEMS = ("attention", "mlp")
 
-ATTENTION_EDITS = ("self_only", "self_only_code", "no_cls", "no_cls_renormalized")
+ATTENTION_EDITS = (
+    *("self_only", "self_only_renormalized", "self_only_code"),
+    *("no_cls", "no_cls_renormalized"),
+)
 TOKEN_EDITS = {
     "without_context": 1,
     "random_as_class": 1,

@@ -99,7 +99,8 @@ def composition(found: Mechanism) -> Figure:
     caption = (
         "Share of all tokens whose top class after the block is also that of exactly "
         "one of its input and its two updates, of more than one, or of none (section "
-        "6.1, Figure 3c). The categories exclude each other and add to one."
+        "6.1, Figure 3c). The categories exclude each other and add to one. Bars: mean "
+        "over images; thin lines: 95 % bootstrap interval of each part."
     )
     title = "Where does a block's answer come from?"
     return Figure("composition", title, caption, "composition", curves, stacked=True)

@@ -3,23 +3,27 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from vitjax.report.digest import Digest
 from vitjax.report.mechanism import SYSTEMS, Mechanism
+from vitjax.results import Results
 from vitjax.statistics import (
     benjamini_hochberg,
     bootstrap_mean,
     holm,
     label_permutation_test,
     sign_flip_test,
+    vilas2023_permutation_test,
+    within_image_test,
 )
 
 EDIT_NAMES = {
     "self_only": "image tokens see only themselves and [CLS]",
+    "self_only_renormalized": "the same, the rest of each row summing to one",
     "self_only_code": "image tokens see only themselves (published code)",
     "no_cls": "image tokens do not see [CLS]",
     "no_cls_renormalized": "the same, the rest of each row summing to one",
@@ -70,6 +74,47 @@ def mean(values: Float[np.ndarray, " image"]) -> float:
     """Mean over the images that have a value; NaN where none has."""
     there = np.isfinite(values)
     return float(values[there].mean()) if there.any() else float("nan")
+
+
+Tests = Literal["images", "within_images", "published"]
+"""What is independent: images; tokens of an image; or tokens of all images."""
+
+
+def token_tests(
+    run: Results, digest: Digest, *, kind: Tests, subset: int
+) -> list[dict[str, Any]]:
+    """Class against context tokens by tests that take tokens for exchangeable.
+
+    Args:
+        run: rows of a run with masks.
+        digest: of the same run.
+        kind: "within_images" permutes tokens within each image; "published" shuffles
+            those of all images together, 300 times, as the published code.
+        subset: the first so many images; the quantity's name says how many.
+
+    Returns:
+        Rows as those of `test_table`.
+    """
+    if "class" not in digest.tokens:
+        return []
+    images = digest.image[:subset]
+    kinds, prefix = run["token_class"][images], digest.config.prefix
+    member, counted = kinds == 1, kinds >= 0
+    rows, words = [], f"({kind.replace('_', ' ')}, {len(images)} images)"
+    for stream in digest.curves:
+        means, p = [], []
+        for layer in range(digest.config.depth):
+            ranks = run[f"rank_{stream}"][images, layer][:, prefix:]
+            values = 1 - ranks / len(digest.classes)
+            inside, outside = values[member], values[counted & ~member]
+            means.append(float(inside.mean() - outside.mean()))
+            if kind == "published":
+                p.append(vilas2023_permutation_test(inside, outside))
+            else:
+                p.append(within_image_test(values, member, counted=counted)[0])
+        name = f"identifiability of class minus context tokens, {stream} {words}"
+        rows += tested(name, means, np.array(p))
+    return rows
 
 
 def test_table(digest: Digest, found: Mechanism | None) -> list[dict[str, Any]]:

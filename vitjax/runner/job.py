@@ -76,8 +76,8 @@ class Job:
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run; the traced step tells the shapes of its own."""
         with jax.default_matmul_precision(self.precision):
-            aux = jax.eval_shape(lambda: self.recipe.make(self.placed, self.seed).aux)
-            shapes = self.program.eval_shape(self.placed, self.blank(), aux)
+            made = preparation(self.recipe).eval_shape(self.placed, seed=self.seed)
+            shapes = self.program.eval_shape(self.placed, self.blank(), made.aux)
         if undeclared := set(shapes) - set(self.recipe.dims):
             raise ValueError(
                 f"The recipe {self.recipe.name!r} returns {sorted(undeclared)}, whose "
@@ -88,7 +88,11 @@ class Job:
             for name, axes in self.recipe.dims.items()
             if name in shapes
         }
-        specs |= self.specs_of_once()
+        specs |= {
+            name: ArraySpec(axes, made.once[name].shape, "float32")
+            for name, axes in self.recipe.once.items()
+            if name in made.once
+        }
         specs["label"] = self.per_image((), (), np.int32)
         specs["valid"] = self.per_image((), (), np.bool_)
         if self.masks:
@@ -99,15 +103,6 @@ class Job:
         specs["picture"] = ArraySpec(axes, shown, "uint8")
         specs["picture_image"] = ArraySpec(axes[:1], shown[:1], "int32")
         return specs
-
-    def specs_of_once(self) -> dict[str, ArraySpec]:
-        """Arrays that the recipe makes of the model alone."""
-        made = jax.eval_shape(lambda: self.recipe.make(self.placed, self.seed).once)
-        return {
-            name: ArraySpec(axes, made[name].shape, np.dtype(np.float32).name)
-            for name, axes in self.recipe.once.items()
-            if name in made
-        }
 
     def per_image(
         self, axes: tuple[str, ...], shape: tuple[int, ...], dtype: Any
@@ -177,7 +172,7 @@ class Job:
     @functools.cached_property
     def prepared(self) -> Prepared:
         """What the recipe makes of the model alone, on every device."""
-        make = jax.jit(self.recipe.make, static_argnames="seed")
+        make = preparation(self.recipe)
         with jax.default_matmul_precision(self.precision):
             made = make(self.placed, seed=self.seed)
         return Prepared(meshes.replicate(made.aux, self.mesh), made.once)
@@ -216,6 +211,12 @@ class Job:
         values = np.array(values, spec.dtype)
         values[~known] = spec.fill_value
         return values
+
+
+@functools.lru_cache(maxsize=8)
+def preparation(recipe: Recipe) -> Any:
+    """What a recipe makes of a model, jitted once for all runs of this process."""
+    return jax.jit(recipe.make, static_argnames="seed")
 
 
 @functools.lru_cache(maxsize=8)

@@ -179,6 +179,7 @@ def as_many_at_random(
 
 INTERVENTIONS: dict[str, Builder] = {
     "self_only": of_attention(interventions.self_only),
+    "self_only_renormalized": of_attention(interventions.self_only, renormalize=True),
     "self_only_code": of_attention(
         interventions.self_only, convention="vilas2023_code"
     ),
