@@ -109,3 +109,27 @@ def test_agreement_at_the_readout_is_that_of_cls(paper_run):
     np.testing.assert_allclose(
         found.agreement["paper"]["attention"], hits.mean(-1), atol=1e-6
     )
+
+
+def test_a_run_without_labels_has_a_page_all_the_same(tmp_path):
+    import vitjax
+    from vitjax.data.demo import TexturedDigits
+    from vitjax.data.records import Record
+    from vitjax.report.document import write_report
+
+    class Unlabelled:
+        id = "unlabelled/1"
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return Record(image=TexturedDigits()[index].image, label=None, name="x")
+
+    shape = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=24)
+    model = vitjax.init(shape, classes=10)
+    run = vitjax.run(
+        "one_pass", model, Unlabelled(), tmp_path, batch_size=4, show_progress=False
+    )
+    assert (run["rank_residual"][...] == -1).all()
+    assert "no labels" in write_report([run], tmp_path / "page").read_text()

@@ -69,7 +69,10 @@ def write_report(
     digests = [digest(run) for run in runs]
     curves = [row for n, d in zip(names, digests) for row in curve_table(d, run=n)]
     tables = [summary_table(d) for d in digests]
-    found = [mechanism(r, d) if is_paper(r) else None for r, d in zip(runs, digests)]
+    found = [
+        mechanism(run, one) if is_paper(run) and len(one.image) else None
+        for run, one in zip(runs, digests)
+    ]
     most = max(2, 8 // len(runs))
     maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
     out = epath.Path(out)
