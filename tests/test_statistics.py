@@ -226,3 +226,20 @@ def test_the_papers_size_takes_seconds():
 def test_tests_that_do_not_exist(options):
     with pytest.raises((ValueError, TypeError)):
         sign_flip_test(np.ones((3, 1)), **options)
+
+
+def test_nothing_to_test_is_no_result():
+    assert sign_flip_test(np.zeros((0, 3)), resamples=9).shape == (3,)
+    assert np.isnan(sign_flip_test(np.zeros((0, 3)), resamples=9)).all()
+    assert np.isnan(vilas2023_permutation_test(np.zeros(0), np.ones(3)))
+    left, right = np.random.default_rng(0).normal(size=(2, 9, 2))
+    left[3, 0] = np.nan
+    p = wilcoxon_test(left, right)
+    there = np.arange(9) != 3
+    np.testing.assert_allclose(p[0], wilcoxon_test(left[there], right[there])[0])
+
+
+def test_small_quantities_beside_large_ones_are_tested_by_themselves():
+    values = np.random.default_rng(0).normal(1, 0.1, size=(30, 2)) * [1e-13, 1]
+    p = sign_flip_test(values, resamples=999)
+    assert p[0] == p[1] == 0.001

@@ -160,6 +160,8 @@ class Report(Command):
 
         if not self.runs:
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
+        if self.subset < 1:
+            raise ValueError(f"--subset is {self.subset}; it must be at least 1.")
         alone = len(self.runs) == 1
         out = self.out or (self.runs[0] if alone else "vitjax-report")
         runs = [open_results(path) for path in self.runs]
@@ -310,24 +312,25 @@ class Neurons(Command):
             where the paper finds most.
         memories: show these instead of the strongest.
         count: how many of each block.
-        classes: how many of each memory.
+        classes: how many of each memory; by default 5, or all where there are fewer.
         out: CSV file for the table.
     """
 
     model: Annotated[str, metavar("NAME")]
     checkpoint: Annotated[str | None, metavar("FILE")] = None
     system: Literal["mlp", "attention"] = "mlp"
-    layers: tuple[int, ...] = (-2,)
+    layers: tuple[int, ...] = ()
     memories: tuple[int, ...] = ()
     count: int = 10
-    classes: int = 5
+    classes: Annotated[int | None, metavar("INT")] = None
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
 
     def __call__(self) -> list[Neuron]:
+        model = loading.load(self.model, checkpoint=self.checkpoint)
         found = neurons(
-            loading.load(self.model, checkpoint=self.checkpoint),
+            model,
             system=self.system,
-            layers=self.layers,
+            layers=self.layers or (max(0, model.config.depth - 2),),
             memories=self.memories or None,
             count=self.count,
             k=self.classes,
@@ -336,6 +339,7 @@ class Neurons(Command):
         columns = ("block", "memory", "head", "classes and their raw logits")
         show_table(columns, rows, right=(0, 1, 2))
         if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             with self.out.open("w", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow((*Neuron._fields[:4], "class", "logit"))

@@ -238,7 +238,10 @@ def check(alternative: str, resamples: int) -> None:
 
 def count_extreme(draws, observed, images, resamples, alternative) -> np.ndarray:
     """How many of the drawn statistics are at least as extreme, some at a time."""
-    together, found = max(1, 2**21 // images), np.zeros(observed.shape, np.int64)
+    together, found = (
+        max(1, 2**21 // max(images, 1)),
+        np.zeros(observed.shape, np.int64),
+    )
     for start in range(0, resamples, together):
         drawn = draws(min(together, resamples - start))
         found += beyond(drawn, observed, alternative).sum(0)
@@ -247,7 +250,7 @@ def count_extreme(draws, observed, images, resamples, alternative) -> np.ndarray
 
 def beyond(drawn, observed, alternative) -> np.ndarray:
     """Where drawn statistics are at least as extreme; equal up to rounding counts."""
-    tolerance = 1e-12 * np.abs(drawn).max(initial=0.0)
+    tolerance = 1e-12 * np.abs(drawn).max(0, initial=0.0)
     if alternative == "two-sided":
         drawn, observed = np.abs(drawn), np.abs(observed)
     if alternative == "less":
@@ -268,12 +271,14 @@ def wilcoxon_test(
         alternative: `left` is larger, smaller, or either.
 
     Returns:
-        p of each quantity; NaN where all pairs are equal.
+        p of each quantity, over the pairs that have both values; NaN where all are
+        equal.
     """
     from scipy import stats
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Any = stats.wilcoxon(left, right, alternative=alternative, axis=0)
+        test: Any = stats.wilcoxon
+        found = test(left, right, alternative=alternative, axis=0, nan_policy="omit")
     return np.asarray(found.pvalue)
 
 
@@ -297,8 +302,10 @@ def vilas2023_permutation_test(
         seed: of the shuffles, which the code leaves open.
 
     Returns:
-        In [0, 1].
+        In [0, 1]; NaN where there are no tokens of either kind.
     """
+    if not len(inside) or not len(outside):
+        return float("nan")
     pooled = np.concatenate([inside, outside]).astype(np.float64)
     difference = inside.mean() - outside.mean()
     draw, larger = np.random.default_rng(seed), 0

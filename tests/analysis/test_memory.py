@@ -199,3 +199,24 @@ def test_memories_that_are_zero_agree_with_nothing():
     found = class_value_agreement(space, np.zeros((3, 16), np.float32))
     np.testing.assert_array_equal(found, 0)
     assert memory.memory_logits(space, np.ones((3, 16), np.float32)).shape == (7, 3)
+
+
+def test_half_precision_works_under_strict_promotion():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    low = model.astype("bfloat16")
+    values = api.memory_values(low)["mlp"]
+    found = class_value_agreement(low.class_space, values)
+    expected = class_value_agreement(model.class_space, api.memory_values(model)["mlp"])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert memory_classes(low.class_space, values, k=3).classes.shape == (2, 24, 3)
+
+
+def test_coefficients_of_other_memories_are_refused():
+    space, values, coefficients, label = random_case()
+    with pytest.raises(ValueError, match="11 memories do not fit"):
+        fewer = memory_classes(space, values[:9], k=3)
+        key_value_agreement(space, coefficients, fewer, label[:, None], k=3)
+    stacked = memory_classes(space, np.stack([values, values]), k=3)
+    with pytest.raises(ValueError, match="one layer's"):
+        compositionality(space, coefficients, stacked, 3, k=3)

@@ -71,6 +71,8 @@ def test_labels_become_numbers_of_the_models_classes(prepared):
 def test_what_is_wrong_is_said(prepared, tmp_path):
     with pytest.raises(SourceError, match="has no split 'train' but validation"):
         open_prepared("imagenet_s/919:train", data_dir=prepared[0])
+    with pytest.raises(SourceError, match="vitjax.data.builders imagenet_s/300 PATH"):
+        open_prepared("imagenet_s/300:validation", data_dir=prepared[0])
     with pytest.raises(SourceError, match="none of imagenet_s/919"):
         prepare("imagenet", tmp_path)
     with pytest.raises(SourceError, match="no folder.*CIFAR-100"):

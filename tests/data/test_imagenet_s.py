@@ -126,3 +126,14 @@ def test_the_stand_in(shared):
     record = source[17]
     assert record.mask.shape == record.image.size[::-1]
     assert set(np.unique(record.mask)) <= {0, 1, 255} and (record.mask == 1).any()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    root = fabricate.imagenet_s(tmp_path, {FIRST: 6})
+    for option in ("per_class=1", "seed=4", "csv_file=nope.csv"):
+        with pytest.raises(SourceError, match='give select="paper"'):
+            open_spec(f"imagenet_s:{root}:{option}")
+    with pytest.raises(SourceError, match="per_class is 0"):
+        open_spec(f"imagenet_s:{root}:paper,per_class=0")
+    with pytest.raises(SourceError, match="no table nope.csv"):
+        open_spec(f"imagenet_s:{root}:paper,csv_file=nope.csv")

@@ -41,3 +41,20 @@ def test_logits(kind, options, transformers, torch, tmp_path):
         assert ours.config.prefix == {"ViT": 1, "DeiT": 2}[kind]
         logits, _ = vitjax.forward(ours, images)
         np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", (16, 24, 48, 56))
+def test_positions_resize_as_transformers_does(size, transformers, torch, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**SIZES)
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    ours = vitjax.load(tmp_path, image_size=size)
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    with torch.no_grad():
+        theirs = model(
+            torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32),
+            interpolate_pos_encoding=True,
+        )
+    logits, _ = vitjax.forward(ours, images.astype(np.float32))
+    np.testing.assert_allclose(logits, theirs.logits.numpy(), atol=2e-5, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Interventions, tests and published numbers."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -49,22 +50,25 @@ def test_published_numbers_only_where_model_and_data_are_the_papers(paper_run):
     found, summary = mechanism(paper_run, data), summary_table(data)
     edits = tables.intervention_table(found)
     manifest = copy.deepcopy(paper_run.manifest)
-    assert tables.published(manifest, summary, edits) is None
+    show = lambda digest=data: tables.published(manifest, digest, summary, edits)  # noqa: E731
+    assert show() is None
     manifest["model"] |= {"name": "vit_b32", "sha256": "abc"}
-    assert tables.published(manifest, summary, edits) is None
-    manifest["data"]["id"] = (
-        "imagenet_s919/validation:4550 files,5 per class by seed 0,a"
-    )
-    table = tables.published(manifest, summary, edits)
-    values = {row["quantity"]: row for row in table["rows"]}
-    assert len(values) == 7
+    assert show() is None
+    whole = "imagenet_s919/validation:4550 files,5 per class by seed 0,abc"
+    for name in (whole, "tfds/imagenet_s/paper/1.0.0:validation,4550 records"):
+        manifest["data"]["id"] = name
+        values = {row["quantity"]: row for row in show()["rows"]}
+        assert len(values) == 9
     rate = values["image tokens that are identifiable, last block"]
-    assert rate["theirs"] == 0.60726
-    assert rate["ours"] == summary[1]["value"]
+    assert (rate["theirs"], rate["ours"]) == (0.60726, summary[1]["value"])
     cut = values[tables.EDIT_NAMES["no_cls"]]
     assert cut["theirs"] == pytest.approx(0.607134)
-    manifest["model"]["sha256"] = None
-    assert tables.published(manifest, summary, edits) is None
+    assert show(dataclasses.replace(data, done=3)) is None
+    manifest["limit"] = 10
+    assert show() is None
+    manifest |= {"limit": None, "model": manifest["model"] | {"sha256": None}}
+    random = {row["quantity"]: row["theirs"] for row in show()["rows"]}
+    assert random["images with an identifiable token, last block"] == 0.01275
 
 
 @pytest.mark.parametrize("kind", ("within_images", "published"))

@@ -31,6 +31,8 @@ def test_the_strongest_come_first(system):
 def test_chosen_memories_of_chosen_blocks():
     found = neurons(MODEL, layers=[-1], memories=[5, 2])
     assert [(n.layer, n.memory) for n in found] == [(1, 5), (1, 2)]
+    few = tiny.make(tiny.CONFIGS["one_block"], classes=("a", "b"))
+    assert all(len(n.classes) == 2 for n in neurons(few))
     with pytest.raises(ValueError, match=r"2 blocks of 24 memories.*\[2, 99\]"):
         neurons(MODEL, layers=[2], memories=[99])
     with pytest.raises(ValueError, match="asked for"):

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax.analysis.interventions import Convention
@@ -46,7 +47,9 @@ def similarity_change(
             f"Class logits before, {before.shape}, and after, {after.shape}, must have "
             "one shape."
         )
-    return take_label(after, label) > take_label(before, label)
+    wide = np.promote_types(before.dtype, after.dtype)
+    risen, read = take_label(after, label), take_label(before, label)
+    return risen.astype(wide) > read.astype(wide)
 
 
 def residual_composition(

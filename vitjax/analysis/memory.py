@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax.analysis.interventions import Convention
@@ -77,7 +78,7 @@ def memory_logits(
         embedding,
         jnp.asarray(values, embedding.dtype).T,
         precision="highest",
-        preferred_element_type=jnp.promote_types(embedding.dtype, jnp.float32),
+        preferred_element_type=np.promote_types(embedding.dtype, jnp.float32),
     )
 
 
@@ -145,7 +146,7 @@ def class_value_agreement(
 
 def unit(x: Float[Array, "row dim"]) -> Float[Array, "row dim"]:
     """Rows of length one, float32 at least; rows of zeros stay zero."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(np.promote_types(x.dtype, jnp.float32))
     length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
     return x / jnp.maximum(length, 1e-12)
 
@@ -186,7 +187,7 @@ def key_value_agreement(
         ValueError: k is out of its range, the label has too many axes, or an unknown
             convention.
     """
-    known = classes_of(class_space, values, k)
+    known = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = largest(coefficients, k)
     label = spread(label, strongest.shape[:-1])
     return agreement(known, strongest, label, k=k, convention=convention)
@@ -237,7 +238,7 @@ def compositionality(
     Raises:
         ValueError: k is out of its range, or `predicted` has too many axes.
     """
-    known = classes_of(class_space, values, k)
+    known = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = largest(coefficients, k)
     return says(known, strongest, spread(predicted, strongest.shape[:-1]))
 
@@ -252,14 +253,21 @@ def says(
     return (top == predicted[..., None]).any(-1)
 
 
-def classes_of(class_space: ClassSpace, values: Values, k: int) -> MemoryClasses:
+def classes_of(
+    class_space: ClassSpace, values: Values, k: int, memories: int
+) -> MemoryClasses:
     """`memory_classes`, where it was not given.
 
     Raises:
-        ValueError: what was given holds fewer than k.
+        ValueError: what was given holds fewer than k, or is of other memories.
     """
     if not isinstance(values, MemoryClasses):
-        return memory_classes(class_space, values, k=k)
+        values = memory_classes(class_space, values, k=k)
+    if values.classes.ndim != 2 or values.classes.shape[0] != memories:
+        raise ValueError(
+            f"Coefficients of {memories} memories do not fit memories of shape "
+            f"{values.classes.shape[:-1]}; give one layer's, of the same system."
+        )
     if values.classes.shape[-1] < k:
         raise ValueError(
             f"These MemoryClasses hold {values.classes.shape[-1]} of each, not {k}; "

@@ -5,6 +5,7 @@ Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -52,13 +53,13 @@ class Cifar100:
     label: Int[np.ndarray, " image"]
     place: Int[np.ndarray, " image"]
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Part, number of images, and a digest of them."""
         digest = hashlib.sha256(self.images.tobytes() + self.label.tobytes())
         return f"cifar100/{self.part}:{len(self)} images,{digest.hexdigest()[:16]}"
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Part and place in it."""
         return tuple(f"{self.part}/{place:05d}" for place in self.place)
@@ -100,6 +101,8 @@ def open_cifar100(
     Raises:
         SourceError: there is no such archive, or it is damaged.
     """
+    if per_class is not None and per_class < 1:
+        raise SourceError(f"per_class is {per_class}; it must be at least 1.")
     images, label = read(pathlib.Path(path).expanduser(), part)
     place = np.arange(len(label))
     if per_class is not None:
@@ -149,14 +152,26 @@ def packed(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
 def from_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Rows of coarse label, fine label, red, green and blue plane."""
     rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * SIDE * SIDE)
-    return as_images(rows[:, 2:]), rows[:, 1].astype(np.int64)
+    return as_images(rows[:, 2:]), as_labels(rows[:, 1])
 
 
 def from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """A dict of `data` and `fine_labels`."""
     loaded = Unpickler(io.BytesIO(content), encoding="latin1").load()
     rows = np.asarray(loaded["data"], np.uint8)
-    return as_images(rows), np.asarray(loaded["fine_labels"], np.int64)
+    return as_images(rows), as_labels(loaded["fine_labels"])
+
+
+def as_labels(numbers: Any) -> np.ndarray:
+    """Fine labels.
+
+    Raises:
+        ValueError: one is none of the hundred.
+    """
+    label = np.asarray(numbers, np.int64)
+    if len(label) and not 0 <= label.min() <= label.max() < len(CIFAR100):
+        raise ValueError("a label is not in [0, 100)")
+    return label
 
 
 def as_images(planes: np.ndarray) -> np.ndarray:

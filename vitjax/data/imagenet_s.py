@@ -84,12 +84,12 @@ class ImageNetS:
         where = f"imagenet_s{self.subset}/{self.part}"
         return f"{where}:{len(self)} files,{self.selection},{digest}"
 
-    @property
+    @functools.cached_property
     def raw_labels(self) -> tuple[str, ...]:
         """One WordNet id per file."""
         return tuple(wnid for wnid, _ in self.files)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """One name per file, relative to the subset's folder."""
         return tuple(f"{self.part}/{wnid}/{name}" for wnid, name in self.files)
@@ -152,7 +152,7 @@ def open_imagenet_s(
     classes: int | None = None,
     select: Literal["all", "paper"] = "all",
     per_class: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     csv_file: str | os.PathLike | None = None,
 ) -> ImageNetS:
     """A part of ImageNet-S in its official layout.
@@ -170,7 +170,7 @@ def open_imagenet_s(
         classes: 919, 300 or 50; by default the largest that is there.
         select: "all" images, or the paper's.
         per_class: with "paper": images per class; 5 of "validation", 10 of "test".
-        seed: with "paper": which images; part of the source's `id`.
+        seed: with "paper": which images, by default 0; part of the source's `id`.
         csv_file: with "paper": a table with the columns imagenet_id and img_name.
 
     Returns:
@@ -180,6 +180,13 @@ def open_imagenet_s(
         SourceError: the folder is not there or holds no images; the message says how
             to get them.
     """
+    if select != "paper" and not per_class is seed is csv_file is None:
+        raise SourceError(
+            "per_class, seed and csv_file say which images the paper's selection "
+            'takes: give select="paper" (imagenet_s:PATH:paper,...) with them.'
+        )
+    if per_class is not None and per_class < 1:
+        raise SourceError(f"per_class is {per_class}; it must be at least 1.")
     root = pathlib.Path(path).expanduser()
     subset = classes or next(
         (n for n in SUBSETS if (root / f"ImageNetS{n}").is_dir()), SUBSETS[0]
@@ -204,8 +211,8 @@ def open_imagenet_s(
         if csv_file is not None:
             files, chosen = from_table(files, pathlib.Path(csv_file)), "by table"
         else:
-            files = draw(files, count, seed)
-            chosen = f"{count} per class by seed {seed}"
+            files = draw(files, count, seed or 0)
+            chosen = f"{count} per class by seed {seed or 0}"
     if not files:
         raise SourceError(
             f"{folder} holds no image that fits ({select}, {subset} classes). {STEPS}"
@@ -253,6 +260,9 @@ def from_table(
     Raises:
         SourceError: a column is missing, or an image is not there.
     """
+    table = table.expanduser()
+    if not table.is_file():
+        raise SourceError(f"There is no table {table}.")
     there = {(wnid, pathlib.PurePath(name).stem): name for wnid, name in files}
     with table.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))

@@ -148,6 +148,12 @@ def steps(name: str, data_dir: str | os.PathLike | None) -> str:
     from tensorflow_datasets.core import constants
 
     where = os.fspath(data_dir or constants.DATA_DIR)
+    ours = {"imagenet_s": name, "vitjax_cifar100": "cifar100"}.get(name.split("/")[0])
+    if ours:
+        return (
+            f"{name} is not prepared in {where}. Prepare it once from its files by: "
+            f"python -m vitjax.data.builders {ours} PATH --data-dir {where}"
+        )
     return (
         f"{name} is not prepared as array_record in {where}. Where TensorFlow is "
         f"installed (pip install tensorflow tensorflow-datasets), prepare it once by: "

@@ -71,4 +71,28 @@ def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
 
 
-RESIZE = {"corners": resize_corners, "bicubic": resize_bicubic}
+def resize_plain_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """transformers' way: PyTorch's bicubic between pixel centres, not antialiased."""
+    rows, columns = (cubic_weights(n, m) for n, m in zip(grid.shape, size))
+    return np.einsum("rn,nmd,cm->rcd", rows, grid, columns).astype(np.float32)
+
+
+def cubic_weights(entries: int, wanted: int) -> np.ndarray:
+    """[wanted entry] weights of cubic convolution with a = -0.75, edges repeated."""
+    centre = (np.arange(wanted) + 0.5) * entries / wanted - 0.5
+    weights, rows = np.zeros((wanted, entries)), np.arange(wanted)
+    for offset in (-1, 0, 1, 2):
+        place = np.floor(centre) + offset
+        x, a = np.abs(centre - place), -0.75
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        inside = place.clip(0, entries - 1).astype(int)
+        np.add.at(weights, (rows, inside), np.where(x <= 1, near, far))
+    return weights
+
+
+RESIZE = {
+    "corners": resize_corners,
+    "bicubic": resize_bicubic,
+    "plain_bicubic": resize_plain_bicubic,
+}

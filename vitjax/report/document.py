@@ -89,8 +89,8 @@ def write_report(
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
-            published(run.manifest, table, intervention_table(one) if one else [])
-            for run, table, one in zip(runs, tables, found)
+            published(run.manifest, data, table, intervention_table(one) if one else [])
+            for run, data, table, one in zip(runs, digests, tables, found)
         ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),

@@ -280,7 +280,7 @@ def _limits(panel_list) -> tuple[float, float]:
         ]
         return 0.0, max(1.0, *sums) * 1.02
     if panel_list[0].fitted:
-        low, high = min(0.0, *values), max(values)
+        low, high = min(0.0, *values), max(0.01, *values)
         return low - 0.04 * (low < 0) * (high - low), high + 0.06 * (high - low)
     if panel_list[0].measure == "rate":
         top = max(max(values) * 1.08, 2 * min(panel_list[0].chance))

@@ -27,10 +27,10 @@ EDIT_NAMES = {
     "self_only_code": "image tokens see only themselves (published code)",
     "no_cls": "image tokens do not see [CLS]",
     "no_cls_renormalized": "the same, the rest of each row summing to one",
-    "without_context": "context tokens removed",
-    "random_as_class": "control: as many tokens removed at random",
-    "without_class": "class tokens removed",
-    "random_as_context": "control: as many tokens removed at random",
+    "without_context": "only class tokens (context removed)",
+    "random_as_class": "control: as many tokens at random",
+    "without_class": "only context tokens (class removed)",
+    "random_as_context": "control: as many tokens at random",
 }
 
 
@@ -107,7 +107,8 @@ def token_tests(
             ranks = run[f"rank_{stream}"][images, layer][:, prefix:]
             values = 1 - ranks / len(digest.classes)
             inside, outside = values[member], values[counted & ~member]
-            means.append(float(inside.mean() - outside.mean()))
+            there = len(inside) and len(outside)
+            means.append(float(inside.mean() - outside.mean()) if there else np.nan)
             if kind == "published":
                 p.append(vilas2023_permutation_test(inside, outside))
             else:
@@ -173,7 +174,7 @@ def significant(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     found: dict[str, list[int]] = {}
     for row in rows:
         blocks = found.setdefault(row["quantity"], [])
-        if row["p_holm"] <= 0.05:
+        if row["p_holm"] <= 0.05:  # NaN is not
             blocks.append(row["block"])
     return [
         {"quantity": name, "blocks": ", ".join(map(str, blocks)) or "none"}
@@ -190,6 +191,7 @@ PUBLISHED_WORDS = {
 
 def published(
     manifest: Mapping[str, Any],
+    digest: Digest,
     summary: Sequence[Mapping[str, Any]],
     edits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
@@ -197,6 +199,7 @@ def published(
 
     Args:
         manifest: of a run.
+        digest: of the same run; only a whole run compares.
         summary: of the same run.
         edits: its `intervention_table`.
 
@@ -205,18 +208,25 @@ def published(
     """
     path = resources.files("vitjax.report").joinpath("published.json")
     known = json.loads(path.read_text("utf-8"))
-    name = manifest["model"]["name"]
-    data = known["data"].get(name)
-    if data is None or not str(manifest["data"]["id"]).startswith(data):
-        return None
-    if manifest["model"].get("sha256") is None:  # random weights
+    name, data = manifest["model"]["name"], str(manifest["data"]["id"])
+    same = any(data.startswith(each) for each in known["data"].get(name, ()))
+    whole = digest.done == digest.total and manifest.get("limit") is None
+    if not (same and whole):
         return None
     ours = {row["quantity"]: row["value"] for row in summary}
-    after = {row["intervention"]: row["after"] for row in edits}
     rows = []
-    for key, theirs in known["models"][name].items():
-        words = PUBLISHED_WORDS.get(key) or EDIT_NAMES[key]
-        value = ours.get(PUBLISHED_WORDS.get(key, ""), after.get(key))
-        if value is not None:
-            rows.append({"quantity": words, "ours": value, "theirs": theirs})
-    return {"source": known["source"], "rows": rows}
+    trained = manifest["model"].get("sha256") is not None
+    table = known["models" if trained else "random_init"].get(name, {})
+    for key, words in PUBLISHED_WORDS.items():
+        if key in table:
+            rows.append((words, ours[words], table[key]))
+    for row in edits if trained else ():
+        key, words = row["intervention"], row["words"]
+        if key in known["before"].get(name, {}):
+            theirs = known["before"][name][key]
+            rows.append((f"{words}: the same tokens before", row["before"], theirs))
+        if key in table:
+            rows.append((words, row["after"], table[key]))
+    keys = ("quantity", "ours", "theirs")
+    found = [dict(zip(keys, row)) for row in rows]
+    return {"source": known["source"], "rows": found} if found else None

@@ -257,6 +257,8 @@ def make_job(
     precision = meshes.precision_of(dtype)
     mesh = meshes.make_mesh()
     batch_size = meshes.fit_batch_size(batch_size, mesh)
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; it must be at least 0.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1, or left out.")
     model = model if isinstance(model, Model) else load(model)

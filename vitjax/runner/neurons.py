@@ -37,7 +37,7 @@ def neurons(
     layers: Sequence[int] | None = None,
     memories: Sequence[int] | None = None,
     count: int = 10,
-    k: int = 5,
+    k: int | None = None,
 ) -> list[Neuron]:
     """The memories whose best class has the largest logit, and their best classes.
 
@@ -47,7 +47,7 @@ def neurons(
         layers: which blocks, negative ones from the end; None for all.
         memories: show these of each layer instead of the strongest.
         count: how many of each layer.
-        k: how many classes of each.
+        k: how many classes of each; by default 5, or all where there are fewer.
 
     Returns:
         Layer by layer, strongest first; given memories in the given order.
@@ -58,6 +58,7 @@ def neurons(
     values, config = memory_values(model.params)[system], model.config
     total = values.shape[1]
     layers = range(config.depth) if layers is None else layers
+    k = min(5, model.num_classes) if k is None else k
     wrong = [n for n in layers if not -config.depth <= n < config.depth]
     wrong += [n for n in memories or () if not 0 <= n < total]
     if wrong or count < 1 or not 1 <= k <= model.num_classes:
