@@ -132,6 +132,7 @@ ELSEWHERE = {
     "data/records.py": "data/test_sources.py",
     "models/model.py": "test_loading.py",
     "terminal.py": "test_cli.py",
+    "models/tail.py": "maps/test_relevancy.py",
     "runner/recipe.py": "runner/test_experiments.py",
     "models/initial.py": "test_loading.py",
 }

@@ -31,7 +31,8 @@ def test_tests_are_corrected_over_blocks(paper_run):
     data = digest(paper_run)
     rows = tables.test_table(data, mechanism(paper_run, data))
     names = list(dict.fromkeys(row["quantity"] for row in rows))
-    assert len(names) == 3 + 2  # three streams; agreement of both systems
+    # Three streams; change rates, logit changes, agreements, class values, accuracy.
+    assert len(names) == 3 + 8 + 2 + 4 + 4 + 2
     for name in names:
         p = np.array([row["p"] for row in rows if row["quantity"] == name])
         for key, correct in (
@@ -83,3 +84,36 @@ def test_tokens_as_units_are_an_option_that_names_its_subset(paper_run, kind):
     expected = score[kinds == 1].mean() - score[kinds == 0].mean()
     assert rows[0]["difference"] == pytest.approx(expected)
     assert all(0 <= row["p"] <= 1 for row in rows)
+
+
+def test_every_quantity_is_tested_against_what_it_should_exceed(paper_run):
+    data = digest(paper_run)
+    found = mechanism(paper_run, data)
+    rows = {(r["quantity"], r["layer"]): r for r in tables.test_table(data, found)}
+    change = found.change["residual"]["image"] - 0.5
+    row = rows["change rate of residual, image tokens, above 0.5", 1]
+    assert row["difference"] == pytest.approx(change[:, 1].mean(), abs=1e-6)
+    above = found.agreement["code"]["mlp"] - found.chance["code"]["mlp"]
+    row = rows["mlp agreement (code) above permuted classes", 0]
+    assert row["difference"] == pytest.approx(above[:, 0].mean(), abs=1e-6)
+    expected = tables.wilcoxon_test(
+        found.class_value["mlp"].T, found.class_value["mlp_control"].T
+    )
+    name = "mlp class-value agreement above control (Wilcoxon over classes)"
+    assert rows[name, 1]["p"] == pytest.approx(expected[1])
+
+
+def test_a_trained_run_is_tested_against_its_random_control(paper_run):
+    data = digest(paper_run)
+    manifest = copy.deepcopy(paper_run.manifest)
+    manifest["model"]["sha256"] = "abc"
+    better = {k: np.minimum(v + 0.1, 1) for k, v in data.curves.items()}
+    trained = dataclasses.replace(data, manifest=manifest, curves=better)
+    ((place, rows),) = tables.control_tests([data, trained])
+    assert place == 1 and all(row["difference"] > 0 for row in rows)
+    assert rows[0]["p"] < 0.01 and tables.control_tests([data, data]) == []
+    # Another order of images is the same comparison.
+    order = np.arange(len(data.image))[::-1]
+    turned = {k: v[order] for k, v in data.curves.items()}
+    control = dataclasses.replace(data, image=data.image[order], curves=turned)
+    assert tables.control_tests([control, trained]) == [(1, rows)]

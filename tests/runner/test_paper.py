@@ -122,7 +122,8 @@ ONE = pytest.mark.parametrize("rows", ("registers",), indirect=True)
 @ONE
 def test_chance_is_the_agreement_with_permuted_classes(rows):
     model, batch, found, made = rows
-    total = {name: 0.0 for name in found if name.startswith("chance")}
+    names = [name for name in found if name.startswith("chance")]
+    total = {name: 0.0 for name in names if "simple" not in name}
     for order in np.asarray(made.aux["permutations"]):
         assert sorted(order) == list(range(7))
         other = Batch(

@@ -16,6 +16,7 @@ from vitjax.report.panels import panels
 from vitjax.report.reduction import curve_table, summary_table
 from vitjax.report.tables import (
     Tests,
+    control_tests,
     intervention_table,
     published,
     significant,
@@ -271,6 +272,7 @@ def _tests(folder, names, runs, digests, found, kind, subset) -> dict[str, Any] 
         if kind != "images":
             table += token_tests(run, data, kind=kind, subset=subset)
         tables.append((name, table))
+    tables += [(names[place], table) for place, table in control_tests(digests)]
     rows = [{"run": name, **row} for name, table in tables for row in table]
     if not rows:
         return None

@@ -54,8 +54,11 @@ class Mechanism:
         chance: likewise, with permuted classes.
         at_readout: likewise "paper" agreement, at [CLS] or over the image tokens.
         simple: system -> share of all tokens whose answer is that of one memory.
+        simple_chance: likewise, with permuted classes.
+        gain: update -> kind of tokens -> mean of its true logit minus its input's.
         interventions: name -> per-image numbers of `Intervention`.
-        class_value: system -> agreement [layer class]; also SYSTEM_control, _shuffled.
+        class_value: system -> agreement [layer class]; also SYSTEM_control, _shuffled;
+            head -> that of every attention head [layer head class].
     """
 
     digest: Digest
@@ -66,8 +69,10 @@ class Mechanism:
     chance: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     at_readout: Mapping[str, Float[np.ndarray, "image layer"]]
     simple: Mapping[str, Float[np.ndarray, "image layer"]]
+    simple_chance: Mapping[str, Float[np.ndarray, "image layer"]]
+    gain: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     interventions: Mapping[str, "Intervention"]
-    class_value: Mapping[str, Float[np.ndarray, "layer class"]]
+    class_value: Mapping[str, Float[np.ndarray, "layer *head class"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ def mechanism(run: Results, digest: Digest) -> Mechanism:
     class_value = {
         name.removeprefix("class_value_"): run[name][:]
         for name in run.names
-        if name.startswith("class_value_") and name != "class_value_head"
+        if name.startswith("class_value_")
     }
     return Mechanism(digest=digest, class_value=class_value, **joined)
 
@@ -158,6 +163,8 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
             s: average(read(f"agreement_{s}"), members[readout]) for s in SYSTEMS
         },
         "simple": {s: read(f"simple_{s}").mean(-1) for s in SYSTEMS},
+        "simple_chance": {s: read(f"chance_simple_{s}") for s in SYSTEMS},
+        "gain": gains(read, before, members),
         "interventions": dict(interventions(run, read, config, mask)),
     }
 
@@ -191,6 +198,26 @@ def changes(read, before, members) -> dict[str, dict[str, np.ndarray]]:
         name: {kind: average(hits, there) for kind, there in members.items()}
         for name, hits in rises.items()
     }
+
+
+def gains(read, before, members) -> dict[str, dict[str, np.ndarray]]:
+    """How much larger the true logit of an update is than that of what it read."""
+    rises = {
+        "attention_update": read("logit_attention_update") - before,
+        "mlp_update": read("logit_mlp_update") - read("logit_middle"),
+    }
+    return {
+        name: {kind: weighted(values, there) for kind, there in members.items()}
+        for name, values in rises.items()
+    }
+
+
+def weighted(values, there) -> Float[np.ndarray, "image layer"]:
+    """Mean over a kind of tokens; NaN where an image has none."""
+    count = there.sum(-1)[:, None].astype(float)
+    total = np.where(there[:, None], values, 0.0).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / count
 
 
 def composition(tops, came) -> dict[str, np.ndarray]:

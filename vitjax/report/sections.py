@@ -125,7 +125,7 @@ def published_composition(found: Mechanism) -> Figure:
 def class_value(found: Mechanism) -> Figure:
     """Figure 4a."""
     controls = {
-        "": "trained",
+        "": "the weights",
         "_control": "random initialisation",
         "_shuffled": "value vectors shuffled",
     }
@@ -135,6 +135,9 @@ def class_value(found: Mechanism) -> Figure:
         for style, (control, name) in enumerate(controls.items())
         if f"{s}{control}" in found.class_value
     ]
+    for head in range(found.class_value["head"].shape[1]):
+        per_head = found.class_value["head"][:, head].T
+        curves.append(Curve("attention, each head", f"head {head}", head, per_head))
     caption = (
         "Largest cosine between a class embedding and a value vector of the layer "
         "(section 6.2, Figure 4a), for the weights, for randomly initialised ones, and "
@@ -202,14 +205,16 @@ def contrast(
 
 def simple(found: Mechanism) -> Figure:
     """Compositionality of the layers' answers."""
-    curves = [
-        Curve("all tokens", SYSTEM_NAMES[s], style, found.simple[s])
-        for style, s in enumerate(SYSTEMS)
-    ]
+    curves = []
+    for style, s in enumerate(SYSTEMS):
+        name, chance = SYSTEM_NAMES[s], found.simple_chance[s]
+        curves.append(Curve("all tokens", name, style, found.simple[s]))
+        permuted = f"{name}, classes permuted"
+        curves.append(Curve("all tokens", permuted, style + 8, chance))
     caption = (
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories: where it is small, answers are composed "
-        f"of several memories (section 6.2). {BAND}"
+        f"of several memories (section 6.2). Dashed: permuted classes. {BAND}"
     )
     title = "Is a layer's answer one memory's?"
     return Figure("simple", title, caption, "simple", curves)

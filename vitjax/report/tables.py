@@ -1,7 +1,7 @@
 """Interventions, tests and published numbers, as rows of tables."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from vitjax.statistics import (
     label_permutation_test,
     sign_flip_test,
     vilas2023_permutation_test,
+    wilcoxon_test,
     within_image_test,
 )
 
@@ -127,8 +128,10 @@ def test_table(digest: Digest, found: Mechanism | None) -> list[dict[str, Any]]:
 
     Returns:
         Rows with the quantity, `layer`, `block`, its mean `difference`, `p`, `p_holm`
-        and `p_bh`: class minus context tokens by sign flips of per-image differences;
-        agreement on right minus wrong images by permuted labels; both one-sided.
+        and `p_bh`, one-sided: class minus context tokens by sign flips of per-image
+        differences; of the recipe `paper` also change rates against 0.5, agreement
+        against permuted classes, class-value agreement against its controls (Wilcoxon
+        over classes, as published), and right minus wrong images by permuted labels.
     """
     rows = []
     if "class" in digest.tokens:
@@ -141,15 +144,89 @@ def test_table(digest: Digest, found: Mechanism | None) -> list[dict[str, Any]]:
             means = [mean(column) for column in difference.T]
             name = f"identifiability of class minus context tokens, {stream}"
             rows += tested(name, means, p)
-    right = digest.correct
-    if found is not None and 0 < right.sum() < len(right):
-        for system in SYSTEMS:
-            values = found.at_readout[system].astype(np.float64)
-            p = label_permutation_test(values, right, resamples=999)
-            means = values[right].mean(0) - values[~right].mean(0)
-            name = f"{system} agreement at the readout, right minus wrong images"
-            rows += tested(name, list(means), p)
+    return rows + (mechanism_tests(digest, found) if found is not None else [])
+
+
+def mechanism_tests(digest: Digest, found: Mechanism) -> list[dict[str, Any]]:
+    """Tests of what only the recipe `paper` has, as rows of `test_table`."""
+    rows, right = [], digest.correct
+    for name, difference in above_chance(found):
+        difference = np.asarray(difference, np.float64)
+        p = sign_flip_test(difference, resamples=1999)
+        rows += tested(name, [mean(column) for column in difference.T], p)
+    for s in SYSTEMS:
+        for control in ("control", "shuffled"):
+            pair = found.class_value[s], found.class_value[f"{s}_{control}"]
+            p = wilcoxon_test(pair[0].T, pair[1].T)
+            name = f"{s} class-value agreement above {control} (Wilcoxon over classes)"
+            rows += tested(name, (pair[0] - pair[1]).mean(-1).tolist(), p)
+    for s in SYSTEMS if 0 < right.sum() < len(right) else ():
+        values = found.at_readout[s].astype(np.float64)
+        p = label_permutation_test(values, right, resamples=999)
+        means = values[right].mean(0) - values[~right].mean(0)
+        name = f"{s} agreement at the readout, right minus wrong images"
+        rows += tested(name, means.tolist(), p)
     return rows
+
+
+def above_chance(found: Mechanism) -> Iterator[tuple[str, Any]]:
+    """Per-image differences whose mean is 0 by chance, by what they say."""
+    for name, kinds in found.change.items():
+        for kind in ("cls", "image"):
+            if kind in kinds:
+                words = f"change rate of {name}, {kind} tokens, above 0.5"
+                yield words, kinds[kind] - 0.5
+    for name, kinds in found.gain.items():
+        if "class" in kinds:
+            words = f"logit change by {name}, class minus context"
+            yield words, kinds["class"] - kinds["context"]
+    for kind in ("paper", "code"):
+        for s in SYSTEMS:
+            above = found.agreement[kind][s] - found.chance[kind][s]
+            yield f"{s} agreement ({kind}) above permuted classes", above
+
+
+def control_tests(
+    digests: Sequence[Digest],
+) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Trained models against randomly initialised ones on the same images.
+
+    Args:
+        digests: of all runs of a report.
+
+    Returns:
+        (number of the trained run, rows as of `test_table`) for every pair of runs of
+        one architecture and one data set of which one has random weights.
+    """
+    found = []
+    for place, trained in enumerate(digests):
+        for control in digests:
+            pair = trained, control
+            same = all(
+                one.manifest["data"]["id"] == trained.manifest["data"]["id"]
+                and one.config == trained.config
+                for one in pair
+            )
+            random = [one.manifest["model"].get("sha256") is None for one in pair]
+            if not same or random != [False, True]:
+                continue
+            _, here, there = np.intersect1d(
+                trained.image, control.image, return_indices=True
+            )
+            rows = []
+            for kind in trained.tokens:
+                if kind not in control.tokens or not len(here):
+                    continue
+                values = [
+                    one.of("residual", "identifiability", kind)[at].astype(np.float64)
+                    for one, at in zip(pair, (here, there))
+                ]
+                difference = values[0] - values[1]
+                means = [mean(column) for column in difference.T]
+                name = f"identifiability of {kind} tokens above the random control"
+                rows += tested(name, means, sign_flip_test(difference))
+            found.append((place, rows))
+    return found
 
 
 def tested(name: str, means: Sequence[float], p) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def one_pass(
         entering block 0; for both memory systems agreement_* and agreement_code_*,
         key-value agreement as the paper and as its code define it, chance_* [image
         layer] the same with permuted classes, mean over tokens, and simple_*, whether
-        the top class is that of a single memory (NOT composed).
+        the top class is that of a single memory (NOT composed), with chance_simple_*.
     """
     space = readouts.readout(model.class_space)
     label = jnp.maximum(batch.label, 0)
@@ -104,6 +104,11 @@ def memory_rows(aux, index, trace, label, rows, *, k: int) -> dict[str, Array]:
             found[f"chance_{prefix}{system}"] = chance
         top = rows[f"first_{system}_update"]
         found[f"simple_{system}"] = memory.says(known, strongest[0], top)
+        chance = [
+            memory.says(known, strongest[0], order[top]).mean(-1)
+            for order in aux["permutations"]
+        ]
+        found[f"chance_simple_{system}"] = jnp.stack(chance).mean(0)
     return found
 
 
@@ -304,7 +309,7 @@ AGREEMENT = {
     for kind, axes in (("agreement", ("layer", "token")), ("chance", ("layer",)))
     for which in ("", "code_")
     for system in SYSTEMS
-}
+} | {f"chance_simple_{system}": ("layer",) for system in SYSTEMS}
 
 INTERVENED = {
     f"{kind}_{name}": axes
