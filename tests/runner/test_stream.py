@@ -386,34 +386,30 @@ def test_bfloat16_comes_close(tiny, photos, whole, tmp_path):
     assert np.abs(left - right).max() > 0
 
 
-def test_versions_that_change_under_way_are_recorded(
-    tiny, photos, whole, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def older(whole, tmp_path):
+    """An unfinished run of another version of JAX; its manifest's path."""
     shutil.copytree(whole.path, tmp_path / "run")
     path = tmp_path / "run/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["finished"] = None
     manifest["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(manifest))
-    found = go(tiny, photos, tmp_path / "run", show_progress=True)
+    return path
+
+
+def test_versions_that_change_under_way_are_recorded(tiny, photos, older, capsys):
+    found = go(tiny, photos, older.parent, show_progress=True)
     assert "jax was 0.0.1" in capsys.readouterr().err
     (session,) = found.manifest["resumed"]
     assert session["versions"]["jax"] == jax.__version__
 
 
-def test_a_session_that_is_stopped_too_is_recorded(
-    tiny, photos, whole, tmp_path, monkeypatch
-):
-    shutil.copytree(whole.path, tmp_path / "run")
-    path = tmp_path / "run/manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["finished"] = None
-    manifest["versions"]["jax"] = "0.0.1"
-    path.write_text(json.dumps(manifest))
+def test_a_session_that_is_stopped_too_is_recorded(tiny, photos, older, monkeypatch):
     monkeypatch.setattr(stream, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        go(tiny, photos, tmp_path / "run")
-    (session,) = json.loads(path.read_text())["resumed"]
+        go(tiny, photos, older.parent)
+    (session,) = json.loads(older.read_text())["resumed"]
     assert session["versions"]["jax"] == jax.__version__
 
 

@@ -119,7 +119,7 @@ def open_prepared(spec: str, *, data_dir: str | os.PathLike | None = None) -> Pr
     raw = {n: tfds.decode.SkipDecoding() for n in PICTURES if n in features}
     try:
         records = builder.as_data_source(split, decoders=raw)
-    except (NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # the format has no random access
         raise SourceError(
             f"{info.full_name} cannot be read at random ({error}). "
             + steps(name, data_dir)
