@@ -79,6 +79,13 @@ CALLS = {
     "forward": lambda x: vitjax.forward(MODEL, x, capture=("residual",))[0],
     "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read),
     "relevancy": lambda x: vitjax.relevancy(MODEL, x, LABEL),
+    "removal_curve": lambda x: vitjax.removal_curve(
+        MODEL, IMAGES, LABEL, x, keep_counts=(0, 3, 16)
+    ),
+    "area_under_curve": lambda x: vitjax.area_under_curve(
+        x, tuple(range(17)), tokens=16
+    ),
+    "localisation": lambda x: vitjax.localisation(x, x > 0),
     "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
     "attention_gradients": lambda x: vitjax.attention_gradients(MODEL, x, total),
     "project": lambda x: vitjax.project(MODEL.class_space, x),
@@ -112,6 +119,8 @@ CALLS = {
 INPUTS = {
     **dict.fromkeys(("forward", "scan_blocks", "attention_gradients"), IMAGES),
     **dict.fromkeys(("refinement_logits", "relevancy"), IMAGES),
+    **dict.fromkeys(("removal_curve", "localisation"), LOGITS[:, :16, 0]),
+    "area_under_curve": LOGITS[:, :, 0],
     "project": STATES,
     **dict.fromkeys(("rank", "identifiability", "top_k"), LOGITS),
     "similarity_change": LOGITS,

@@ -1,5 +1,6 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
+from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.analysis.mechanism import residual_composition, similarity_change
 from vitjax.analysis.memory import (
@@ -18,6 +19,7 @@ from vitjax.api import (
     no_cls,
     refinement_logits,
     relevancy,
+    removal_curve,
     scan_blocks,
     self_only,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "Results",
     "Trace",
     "__version__",
+    "area_under_curve",
     "attention_gradients",
     "class_value_agreement",
     "compositionality",
@@ -54,6 +57,7 @@ __all__ = [
     "key_value_agreement",
     "list_models",
     "load",
+    "localisation",
     "memory_classes",
     "memory_coefficients",
     "memory_values",
@@ -63,6 +67,7 @@ __all__ = [
     "rank",
     "refinement_logits",
     "relevancy",
+    "removal_curve",
     "residual_composition",
     "run",
     "save",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vitjax.analysis import interventions
 from vitjax.maps import relevancy as relevancies
+from vitjax.maps import removal
 from vitjax.models import capture, readout
 from vitjax.models.model import Model
 from vitjax.types import Edits
@@ -18,6 +19,7 @@ from vitjax.types import Edits
 forward = jax.jit(capture.forward, static_argnames=("capture",))
 scan_blocks = jax.jit(capture.scan_blocks, static_argnames=("read", "state"))
 relevancy = jax.jit(relevancies.relevancy, static_argnames=("of", "loss", "query"))
+removal_curve = jax.jit(removal.removal_curve, static_argnames=("keep_counts", "order"))
 refinement_logits = jax.jit(capture.refinement_logits)
 attention_gradients = jax.jit(
     capture.attention_gradients, static_argnames=("scalar_fn",)

@@ -1,0 +1,102 @@
+"""Areas under curves and localisation, against numpy and scikit-learn."""
+
+import numpy as np
+import pytest
+
+from vitjax.analysis.faithfulness import area_under_curve, localisation
+
+
+def test_the_trapezoid_is_numpys_and_any_order_of_steps_is_the_same():
+    rng = np.random.default_rng(0)
+    accuracy = rng.random((3, 2, 12)).astype(np.float32)
+    kept = np.array([0, 1, 2, 5, 9, 13, 20, 24, 30, 33, 40, 49])
+    expected = np.trapezoid(accuracy, kept / 49, axis=-1)
+    found = area_under_curve(accuracy, kept, tokens=49)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    shuffled = rng.permutation(12)
+    found = area_under_curve(accuracy[..., shuffled], kept[shuffled], tokens=49)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_published_area_is_the_sum_over_the_largest():
+    accuracy = np.linspace(0.1, 0.8, 48)
+    found = area_under_curve(
+        accuracy, tuple(range(1, 49)), tokens=49, convention="vilas2023_code"
+    )
+    np.testing.assert_allclose(found, accuracy.sum() / (0.8 * 49), rtol=1e-6)
+
+
+def test_the_ends_of_an_area():
+    kept = (0, 10, 49)
+    assert area_under_curve(np.ones(3, bool), kept, tokens=49) == 1
+    for convention in ("paper", "vilas2023_code"):
+        zero = np.zeros(3, bool)
+        area = area_under_curve(zero, kept, tokens=49, convention=convention)
+        assert area == 0
+
+
+def test_areas_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="3 steps"):
+        area_under_curve(np.ones(3), (1, 2), tokens=4)
+    with pytest.raises(ValueError, match="neither"):
+        area_under_curve.__wrapped__(np.ones(2), (1, 2), tokens=4, convention="code")
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(3)
+    maps = rng.integers(0, 6, (5, 16)).astype(np.float32)  # with ties
+    mask = rng.random((5, 16)) < 0.4
+    mask[:, 0], mask[:, 1] = True, False
+    return maps, mask
+
+
+def test_average_precision_is_scikit_learns(case):
+    metrics = pytest.importorskip("sklearn.metrics")
+    maps, mask = case
+    found = localisation(maps, mask)
+    expected = [metrics.average_precision_score(m, r) for m, r in zip(mask, maps)]
+    np.testing.assert_allclose(found["average_precision"], expected, atol=1e-6)
+    scaled = (maps - maps.min(1, keepdims=True)) / np.ptp(maps, axis=1, keepdims=True)
+    both = [
+        metrics.average_precision_score(np.r_[~m, m], np.r_[1 - r, r])
+        for m, r in zip(mask, scaled)
+    ]
+    np.testing.assert_allclose(found["average_precision_both"], both, atol=1e-6)
+
+
+def test_pixels_and_unions_are_counted(case):
+    maps, mask = case
+    found = localisation(maps, mask)
+    said = maps > maps.mean(1, keepdims=True)
+    np.testing.assert_allclose(found["pixel_accuracy"], (said == mask).mean(1))
+    inside = (said & mask).sum(1) / (said | mask).sum(1)
+    outside = (~said & ~mask).sum(1) / (~said | ~mask).sum(1)
+    np.testing.assert_allclose(found["mean_iou"], (inside + outside) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["true_positives"], (said & mask).sum(1))
+
+
+def test_patches_that_do_not_count_change_nothing(case):
+    maps, mask = case
+    where = np.arange(16) < 12
+    spoiled = np.where(where, maps, 99.0).astype(np.float32)
+    found = localisation(spoiled, mask, where=np.broadcast_to(where, mask.shape))
+    expected = localisation(maps[:, :12], mask[:, :12])
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_a_perfect_map_is_perfect_and_its_contrary_the_contrary(case):
+    _, mask = case
+    perfect = localisation(mask.astype(np.float32), mask)
+    measures = ("pixel_accuracy", "mean_iou", "average_precision")
+    assert all((perfect[name] == 1).all() for name in measures)
+    wrong = localisation(-mask.astype(np.float32), mask)
+    assert (wrong["pixel_accuracy"] == 0).all() and (wrong["mean_iou"] == 0).all()
+
+
+def test_masks_without_an_object_and_maps_without_a_shape():
+    found = localisation(np.ones((1, 4), np.float32), np.zeros((1, 4), bool))
+    assert np.isnan(found["average_precision"]).all()
+    assert np.isnan(found["mean_iou"]).all()  # neither said nor there
+    assert (found["pixel_accuracy"] == 1).all()  # a flat map says: no object

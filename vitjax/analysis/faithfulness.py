@@ -1,0 +1,147 @@
+"""How faithful a map is: areas under removal curves, and agreement with masks."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vitjax.types import ArrayLike
+
+Convention = Literal["paper", "vilas2023_code"]
+
+
+def area_under_curve(
+    correct: Bool[ArrayLike, "*any step"] | Float[ArrayLike, "*any step"],
+    kept: Int[ArrayLike, " step"] | tuple[int, ...],
+    *,
+    tokens: int,
+    convention: Convention = "paper",
+) -> Float[Array, "*any"]:
+    """Area under a removal curve (Vilas et al. 2023, section 7).
+
+    "paper": the integral of accuracy over the share of patches kept, by trapezoids
+    between the counts given; give 0 and `tokens` among them, else the ends are missing.
+    "vilas2023_code": sum of the accuracies / (largest accuracy x tokens), over counts
+    1 to tokens - 1, as the published numbers have it: it cannot reach 1, and depends on
+    the curve's own maximum.
+
+    Args:
+        correct: of images, or accuracies of curves; steps in any order. For the
+            published area average over images first: the maximum is the mean curve's.
+        kept: how many patches each step keeps.
+        tokens: how many there are.
+        convention: see above.
+
+    Returns:
+        In [0, 1]; 1 for a curve that is 1 from end to end.
+
+    Raises:
+        ValueError: the steps do not fit, or an unknown convention.
+    """
+    values, counts = jnp.asarray(correct), np.asarray(kept)
+    if counts.shape != (values.shape[-1],) or not len(counts):
+        raise ValueError(
+            f"{values.shape[-1]} steps of a curve need as many counts of kept patches; "
+            f"got {counts.shape}."
+        )
+    values = values.astype(np.promote_types(values.dtype, jnp.float32))
+    if convention == "vilas2023_code":
+        largest = values.max(-1)
+        divisor = jnp.where(largest > 0, largest, 1) * tokens
+        return jnp.where(largest > 0, values.sum(-1) / divisor, 0)
+    if convention != "paper":
+        raise ValueError(
+            f"convention={convention!r} is neither 'paper' nor 'vilas2023_code'."
+        )
+    order = np.argsort(counts, kind="stable")
+    widths = jnp.asarray(np.diff(counts[order]) / tokens, values.dtype)
+    ends = values[..., order]
+    return jnp.einsum("...s,s->...", (ends[..., 1:] + ends[..., :-1]) / 2, widths)
+
+
+def localisation(
+    maps: Float[ArrayLike, "batch patch"],
+    mask: Bool[ArrayLike, "batch patch"],
+    *,
+    where: Bool[ArrayLike, "batch patch"] | None = None,
+) -> dict[str, Float[Array, " batch"]]:
+    """How well a map finds an object (protocol of Chefer et al. 2021, section 4.2).
+
+    The map is scaled to [0, 1] within its image; the object is where it exceeds its own
+    mean. With TP, FP, FN, TN patches of object and background:
+    pixel_accuracy = (TP + TN) / all; mean_iou = (TP / (TP + FP + FN) + TN / (TN + FP +
+    FN)) / 2; average_precision is that of the map r as a score of the object;
+    average_precision_both that of (1 - r, r) as scores of (background, object) pooled,
+    as in that paper's code. Over a data set, their mean IoU adds up the counts first.
+
+    Args:
+        maps: any numbers; only their order and their mean count.
+        mask: True on the object.
+        where: patches that count; by default all.
+
+    Returns:
+        Each measure in [0, 1], and the four counts (true_positives, ...); NaN where it
+        is undefined: no object, no background, or no patch that counts.
+    """
+    values = jnp.asarray(maps)
+    values = values.astype(np.promote_types(values.dtype, jnp.float32))
+    real = jnp.asarray(mask)
+    there = jnp.ones(real.shape, bool) if where is None else jnp.asarray(where)
+    scaled = to_unit_range(values, there)
+    count = jnp.maximum(there.sum(-1, keepdims=True), 1)
+    said = scaled > jnp.where(there, scaled, 0).sum(-1, keepdims=True) / count
+
+    def number(which) -> Float[Array, " batch"]:
+        return (which & there).sum(-1).astype(values.dtype)
+
+    tp, fp = number(said & real), number(said & ~real)
+    fn, tn = number(~said & real), number(~said & ~real)
+    pooled = jnp.concatenate([1 - scaled, scaled], -1)
+    return {
+        "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "mean_iou": (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2,
+        "average_precision": average_precision(scaled, real, there),
+        "average_precision_both": average_precision(
+            pooled,
+            jnp.concatenate([~real, real], -1),
+            jnp.concatenate([there, there], -1),
+        ),
+        "true_positives": tp,
+        "false_positives": fp,
+        "false_negatives": fn,
+        "true_negatives": tn,
+    }
+
+
+def to_unit_range(values, there):
+    """Values scaled to [0, 1] over patches that count; 0 where constant."""
+    low = jnp.where(there, values, jnp.inf).min(-1, keepdims=True)
+    high = jnp.where(there, values, -jnp.inf).max(-1, keepdims=True)
+    spread = high - low
+    return jnp.where(spread > 0, (values - low) / jnp.where(spread > 0, spread, 1), 0)
+
+
+def average_precision(
+    score: Float[Array, "batch item"],
+    positive: Bool[Array, "batch item"],
+    there: Bool[Array, "batch item"],
+) -> Float[Array, " batch"]:
+    """Mean over positives of the precision at their score; ties share a threshold.
+
+    AP = sum over thresholds t of (recall(t) - recall(t before)) x precision(t).
+
+    Args:
+        score: larger is more positive.
+        positive: the truth.
+        there: items that count.
+
+    Returns:
+        In [0, 1]; NaN without a positive.
+    """
+    above = (score[:, None, :] >= score[:, :, None]) & there[:, None, :]
+    hits = (above & positive[:, None, :]).sum(-1)
+    precision = hits / jnp.maximum(above.sum(-1), 1)
+    counted = positive & there
+    total = jnp.where(counted, precision, 0).sum(-1)
+    return total.astype(score.dtype) / counted.sum(-1).astype(score.dtype)
