@@ -5,14 +5,15 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import figures, overlays, sections
+from vitjax.report import figures, ink, overlays, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
+from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
 from vitjax.report.tables import (
     Tests,
@@ -95,8 +96,8 @@ def write_report(
         ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),
-        "provenance": [_provenance(run.manifest, d) for run, d in zip(runs, digests)],
-        "colours": list(zip(figures.COLOURS, figures.DARK)),
+        "provenance": [provenance(run.manifest, d) for run, d in zip(runs, digests)],
+        "colours": list(zip(ink.COLOURS, ink.DARK)),
         "paper": PAPER,
     }
     page = out / "report.html"
@@ -352,49 +353,6 @@ def _strip(name: str, maps: overlays.Maps) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
-    """What somebody needs to compute the same again, as (name, value) pairs."""
-    model, data = manifest["model"], manifest["data"]
-    rate = manifest.get("images_per_second")
-    pairs = {
-        "recipe": manifest["recipe"],
-        "model": model["name"],
-        "architecture": _listed(model["config"]),
-        "classes": len(model["classes"]),
-        "checkpoint": model.get("checkpoint") or "none (random initialisation)",
-        "checkpoint sha256": model.get("sha256"),
-        "parameters sha256": model.get("parameters_sha256"),
-        "preprocessing": _listed(model.get("preprocess") or {}),
-        "data": data["spec"],
-        "data id": data["id"],
-        "images": f"{digest.done} of {digest.total} done, {len(digest.image)} used",
-        "batch size": manifest.get("batch_size"),
-        "dtype": manifest.get("dtype"),
-        "matmul precision": manifest.get("matmul_precision"),
-        "class tokens": _listed(manifest.get("masks") or {}),
-        "seed": manifest.get("seed"),
-        "devices": _listed(manifest.get("devices") or ()),
-        "images per second": f"{rate:.4g}" if rate else None,
-        "versions": _listed(manifest["versions"]),
-        "created": manifest.get("created"),
-        "resumed": ", ".join(map(str, manifest.get("resumed") or ())),
-        "finished": manifest.get("finished") or "not yet",
-    }
-    return {
-        "pairs": {
-            key: value for key, value in pairs.items() if value not in (None, "")
-        },
-        "skipped": manifest.get("skipped") or [],
-        "vanished": manifest.get("vanished") or [],
-    }
-
-
-def _listed(values: Mapping[str, Any] | Iterable[Any]) -> str:
-    """A manifest's dict or list in a line."""
-    pairs = values.items() if isinstance(values, Mapping) else [(v,) for v in values]
-    return ", ".join(" ".join(map(str, pair)) for pair in pairs)
 
 
 def _render(context: Mapping[str, Any]) -> str:
