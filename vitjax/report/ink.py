@@ -5,7 +5,7 @@ from typing import Any
 
 COLOURS = (
     "#1f6fc4",  # blue
-    "#d0560a",  # vermilion
+    "#c75109",  # vermilion
     "#0b8060",  # green
     "#a5378f",  # purple
     "#8c6d00",  # ochre
