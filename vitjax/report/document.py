@@ -15,6 +15,7 @@ from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
 from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
+from vitjax.report.spreads import Spread, spreads
 from vitjax.report.tables import (
     Tests,
     control_tests,
@@ -87,7 +88,10 @@ def write_report(
         "summary": _summary(tables),
         "summary_csv": _write_csv(folder / "summary.csv", flat),
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
-        "sections": _sections(folder, names, found),
+        "sections": [
+            *_sections(folder, names, found),
+            *_spreads(folder, names, digests, found),
+        ],
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
@@ -249,6 +253,21 @@ def _sections(folder, names, found) -> list[dict[str, Any]]:
         plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
         made = _draw(folder, key, drawn, plain)
         shown.append(made | {"title": figure.title, "caption": figure.caption})
+    return shown
+
+
+def _spreads(folder, names, digests, found) -> list[dict[str, Any]]:
+    """Distributions, of every run side by side."""
+    by_key: dict[str, list[Spread]] = {}
+    for name, data, one in zip(names, digests, found):
+        for figure in spreads(data, one, run=name, several=len(names) > 1):
+            by_key.setdefault(figure.key, []).append(figure)
+    shown = []
+    for key, figures_ in by_key.items():
+        drawn = [panel for figure in figures_ for panel in figure.panels]
+        rows = [row for figure in figures_ for row in figure.table]
+        words = {"title": figures_[0].title, "caption": figures_[0].caption}
+        shown.append(_draw(folder, key, drawn, rows) | words)
     return shown
 
 

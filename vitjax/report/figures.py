@@ -1,11 +1,13 @@
 """Curves over blocks, drawn for print (PNG) and for the page (SVG)."""
 
+import html
 import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from vitjax.report import boxes
 from vitjax.report.ink import (
     COLOURS,
     INK,
@@ -39,7 +41,7 @@ def chance_text(panel_list: Sequence[Panel]) -> str:
     """The legend of the dashed lines: every chance level among some panels."""
     levels = sorted({level for panel in panel_list for level in panel.chance})
     if not levels:
-        return ""
+        return panel_list[0].chance_name
     return "chance " + ", ".join(f"{level:.4g}" for level in levels)
 
 
@@ -121,7 +123,8 @@ def svg(panel: Panel, *, key: str, among: Sequence[Panel] = ()) -> str:
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    label = f"{MEASURE_LABELS[panel.measure]} over blocks, {panel.title}"
+    label = f"{MEASURE_LABELS[panel.measure]} by {panel.axis}, {panel.title}"
+    label = html.escape(label)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
@@ -130,19 +133,21 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
     handles = {}
-    draw = _bars if panel.stacked else _line
+    draw = {"lines": _line, "bars": _bars, **boxes.PAINTERS}[panel.drawn]
     for place, series in enumerate(panel.series):
         handles[series.name] = draw(axes, panel, series, panel.series[:place])
+    upright = panel.drawn == "histogram"
+    level_line, order = (axes.axvline, 3.5) if upright else (axes.axhline, 1.5)
     for level in panel.chance:
-        handles[None] = axes.axhline(
-            level, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5
-        )
+        handles[None] = level_line(level, color=MUTED, zorder=order, **boxes.DASHED)
+    if panel.chance_name:
+        handles[None] = boxes.chance_line(axes, panel)
     axes.set_title(panel.title)
     axes.set_ylabel(MEASURE_LABELS[panel.measure])
-    axes.set_xlabel("block / depth" if panel.relative else "block")
+    axes.set_xlabel("block / depth" if panel.relative else panel.axis)
     if panel.relative:
         axes.set_xlim(0, 1.03)
-    else:
+    elif not upright:
         axes.set_xlim(0.5, panel.depth + 0.5)
         whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)
         axes.xaxis.set_major_locator(whole)
@@ -206,6 +211,8 @@ def _shared_limits(panel_list) -> tuple[float, float] | None:
 
 def _limits(panel_list) -> tuple[float, float]:
     """Vertical range that holds all lines, bands and chance levels."""
+    if panel_list[0].drawn in boxes.PAINTERS:
+        return boxes.limits(panel_list)
     keys = ["mean", "low", "high"] + ["q25", "q75"] * panel_list[0].quartiles
     values = [
         v for p in panel_list for s in p.series for k in keys for v in s.column(k)

@@ -163,7 +163,11 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
             s: average(read(f"agreement_{s}"), members[readout]) for s in SYSTEMS
         },
         "simple": {s: read(f"simple_{s}").mean(-1) for s in SYSTEMS},
-        "simple_chance": {s: read(f"chance_simple_{s}") for s in SYSTEMS},
+        "simple_chance": {  # runs of older versions have none
+            s: read(f"chance_simple_{s}")
+            for s in SYSTEMS
+            if f"chance_simple_{s}" in run
+        },
         "gain": gains(read, before, members),
         "interventions": dict(interventions(run, read, config, mask)),
     }

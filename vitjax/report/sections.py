@@ -207,10 +207,11 @@ def simple(found: Mechanism) -> Figure:
     """Compositionality of the layers' answers."""
     curves = []
     for style, s in enumerate(SYSTEMS):
-        name, chance = SYSTEM_NAMES[s], found.simple_chance[s]
+        name = SYSTEM_NAMES[s]
         curves.append(Curve("all tokens", name, style, found.simple[s]))
-        permuted = f"{name}, classes permuted"
-        curves.append(Curve("all tokens", permuted, style + 8, chance))
+        if s in found.simple_chance:
+            permuted, chance = f"{name}, classes permuted", found.simple_chance[s]
+            curves.append(Curve("all tokens", permuted, style + 8, chance))
     caption = (
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories: where it is small, answers are composed "
@@ -271,7 +272,7 @@ def panels(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ),
             measure=figure.measure,
             quartiles=False,
-            stacked=figure.stacked,
+            drawn="bars" if figure.stacked else "lines",
             fitted=True,
         )
         for (title, run), lines in grouped.items()
