@@ -52,6 +52,27 @@ def test_exclusive_bars_reach_one_and_published_ones_may_exceed_it(drawn):
     assert (sums >= 1 - 1e-6).all()
 
 
+def test_bars_stand_beside_what_chance_gives(drawn, paper_run):
+    from matplotlib.figure import Figure
+
+    from vitjax.report import figures
+
+    found = mechanism(paper_run, digest(paper_run))
+    _, rows, (panel,) = drawn["composition"]
+    for series in panel.series:
+        names = {words: name for name, words in sections.CATEGORY_NAMES.items()}
+        expected = found.composition_chance[names[series.name]].mean(0)
+        np.testing.assert_allclose(series.column("chance"), expected)
+    sums = np.sum([series.column("chance") for series in panel.series], axis=0)
+    np.testing.assert_allclose(sums, 1)
+    axes = Figure().subplots()
+    figures._draw(axes, panel, None)
+    pale = [patch for patch in axes.patches if patch.get_linestyle() == "--"]
+    heights = [v for series in panel.series for v in series.column("chance")]
+    np.testing.assert_allclose([patch.get_height() for patch in pale], heights)
+    assert figures.chance_text([panel]) == "pale: by chance"
+
+
 def test_several_runs_stand_side_by_side(paper_run):
     figure = sections.figures(mechanism(paper_run, digest(paper_run)))[0]
     rows = [r for run in "ab" for r in sections.curve_rows(figure, run=run)]

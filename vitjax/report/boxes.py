@@ -64,7 +64,7 @@ def dots(axes: Any, panel: Panel, series: Series, before: Sequence[Series]) -> A
         linestyle="none",
         marker="o",
         color=colour,
-        alpha=0.3,
+        alpha=0.3 if len(y) <= VECTOR else 0.5,  # a picture stays dark on a dark page
         markersize=3.2 if len(y) <= VECTOR else 1.8,
         markeredgewidth=0,
         rasterized=len(y) > VECTOR,
@@ -117,8 +117,20 @@ def histogram(axes: Any, panel: Panel, series: Series, before: Sequence[Series])
 PAINTERS = {"boxes": boxes, "dots": dots, "histogram": histogram}
 
 
-def chance_line(axes: Any, panel: Panel) -> Any:
-    """Chance along the blocks, where it differs between them: of the first series."""
+PALE = 0.45
+"""Opacity of bars that chance alone would give."""
+
+
+def chance_mark(axes: Any, panel: Panel) -> Any:
+    """Chance along the blocks, where it differs between them: of the first series.
+
+    Bars have their own, pale ones beside them; they only need an entry in a legend.
+    """
+    if panel.stacked:
+        from matplotlib.patches import Patch
+
+        look = {"facecolor": (MUTED, PALE), "edgecolor": MUTED, "linestyle": "--"}
+        return Patch(linewidth=0.6, **look)
     series = panel.series[0]
     (line,) = axes.plot(
         *(panel.x(series), series.column("chance")), color=MUTED, zorder=3.5, **DASHED

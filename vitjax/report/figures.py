@@ -28,11 +28,12 @@ MARGIN = (0.66, 0.47, 0.12, 0.34)
 def legend(panel_list: Sequence[Panel]) -> list[dict[str, str]]:
     """What the lines of some panels mean, for the page: name, colour, sign."""
     entries = {}
-    stacked = panel_list[0].stacked
+    drawn = panel_list[0].drawn
     for series in (series for panel in panel_list for series in panel.series):
         colour = VARIABLES[COLOURS[series.style % len(COLOURS)]]
         line = "╌" if series.style >= len(COLOURS) else "━"
-        sign = "■" if stacked else line + SIGNS[series.style % len(SIGNS)] + line
+        sign = line + SIGNS[series.style % len(SIGNS)] + line
+        sign = sign if drawn == "lines" else "●" if drawn == "dots" else "■"
         entries[series.name] = {"name": series.name, "colour": colour, "sign": sign}
     return list(entries.values())
 
@@ -141,8 +142,9 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     for level in panel.chance:
         handles[None] = level_line(level, color=MUTED, zorder=order, **boxes.DASHED)
     if panel.chance_name:
-        handles[None] = boxes.chance_line(axes, panel)
-    axes.set_title(panel.title)
+        handles[None] = boxes.chance_mark(axes, panel)
+    # Names of runs may be long: about 44 characters fit.
+    axes.set_title(panel.title, fontsize=max(5, min(9.5, 9.5 * 44 / len(panel.title))))
     axes.set_ylabel(MEASURE_LABELS[panel.measure])
     axes.set_xlabel("block / depth" if panel.relative else panel.axis)
     if panel.relative:
@@ -160,17 +162,32 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
 
 def _bars(axes, panel, series, below):
     """One category's part of every bar, on top of those below it."""
-    bottoms = [
-        sum(each.column("mean")[i] for each in below) for i in range(panel.depth)
-    ]
     colour = COLOURS[series.style % len(COLOURS)]
-    wide = 0.8 / (panel.depth if panel.relative else 1)
-    x = panel.x(series)
+    bottoms, x = _bottoms(panel, below, "mean"), panel.x(series)
     low, high = (
         [b + v for b, v in zip(bottoms, series.column(key))] for key in ("low", "high")
     )
+    chance = series.column("chance")
+    if chance[0] == chance[0]:  # beside it, narrow and pale, what chance would give
+        below_it = _bottoms(panel, below, "chance")
+        look = {"facecolor": (colour, boxes.PALE), "edgecolor": MUTED}
+        beside = [place + 0.33 for place in x]
+        axes.bar(
+            *(beside, chance, 0.2, below_it), linewidth=0.6, linestyle="--", **look
+        )
+        x, wide = [place - 0.1 for place in x], 0.58
+    else:
+        wide = 0.8
     axes.vlines(x, low, high, color=INK, linewidth=1, zorder=3)
     return axes.bar(x, series.column("mean"), wide, bottoms, color=colour, zorder=2)
+
+
+def _bottoms(panel, below, key) -> list[float]:
+    """Where the parts of every bar begin that stand on those below."""
+    sums = [0.0] * panel.depth
+    for series in below:
+        sums = [total + value for total, value in zip(sums, series.column(key))]
+    return sums
 
 
 def _line(axes, panel, series, _):

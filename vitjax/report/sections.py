@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vitjax.report.composition import COMPOSITION
 from vitjax.report.digest import TOKENS
-from vitjax.report.mechanism import CHANGES, COMPOSITION, SYSTEMS, Mechanism
+from vitjax.report.mechanism import CHANGES, SYSTEMS, Mechanism
 from vitjax.report.panels import KIND_STYLE, Panel, Series
 from vitjax.statistics import bootstrap_mean
 
@@ -20,14 +21,14 @@ class Curve(NamedTuple):
         series: its name.
         style: colour and marker.
         values: one per image (or class) and block.
-        chance: level, NaN for none.
+        chance: level, or one per block; NaN for none.
     """
 
     panel: str
     series: str
     style: int
     values: Float[np.ndarray, "unit layer"]
-    chance: float = float("nan")
+    chance: float | Float[np.ndarray, " layer"] = float("nan")
 
 
 class Figure(NamedTuple):
@@ -52,6 +53,10 @@ class Figure(NamedTuple):
 
 SYSTEM_NAMES = {"attention": "attention", "mlp": "MLP"}
 BAND = "Line: mean over images; band: its 95 % bootstrap interval."
+PALE = (
+    "Pale bars: by chance, the top class after the block compared with the input and "
+    "updates of every other token of the same image instead of its own."
+)
 CATEGORY_NAMES = {
     "previous": "the block's input",
     "attention": "attention",
@@ -96,14 +101,23 @@ def composition(found: Mechanism) -> Figure:
         Curve("top class after the block", CATEGORY_NAMES[name], place, values)
         for place, (name, values) in enumerate(found.composition.items())
     ]
+    curves = with_chance(curves, found.composition_chance)
     caption = (
         "Share of all tokens whose top class after the block is also that of exactly "
         "one of its input and its two updates, of more than one, or of none (section "
         "6.1, Figure 3c). The categories exclude each other and add to one. Bars: mean "
-        "over images; thin lines: 95 % bootstrap interval of each part."
+        f"over images; thin lines: 95 % bootstrap interval of each part. {PALE}"
     )
     title = "Where does a block's answer come from?"
     return Figure("composition", title, caption, "composition", curves, stacked=True)
+
+
+def with_chance(
+    curves: Sequence[Curve], chance: Mapping[str, Float[np.ndarray, "image layer"]]
+) -> list[Curve]:
+    """Curves with the mean over images of their chance levels, in the same order."""
+    levels = [values.mean(0) for values in chance.values()]
+    return [curve._replace(chance=level) for curve, level in zip(curves, levels)]
 
 
 def published_composition(found: Mechanism) -> Figure:
@@ -113,10 +127,11 @@ def published_composition(found: Mechanism) -> Figure:
         Curve("as the published code counts", names[name], COMPOSITION.index(name), v)
         for name, v in found.published_composition.items()
     ]
+    curves = with_chance(curves, found.published_composition_chance)
     caption = (
         "The same as the published code counts it: three categories overlap, and the "
         "last one does not look at the MLP, so that bars exceed one. For comparison "
-        "with Figure 3c as printed."
+        f"with Figure 3c as printed. {PALE}"
     )
     title, key = "The same, as published", "composition_published"
     return Figure(key, title, caption, "composition", curves, stacked=True)
@@ -236,6 +251,7 @@ def curve_rows(figure: Figure, *, run: str) -> list[dict[str, Any]]:
     for curve in figure.curves:
         interval = bootstrap_mean(curve.values.astype(np.float64))
         images = np.isfinite(curve.values).sum(0)
+        chance = np.broadcast_to(curve.chance, interval.mean.shape)
         for layer in range(curve.values.shape[1]):
             rows.append(
                 {
@@ -249,7 +265,7 @@ def curve_rows(figure: Figure, *, run: str) -> list[dict[str, Any]]:
                     "mean": float(interval.mean[layer]),
                     "low": float(interval.low[layer]),
                     "high": float(interval.high[layer]),
-                    "chance": curve.chance,
+                    "chance": float(chance[layer]),
                 }
             )
     return rows
@@ -274,6 +290,7 @@ def panels(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             quartiles=False,
             drawn="bars" if figure.stacked else "lines",
             fitted=True,
+            chance_name="pale: by chance" if figure.stacked else "",
         )
         for (title, run), lines in grouped.items()
     ]
