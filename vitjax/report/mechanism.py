@@ -31,6 +31,8 @@ CHANGES = {
 
 SYSTEMS = ("attention", "mlp")
 
+HEADS = ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
+
 ATTENTION_EDITS = (
     *("self_only", "self_only_renormalized", "self_only_code"),
     *("no_cls", "no_cls_renormalized"),
@@ -60,6 +62,8 @@ class Mechanism:
         at_readout: likewise "paper" agreement, at [CLS] or over the image tokens.
         simple: system -> share of all tokens whose answer is that of one memory.
         simple_chance: likewise, with permuted classes.
+        heads: row of `memories.head_rows` -> its means over tokens, head by head; empty
+            where a run has none.
         gain: update -> kind of tokens -> mean of its true logit minus its input's.
         interventions: name -> per-image numbers of `Intervention`.
         class_value: system -> agreement [layer class]; also SYSTEM_control, _shuffled;
@@ -77,6 +81,7 @@ class Mechanism:
     at_readout: Mapping[str, Float[np.ndarray, "image layer"]]
     simple: Mapping[str, Float[np.ndarray, "image layer"]]
     simple_chance: Mapping[str, Float[np.ndarray, "image layer"]]
+    heads: Mapping[str, Float[np.ndarray, "image layer head"]]
     gain: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     interventions: Mapping[str, "Intervention"]
     class_value: Mapping[str, Float[np.ndarray, "layer *head class"]]
@@ -176,6 +181,7 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
             for s in SYSTEMS
             if f"chance_simple_{s}" in run
         },
+        "heads": {name: read(name) for name in HEADS if name in run},
         "gain": gains(read, before, members),
         "interventions": dict(interventions(run, read, config, mask)),
     }

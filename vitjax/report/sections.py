@@ -41,6 +41,7 @@ class Figure(NamedTuple):
         measure: key of `panels.MEASURE_LABELS`.
         curves: of one run.
         stacked: bars instead of lines.
+        chance_name: in the legend, of chance that differs from block to block.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Figure(NamedTuple):
     measure: str
     curves: Sequence[Curve]
     stacked: bool = False
+    chance_name: str = ""
 
 
 SYSTEM_NAMES = {"attention": "attention", "mlp": "MLP"}
@@ -73,6 +75,7 @@ def figures(found: Mechanism) -> list[Figure]:
         composition(found),
         published_composition(found),
         class_value(found),
+        heads(found),
         agreement(found),
         accuracy(found),
         simple(found),
@@ -161,6 +164,31 @@ def class_value(found: Mechanism) -> Figure:
     )
     title = "Do the weights hold classes?"
     return Figure("class_value", title, caption, "class_value", curves)
+
+
+def heads(found: Mechanism) -> Figure:
+    """Key-value agreement and compositionality of every attention head."""
+    shown = {
+        "key-value agreement, each head": ("agreement_head", "chance_head"),
+        "answer of one memory, each head": ("simple_head", "chance_simple_head"),
+    }
+    curves = []
+    for panel, (name, chance) in shown.items() if found.heads else ():
+        level = found.heads[chance].mean((0, 2), dtype=np.float64)
+        for head in range(found.heads[name].shape[-1]):
+            values = found.heads[name][..., head]
+            curves.append(Curve(panel, f"head {head}", head, values, level))
+    caption = (
+        "The two questions of the next figures, asked of each attention head and its "
+        "own memories (section 6.2). Left: share of all tokens whose five strongest "
+        "memories in the head have the true class among their five best classes. "
+        "Right: share of tokens for which the top class of what attention writes, all "
+        "heads together, is that of one of these five memories. Dashed: permuted "
+        f"classes, mean over heads. {BAND}"
+    )
+    title, key = "Which heads hold and call classes?", "heads"
+    dashed = "classes permuted, mean over heads"
+    return Figure(key, title, caption, "simple", curves, chance_name=dashed)
 
 
 def agreement(found: Mechanism) -> Figure:
@@ -290,7 +318,7 @@ def panels(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             quartiles=False,
             drawn="bars" if figure.stacked else "lines",
             fitted=True,
-            chance_name="pale: by chance" if figure.stacked else "",
+            chance_name="pale: by chance" if figure.stacked else figure.chance_name,
         )
         for (title, run), lines in grouped.items()
     ]
