@@ -18,6 +18,7 @@ from vitjax.report.reduction import curve_table, summary_table
 from vitjax.report.spreads import Spread, spreads
 from vitjax.report.tables import (
     Tests,
+    accuracy_tests,
     control_tests,
     intervention_table,
     published,
@@ -54,7 +55,8 @@ def write_report(
         runs: rows of the `identifiability` recipe, finished or not.
         out: folder to write to, local or gs://; made where it is missing.
         tests: besides the tests over images, class against context tokens with tokens
-            as units: "within_images", or "published" as the published code.
+            as units: "within_images", or "published" as the published code, which
+            also tests right against wrong images.
         subset: on how many images those rest.
 
     Returns:
@@ -291,6 +293,8 @@ def _tests(folder, names, runs, digests, found, kind, subset) -> dict[str, Any] 
         table = test_table(data, one)
         if kind != "images":
             table += token_tests(run, data, kind=kind, subset=subset)
+        if kind == "published" and one is not None:
+            table += accuracy_tests(run, data)
         tables.append((name, table))
     tables += [(names[place], table) for place, table in control_tests(digests)]
     rows = [{"run": name, **row} for name, table in tables for row in table]
