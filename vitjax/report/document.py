@@ -15,6 +15,7 @@ from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
 from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
+from vitjax.report.refinement import refinement
 from vitjax.report.spreads import Spread, spreads
 from vitjax.report.tables import (
     Tests,
@@ -91,7 +92,7 @@ def write_report(
         "summary_csv": _write_csv(folder / "summary.csv", flat),
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
         "sections": [
-            *_sections(folder, names, found),
+            *_sections(folder, names, runs, digests, found),
             *_spreads(folder, names, digests, found),
         ],
         "edits": _edits(folder, names, found),
@@ -235,11 +236,12 @@ def _draw(folder: Any, key: str, drawn, rows) -> dict[str, Any]:
     }
 
 
-def _sections(folder, names, found) -> list[dict[str, Any]]:
+def _sections(folder, names, runs, digests, found) -> list[dict[str, Any]]:
     """Figures of sections 5 and 6 of the paper, of the runs that have their rows."""
     by_key: dict[str, list[tuple[str, sections.Figure]]] = {}
-    for name, one in zip(names, found):
-        for figure in sections.figures(one) if one is not None else ():
+    for name, run, data, one in zip(names, runs, digests, found):
+        of_paper = sections.figures(one) if one is not None else []
+        for figure in (*of_paper, *refinement(run, data)):
             by_key.setdefault(figure.key, []).append((name, figure))
     shown = []
     for key, figures_ in by_key.items():
