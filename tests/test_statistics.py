@@ -9,6 +9,7 @@ from vitjax.statistics import (
     holm,
     label_permutation_test,
     sign_flip_test,
+    vilas2023_accuracy_test,
     vilas2023_permutation_test,
     wilcoxon_test,
     within_image_test,
@@ -200,6 +201,22 @@ def test_the_published_shuffles_can_give_zero():
     assert vilas2023_permutation_test(inside, outside) == 0.0
     assert vilas2023_permutation_test(outside, inside) == 1.0
     assert vilas2023_permutation_test(np.zeros(9), np.zeros(9)) == 0.0
+
+
+def test_the_published_test_of_right_and_wrong_images():
+    correct = np.arange(40) < 25
+    values = np.zeros((40, 4))
+    values[:, 1], values[:, 2] = correct, ~correct
+    values[:, 3] = np.random.default_rng(0).normal(size=40)
+    p = vilas2023_accuracy_test(values, correct)
+    # Ties count as significant: its known fault, kept for comparison.
+    assert p[:3].tolist() == [0.0, 0.0, 1.0]
+    honest = label_permutation_test(values, correct, resamples=4999)
+    assert honest[0] == 1.0 and abs(p[3] - honest[3]) < 0.09  # 3 sd of 300 shuffles
+    (p,) = vilas2023_accuracy_test(values[:, 3:], correct, resamples=4000, seed=1)
+    assert abs(p - honest[3]) < 0.035
+    assert np.isnan(vilas2023_accuracy_test(values, np.ones(40, bool))).all()
+    assert vilas2023_accuracy_test(values[:, :0], correct).shape == (0,)
 
 
 def test_corrections_are_those_of_the_books():

@@ -146,7 +146,8 @@ class Report(Command):
         out: folder for report.html and the figures; by default the run's own, of
             several runs ./vitjax-report.
         tests: besides tests over images, class against context tokens with tokens as
-            units, permuted within images, or published: shuffled all together.
+            units, permuted within images, or published: shuffled all together;
+            published also shuffles which images are right.
         subset: on how many images those rest.
     """
 

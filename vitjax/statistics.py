@@ -316,6 +316,39 @@ def vilas2023_permutation_test(
     return larger / resamples
 
 
+def vilas2023_accuracy_test(
+    values: Float[np.ndarray, "image ..."],
+    correct: Bool[np.ndarray, " image"],
+    *,
+    resamples: int = 300,
+    seed: int = 0,
+) -> Float[np.ndarray, "..."]:
+    """The published code's test of right against wrong images, for comparison.
+
+    Which images were classified correctly is shuffled, for each quantity anew; p is the
+    share of shuffles whose difference of means is larger than the true one. It can be
+    0 and calls ties significant, so that quantities that are 0 for every image are
+    (STUDY of the code): use `label_permutation_test`.
+
+    Args:
+        values: one per image and quantity.
+        correct: whether the model's answer is the label.
+        resamples: number of shuffles, 300 in the code.
+        seed: of the shuffles, which the code leaves open.
+
+    Returns:
+        In [0, 1]; NaN where no image is right, or none is wrong.
+    """
+    columns = values.reshape(len(values), math.prod(values.shape[1:]))
+    p = [
+        vilas2023_permutation_test(
+            *(column[correct], column[~correct]), resamples=resamples, seed=seed + place
+        )
+        for place, column in enumerate(columns.T)
+    ]
+    return np.array(p, np.float64).reshape(values.shape[1:])
+
+
 def holm(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
     """Holm's adjusted p-values: the chance of any false alarm among all tests.
 

@@ -133,14 +133,18 @@ def _by_hand(run, stream, kind, measure):
 
 
 def maker(folder):
-    """make_run(fields of Config, classes=, images=, ..., change=) -> Results."""
+    """make_run(fields of Config, classes=, ..., change=, more=) -> Results.
+
+    `change` replaces values of arrays; `more` adds arrays, name -> (axes, values).
+    """
     made = []
 
-    def make(*, classes=5, change=None, manifest=None, fields=None, **rows):
+    def make(*, classes=5, change=None, more=None, manifest=None, fields=None, **rows):
         shape = config(**(fields or {}))
         arrays = random_arrays(shape, classes, **rows)
         for name, values in (change or {}).items():
             arrays[name] = (arrays[name][0], values)
+        arrays |= more or {}
         made.append(folder / f"run{len(made)}")
         names = [f"kind {number}" for number in range(classes)]
         return write(made[-1], shape, names, arrays, **(manifest or {}))

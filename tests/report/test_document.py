@@ -13,6 +13,10 @@ from vitjax.report.digest import digest
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
+SPREADS = ("identifiability_boxes", "context_boxes", "identifiable_tokens")
+"""Figures of distributions that every run with masks has."""
+
+
 class Page(html.parser.HTMLParser):
     """Checks that tags close in order; collects what the page refers to and says."""
 
@@ -70,7 +74,7 @@ def masked_report(masked_run, tmp_path_factory):
 def test_files(masked_report):
     folder, _ = masked_report
     files = {p.name for p in (folder / "figures").iterdir()}
-    names = ("identifiability", "updates", "rate", "maps")
+    names = ("identifiability", "updates", "rate", "maps", *SPREADS)
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
     assert files == expected | {"summary.csv", "tests.csv"}
     for path in (folder / "figures").glob("*.png"):
@@ -92,7 +96,7 @@ def test_downloads_in_the_page_are_the_files(masked_report):
     folder, page = masked_report
     inside = [link for _, link in page.links if link.startswith("data:text/csv")]
     contents = {base64.b64decode(link.partition(",")[2]) for link in inside}
-    names = ("identifiability", "updates", "rate", "summary", "tests")
+    names = ("identifiability", "updates", "rate", "summary", "tests", *SPREADS)
     assert contents == {(folder / f"figures/{name}.csv").read_bytes() for name in names}
 
 

@@ -21,7 +21,7 @@ def drawn(paper_run):
 
 def test_every_figure_of_the_paper_is_there(drawn):
     assert list(drawn) == [
-        *("change", "composition", "composition_published", "class_value"),
+        *("change", "composition", "composition_published", "class_value", "heads"),
         *("agreement", "accuracy", "simple"),
     ]
     for figure, rows, panels in drawn.values():
@@ -52,6 +52,27 @@ def test_exclusive_bars_reach_one_and_published_ones_may_exceed_it(drawn):
     assert (sums >= 1 - 1e-6).all()
 
 
+def test_bars_stand_beside_what_chance_gives(drawn, paper_run):
+    from matplotlib.figure import Figure
+
+    from vitjax.report import figures
+
+    found = mechanism(paper_run, digest(paper_run))
+    _, rows, (panel,) = drawn["composition"]
+    for series in panel.series:
+        names = {words: name for name, words in sections.CATEGORY_NAMES.items()}
+        expected = found.composition_chance[names[series.name]].mean(0)
+        np.testing.assert_allclose(series.column("chance"), expected)
+    sums = np.sum([series.column("chance") for series in panel.series], axis=0)
+    np.testing.assert_allclose(sums, 1)
+    axes = Figure().subplots()
+    figures._draw(axes, panel, None)
+    pale = [patch for patch in axes.patches if patch.get_linestyle() == "--"]
+    heights = [v for series in panel.series for v in series.column("chance")]
+    np.testing.assert_allclose([patch.get_height() for patch in pale], heights)
+    assert figures.chance_text([panel]) == "pale: by chance"
+
+
 def test_several_runs_stand_side_by_side(paper_run):
     figure = sections.figures(mechanism(paper_run, digest(paper_run)))[0]
     rows = [r for run in "ab" for r in sections.curve_rows(figure, run=run)]
@@ -71,3 +92,31 @@ def test_a_contrast_has_the_mean_of_the_difference():
         for i in range(3)
     ]
     np.testing.assert_allclose(spread, expected, rtol=1e-6)
+
+
+def test_heads_have_their_own_curves_and_a_common_chance(drawn, paper_run):
+    _, rows, panels = drawn["heads"]
+    assert [len(panel.series) for panel in panels] == [2, 2]
+    for panel, name, chance in zip(
+        panels,
+        ("agreement_head", "simple_head"),
+        ("chance_head", "chance_simple_head"),
+    ):
+        level = paper_run[chance][...].mean((0, 2))
+        for head, series in enumerate(panel.series):
+            values = paper_run[name][..., head]
+            np.testing.assert_allclose(series.column("mean"), values.mean(0), atol=1e-6)
+            np.testing.assert_allclose(series.column("chance"), level, atol=1e-6)
+        assert panel.chance == () and "mean over heads" in panel.chance_name
+
+
+def test_runs_of_older_versions_have_fewer_curves(paper_run):
+    import dataclasses
+
+    found = mechanism(paper_run, digest(paper_run))
+    old = dataclasses.replace(found, heads={}, simple_chance={})
+    assert sections.heads(old).curves == []
+    assert [curve.series for curve in sections.simple(old).curves] == [
+        *("attention", "MLP")
+    ]
+    assert len(sections.simple(found).curves) == 4

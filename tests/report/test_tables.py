@@ -86,6 +86,21 @@ def test_tokens_as_units_are_an_option_that_names_its_subset(paper_run, kind):
     assert all(0 <= row["p"] <= 1 for row in rows)
 
 
+def test_the_published_test_of_accuracy_reads_token_0(paper_run):
+    data = digest(paper_run)
+    rows = tables.accuracy_tests(paper_run, data)
+    assert len(rows) == 2 * data.config.depth
+    hits = paper_run["agreement_code_mlp"][...][:, :, 0].astype(float)
+    expected = hits[data.correct].mean(0) - hits[~data.correct].mean(0)
+    found = [row["difference"] for row in rows if row["quantity"].startswith("mlp")]
+    np.testing.assert_allclose(found, expected)
+    assert "[CLS]" in rows[0]["quantity"] and "published" in rows[0]["quantity"]
+    p = tables.vilas2023_accuracy_test(hits, data.correct)
+    assert [r["p"] for r in rows if r["quantity"].startswith("mlp")] == p.tolist()
+    same = dataclasses.replace(data, correct=np.ones_like(data.correct))
+    assert tables.accuracy_tests(paper_run, same) == []
+
+
 def test_every_quantity_is_tested_against_what_it_should_exceed(paper_run):
     data = digest(paper_run)
     found = mechanism(paper_run, data)

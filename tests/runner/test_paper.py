@@ -116,6 +116,23 @@ def test_memory_rows_are_what_the_public_functions_say(rows):
                     np.testing.assert_array_equal(ours, says)
 
 
+def test_head_rows_are_those_of_each_heads_memories(rows):
+    model, batch, found, _ = rows
+    _, trace = vitjax.forward(model, batch.images, capture=("mixed_values",))
+    cfg, values = model.config, vitjax.memory_values(model)["attention"]
+    values = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
+    for layer, head in np.ndindex(cfg.depth, cfg.heads):
+        called = trace.mixed_values[layer, :, :, head]
+        own, label = values[layer, head], batch.label[:, None]
+        hit = vitjax.key_value_agreement(model.class_space, called, own, label, k=K)
+        ours = found["agreement_head"][:, layer, head]
+        np.testing.assert_allclose(ours, np.asarray(hit).mean(1), atol=1e-6)
+        top = found["first_attention_update"][:, layer]
+        says = vitjax.compositionality(model.class_space, called, own, top, k=K)
+        ours = found["simple_head"][:, layer, head]
+        np.testing.assert_allclose(ours, np.asarray(says).mean(1), atol=1e-6)
+
+
 ONE = pytest.mark.parametrize("rows", ("registers",), indirect=True)
 
 
@@ -135,7 +152,8 @@ def test_chance_is_the_agreement_with_permuted_classes(rows):
         permuted, _ = compute(model, other, interventions=())
         for name in total:
             hits = permuted[name.replace("chance", "agreement")]
-            total[name] += hits.mean(-1) / paper.PERMUTATIONS
+            hits = hits if name == "chance_head" else hits.mean(-1)
+            total[name] += hits / paper.PERMUTATIONS
     for name, expected in total.items():
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
 

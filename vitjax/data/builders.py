@@ -26,7 +26,11 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
     """Photographs with segmentations, WordNet ids and file names.
 
     Configs: the subset, or "paper" for the paper's selection of the largest: 5 images
-    per class in `validation`, 10 in `test`.
+    per class in `validation`, 10 in `test`, by the published CSV where it lies beside
+    the files and by seed 0 otherwise. There is no other seed: a config's name and
+    version stand for one set of images, and neither TensorFlow Datasets nor a run's
+    data id could tell two seeds apart. Other draws are read from the files themselves,
+    `--data imagenet_s:PATH:paper,seed=1`, whose id names the seed.
     """
 
     name = "imagenet_s"

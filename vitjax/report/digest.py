@@ -54,6 +54,7 @@ class Digest:
         skipped: images among them that could not be read.
         unlabelled: images among them whose class is unknown.
         image: position in the data set of the others: done, read and labelled.
+        label: its class.
         correct: whether the model's first class is the label.
         tokens: kinds of tokens that exist, keys of `TOKENS`.
         curves: by stream; measures in the order of `MEASURES`, token kinds in that of
@@ -68,6 +69,7 @@ class Digest:
     skipped: int
     unlabelled: int
     image: Int[np.ndarray, " image"]
+    label: Int[np.ndarray, " image"]
     correct: Bool[np.ndarray, " image"]
     tokens: tuple[str, ...]
     curves: Mapping[str, Float[np.ndarray, "image measure tokens layer"]]
@@ -122,6 +124,7 @@ def digest(run: Results, *, streams: Sequence[str] = tuple(STREAMS)) -> Digest:
         skipped=int((done & ~valid).sum()),
         unlabelled=int((done & valid & (label < 0)).sum()),
         image=np.flatnonzero(use),
+        label=label[use],
         correct=prediction[use] == label[use],
         tokens=tokens,
         curves=_curves(run, config, len(classes), use, present, tokens),

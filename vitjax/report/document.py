@@ -5,17 +5,21 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import figures, overlays, sections
+from vitjax.report import figures, ink, overlays, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
+from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
+from vitjax.report.refinement import refinement
+from vitjax.report.spreads import Spread, spreads
 from vitjax.report.tables import (
     Tests,
+    accuracy_tests,
     control_tests,
     intervention_table,
     published,
@@ -52,7 +56,8 @@ def write_report(
         runs: rows of the `identifiability` recipe, finished or not.
         out: folder to write to, local or gs://; made where it is missing.
         tests: besides the tests over images, class against context tokens with tokens
-            as units: "within_images", or "published" as the published code.
+            as units: "within_images", or "published" as the published code, which
+            also tests right against wrong images.
         subset: on how many images those rest.
 
     Returns:
@@ -86,7 +91,10 @@ def write_report(
         "summary": _summary(tables),
         "summary_csv": _write_csv(folder / "summary.csv", flat),
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
-        "sections": _sections(folder, names, found),
+        "sections": [
+            *_sections(folder, names, runs, digests, found),
+            *_spreads(folder, names, digests, found),
+        ],
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
@@ -95,8 +103,8 @@ def write_report(
         ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),
-        "provenance": [_provenance(run.manifest, d) for run, d in zip(runs, digests)],
-        "colours": list(zip(figures.COLOURS, figures.DARK)),
+        "provenance": [provenance(run.manifest, d) for run, d in zip(runs, digests)],
+        "colours": list(zip(ink.COLOURS, ink.DARK)),
         "paper": PAPER,
     }
     page = out / "report.html"
@@ -228,11 +236,12 @@ def _draw(folder: Any, key: str, drawn, rows) -> dict[str, Any]:
     }
 
 
-def _sections(folder, names, found) -> list[dict[str, Any]]:
+def _sections(folder, names, runs, digests, found) -> list[dict[str, Any]]:
     """Figures of sections 5 and 6 of the paper, of the runs that have their rows."""
     by_key: dict[str, list[tuple[str, sections.Figure]]] = {}
-    for name, one in zip(names, found):
-        for figure in sections.figures(one) if one is not None else ():
+    for name, run, data, one in zip(names, runs, digests, found):
+        of_paper = sections.figures(one) if one is not None else []
+        for figure in (*of_paper, *refinement(run, data)):
             by_key.setdefault(figure.key, []).append((name, figure))
     shown = []
     for key, figures_ in by_key.items():
@@ -248,6 +257,21 @@ def _sections(folder, names, found) -> list[dict[str, Any]]:
         plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
         made = _draw(folder, key, drawn, plain)
         shown.append(made | {"title": figure.title, "caption": figure.caption})
+    return shown
+
+
+def _spreads(folder, names, digests, found) -> list[dict[str, Any]]:
+    """Distributions, of every run side by side."""
+    by_key: dict[str, list[Spread]] = {}
+    for name, data, one in zip(names, digests, found):
+        for figure in spreads(data, one, run=name, several=len(names) > 1):
+            by_key.setdefault(figure.key, []).append(figure)
+    shown = []
+    for key, figures_ in by_key.items():
+        drawn = [panel for figure in figures_ for panel in figure.panels]
+        rows = [row for figure in figures_ for row in figure.table]
+        words = {"title": figures_[0].title, "caption": figures_[0].caption}
+        shown.append(_draw(folder, key, drawn, rows) | words)
     return shown
 
 
@@ -271,6 +295,8 @@ def _tests(folder, names, runs, digests, found, kind, subset) -> dict[str, Any] 
         table = test_table(data, one)
         if kind != "images":
             table += token_tests(run, data, kind=kind, subset=subset)
+        if kind == "published" and one is not None:
+            table += accuracy_tests(run, data)
         tables.append((name, table))
     tables += [(names[place], table) for place, table in control_tests(digests)]
     rows = [{"run": name, **row} for name, table in tables for row in table]
@@ -352,49 +378,6 @@ def _strip(name: str, maps: overlays.Maps) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
-    """What somebody needs to compute the same again, as (name, value) pairs."""
-    model, data = manifest["model"], manifest["data"]
-    rate = manifest.get("images_per_second")
-    pairs = {
-        "recipe": manifest["recipe"],
-        "model": model["name"],
-        "architecture": _listed(model["config"]),
-        "classes": len(model["classes"]),
-        "checkpoint": model.get("checkpoint") or "none (random initialisation)",
-        "checkpoint sha256": model.get("sha256"),
-        "parameters sha256": model.get("parameters_sha256"),
-        "preprocessing": _listed(model.get("preprocess") or {}),
-        "data": data["spec"],
-        "data id": data["id"],
-        "images": f"{digest.done} of {digest.total} done, {len(digest.image)} used",
-        "batch size": manifest.get("batch_size"),
-        "dtype": manifest.get("dtype"),
-        "matmul precision": manifest.get("matmul_precision"),
-        "class tokens": _listed(manifest.get("masks") or {}),
-        "seed": manifest.get("seed"),
-        "devices": _listed(manifest.get("devices") or ()),
-        "images per second": f"{rate:.4g}" if rate else None,
-        "versions": _listed(manifest["versions"]),
-        "created": manifest.get("created"),
-        "resumed": ", ".join(map(str, manifest.get("resumed") or ())),
-        "finished": manifest.get("finished") or "not yet",
-    }
-    return {
-        "pairs": {
-            key: value for key, value in pairs.items() if value not in (None, "")
-        },
-        "skipped": manifest.get("skipped") or [],
-        "vanished": manifest.get("vanished") or [],
-    }
-
-
-def _listed(values: Mapping[str, Any] | Iterable[Any]) -> str:
-    """A manifest's dict or list in a line."""
-    pairs = values.items() if isinstance(values, Mapping) else [(v,) for v in values]
-    return ", ".join(" ".join(map(str, pair)) for pair in pairs)
 
 
 def _render(context: Mapping[str, Any]) -> str:

@@ -1,48 +1,24 @@
 """Curves over blocks, drawn for print (PNG) and for the page (SVG)."""
 
+import html
 import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
+from vitjax.report import boxes
+from vitjax.report.ink import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SIGNS,
+    VARIABLES,
+    style,
+)
 from vitjax.report.panels import MEASURE_LABELS, Panel
-
-COLOURS = (
-    "#1f6fc4",  # blue
-    "#d0560a",  # vermilion
-    "#0b8060",  # green
-    "#a5378f",  # purple
-    "#8c6d00",  # ochre
-    "#5750c9",  # indigo
-    "#b3263d",  # crimson
-    "#4f6b75",  # slate
-)
-"""Of series, in order: apart for the colour-blind, 4.5 : 1 on white."""
-
-DARK = (
-    "#6cb0ff",
-    "#ff9a5c",
-    "#45c79c",
-    "#e68bd2",
-    "#d9b84a",
-    "#aaa5ff",
-    "#ff8494",
-    "#a3b7c0",
-)
-"""The same on a dark page."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
-"""The same markers as characters, for legends in a page."""
-
-INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
-
-VARIABLES = {colour: f"var(--series-{i})" for i, colour in enumerate(COLOURS)}
-VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)"}
-VARIABLES |= {GRID: "var(--grid)", PAPER: "var(--paper)"}
-"""Print colour -> the page's variable: figures in a page follow its light or dark."""
 
 CELL = (4.1, 2.85)
 MARGIN = (0.66, 0.47, 0.12, 0.34)
@@ -52,11 +28,12 @@ MARGIN = (0.66, 0.47, 0.12, 0.34)
 def legend(panel_list: Sequence[Panel]) -> list[dict[str, str]]:
     """What the lines of some panels mean, for the page: name, colour, sign."""
     entries = {}
-    stacked = panel_list[0].stacked
+    drawn = panel_list[0].drawn
     for series in (series for panel in panel_list for series in panel.series):
         colour = VARIABLES[COLOURS[series.style % len(COLOURS)]]
         line = "╌" if series.style >= len(COLOURS) else "━"
-        sign = "■" if stacked else line + SIGNS[series.style % len(SIGNS)] + line
+        sign = line + SIGNS[series.style % len(SIGNS)] + line
+        sign = sign if drawn == "lines" else "●" if drawn == "dots" else "■"
         entries[series.name] = {"name": series.name, "colour": colour, "sign": sign}
     return list(entries.values())
 
@@ -65,7 +42,7 @@ def chance_text(panel_list: Sequence[Panel]) -> str:
     """The legend of the dashed lines: every chance level among some panels."""
     levels = sorted({level for panel in panel_list for level in panel.chance})
     if not levels:
-        return ""
+        return panel_list[0].chance_name
     return "chance " + ", ".join(f"{level:.4g}" for level in levels)
 
 
@@ -147,42 +124,9 @@ def svg(panel: Panel, *, key: str, among: Sequence[Panel] = ()) -> str:
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    label = f"{MEASURE_LABELS[panel.measure]} over blocks, {panel.title}"
+    label = f"{MEASURE_LABELS[panel.measure]} by {panel.axis}, {panel.title}"
+    label = html.escape(label)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def style(**more: Any) -> AbstractContextManager:
-    """A context with the settings that every drawing shares."""
-    from matplotlib import rc_context
-
-    settings: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": INK,
-        "text.parse_math": False,  # names of runs may hold a dollar
-        "axes.labelcolor": INK,
-        "axes.edgecolor": MUTED,
-        "axes.facecolor": "none",
-        "axes.linewidth": 0.7,
-        "axes.titlesize": 9.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.7,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "legend.frameon": False,
-        "legend.fontsize": 8.5,
-    }
-    settings.update(more)
-    return rc_context(settings)
 
 
 def _draw(axes, panel, limits) -> dict[str, Any]:
@@ -190,19 +134,22 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
     handles = {}
-    draw = _bars if panel.stacked else _line
+    draw = {"lines": _line, "bars": _bars, **boxes.PAINTERS}[panel.drawn]
     for place, series in enumerate(panel.series):
         handles[series.name] = draw(axes, panel, series, panel.series[:place])
+    upright = panel.drawn == "histogram"
+    level_line, order = (axes.axvline, 3.5) if upright else (axes.axhline, 1.5)
     for level in panel.chance:
-        handles[None] = axes.axhline(
-            level, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5
-        )
-    axes.set_title(panel.title)
+        handles[None] = level_line(level, color=MUTED, zorder=order, **boxes.DASHED)
+    if panel.chance_name:
+        handles[None] = boxes.chance_mark(axes, panel)
+    # Names of runs may be long: about 44 characters fit.
+    axes.set_title(panel.title, fontsize=max(5, min(9.5, 9.5 * 44 / len(panel.title))))
     axes.set_ylabel(MEASURE_LABELS[panel.measure])
-    axes.set_xlabel("block / depth" if panel.relative else "block")
+    axes.set_xlabel("block / depth" if panel.relative else panel.axis)
     if panel.relative:
         axes.set_xlim(0, 1.03)
-    else:
+    elif not upright:
         axes.set_xlim(0.5, panel.depth + 0.5)
         whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)
         axes.xaxis.set_major_locator(whole)
@@ -215,17 +162,32 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
 
 def _bars(axes, panel, series, below):
     """One category's part of every bar, on top of those below it."""
-    bottoms = [
-        sum(each.column("mean")[i] for each in below) for i in range(panel.depth)
-    ]
     colour = COLOURS[series.style % len(COLOURS)]
-    wide = 0.8 / (panel.depth if panel.relative else 1)
-    x = panel.x(series)
+    bottoms, x = _bottoms(panel, below, "mean"), panel.x(series)
     low, high = (
         [b + v for b, v in zip(bottoms, series.column(key))] for key in ("low", "high")
     )
+    chance = series.column("chance")
+    if chance[0] == chance[0]:  # beside it, narrow and pale, what chance would give
+        below_it = _bottoms(panel, below, "chance")
+        look = {"facecolor": (colour, boxes.PALE), "edgecolor": MUTED}
+        beside = [place + 0.33 for place in x]
+        axes.bar(
+            *(beside, chance, 0.2, below_it), linewidth=0.6, linestyle="--", **look
+        )
+        x, wide = [place - 0.1 for place in x], 0.58
+    else:
+        wide = 0.8
     axes.vlines(x, low, high, color=INK, linewidth=1, zorder=3)
     return axes.bar(x, series.column("mean"), wide, bottoms, color=colour, zorder=2)
+
+
+def _bottoms(panel, below, key) -> list[float]:
+    """Where the parts of every bar begin that stand on those below."""
+    sums = [0.0] * panel.depth
+    for series in below:
+        sums = [total + value for total, value in zip(sums, series.column(key))]
+    return sums
 
 
 def _line(axes, panel, series, _):
@@ -266,6 +228,8 @@ def _shared_limits(panel_list) -> tuple[float, float] | None:
 
 def _limits(panel_list) -> tuple[float, float]:
     """Vertical range that holds all lines, bands and chance levels."""
+    if panel_list[0].drawn in boxes.PAINTERS:
+        return boxes.limits(panel_list)
     keys = ["mean", "low", "high"] + ["q25", "q75"] * panel_list[0].quartiles
     values = [
         v for p in panel_list for s in p.series for k in keys for v in s.column(k)

@@ -13,6 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitjax.report import digest as digests
+from vitjax.report.composition import (
+    chance_compositions,
+    composition,
+    published_composition,
+)
 from vitjax.report.digest import Digest
 from vitjax.results import Results
 
@@ -24,9 +29,9 @@ CHANGES = {
 }
 """What class-similarity change compares; by name of the quantity."""
 
-COMPOSITION = ("previous", "attention", "mlp", "several", "composed")
-PUBLISHED_COMPOSITION = ("previous", "attention", "mlp", "composed")
 SYSTEMS = ("attention", "mlp")
+
+HEADS = ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
 
 ATTENTION_EDITS = (
     *("self_only", "self_only_renormalized", "self_only_code"),
@@ -50,11 +55,15 @@ class Mechanism:
         change: quantity of `CHANGES` -> kind of tokens -> share that rises.
         composition: category -> share of all tokens; exclusive.
         published_composition: the same as the published code counts it; overlapping.
+        composition_chance, published_composition_chance: likewise, where a token's
+            answer is compared with the sources of every other token of its image.
         agreement: "paper" or "code" -> system -> share of all tokens.
         chance: likewise, with permuted classes.
         at_readout: likewise "paper" agreement, at [CLS] or over the image tokens.
         simple: system -> share of all tokens whose answer is that of one memory.
         simple_chance: likewise, with permuted classes.
+        heads: row of `memories.head_rows` -> its means over tokens, head by head; empty
+            where a run has none.
         gain: update -> kind of tokens -> mean of its true logit minus its input's.
         interventions: name -> per-image numbers of `Intervention`.
         class_value: system -> agreement [layer class]; also SYSTEM_control, _shuffled;
@@ -65,11 +74,14 @@ class Mechanism:
     change: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     composition: Mapping[str, Float[np.ndarray, "image layer"]]
     published_composition: Mapping[str, Float[np.ndarray, "image layer"]]
+    composition_chance: Mapping[str, Float[np.ndarray, "image layer"]]
+    published_composition_chance: Mapping[str, Float[np.ndarray, "image layer"]]
     agreement: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     chance: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     at_readout: Mapping[str, Float[np.ndarray, "image layer"]]
     simple: Mapping[str, Float[np.ndarray, "image layer"]]
     simple_chance: Mapping[str, Float[np.ndarray, "image layer"]]
+    heads: Mapping[str, Float[np.ndarray, "image layer head"]]
     gain: Mapping[str, Mapping[str, Float[np.ndarray, "image layer"]]]
     interventions: Mapping[str, "Intervention"]
     class_value: Mapping[str, Float[np.ndarray, "layer *head class"]]
@@ -151,6 +163,7 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
         "change": changes(read, before, members),
         "composition": composition(tops, came),
         "published_composition": published_composition(tops, came),
+        **chance_compositions(tops, came),
         "agreement": {
             kind: {s: read(f"agreement_{code}{s}").mean(-1) for s in SYSTEMS}
             for kind, code in (("paper", ""), ("code", "code_"))
@@ -163,7 +176,12 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
             s: average(read(f"agreement_{s}"), members[readout]) for s in SYSTEMS
         },
         "simple": {s: read(f"simple_{s}").mean(-1) for s in SYSTEMS},
-        "simple_chance": {s: read(f"chance_simple_{s}") for s in SYSTEMS},
+        "simple_chance": {  # runs of older versions have none
+            s: read(f"chance_simple_{s}")
+            for s in SYSTEMS
+            if f"chance_simple_{s}" in run
+        },
+        "heads": {name: read(name) for name in HEADS if name in run},
         "gain": gains(read, before, members),
         "interventions": dict(interventions(run, read, config, mask)),
     }
@@ -218,25 +236,6 @@ def weighted(values, there) -> Float[np.ndarray, "image layer"]:
     total = np.where(there[:, None], values, 0.0).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return total / count
-
-
-def composition(tops, came) -> dict[str, np.ndarray]:
-    """Shares of the five exclusive categories: see `vitjax.residual_composition`."""
-    after = tops["residual"]
-    sources = (came, tops["attention_update"], tops["mlp_update"])
-    matches = [source == after for source in sources]
-    count = np.sum(matches, axis=0)
-    found = [match & (count == 1) for match in matches] + [count > 1, count == 0]
-    return {name: hits.mean(-1) for name, hits in zip(COMPOSITION, found)}
-
-
-def published_composition(tops, came) -> dict[str, np.ndarray]:
-    """Shares that overlap, as the published code counts them."""
-    after = tops["residual"]
-    sources = (came, tops["attention_update"], tops["mlp_update"])
-    previous_, attention, mlp = (source == after for source in sources)
-    found = (previous_, attention, mlp, ~(previous_ | attention))
-    return {name: hits.mean(-1) for name, hits in zip(PUBLISHED_COMPOSITION, found)}
 
 
 def interventions(run, read, config, mask) -> Iterator[tuple[str, Intervention]]:

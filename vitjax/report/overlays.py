@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from vitjax.report import figures
+from vitjax.report import ink
 from vitjax.report.digest import Digest
 from vitjax.report.panels import MEASURE_LABELS
 from vitjax.results import Results, read_bytes
@@ -227,7 +227,7 @@ def png(rows: Sequence[tuple[str, Maps]], *, dpi: int = 150) -> bytes:
     columns = 1 + max(len(maps.layers) for _, maps in rows)
     width = columns * (CELL + GAP) + 0.85
     height = sum(heights) + len(rows) * (text + GAP) + 0.3
-    with figures.style():
+    with ink.style():
         figure = Figure(figsize=(width, height))
         # One pair of axes, in inches: fifty of them would take seconds.
         sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vitjax.report.digest import STREAMS, TOKENS
 
@@ -14,11 +14,16 @@ MEASURE_LABELS = {
     "agreement": "key-value agreement rate",
     "class_value": "class-value agreement",
     "simple": "share of tokens",
+    "images": "share of images",
     "difference": "agreement rate, correct - wrong",
 }
 
 # One kind of tokens keeps its colour in every figure of a single run.
 KIND_STYLE = {"cls": 0, "image": 1, "register": 5, "class": 3, "context": 2}
+
+
+Drawn = Literal["lines", "bars", "boxes", "dots", "histogram"]
+"""How the rows of a panel are drawn; bars stand on top of each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,11 @@ class Panel:
         relative: horizontal axis in fractions of the depth, for models that differ in
             depth, instead of blocks.
         quartiles: draw the band between the quartiles over images too.
-        stacked: bars on top of each other instead of lines.
+        drawn: as lines, or otherwise; see `Drawn`.
         fitted: the vertical axis holds what is drawn, not all values that there are.
+        axis: what is on the horizontal axis.
+        chance_name: in the legend, where chance differs from block to block; it is then
+            drawn along the blocks instead of as one level.
     """
 
     title: str
@@ -62,19 +70,34 @@ class Panel:
     measure: str
     relative: bool = False
     quartiles: bool = True
-    stacked: bool = False
+    drawn: Drawn = "lines"
     fitted: bool = False
+    axis: str = "block"
+    chance_name: str = ""
 
     @property
     def chance(self) -> tuple[float, ...]:
         """Chance levels, one per number of classes; those that are NaN are none."""
+        if self.chance_name:
+            return ()
         levels = {s.rows[0]["chance"] for s in self.series}
         return tuple(sorted(level for level in levels if level == level))
+
+    @property
+    def stacked(self) -> bool:
+        """Whether series stand on top of each other."""
+        return self.drawn == "bars"
 
     @property
     def depth(self) -> int:
         """Blocks of the deepest model."""
         return max(len(series.rows) for series in self.series)
+
+    def tick(self, place: int) -> str:
+        """What a table calls this place of the horizontal axis."""
+        rows = max((series.rows for series in self.series), key=len)
+        row = rows[place]
+        return str(row["tick"] if "tick" in row else row["block"])
 
     def x(self, series: Series) -> list[float]:
         """Horizontal positions of a series."""

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vitjax.report.composition import COMPOSITION
 from vitjax.report.digest import TOKENS
-from vitjax.report.mechanism import CHANGES, COMPOSITION, SYSTEMS, Mechanism
+from vitjax.report.mechanism import CHANGES, SYSTEMS, Mechanism
 from vitjax.report.panels import KIND_STYLE, Panel, Series
 from vitjax.statistics import bootstrap_mean
 
@@ -20,14 +21,14 @@ class Curve(NamedTuple):
         series: its name.
         style: colour and marker.
         values: one per image (or class) and block.
-        chance: level, NaN for none.
+        chance: level, or one per block; NaN for none.
     """
 
     panel: str
     series: str
     style: int
     values: Float[np.ndarray, "unit layer"]
-    chance: float = float("nan")
+    chance: float | Float[np.ndarray, " layer"] = float("nan")
 
 
 class Figure(NamedTuple):
@@ -40,6 +41,7 @@ class Figure(NamedTuple):
         measure: key of `panels.MEASURE_LABELS`.
         curves: of one run.
         stacked: bars instead of lines.
+        chance_name: in the legend, of chance that differs from block to block.
     """
 
     key: str
@@ -48,10 +50,15 @@ class Figure(NamedTuple):
     measure: str
     curves: Sequence[Curve]
     stacked: bool = False
+    chance_name: str = ""
 
 
 SYSTEM_NAMES = {"attention": "attention", "mlp": "MLP"}
 BAND = "Line: mean over images; band: its 95 % bootstrap interval."
+PALE = (
+    "Pale bars: by chance, the top class after the block compared with the input and "
+    "updates of every other token of the same image instead of its own."
+)
 CATEGORY_NAMES = {
     "previous": "the block's input",
     "attention": "attention",
@@ -68,6 +75,7 @@ def figures(found: Mechanism) -> list[Figure]:
         composition(found),
         published_composition(found),
         class_value(found),
+        heads(found),
         agreement(found),
         accuracy(found),
         simple(found),
@@ -96,14 +104,23 @@ def composition(found: Mechanism) -> Figure:
         Curve("top class after the block", CATEGORY_NAMES[name], place, values)
         for place, (name, values) in enumerate(found.composition.items())
     ]
+    curves = with_chance(curves, found.composition_chance)
     caption = (
         "Share of all tokens whose top class after the block is also that of exactly "
         "one of its input and its two updates, of more than one, or of none (section "
         "6.1, Figure 3c). The categories exclude each other and add to one. Bars: mean "
-        "over images; thin lines: 95 % bootstrap interval of each part."
+        f"over images; thin lines: 95 % bootstrap interval of each part. {PALE}"
     )
     title = "Where does a block's answer come from?"
     return Figure("composition", title, caption, "composition", curves, stacked=True)
+
+
+def with_chance(
+    curves: Sequence[Curve], chance: Mapping[str, Float[np.ndarray, "image layer"]]
+) -> list[Curve]:
+    """Curves with the mean over images of their chance levels, in the same order."""
+    levels = [values.mean(0) for values in chance.values()]
+    return [curve._replace(chance=level) for curve, level in zip(curves, levels)]
 
 
 def published_composition(found: Mechanism) -> Figure:
@@ -113,10 +130,11 @@ def published_composition(found: Mechanism) -> Figure:
         Curve("as the published code counts", names[name], COMPOSITION.index(name), v)
         for name, v in found.published_composition.items()
     ]
+    curves = with_chance(curves, found.published_composition_chance)
     caption = (
         "The same as the published code counts it: three categories overlap, and the "
         "last one does not look at the MLP, so that bars exceed one. For comparison "
-        "with Figure 3c as printed."
+        f"with Figure 3c as printed. {PALE}"
     )
     title, key = "The same, as published", "composition_published"
     return Figure(key, title, caption, "composition", curves, stacked=True)
@@ -146,6 +164,31 @@ def class_value(found: Mechanism) -> Figure:
     )
     title = "Do the weights hold classes?"
     return Figure("class_value", title, caption, "class_value", curves)
+
+
+def heads(found: Mechanism) -> Figure:
+    """Key-value agreement and compositionality of every attention head."""
+    shown = {
+        "key-value agreement, each head": ("agreement_head", "chance_head"),
+        "answer of one memory, each head": ("simple_head", "chance_simple_head"),
+    }
+    curves = []
+    for panel, (name, chance) in shown.items() if found.heads else ():
+        level = found.heads[chance].mean((0, 2), dtype=np.float64)
+        for head in range(found.heads[name].shape[-1]):
+            values = found.heads[name][..., head]
+            curves.append(Curve(panel, f"head {head}", head, values, level))
+    caption = (
+        "The two questions of the next figures, asked of each attention head and its "
+        "own memories (section 6.2). Left: share of all tokens whose five strongest "
+        "memories in the head have the true class among their five best classes. "
+        "Right: share of tokens for which the top class of what attention writes, all "
+        "heads together, is that of one of these five memories. Dashed: permuted "
+        f"classes, mean over heads. {BAND}"
+    )
+    title, key = "Which heads hold and call classes?", "heads"
+    dashed = "classes permuted, mean over heads"
+    return Figure(key, title, caption, "simple", curves, chance_name=dashed)
 
 
 def agreement(found: Mechanism) -> Figure:
@@ -207,10 +250,11 @@ def simple(found: Mechanism) -> Figure:
     """Compositionality of the layers' answers."""
     curves = []
     for style, s in enumerate(SYSTEMS):
-        name, chance = SYSTEM_NAMES[s], found.simple_chance[s]
+        name = SYSTEM_NAMES[s]
         curves.append(Curve("all tokens", name, style, found.simple[s]))
-        permuted = f"{name}, classes permuted"
-        curves.append(Curve("all tokens", permuted, style + 8, chance))
+        if s in found.simple_chance:
+            permuted, chance = f"{name}, classes permuted", found.simple_chance[s]
+            curves.append(Curve("all tokens", permuted, style + 8, chance))
     caption = (
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories: where it is small, answers are composed "
@@ -235,6 +279,7 @@ def curve_rows(figure: Figure, *, run: str) -> list[dict[str, Any]]:
     for curve in figure.curves:
         interval = bootstrap_mean(curve.values.astype(np.float64))
         images = np.isfinite(curve.values).sum(0)
+        chance = np.broadcast_to(curve.chance, interval.mean.shape)
         for layer in range(curve.values.shape[1]):
             rows.append(
                 {
@@ -248,7 +293,7 @@ def curve_rows(figure: Figure, *, run: str) -> list[dict[str, Any]]:
                     "mean": float(interval.mean[layer]),
                     "low": float(interval.low[layer]),
                     "high": float(interval.high[layer]),
-                    "chance": curve.chance,
+                    "chance": float(chance[layer]),
                 }
             )
     return rows
@@ -271,8 +316,9 @@ def panels(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ),
             measure=figure.measure,
             quartiles=False,
-            stacked=figure.stacked,
+            drawn="bars" if figure.stacked else "lines",
             fitted=True,
+            chance_name="pale: by chance" if figure.stacked else figure.chance_name,
         )
         for (title, run), lines in grouped.items()
     ]

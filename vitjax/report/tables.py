@@ -17,6 +17,7 @@ from vitjax.statistics import (
     holm,
     label_permutation_test,
     sign_flip_test,
+    vilas2023_accuracy_test,
     vilas2023_permutation_test,
     wilcoxon_test,
     within_image_test,
@@ -116,6 +117,29 @@ def token_tests(
                 p.append(within_image_test(values, member, counted=counted)[0])
         name = f"identifiability of class minus context tokens, {stream} {words}"
         rows += tested(name, means, np.array(p))
+    return rows
+
+
+def accuracy_tests(run: Results, digest: Digest) -> list[dict[str, Any]]:
+    """Right against wrong images as the published code tests them.
+
+    Key-value agreement in the code's definition at token 0, which without a [CLS] token
+    is the first patch.
+
+    Args:
+        run: rows of the recipe `paper`.
+        digest: of the same run.
+
+    Returns:
+        Rows as those of `test_table`, without any where all images are right or wrong.
+    """
+    rows, right = [], digest.correct
+    token = "[CLS]" if digest.config.class_token else "the first token"
+    for s in SYSTEMS if 0 < right.sum() < len(right) else ():
+        hits = run[f"agreement_code_{s}"][digest.image][..., 0].astype(np.float64)
+        means = hits[right].mean(0) - hits[~right].mean(0)
+        name = f"{s} agreement (code) at {token}, right minus wrong images (published)"
+        rows += tested(name, means.tolist(), vilas2023_accuracy_test(hits, right))
     return rows
 
 

@@ -9,26 +9,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from vitjax.analysis import interventions, memory, readouts
 from vitjax.analysis.projection import project, rank
-from vitjax.analysis.selection import first, largest
+from vitjax.analysis.selection import first
 from vitjax.models.capture import first_block, last_stream, scan_blocks
 from vitjax.models.model import Model, initialise
 from vitjax.models.readout import memory_values
 from vitjax.runner import identifiability as base
+from vitjax.runner.memories import SYSTEMS, memory_rows
 from vitjax.runner.recipe import Prepared, Recipe
 from vitjax.types import ArrayLike, Batch, Edits
 
-SYSTEMS = ("attention", "mlp")
 K = 5
 PERMUTATIONS = 4
 """Of the classes: the chance level of the key-value agreement is their mean."""
 
 
 def one_pass(
-    model: Model, batch: Batch, aux: dict[str, Any], *, top: int, k: int
+    model: Model,
+    batch: Batch,
+    aux: dict[str, Any],
+    *,
+    top: int,
+    k: int,
+    heads: bool,
 ) -> dict[str, Array]:
     """Everything that needs no intervention, from one forward pass.
 
@@ -38,6 +44,7 @@ def one_pass(
         aux: of `prepare`.
         top: classes of the readout state to keep.
         k: memories of a token, and classes of a memory, that count.
+        heads: rows of every attention head too.
 
     Returns:
         The rows of `identifiability`; logit_middle [image layer token], of the stream
@@ -46,7 +53,9 @@ def one_pass(
         entering block 0; for both memory systems agreement_* and agreement_code_*,
         key-value agreement as the paper and as its code define it, chance_* [image
         layer] the same with permuted classes, mean over tokens, and simple_*, whether
-        the top class is that of a single memory (NOT composed), with chance_simple_*.
+        the top class is that of a single memory (NOT composed), with chance_simple_*;
+        with `heads` also agreement_head, simple_head and their chance_* [image layer
+        head], means over tokens: see `memories.head_rows`.
     """
     space = readouts.readout(model.class_space)
     label = jnp.maximum(batch.label, 0)
@@ -72,7 +81,8 @@ def one_pass(
         after, stream = products["residual"], trace.residual
         rows |= base.readout_rows(model, space, after, stream, top=top)
         rows |= base.refined_rows(model, index, stream, label)
-        rows |= memory_rows(aux, index, trace, label, rows, k=k)
+        tops = {system: rows[f"first_{system}_update"] for system in SYSTEMS}
+        rows |= memory_rows(aux, index, trace, label, tops, k=k, heads=heads)
         return (after, index + 1), rows
 
     logits, reads = scan_blocks(model, batch.images, read, state=embed)
@@ -85,61 +95,6 @@ def one_pass(
         "first_embedding": first(readouts.logits(space, product, embedding)),
         "prediction": jnp.argmax(logits, -1).astype(jnp.int32),
     }
-
-
-def memory_rows(aux, index, trace, label, rows, *, k: int) -> dict[str, Array]:
-    """What the strongest memories of every token say."""
-    conventions: tuple[interventions.Convention, ...] = ("paper", "vilas2023_code")
-    called = [memory.memory_coefficients(trace, convention=c) for c in conventions]
-    found = {}
-    for system in SYSTEMS:
-        known = jax.tree.map(lambda leaf: leaf[index], aux[system])
-        count = min(k, known.classes.shape[-1])
-        strongest = [largest(coefficients[system], count) for coefficients in called]
-        for prefix, which, convention in zip(("", "code_"), strongest, conventions):
-            hit, chance = agreement_and_chance(
-                known, which, label, aux["permutations"], convention=convention
-            )
-            found[f"agreement_{prefix}{system}"] = hit
-            found[f"chance_{prefix}{system}"] = chance
-        top = rows[f"first_{system}_update"]
-        found[f"simple_{system}"] = memory.says(known, strongest[0], top)
-        chance = [
-            memory.says(known, strongest[0], order[top]).mean(-1)
-            for order in aux["permutations"]
-        ]
-        found[f"chance_simple_{system}"] = jnp.stack(chance).mean(0)
-    return found
-
-
-def agreement_and_chance(
-    known: memory.MemoryClasses,
-    strongest: Int[Array, "batch token top"],
-    label: Int[Array, " batch"],
-    permutations: Int[Array, "permutation class"],
-    *,
-    convention: interventions.Convention,
-) -> tuple[Bool[Array, "batch token"], Float[Array, " batch"]]:
-    """Key-value agreement with the label, and its mean over tokens with other classes.
-
-    Args:
-        known: the layer's memories in class space.
-        strongest: those that every token calls most.
-        label: true classes.
-        permutations: of the classes; each puts another class in the label's place.
-        convention: of `key_value_agreement`.
-
-    Returns:
-        Hits, and the chance level of each image.
-    """
-    k = strongest.shape[-1]
-
-    def hits(label):
-        spread = jnp.broadcast_to(label[:, None], strongest.shape[:-1])
-        return memory.agreement(known, strongest, spread, k=k, convention=convention)
-
-    chance = jnp.stack([hits(order[label]).mean(-1) for order in permutations])
-    return hits(label), chance.mean(0)
 
 
 Builder = Callable[[Model, Batch, Array], Edits | None]
@@ -228,6 +183,7 @@ def step(
     *,
     top: int,
     k: int,
+    heads: bool,
     interventions: tuple[str, ...],
 ) -> dict[str, Array]:
     """One pass, and one more for each intervention.
@@ -238,13 +194,14 @@ def step(
         aux: of `prepare`.
         top: classes of the readout state to keep.
         k: memories and classes that count.
+        heads: rows of every attention head too.
         interventions: names out of `INTERVENTIONS`.
 
     Returns:
         The rows of `one_pass`; rank_NAME [image token] and prediction_NAME [image] of
         every intervention that the model and its data have.
     """
-    rows = one_pass(model, batch, aux, top=top, k=k)
+    rows = one_pass(model, batch, aux, top=top, k=k, heads=heads)
     for name in interventions:
         edits = INTERVENTIONS[name](model, batch, aux["key"])
         if edits is not None:
@@ -311,6 +268,11 @@ AGREEMENT = {
     for system in SYSTEMS
 } | {f"chance_simple_{system}": ("layer",) for system in SYSTEMS}
 
+OF_HEADS = {
+    name: ("layer", "head")
+    for name in ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
+}
+
 INTERVENED = {
     f"{kind}_{name}": axes
     for name in INTERVENTIONS
@@ -320,14 +282,18 @@ INTERVENED = {
 PAPER = Recipe(
     name="paper",
     step=step,
-    dims={**base.DIMS, **PER_TOKEN, **AGREEMENT, **INTERVENED},
+    dims={**base.DIMS, **PER_TOKEN, **AGREEMENT, **OF_HEADS, **INTERVENED},
     labelled=(
         *base.IDENTIFIABILITY.labelled,
         *("logit_middle", "logit_embedding"),
         *AGREEMENT,
+        *("agreement_head", "chance_head"),
         *(name for name in INTERVENED if name.startswith("rank")),
     ),
-    options={"top": base.TOP, "k": K, "interventions": tuple(INTERVENTIONS)},
+    options={
+        **{"top": base.TOP, "k": K, "heads": True},
+        "interventions": tuple(INTERVENTIONS),
+    },
     prepare=prepare,
     once={
         **{
@@ -343,8 +309,10 @@ ONE_PASS = Recipe(
     name="one_pass",
     step=one_pass,
     dims={**base.DIMS, **PER_TOKEN, **AGREEMENT},
-    labelled=tuple(name for name in PAPER.labelled if name not in INTERVENED),
-    options={"top": base.TOP, "k": K},
+    labelled=tuple(
+        name for name in PAPER.labelled if name not in {**INTERVENED, **OF_HEADS}
+    ),
+    options={"top": base.TOP, "k": K, "heads": False},
     prepare=prepare,
     once=PAPER.once,
 )
