@@ -14,7 +14,9 @@ from vitjax.analysis.memory import (
 from vitjax.analysis.projection import identifiability, project, rank, top_k
 from vitjax.api import (
     attention_gradients,
+    explain,
     forward,
+    helpful_minus_attended,
     memory_values,
     no_cls,
     refinement_logits,
@@ -50,7 +52,9 @@ __all__ = [
     "attention_gradients",
     "class_value_agreement",
     "compositionality",
+    "explain",
     "forward",
+    "helpful_minus_attended",
     "identifiability",
     "init",
     "keep_tokens",

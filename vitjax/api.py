@@ -10,8 +10,8 @@ import jax
 from jaxtyping import Array, Float
 
 from vitjax.analysis import interventions
+from vitjax.maps import methods, removal
 from vitjax.maps import relevancy as relevancies
-from vitjax.maps import removal
 from vitjax.models import capture, readout
 from vitjax.models.model import Model
 from vitjax.types import Edits
@@ -19,6 +19,13 @@ from vitjax.types import Edits
 forward = jax.jit(capture.forward, static_argnames=("capture",))
 scan_blocks = jax.jit(capture.scan_blocks, static_argnames=("read", "state"))
 relevancy = jax.jit(relevancies.relevancy, static_argnames=("of", "loss", "query"))
+helpful_minus_attended = jax.jit(
+    relevancies.helpful_minus_attended, static_argnames=("of", "loss")
+)
+explain = jax.jit(
+    methods.explain,
+    static_argnames=("method", "layers", "heads", "of", "loss", "steps", "seed"),
+)
 removal_curve = jax.jit(removal.removal_curve, static_argnames=("keep_counts", "order"))
 refinement_logits = jax.jit(capture.refinement_logits)
 attention_gradients = jax.jit(

@@ -89,7 +89,7 @@ def localisation(
     real = jnp.asarray(mask)
     there = jnp.ones(real.shape, bool) if where is None else jnp.asarray(where)
     scaled = to_unit_range(values, there)
-    count = jnp.maximum(there.sum(-1, keepdims=True), 1)
+    count = jnp.maximum(there.sum(-1, keepdims=True), 1).astype(values.dtype)
     said = scaled > jnp.where(there, scaled, 0).sum(-1, keepdims=True) / count
 
     def number(which) -> Float[Array, " batch"]:

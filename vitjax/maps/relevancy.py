@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis.projection import Labels, project, take_label
+from vitjax.maps.attention import raw_attention
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
 from vitjax.models.tail import attention_update, block_output
@@ -144,3 +145,43 @@ def gradient_of_pool(
         return total(params, mixed + moved[:, None], stream_in, target)
 
     return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
+
+
+def helpful_minus_attended(
+    model: Model,
+    images: Float[ArrayLike, "batch height width channel"],
+    target: Labels,
+    *,
+    of: Of = "residual",
+    loss: Loss = "cross_entropy",
+    edits: Edits | None = None,
+) -> Float[Array, "layer batch head patch"]:
+    """What a model neglects: where attention would help, minus where it is.
+
+    relu(R) / sum relu(R) - A / sum A over the patches of each block and head, R the
+    relevancy and A the attention weights of the answer's row (Vilas et al. 2023,
+    section 7, compare the two; the scale is ours, since their units differ).
+
+    Args:
+        model: the model.
+        images: preprocessed pixels.
+        target: class number of each image, or one for all.
+        of: of `relevancy`. Static.
+        loss: of `relevancy`. Static.
+        edits: interventions.
+
+    Returns:
+        In [-1, 1]; each map sums to 0. Positive where more attention would help,
+        negative where attention goes without helping. A head in which no patch would
+        help is minus its attention.
+    """
+    prefix = model.config.prefix
+    helpful = relevancy(model, images, target, of=of, loss=loss, edits=edits)
+    attended = raw_attention(model, images, edits=edits)
+    return shares(jax.nn.relu(helpful[..., prefix:])) - shares(attended)
+
+
+def shares(values: Float[Array, "*any patch"]) -> Float[Array, "*any patch"]:
+    """Each as its part of the sum; 0 where the sum is."""
+    total = values.sum(-1, keepdims=True)
+    return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from vitjax.models.links import Links, split_edits
 from vitjax.models.model import Model
+from vitjax.models.rules import Rules
 from vitjax.models.vit import Block, Tap
 from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, ArrayLike, Edits, Trace
 
@@ -101,12 +102,16 @@ def apply_block(
     *,
     fields: Sequence[str] = BLOCK_FIELDS,
     perturbations: Any = None,
+    rules: Rules = Rules(),
 ) -> tuple[Float[Array, "batch token dim"], Trace]:
-    """One encoder block, and the fields of its trace that were asked for."""
+    """One encoder block, and the fields of its trace that were asked for.
+
+    `perturbations` are added at taps; `rules` say how it is differentiated.
+    """
     variables = {"params": params}
     if perturbations is not None:
         variables["perturbations"] = perturbations
-    (x, _), captured = Block(model.config).apply(
+    (x, _), captured = Block(model.config, rules=rules).apply(
         variables,
         x,
         *links,

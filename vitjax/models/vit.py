@@ -12,12 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.initial import NEAR_ZERO, NORMAL, torch_uniform
 from vitjax.models.links import Links, check_edits, log_mask, patch_mask, split_edits
 from vitjax.models.refinement import Refinement
+from vitjax.models.rules import Rules, dense
 from vitjax.types import ArrayLike, Config, Edits
 
 GELU: dict[str, Callable] = {
@@ -27,27 +27,18 @@ GELU: dict[str, Callable] = {
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation; its statistics are float32 at least.
-
-    The variance is the two-pass one: the one-pass form that Flax prefers loses digits
-    where a stream's mean is large against its spread.
-    """
+    """Layer normalisation; its statistics are float32 at least."""
 
     epsilon: float
     initial_scale: float = 1.0
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*any dim"]) -> Float[Array, "*any dim"]:
         ones = nn.initializers.constant(self.initial_scale)
-        shape, dtype = x.shape[-1:], np.promote_types(x.dtype, jnp.float32)
-        scale = self.param("scale", ones, shape).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape).astype(dtype)
-        along_last = (1,) * (x.ndim - 1) + shape
-        y = x.astype(dtype)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        y = y * scale.reshape(along_last) + bias.reshape(along_last)
-        return y.astype(x.dtype)
+        scale = self.param("scale", ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return self.rules.norm(x, scale, bias, epsilon=self.epsilon)
 
 
 class Tap(nn.Module):
@@ -68,34 +59,38 @@ class Attention(nn.Module):
     """Multi-head self-attention; links act on its logits and on its weights."""
 
     config: Config
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch token dim"], *links: Links
     ) -> Float[Array, "batch token dim"]:
-        cfg = self.config
+        cfg, rules = self.config, self.rules
 
         def project(name):
             shape = (cfg.heads, cfg.head_dim)
-            dense = nn.DenseGeneral(
+            layer = nn.DenseGeneral(
                 shape, use_bias=cfg.qkv_bias, kernel_init=NORMAL, name=name
             )
-            return dense(x)
+            return dense(rules, layer, x)
 
-        query, key = project("query") / math.sqrt(cfg.head_dim), project("key")
-        value = Tap(name="values")(project("value"))
-        logits = jnp.einsum("bqhk,bthk->bhqt", query, key)
+        query = project("query")
+        query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
+        key, value = project("key"), Tap(name="values")(project("value"))
+        logits = rules.product("bqhk,bthk->bhqt", query, key)
         for link in links:
             if link.attend is not None:
                 logits = logits + log_mask(link.attend, logits.dtype)
-        weights = jax.nn.softmax(logits, axis=-1)
+        weights = rules.softmax(logits, jax.nn.softmax(logits, axis=-1))
         for link in links:
             if link.scale is not None:
-                weights = weights * jnp.asarray(link.scale, weights.dtype)
+                scaled = weights * jnp.asarray(link.scale, weights.dtype)
+                weights = rules.scaled(weights, scaled)
         weights = Tap(name="attention_weights")(weights)
-        mixed = Tap(name="mixed_values")(jnp.einsum("bhqt,bthk->bqhk", weights, value))
+        mixed = rules.product("bhqt,bthk->bqhk", weights, value)
+        mixed = Tap(name="mixed_values")(mixed)
         out = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=NORMAL, name="out")
-        return out(mixed)
+        return dense(rules, out, mixed)
 
 
 class MlpBlock(nn.Module):
@@ -103,27 +98,32 @@ class MlpBlock(nn.Module):
 
     config: Config
     dropout: float = 0.0
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch token dim"], *, train: bool = False
     ) -> Float[Array, "batch token dim"]:
-        hidden = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")(x)
-        hidden = Tap(name="mlp_preactivation")(hidden)
-        hidden = Tap(name="mlp_hidden")(GELU[self.config.gelu](hidden))
+        first = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")
+        second = nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")
+        hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x))
+        hidden = self.rules.gelu(hidden, GELU[self.config.gelu](hidden))
+        hidden = Tap(name="mlp_hidden")(hidden)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")(hidden)
+        return dense(self.rules, second, hidden)
 
 
 class LayerScale(nn.Module):
     """A learned factor per channel."""
+
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch token dim"]
     ) -> Float[Array, "batch token dim"]:
         gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
-        return x * gamma[None, None]
+        return self.rules.scaled(x, x * gamma[None, None])
 
 
 class Block(nn.Module):
@@ -131,6 +131,7 @@ class Block(nn.Module):
 
     config: Config
     dropout: float = 0.0
+    rules: Rules = Rules()
 
     @nn.compact
     def __call__(
@@ -141,8 +142,9 @@ class Block(nn.Module):
         drop_path: Float[Array, ""] | float = 0.0,
         train: bool = False,
     ) -> tuple[Float[Array, "batch token dim"], None]:
-        attention = Attention(self.config, name="MultiHeadDotProductAttention_0")
-        mlp = MlpBlock(self.config, self.dropout, name="MlpBlock_0")
+        name = "MultiHeadDotProductAttention_0"
+        attention = Attention(self.config, self.rules, name=name)
+        mlp = MlpBlock(self.config, self.dropout, self.rules, name="MlpBlock_0")
 
         def attend(y):
             return attention(y, shared, layered)
@@ -151,22 +153,23 @@ class Block(nn.Module):
             return mlp(y, train=train)
 
         update = self.update(0, attend, x, drop_path, train)
-        x = x + Tap(name="attention_update")(update)
+        x = self.rules.add(x, Tap(name="attention_update")(update))
         update = self.update(1, transform, x, drop_path, train)
-        x = x + Tap(name="mlp_update")(update)
+        x = self.rules.add(x, Tap(name="mlp_update")(update))
         return Tap(name="residual")(x), None
 
     def update(self, index: int, sublayer: Callable, x, drop_path, train: bool):
         """What sub-layer number `index` adds to the stream."""
-        name = f"LayerNorm_{index}"
+        name, rules = f"LayerNorm_{index}", self.rules
         if self.config.norm == "residual_post":
             # timm starts these at 1e-5: every block begins as the identity.
-            norm = LayerNorm(self.config.epsilon, initial_scale=1e-5, name=name)
+            norm = LayerNorm(self.config.epsilon, 1e-5, rules, name=name)
             y = norm(sublayer(x))
         else:
-            y = sublayer(LayerNorm(self.config.epsilon, name=name)(x))
+            norm = LayerNorm(self.config.epsilon, rules=rules, name=name)
+            y = sublayer(norm(x))
         if self.config.layer_scale:
-            y = LayerScale(name=f"LayerScale_{index}")(y)
+            y = LayerScale(rules, name=f"LayerScale_{index}")(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return self.stochastic_depth(y, drop_path) if train else y
 

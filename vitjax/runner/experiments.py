@@ -2,11 +2,13 @@
 
 import difflib
 
+from vitjax.runner.faithfulness import FAITHFULNESS
 from vitjax.runner.identifiability import IDENTIFIABILITY
 from vitjax.runner.paper import ONE_PASS, PAPER
 from vitjax.runner.recipe import Recipe
 
-RECIPES = {recipe.name: recipe for recipe in (IDENTIFIABILITY, ONE_PASS, PAPER)}
+ALL = (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS)
+RECIPES = {recipe.name: recipe for recipe in ALL}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -177,6 +177,13 @@ class Job:
             made = make(self.placed, seed=self.seed)
         return Prepared(meshes.replicate(made.aux, self.mesh), made.once)
 
+    def measured(self) -> dict[str, Any]:
+        """What the recipe measures of itself, on a batch of the run's size."""
+        measure: Any = self.recipe.measure
+        batch = meshes.shard(self.blank(), self.mesh)
+        with jax.default_matmul_precision(self.precision):
+            return measure(self.placed, batch, **self.recipe.options)
+
     @property
     def once(self) -> dict[str, np.ndarray]:
         """Arrays that are written once, as they are on disk."""

@@ -38,6 +38,8 @@ class Recipe:
         options: keywords of the step, recorded in the manifest.
         prepare: None, or `prepare(model, seed=seed, **options) -> Prepared`.
         once: for every array that `prepare` may return, the names of its axes.
+        measure: None, or `measure(model, batch, **options) -> JSON`, called once a run
+            is through: what to put into the manifest as "measured", such as speeds.
     """
 
     name: str
@@ -47,6 +49,24 @@ class Recipe:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prepare: Callable[..., Prepared] | None = None
     once: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    measure: Callable[..., dict[str, Any]] | None = None
+
+    def asked(self, options: Mapping[str, Any]) -> "Recipe":
+        """The same question with other options.
+
+        Args:
+            options: keywords of the step, to replace those of the recipe.
+
+        Raises:
+            ValueError: the recipe has no such option.
+        """
+        unknown = [name for name in options if name not in self.options]
+        if unknown:
+            raise ValueError(
+                f"The recipe {self.name!r} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(self.options) or 'none'}."
+            )
+        return dataclasses.replace(self, options={**self.options, **options})
 
     def make(self, model: Model, seed: int) -> Prepared:
         """What the steps need of a model beside itself.

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
+from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.job import PICTURES, Job, OnError, make_job
 from vitjax.runner.mesh import fetch
@@ -41,6 +42,7 @@ def run(
     mask_convention: MaskConvention = "area",
     mask_threshold: float = 0.5,
     workers: int = 0,
+    options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> Results:
     """Ask a question of every image of a data set, and keep the rows on disk.
@@ -66,6 +68,7 @@ def run(
             crop; "vilas2023_code" as the published code, by one pixel.
         mask_threshold: that share, in (0, 1].
         workers: processes that decode and preprocess; 0 for threads of this one.
+        options: of the recipe, to replace its own, such as methods=("chefer",).
         show_progress: a bar with images/s and time left, or plain lines where stderr is
             no terminal.
 
@@ -78,8 +81,9 @@ def run(
         StorageError: `out` cannot be written; what was written before is kept.
     """
     say = print_to_stderr if show_progress else ignore
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     job = make_job(
-        *(recipe, model, data),
+        *(recipe.asked(options) if options else recipe, model, data),
         batch_size=batch_size,
         dtype=dtype,
         limit=limit,
@@ -236,6 +240,8 @@ def finish(job: Job, run: Run, rate: Rate) -> None:
     write_bytes(run.path, "images.csv", image_table(job, run).encode())
     if job.masks:
         run.manifest["vanished"] = vanished(job, run)
+    if job.recipe.measure is not None:
+        run.manifest["measured"] = job.measured()
     run.manifest["finished"] = manifests.now()
     run.manifest["images_per_second"] = rate.images_per_second
     run.save_manifest()

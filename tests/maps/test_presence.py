@@ -1,0 +1,59 @@
+"""Integrated presence: complete, and the derivative of the model's own masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.maps import presence
+from vitjax.types import Edits
+
+TARGET = np.array([1, 4, 2], np.int32)
+
+
+def score(model, images, edits=None):
+    logits, _ = api.forward(model, images, edits=edits)
+    return jax.nn.log_softmax(logits)[np.arange(3), TARGET]
+
+
+@pytest.mark.parametrize("name", ("plain", "registers_gap", "gap"))
+def test_it_adds_up_to_what_all_patches_bring(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images = tiny.images(model.config)
+    found = presence.integrated_presence(model, images, TARGET, steps=32)
+    whole = score(model, images)
+    if name == "gap":  # without any token at all, only the limit is defined
+        few = jnp.full((1, 1, 1, 1, 16), 1e-6)
+        nothing = score(model, images, Edits(attend=few))
+    else:
+        none = np.zeros((3, 16), bool)
+        nothing = score(model, images, api.interventions.keep_tokens(none))
+    if name == "registers_gap":  # the mean of no patch is not the limit of few
+        few = jnp.ones((1, 1, 1, 1, 18)).at[..., 2:].set(1e-6)
+        nothing = score(model, images, Edits(attend=few))
+    np.testing.assert_allclose(found.sum(1), whole - nothing, atol=2e-3)
+
+
+def test_it_is_the_derivative_of_the_mask():
+    model = tiny.make(tiny.CONFIGS["registers"])
+    images, prefix = tiny.images(model.config), 4
+
+    def of_mask(mask):
+        attend = jnp.concatenate([jnp.ones((3, prefix)), mask], 1)
+        return score(model, images, Edits(attend=attend[None, :, None, None])).sum()
+
+    mask = jnp.full((3, 16), 0.4)
+    expected = 0.4 * jax.grad(of_mask)(mask)
+    attend = jnp.concatenate([jnp.ones((3, prefix)), mask], 1)
+    edits = Edits(attend=attend[None, :, None, None])
+    found = presence.presence_gradient(model, images, TARGET, "log_probability", edits)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_does_not_exist_is_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    with pytest.raises(ValueError, match="at least 1"):
+        presence.integrated_presence(model, images, TARGET, steps=0)
