@@ -11,7 +11,9 @@ from vitjax.analysis.memory import (
     memory_classes,
     memory_coefficients,
 )
+from vitjax.analysis.probes import Probe, fit_ridge_probe
 from vitjax.analysis.projection import identifiability, project, rank, top_k
+from vitjax.analysis.softmax_probes import fit_softmax_probe
 from vitjax.api import (
     attention_gradients,
     forward,
@@ -43,6 +45,7 @@ __all__ = [
     "MemoryClasses",
     "Model",
     "Preprocess",
+    "Probe",
     "Results",
     "Trace",
     "__version__",
@@ -50,6 +53,8 @@ __all__ = [
     "attention_gradients",
     "class_value_agreement",
     "compositionality",
+    "fit_ridge_probe",
+    "fit_softmax_probe",
     "forward",
     "identifiability",
     "init",
