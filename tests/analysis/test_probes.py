@@ -12,7 +12,7 @@ from vitjax.analysis.probes import Probe, fit_ridge_probe
 CLASSES, DIM = 7, 12
 
 
-def examples(count=90, *, missing=2, offset=20.0, cells=(), seed=0):
+def examples(count=30, *, missing=2, offset=20.0, cells=(), seed=0):
     """States of all but the last classes, far from zero, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES - missing, size=count).astype(np.int32)
@@ -29,10 +29,10 @@ def published(features, labels, *, alpha=1.0):
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
-@pytest.mark.parametrize(("count", "offset"), [(90, 20.0), (5, -3.0), (90, 1e3)])
+@pytest.mark.parametrize(("count", "offset"), [(30, 20.0), (5, -3.0), (30, 1e3)])
 def test_scores_are_those_of_scikit_learn(alpha, count, offset):
     features, labels = examples(count, offset=offset)
-    others, _ = examples(40, offset=offset, seed=1)
+    others, _ = examples(count, offset=offset, seed=1)
     probe = fit_ridge_probe(features, labels, classes=CLASSES, alpha=alpha)
     predict = published(features, labels, alpha=alpha)
     for states in (features, others):
@@ -55,7 +55,7 @@ def test_classes_without_examples_score_minus_one_everywhere():
 
 
 def test_streamed_is_at_once(monkeypatch):
-    features, labels = examples(95)
+    features, labels = examples(30)
     once = fit_ridge_probe(features, labels, classes=CLASSES)
     monkeypatch.setattr(probes, "BATCH", 10)
     streamed = fit_ridge_probe(features, labels, classes=CLASSES)
@@ -89,7 +89,7 @@ def test_many_probes_are_each_by_itself():
 
 
 def test_a_batchs_sums_under_jit_and_vmap():
-    features, labels = examples(20, cells=(3,))
+    features, labels = examples(30, cells=(3,))
     shift = probes.batch_mean(features, labels)
     direct = probes.batch_sums(features, labels, shift)
     each = jax.vmap(probes.batch_sums, (1, None, 0), probes.BatchSums(0, 1))
@@ -102,7 +102,7 @@ def test_a_batchs_sums_under_jit_and_vmap():
 
 
 def test_a_batch_without_labels_has_no_mean_and_no_sums():
-    features, labels = examples(4)
+    features, labels = examples()
     unknown = np.full_like(labels, -1)
     shift = probes.batch_mean(features, unknown)
     np.testing.assert_array_equal(shift, np.zeros(DIM))
@@ -113,9 +113,9 @@ def test_a_batch_without_labels_has_no_mean_and_no_sums():
 
 
 def test_one_class_and_one_example():
-    features, _ = examples(6)
-    probe = fit_ridge_probe(features, np.zeros(6, np.int32), classes=1)
-    np.testing.assert_allclose(probe.scores(features), np.ones((6, 1)), atol=1e-6)
+    features, _ = examples()
+    probe = fit_ridge_probe(features, np.zeros(30, np.int32), classes=1)
+    np.testing.assert_allclose(probe.scores(features), np.ones((30, 1)), atol=1e-6)
     single = fit_ridge_probe(features[:1], np.array([2]), classes=CLASSES)
     expected = np.where(np.arange(CLASSES) == 2, 1.0, -1.0)
     np.testing.assert_allclose(single.scores(features[0]), expected, atol=1e-6)
@@ -161,12 +161,12 @@ def test_examples_that_do_not_fit():
 
 
 def test_a_probe_is_a_pytree():
-    features, labels = examples(9)
+    features, labels = examples()
     probe = fit_ridge_probe(features, labels, classes=CLASSES)
     assert len(jax.tree.leaves(probe)) == 3
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), probe)
     assert isinstance(twice, Probe)
     assert twice.scores(features[:, None] * np.ones((1, 2, 1), np.float32)).shape == (
-        *(9, 2),
+        *(30, 2),
         CLASSES,
     )

@@ -1,5 +1,6 @@
 """Removal curves: tokens go in the order of probes' ranks, of gradients, at random."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from vitjax.maps.relevancy import relevancy
 from vitjax.maps.removal import removal_curve
 from vitjax.models.model import Model
+from vitjax.runner import mesh as meshes
 from vitjax.runner.job import Job
 from vitjax.runner.recipe import Prepared, Recipe
 from vitjax.types import ArrayLike, Batch
@@ -21,34 +23,71 @@ REMOVAL = tuple(f"correct_{o}_{i}" for o in ORDERS for i in IMPORTANCES)
 
 
 def importance_of(
-    ranks: Int[np.ndarray, "image layer token"], job: Job
+    ranks: Int[np.ndarray, "image layer patch"],
 ) -> Float[np.ndarray, "image patch"]:
-    """Minus the sum over blocks of a token's ranks: small ranks are important."""
-    total = ranks[:, :, job.model.config.prefix :].sum(1, dtype=np.int64)
-    return -total.astype(np.float32)
+    """Minus the sum over blocks of a token's ranks: small ranks are important.
+
+    Args:
+        ranks: of the probes on the residual stream.
+    """
+    return -ranks.sum(1, dtype=np.int64).astype(np.float32)
 
 
-def removal_recipe(
-    counts: tuple[int, ...], importance: Float[np.ndarray, "image patch"]
-) -> Recipe:
-    """The recipe of the last part.
+@functools.lru_cache(maxsize=8)
+def removal_recipe(counts: tuple[int, ...]) -> Recipe:
+    """The recipe of removal curves; one object for the same counts, so that they are
+    compiled once. Its steps are handed importances by `RemovalJob`.
 
     Args:
         counts: how many patches stay, step by step.
-        importance: of every image's tokens, by the probes.
     """
-
-    def prepare(model: Model, *, seed: int, **options: Any) -> Prepared:
-        return Prepared({"importance": jnp.asarray(importance), "seed": seed}, {})
-
     return Recipe(
         name="probes",
         step=removal_rows,
         dims=dict.fromkeys((*REMOVAL, "correct_random"), ("step",)),
         labelled=(*REMOVAL, "correct_random"),
         options={"keep_counts": counts},
-        prepare=prepare,
+        prepare=no_importance,
     )
+
+
+def no_importance(model: Model, *, seed: int, **options: Any) -> Prepared:
+    """What steps are handed, as far as its shapes go."""
+    importance = jnp.zeros((1, model.config.patches))
+    return Prepared({"importance": importance, "seed": jnp.int32(seed)}, {})
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RemovalJob(Job):
+    """Removal curves, once all probes have ranked.
+
+    Args:
+        importance: of every image's tokens, by the probes.
+    """
+
+    importance: Float[np.ndarray, "image patch"]
+
+    @functools.cached_property
+    def prepared(self) -> Prepared:
+        """The importances, on every device."""
+        aux = {"importance": self.importance, "seed": np.int32(self.seed)}
+        return Prepared(meshes.replicate(aux, self.mesh), {})
+
+
+def removal_job(
+    job: Job, counts: tuple[int, ...], ranks: Int[np.ndarray, "image layer token"]
+) -> RemovalJob:
+    """The last part of a run, of the same images as another job.
+
+    Args:
+        job: whose model, images and devices are meant.
+        counts: how many patches stay, step by step.
+        ranks: of the probes on the residual stream.
+    """
+    fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(Job)}
+    fields["recipe"] = removal_recipe(counts)
+    prefix = job.model.config.prefix
+    return RemovalJob(**fields, importance=importance_of(ranks[:, :, prefix:]))
 
 
 def removal_rows(

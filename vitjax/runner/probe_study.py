@@ -19,7 +19,6 @@ from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import Job
 from vitjax.runner.probe_removal import removal_recipe
 from vitjax.runner.probing import Fit, RidgeFit, SoftmaxFit
-from vitjax.runner.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +46,10 @@ class Study:
     shared: int
 
     @property
-    def removal(self) -> Recipe:
-        """The recipe of the last part; its importances come when all probes ran."""
-        patches = self.projection.model.config.patches
-        return removal_recipe(self.counts, np.zeros((1, patches), np.float32))
-
-    @property
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run."""
-        last = dataclasses.replace(self.projection, recipe=self.removal)
         job, config = self.projection, self.projection.model.config
+        last = dataclasses.replace(job, recipe=removal_recipe(self.counts))
         names, sizes = self.options["streams"], (config.depth, config.tokens)
         found = {**last.specs, **job.specs}
         for name in names:
@@ -163,7 +156,8 @@ def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
 
 def recipe_options(study: Study) -> dict[str, Any]:
     """What must be equal for a run to go on."""
-    return {**study.options, "keep_counts": study.counts}
+    streams = list(study.options["streams"])
+    return {**study.options, "streams": streams, "keep_counts": list(study.counts)}
 
 
 def costs(study: Study) -> dict[str, Any]:

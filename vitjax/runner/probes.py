@@ -29,7 +29,7 @@ from vitjax.runner.folder import Run, start_run
 from vitjax.runner.groups import Group, Kind, parse_bytes
 from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import PICTURES, OnError, make_job
-from vitjax.runner.probe_removal import importance_of, removal_recipe
+from vitjax.runner.probe_removal import removal_job, removal_recipe
 from vitjax.runner.probe_study import (
     Study,
     check_streams,
@@ -143,7 +143,9 @@ def open_target(study: Study, out: str | os.PathLike, **options: Any) -> Run:
     """The folder of a study's run, new or to go on in."""
     job = study.projection
     described = manifests.describe(
-        dataclasses.replace(study.removal, options=recipe_options(study)),
+        dataclasses.replace(
+            removal_recipe(study.counts), options=recipe_options(study)
+        ),
         job.model,
         data={"spec": job.spec, "id": job.source.id, "images": job.images},
         masks=dataclasses.asdict(job.labelling) if job.masks else None,
@@ -166,7 +168,7 @@ def fit_groups(study: Study, target: Run, *, on_error: OnError, show: bool) -> N
     left = [(group, place) for group, place in places if not fitted[place].all()]
     each = study.training.images + job.images
     rate = Rate(len(left) * each)
-    title = f"{study.options['probe']} probes in groups of {each} images"
+    title = f"{study.kind} probes, {len(places)} groups"
     before = (len(places) - len(left)) * each
     with progress(rate, title=title, done=before, show=show and bool(left)) as tick:
         prober = Prober(study.training, job, study.new_fit, on_error)
@@ -250,10 +252,8 @@ def project_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> 
 
 def remove_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> None:
     """Removal curves; an image is done when its own are written."""
-    importance = importance_of(target.read("rank_probe_residual"), study.projection)
-    job = dataclasses.replace(
-        study.projection, recipe=removal_recipe(study.counts, importance)
-    )
+    ranks = target.read("rank_probe_residual")
+    job = removal_job(study.projection, study.counts, ranks)
     done = target.read("done")
     rate = Rate(int((~done).sum()))
     shown = show and rate.total > 0

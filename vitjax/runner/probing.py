@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,17 +63,6 @@ def ranks_of(
     return probe.rank(states, jnp.maximum(label, 0))
 
 
-class Fit(Protocol):
-    """What turns batches of states into probes."""
-
-    def add(self, states: Array, labels: np.ndarray) -> None:
-        """Take a batch; labels below 0 are left out."""
-
-    def probe(self) -> Probe:
-        """The probes of all batches so far."""
-        ...
-
-
 class RidgeFit:
     """Adds up sums; keeps no states.
 
@@ -87,6 +76,7 @@ class RidgeFit:
         self.moments: Moments | None = None
 
     def add(self, states: Array, labels: np.ndarray) -> None:
+        """Take a batch; labels below 0 are left out."""
         if self.moments is None:
             shift = np.asarray(batch_mean(states, labels))
             self.moments = probes.empty_moments(shift, classes=self.classes)
@@ -118,6 +108,10 @@ class SoftmaxFit:
     def probe(self) -> Probe:
         states, labels = (np.concatenate(parts) for parts in zip(*self.kept))
         return fit_softmax_probe(states, labels, classes=self.classes, seed=self.seed)
+
+
+Fit = RidgeFit | SoftmaxFit
+"""What turns batches of states into probes."""
 
 
 @dataclasses.dataclass(frozen=True)
