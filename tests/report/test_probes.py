@@ -87,6 +87,7 @@ def test_removal_starts_with_all_tokens_and_ends_with_few(make_probes):
             assert series.column("mean") == pytest.approx(expected)
             assert panel.x(series) == pytest.approx([0, 1 / 16, 0.5, 15 / 16])
             assert panel.chance == ()
+            assert [panel.tick(i) for i in (0, 3)] == ["16 kept", "1 kept"]
 
 
 def test_costs_stand_side_by_side(make_probes):

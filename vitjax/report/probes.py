@@ -27,7 +27,7 @@ RANDOM = "a random order"
 AXIS = "share of image tokens removed"
 
 
-class Drawn(NamedTuple):
+class ProbeFigure(NamedTuple):
     """A figure with its numbers, ready to be written.
 
     Args:
@@ -77,7 +77,7 @@ def draw(folder: Any, names: Sequence[str], runs: Sequence[Results]) -> dict | N
     return {"figures": shown, "costs": {"rows": costs, "csv": csv}}
 
 
-def figures(runs: Sequence[tuple[str, Results]]) -> list[Drawn]:
+def figures(runs: Sequence[tuple[str, Results]]) -> list[ProbeFigure]:
     """All figures of runs with probes, without those that would be empty.
 
     Args:
@@ -109,7 +109,7 @@ def config_of(run: Results) -> Config:
 
 def top1(
     runs: Sequence[tuple[str, Results, Bool[np.ndarray, " image"]]], kind: str
-) -> Drawn:
+) -> ProbeFigure:
     """Top-1 accuracy of probes and of the projection, block by block.
 
     Args:
@@ -133,7 +133,7 @@ def top1(
             rows += sections.curve_rows(figure, run=name)
             panels = sections.panels(figure, rows)
     plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
-    return Drawn(f"probes_{kind}", title, caption, panels, plain)
+    return ProbeFigure(f"probes_{kind}", title, caption, panels, plain)
 
 
 def top1_curves(run: Results, use: Bool[np.ndarray, " image"], kind: str):
@@ -162,7 +162,7 @@ def hit_rate(
 
 def removal(
     runs: Sequence[tuple[str, Results, Bool[np.ndarray, " image"]]],
-) -> Drawn:
+) -> ProbeFigure:
     """Accuracy of the model while tokens go, in the orders of both importances.
 
     Args:
@@ -181,7 +181,7 @@ def removal(
     rows = [row for name, run, use in runs for row in removal_rows(run, use, name=name)]
     drawn_only = ("style", "tick")
     plain = [{k: v for k, v in row.items() if k not in drawn_only} for row in rows]
-    return Drawn("probes_removal", title, caption, removal_panels(rows), plain)
+    return ProbeFigure("probes_removal", title, caption, removal_panels(rows), plain)
 
 
 def removal_rows(
