@@ -110,16 +110,27 @@ def test_no_cls_and_no_labels(make_probes):
     assert probes.figures([("a", blind)]) == []
 
 
-def test_files_of_two_runs_and_one_without_probes(make_probes, make_run, tmp_path):
-    runs = [make_probes(), make_run(), make_probes(seed=4)]
-    drawn = probes.draw(tmp_path, ["a", "plain", "b"], runs)
+def test_two_runs_stand_side_by_side(make_probes):
+    runs = [("a", make_probes()), ("b", make_probes(seed=4))]
+    image, _, removal = probes.figures(runs)
+    names = {panel.title for panel in image.panels}
+    assert {"block output (a)", "block output (b)"} < names
+    assert {panel.stream for panel in removal.panels} == {"a", "b"}
+    for figure in (image, removal):
+        assert len(figure.panels) == 4
+        assert {row["run"] for row in figure.rows} == {"a", "b"}
+
+
+def test_files(make_probes, make_run, tmp_path):
+    drawn = probes.draw(tmp_path, ["a", "plain"], [make_probes(), make_run()])
     keys = ["probes_image", "probes_cls", "probes_removal"]
     assert [figure["key"] for figure in drawn["figures"]] == keys
     for key in keys:
         assert (tmp_path / f"{key}.png").read_bytes().startswith(b"\x89PNG")
         with (tmp_path / f"{key}.csv").open(newline="") as file:
-            assert {row["run"] for row in csv.DictReader(file)} == {"a", "b"}
-    assert len(drawn["figures"][0]["panels"]) == 4
+            assert {row["run"] for row in csv.DictReader(file)} == {"a"}
     assert "share of image tokens removed" in drawn["figures"][2]["drawings"][0]
-    assert {row["run"] for row in drawn["costs"]["rows"]} == {"a", "b"}
-    assert (tmp_path / "probe_costs.csv").stat().st_size > 0
+    with (tmp_path / "probe_costs.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(drawn["costs"]["rows"])
+    assert {row["run"] for row in table} == {"a"}

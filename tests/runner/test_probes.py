@@ -13,7 +13,7 @@ from vitjax.runner import probes
 from vitjax.runner.probes import run_probes
 
 STREAMS = ("residual", "attention_update", "mlp_update")
-OPTIONS = dict(shots=3, batch_size=8, steps=2, show_progress=False)
+OPTIONS = dict(shots=3, batch_size=8, steps=1, show_progress=False)
 
 
 @pytest.fixture(scope="module")
