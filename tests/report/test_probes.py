@@ -13,7 +13,7 @@ TOLD = {
     "probes": 153,
     "groups": 4,
     "memory": 1000,
-    "train": {"spec": "x", "images": 50},
+    "train": {"id": "x", "images": 50, "skipped": []},
     "shared_images": 0,
     "bytes": {"states": 1, "sums": 2, "weights": 2**21, "class_embedding": 2**20},
     "seconds": {"fit": 8.0, "solve": 2.0, "test": 4.0, "projection": 1.0},

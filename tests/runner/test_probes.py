@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny as miniatures
+from PIL import Image
 from sklearn.linear_model import Ridge
 
 import vitjax
@@ -130,7 +131,7 @@ def test_stopped_and_resumed_is_uninterrupted(
     monkeypatch.setattr(probes, "fit_group", stopped)
     with pytest.raises(KeyboardInterrupt) as stop:
         run()
-    assert "1 of 2 groups of probes are done" in stop.value.__notes__[0]
+    assert "the same command goes on" in stop.value.__notes__[0]
     assert not vitjax.open_results(tmp_path)["done"][:].any()
     calls = []
     monkeypatch.setattr(
@@ -144,6 +145,24 @@ def test_stopped_and_resumed_is_uninterrupted(
     again = run()
     assert calls == [10]
     same_rows(again, found)
+
+
+def test_images_that_cannot_be_read_are_left_out(model, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(256, size=(32, 32, 3)).astype(np.uint8)
+        place = tmp_path / "photos" / model.classes[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    (place / "1.png").write_bytes(b"no picture")
+    data, options = f"folder:{tmp_path / 'photos'}", {**OPTIONS, "on_error": "skip"}
+    found = run_probes(model, data, data, tmp_path / "run", **options)
+    (skipped,) = found.manifest["probes"]["train"]["skipped"]
+    assert skipped["name"] == "bee/1.png"
+    assert [one["index"] for one in found.manifest["skipped"]] == [4]
+    ranks = found["rank_probe_residual"][:]
+    assert (ranks[4] == -1).all()
+    assert (np.delete(ranks, 4, 0) >= 0).all()
 
 
 def test_another_alpha_is_another_run(study, model, photos):

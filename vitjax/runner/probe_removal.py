@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from vitjax.maps.relevancy import relevancy
 from vitjax.maps.removal import removal_curve
 from vitjax.models.model import Model
+from vitjax.results import Rows
 from vitjax.runner import mesh as meshes
 from vitjax.runner.job import Job
 from vitjax.runner.recipe import Prepared, Recipe
@@ -20,6 +21,9 @@ from vitjax.types import ArrayLike, Batch
 ORDERS = ("negative", "positive")
 IMPORTANCES = ("probe", "gradient")
 REMOVAL = tuple(f"correct_{o}_{i}" for o in ORDERS for i in IMPORTANCES)
+
+WINDOW = 1024
+"""Images whose ranks are read at once."""
 
 
 def importance_of(
@@ -74,20 +78,20 @@ class RemovalJob(Job):
         return Prepared(meshes.replicate(aux, self.mesh), {})
 
 
-def removal_job(
-    job: Job, counts: tuple[int, ...], ranks: Int[np.ndarray, "image layer token"]
-) -> RemovalJob:
+def removal_job(job: Job, counts: tuple[int, ...], ranks: Rows) -> RemovalJob:
     """The last part of a run, of the same images as another job.
 
     Args:
         job: whose model, images and devices are meant.
         counts: how many patches stay, step by step.
-        ranks: of the probes on the residual stream.
+        ranks: of the probes on the residual stream, [image layer token] on disk.
     """
     fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(Job)}
     fields["recipe"] = removal_recipe(counts)
     prefix = job.model.config.prefix
-    return RemovalJob(**fields, importance=importance_of(ranks[:, :, prefix:]))
+    starts = range(0, len(ranks), WINDOW)
+    parts = [importance_of(ranks[at : at + WINDOW, :, prefix:]) for at in starts]
+    return RemovalJob(**fields, importance=np.concatenate(parts))
 
 
 def removal_rows(

@@ -169,7 +169,7 @@ def costs(study: Study) -> dict[str, Any]:
         "probes": count,
         "groups": len(study.groups),
         "memory": study.memory,
-        "train": {"spec": job.source.whole.id, "images": job.images},
+        "train": {"id": job.source.id, "images": job.images, "skipped": []},
         "shared_images": study.shared,
         "bytes": {
             "states": 4 * dim * count * job.images,  # what is never kept

@@ -96,7 +96,8 @@ def run_probes(
         show_progress: a bar or lines on stderr.
 
     Returns:
-        rank_probe_* [image layer token] beside the rows of `identifiability`;
+        rank_probe_* [image layer token] (ties take the best rank; classes without an
+        example to fit on tie at -1) beside the rows of `identifiability`;
         correct_negative_probe, correct_negative_gradient, correct_positive_probe,
         correct_positive_gradient and correct_random [image step], with the kept tokens
         of every step as its coordinate. `manifest["probes"]` tells what was fitted and
@@ -172,15 +173,18 @@ def fit_groups(study: Study, target: Run, *, on_error: OnError, show: bool) -> N
     before = (len(places) - len(left)) * each
     with progress(rate, title=title, done=before, show=show and bool(left)) as tick:
         prober = Prober(study.training, job, study.new_fit, on_error)
+        warm: set[Any] = set()
         try:
             for group, place in left:
+                if (group.streams, group.shape) not in warm:
+                    prober.warm_up(group)
+                warm.add((group.streams, group.shape))
                 fit_group(prober, group, target, tick)
                 target.write({"fitted": (place, np.ones(group.shape, bool))})
         except BaseException as error:
-            count = sum(bool(target.read("fitted")[place].all()) for _, place in places)
             error.add_note(
-                f"{count} of {len(places)} groups of probes are done and kept in "
-                f"{target.path}; the same command goes on from there."
+                f"Groups of probes that are done are kept in {target.path}; the same "
+                "command goes on from there."
             )
             raise
 
@@ -189,12 +193,12 @@ def fit_group(
     prober: Prober, group: Group, target: Run, tick: Callable[[int], None]
 ) -> None:
     """Fit a group, write its ranks, and note what both took."""
-    seconds = target.manifest["probes"]["seconds"]
-    prober.warm_up(group)
-    fitted = prober.fitted(group, seconds, tick)
+    told = target.manifest["probes"]
+    fitted, errors = prober.fitted(group, told["seconds"], tick)
+    told["train"]["skipped"] = [dataclasses.asdict(error) for error in errors]
     started = time.monotonic()
     write_ranks(prober.ranked(group, fitted), group, target, tick)
-    seconds["test"] += time.monotonic() - started
+    told["seconds"]["test"] += time.monotonic() - started
     target.save_manifest()
 
 
@@ -252,7 +256,7 @@ def project_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> 
 
 def remove_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> None:
     """Removal curves; an image is done when its own are written."""
-    ranks = target.read("rank_probe_residual")
+    ranks = target.results()["rank_probe_residual"]
     job = removal_job(study.projection, study.counts, ranks)
     done = target.read("done")
     rate = Rate(int((~done).sum()))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Moments, Probe
 from vitjax.analysis.softmax_probes import fit_softmax_probe
+from vitjax.data.batches import RecordError
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
@@ -162,24 +163,28 @@ class Prober:
 
     def fitted(
         self, group: Group, seconds: dict[str, float], tick: Callable[[int], None]
-    ) -> Probe:
+    ) -> tuple[Probe, list[RecordError]]:
         """A group's probes, after one pass over the training images.
 
         Args:
             group: which.
             seconds: "fit" grows by the pass, "solve" by what follows it.
             tick: called with the number of images just done.
+
+        Returns:
+            The probes, and which images could not be read.
         """
-        fit, started = self.fit(), time.monotonic()
+        fit, errors, started = self.fit(), [], time.monotonic()
         job = self.training
-        for batch, _ in job.batches(0, job.images, on_error=self.on_error):
+        for batch, failed in job.batches(0, job.images, on_error=self.on_error):
             labels = np.where(batch.valid, batch.label, -1).astype(np.int32)
             fit.add(self.states(batch.images, group), labels)
+            errors += failed
             tick(int((np.asarray(batch.index) < job.images).sum()))
         seconds["fit"] += (passed := time.monotonic()) - started
         probe = fit.probe()
         seconds["solve"] += time.monotonic() - passed
-        return probe
+        return probe, errors
 
     def ranked(
         self, group: Group, probe: Probe
