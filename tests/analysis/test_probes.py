@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+import vitjax
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Probe, fit_ridge_probe
 
@@ -170,3 +171,21 @@ def test_a_probe_is_a_pytree():
         *(30, 2),
         CLASSES,
     )
+
+
+@pytest.mark.slow
+def test_scores_on_a_real_models_states_are_those_of_scikit_learn(
+    published_model, oracle, monkeypatch
+):
+    monkeypatch.setattr(probes, "BATCH", 8)
+    model, images = published_model("setA"), oracle("setA").images
+    labels = np.repeat(np.arange(CLASSES), 4)[: len(images)].astype(np.int32)
+    _, trace = vitjax.forward(model, images, capture=("residual", "mlp_update"))
+    for stream in (trace.residual, trace.mlp_update):
+        states = np.asarray(stream)[:, :, [0, 100]].transpose(1, 0, 2, 3)
+        probe = fit_ridge_probe(states, labels, classes=CLASSES)
+        scores = np.asarray(probe.scores(states))
+        for cell in np.ndindex(states.shape[1:3]):
+            here = (slice(None), *cell)
+            expected = published(states[here], labels)(states[here])
+            np.testing.assert_allclose(scores[here], expected, atol=1e-4)

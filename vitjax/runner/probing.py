@@ -159,7 +159,8 @@ class Prober:
             bias=np.zeros((*group.shape, classes), np.float32),
             centre=np.zeros((*group.shape, dim), np.float32),
         )
-        jax.block_until_ready(ranks_of(nothing, states, label))
+        placed = meshes.replicate(nothing, self.testing.mesh)
+        jax.block_until_ready(ranks_of(placed, states, label))
 
     def fitted(
         self, group: Group, seconds: dict[str, float], tick: Callable[[int], None]
