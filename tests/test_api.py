@@ -133,9 +133,10 @@ INPUTS = {
 }
 HOST = {
     *("memory_values", "self_only", "no_cls", "load", "init", "save", "list_models"),
-    *("run", "open_results"),
+    *("run", "open_results", "fit_ridge_probe", "fit_softmax_probe"),
 }
-"""Functions of no array, and those that read or write files."""
+"""Functions of no array, those that read or write files, and those that solve or train
+on the host."""
 
 
 def test_every_function_is_called_here():

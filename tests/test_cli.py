@@ -44,6 +44,33 @@ def test_run_writes_rows_and_says_where(converted, tmp_path, capsys):
     assert "12/12" not in capsys.readouterr().err
 
 
+def test_probes_need_images_of_their_own_to_fit_on(converted, tmp_path, capsys):
+    base = ["--model", converted, "--data", "textured_digits", "--out", str(tmp_path)]
+    assert cli.main(["run", "probes", *base]) == 1
+    assert "--train SOURCE" in capsys.readouterr().err
+    assert cli.main(["run", "identifiability", *base, "--train", "csv:a"]) == 1
+    assert "--train is of probes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_probes_are_told_every_flag(converted, tmp_path, monkeypatch):
+    told = {}
+
+    def run_probes(model, train, data, out, **options):
+        told.update(options, train=train, data=data, model=model)
+        raise ValueError("told")
+
+    monkeypatch.setattr(cli, "run_probes", run_probes)
+    flags = ["--train", "textured_digits:train", "--shots", "3", "--alpha", "0.5"]
+    more = ["--memory", "5MiB", "--probe", "softmax", "--steps", "4", "--limit", "9"]
+    base = ["--model", converted, "--data", "textured_digits", "--out", str(tmp_path)]
+    assert cli.main(["run", "probes", *base, *flags, *more]) == 1
+    expected = {"train": "textured_digits:train", "shots": 3, "alpha": 0.5}
+    expected |= {"memory": "5MiB", "probe": "softmax", "steps": 4, "limit": 9}
+    assert {key: told[key] for key in expected} == expected
+    assert told["model"].classes == CLASSES
+
+
 def test_commands_are_callable_from_python(converted, tmp_path):
     command = cli.Run(
         recipe="identifiability",

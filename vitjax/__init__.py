@@ -11,7 +11,9 @@ from vitjax.analysis.memory import (
     memory_classes,
     memory_coefficients,
 )
+from vitjax.analysis.probes import Probe, fit_ridge_probe
 from vitjax.analysis.projection import identifiability, project, rank, top_k
+from vitjax.analysis.softmax_probes import fit_softmax_probe
 from vitjax.api import (
     attention_gradients,
     explain,
@@ -45,6 +47,7 @@ __all__ = [
     "MemoryClasses",
     "Model",
     "Preprocess",
+    "Probe",
     "Results",
     "Trace",
     "__version__",
@@ -53,6 +56,8 @@ __all__ = [
     "class_value_agreement",
     "compositionality",
     "explain",
+    "fit_ridge_probe",
+    "fit_softmax_probe",
     "forward",
     "helpful_minus_attended",
     "identifiability",

@@ -29,6 +29,7 @@ from vitjax.results import Results, open_results
 from vitjax.runner import train
 from vitjax.runner.bench import Benchmark, bench, bench_data
 from vitjax.runner.neurons import Neuron, neurons
+from vitjax.runner.probes import run_probes
 from vitjax.runner.stream import run
 from vitjax.terminal import (
     describe_neuron,
@@ -73,7 +74,7 @@ class Run(Command):
 
     Args:
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
-            paper, one_pass what of them needs no intervention.
+            paper, one_pass what of them needs no intervention; probes asks section 8's.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
@@ -92,6 +93,13 @@ class Run(Command):
             counts their pixels, vilas2023_code looks at one, as the published code.
         mask_threshold: share of a token's pixels that makes it one of the class.
         workers: processes that decode and preprocess images; 0 for threads.
+        train: of probes: the data set that they are fitted on, as for --data.
+        shots: of probes: at most so many images of a class to fit on, the first ones.
+        alpha: of probes: weight of the ridge penalty.
+        probe: of probes: ridge, as published, or softmax.
+        memory: of probes: for those that are fitted at once; with less of it, there are
+            more passes over the images.
+        steps: of probes: points of a removal curve.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
@@ -108,25 +116,50 @@ class Run(Command):
     mask_convention: MaskConvention = "area"
     mask_threshold: float = 0.5
     workers: int = 0
+    train: Annotated[str | None, metavar("SOURCE")] = None
+    shots: int = 10
+    alpha: float = 1.0
+    probe: Literal["ridge", "softmax"] = "ridge"
+    memory: Annotated[str, metavar("SIZE")] = "4GiB"
+    steps: int = 16
 
     def __call__(self) -> Results:
-        results = run(
-            self.recipe,
-            self.load(),
-            self.data,
-            self.out,
-            batch_size=self.batch_size,
-            limit=self.limit,
-            seed=self.seed,
-            on_error=self.on_error,
-            dtype=self.dtype,
-            mask_convention=self.mask_convention,
-            mask_threshold=self.mask_threshold,
-            workers=self.workers,
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "limit": self.limit,
+            "seed": self.seed,
+            "on_error": self.on_error,
+            "dtype": self.dtype,
+            "mask_convention": self.mask_convention,
+            "mask_threshold": self.mask_threshold,
+            "workers": self.workers,
+        }
+        if self.recipe == "probes":
+            results = self.probes(**options)
+        elif self.train is not None:
+            raise ValueError(f"--train is of probes; {self.recipe} fits nothing.")
+        else:
+            results = run(self.recipe, self.load(), self.data, self.out, **options)
         print(describe_run(results))
         print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
         return results
+
+    def probes(self, **options: Any) -> Results:
+        """The recipe `probes`, which has two data sets."""
+        if self.train is None:
+            raise ValueError(
+                "Probes are fitted on images of their own: give them as --train "
+                "SOURCE, such as imagenet_s:PATH:probe."
+            )
+        return run_probes(
+            *(self.load(), self.train, self.data, self.out),
+            shots=self.shots,
+            alpha=self.alpha,
+            probe=self.probe,
+            memory=self.memory,
+            steps=self.steps,
+            **options,
+        )
 
     def load(self) -> vitjax.Model:
         """The model with the weights that were asked for."""

@@ -48,7 +48,7 @@ def write(path, config, classes, arrays, **manifest):
         "skipped": [],
     }
     for key, value in manifest.items():
-        nested = isinstance(value, dict) and isinstance(entries[key], dict)
+        nested = isinstance(value, dict) and isinstance(entries.get(key), dict)
         entries[key] = {**entries[key], **value} if nested else value
     path.mkdir(parents=True, exist_ok=True)
     (path / "manifest.json").write_text(json.dumps(entries))
@@ -141,7 +141,7 @@ def maker(folder):
 
     def make(*, classes=5, change=None, more=None, manifest=None, fields=None, **rows):
         shape = config(**(fields or {}))
-        arrays = random_arrays(shape, classes, **rows)
+        arrays = random_arrays(shape, classes, **rows) | (more or {})
         for name, values in (change or {}).items():
             arrays[name] = (arrays[name][0], values)
         arrays |= more or {}

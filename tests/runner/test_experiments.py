@@ -52,3 +52,8 @@ def test_a_recipe_of_ones_own_needs_a_step_and_dims():
     assert recipe.make(tiny.make(tiny.CONFIGS["plain"]), 0) == ((), {})
     batch = batch_of(tiny.CONFIGS["plain"])
     assert set(recipe.rows(tiny.make(tiny.CONFIGS["plain"]), batch, ())) == {"x"}
+
+
+def test_probes_are_pointed_at():
+    with pytest.raises(ValueError, match=r"run_probes\(model, train, data, out\)"):
+        find_recipe("probes")

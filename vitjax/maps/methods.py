@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.analysis.projection import Labels
-from vitjax.maps import attention, baselines, lrp
+from vitjax.maps import attention, baselines, lrp, presence
 from vitjax.maps.baselines import Seed
 from vitjax.maps.relevancy import Loss, Of, relevancy
 from vitjax.models.model import Model
@@ -23,6 +23,7 @@ Method = Literal[
     "gradcam",
     "legrad",
     "integrated_gradients",
+    "integrated_presence",
     "lrp",
     "attnlrp",
     "class_projection",
@@ -54,6 +55,7 @@ WHOLE: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
     "rollout": without_target(attention.rollout),
     "gradcam": baselines.gradcam,
     "integrated_gradients": baselines.integrated_gradients,
+    "integrated_presence": presence.integrated_presence,
     "lrp": lrp.lrp,
     "attnlrp": lrp.attnlrp,
     "occlusion": baselines.occlusion,
@@ -66,6 +68,7 @@ METHODS = (*PARTS, *WHOLE)
 OWN_OPTIONS = {
     "relevancy": ("of", "loss"),
     "integrated_gradients": ("steps",),
+    "integrated_presence": ("steps",),
     "random": ("seed",),
 }
 
@@ -80,7 +83,7 @@ def explain(
     heads: tuple[int, ...] | None = None,
     of: Of = "residual",
     loss: Loss = "cross_entropy",
-    steps: int = 16,
+    steps: int = 8,
     seed: Seed = 0,
     edits: Edits | None = None,
 ) -> Float[Array, "batch patch"]:
@@ -89,7 +92,8 @@ def explain(
     Methods and their formulas: "relevancy" (Vilas et al. 2023, section 7, summed over
     blocks and heads), "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al.,
     CVPR 2021), "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam",
-    "integrated_gradients", "class_projection" (each patch's direct contribution to the
+    "integrated_gradients", "integrated_presence" (ours: the path integral of removing
+    patches), "class_projection" (each patch's direct contribution to the
     logit), "occlusion" (a patch is removed), "raw_attention" (by default of the last
     block), "rollout", and "random", the control. See `vitjax.maps`.
 
@@ -104,7 +108,8 @@ def explain(
         heads: only these heads, likewise. Static.
         of: of "relevancy". Static.
         loss: of "relevancy". Static.
-        steps: of "integrated_gradients". Static.
+        steps: nodes of the integrals of "integrated_gradients" and
+            "integrated_presence". Static.
         seed: of "random". Static.
         edits: interventions.
 

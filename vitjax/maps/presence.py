@@ -28,7 +28,7 @@ def integrated_presence(
     target: Int[ArrayLike, " batch"],
     *,
     steps: int = 8,
-    score: Score = "log_probability",
+    score: Score = "logit",
     edits: Edits | None = None,
 ) -> Map:
     """How much the score owes to each patch, on the way from no patches to all.
@@ -49,8 +49,9 @@ def integrated_presence(
         model: the model.
         images: preprocessed pixels.
         target: class that is explained.
-        steps: Gauss-Legendre nodes of the integral, at least 1. Static.
-        score: "log_probability" of the target, or its "logit". Static.
+        steps: Gauss-Legendre nodes of the integral over sqrt(a), at least 1. Static.
+        score: the target's "logit", or its "log_probability", which saturates where the
+            model is sure. Static.
         edits: interventions.
 
     Returns:
@@ -70,11 +71,12 @@ def integrated_presence(
     patch = np.arange(tokens) >= model.config.prefix
 
     def node(total, place):
-        presence, weight = place
+        root, weight = place
+        presence = root**2  # the integrand is steepest where hardly anything is there
         attend = jnp.where(patch, presence, 1.0).reshape(1, 1, 1, 1, tokens)
         edits = others & Edits(attend=attend)
         found = presence_gradient(model, images, target, score, edits)
-        return total + weight / presence * found, None
+        return total + 2 * weight / root * found, None
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), jnp.float32)

@@ -147,7 +147,7 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
     axes.set_title(panel.title, fontsize=max(5, min(9.5, 9.5 * 44 / len(panel.title))))
     axes.set_ylabel(MEASURE_LABELS[panel.measure])
     axes.set_xlabel("block / depth" if panel.relative else panel.axis)
-    if panel.relative:
+    if panel.relative or panel.shares:
         axes.set_xlim(0, 1.03)
     elif not upright:
         axes.set_xlim(0.5, panel.depth + 0.5)

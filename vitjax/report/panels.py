@@ -16,6 +16,8 @@ MEASURE_LABELS = {
     "simple": "share of tokens",
     "images": "share of images",
     "difference": "agreement rate, correct - wrong",
+    "top1": "top-1 accuracy",
+    "accuracy": "accuracy of the model",
 }
 
 # One kind of tokens keeps its colour in every figure of a single run.
@@ -59,7 +61,8 @@ class Panel:
         quartiles: draw the band between the quartiles over images too.
         drawn: as lines, or otherwise; see `Drawn`.
         fitted: the vertical axis holds what is drawn, not all values that there are.
-        axis: what is on the horizontal axis.
+        axis: what is on the horizontal axis: blocks, or where rows have a column `x`,
+            a share in [0, 1].
         chance_name: in the legend, where chance differs from block to block; it is then
             drawn along the blocks instead of as one level.
     """
@@ -89,6 +92,11 @@ class Panel:
         return self.drawn == "bars"
 
     @property
+    def shares(self) -> bool:
+        """Whether the horizontal axis holds shares instead of blocks."""
+        return "x" in self.series[0].rows[0]
+
+    @property
     def depth(self) -> int:
         """Blocks of the deepest model."""
         return max(len(series.rows) for series in self.series)
@@ -101,6 +109,8 @@ class Panel:
 
     def x(self, series: Series) -> list[float]:
         """Horizontal positions of a series."""
+        if self.shares:
+            return series.column("x")
         blocks = series.column("block")
         return [b / len(blocks) for b in blocks] if self.relative else blocks
 

@@ -24,6 +24,7 @@ from vitjax.maps.methods import METHODS, Method, check, explain
 from vitjax.maps.removal import removal_curve
 from vitjax.models.capture import last_stream
 from vitjax.models.model import Model
+from vitjax.runner import identifiability as base
 from vitjax.runner.recipe import Prepared, Recipe
 from vitjax.types import Batch, Edits
 
@@ -81,23 +82,21 @@ def faithfulness(
     Returns:
         map_METHOD [image patch]; removal_ORDER_METHOD [image step], whether the answer
         is right with `kept` patches; pixels_ORDER_METHOD [image level], with a tenth
-        and more of the pixels black; MEASURE_METHOD [image]; prediction and
-        prediction_empty [image], with all patches and with none.
+        and more of the pixels black; MEASURE_METHOD [image]; prediction_empty [image],
+        the answer without any patch; and the rows of `identifiability`.
 
     Raises:
         ValueError: an unknown method or protocol.
     """
     check_names(methods, protocols)
+    rows = base.identifiability(model, batch)
     label = jnp.maximum(batch.label, 0)
-    logits, _ = last_stream(model, batch.images)
-    prediction = jnp.argmax(logits, -1).astype(jnp.int32)
-    asked = prediction if target == "predicted" else label
+    asked = rows["prediction"] if target == "predicted" else label
     maps = {
         name: explain(model, batch.images, asked, method=name, seed=aux)
         for name in methods
     }
-    rows: dict[str, Array] = {f"map_{name}": maps[name] for name in methods}
-    rows["prediction"] = prediction
+    rows |= {f"map_{name}": maps[name] for name in methods}
     stacked = jnp.stack([maps[name] for name in methods])
     # In the negative order the least important go first, in the other the contrary.
     both = jnp.concatenate([stacked, -stacked])
@@ -234,9 +233,7 @@ def measure(
     return {"images_per_second": found}
 
 
-DIMS: dict[str, tuple[str, ...]] = {
-    "prediction": (),
-    "prediction_empty": (),
+TESTED: dict[str, tuple[str, ...]] = {
     **{f"map_{name}": ("patch",) for name in METHODS},
     **{f"removal_{o}_{name}": ("step",) for o in ORDERS for name in METHODS},
     **{f"pixels_{o}_{name}": ("level",) for o in ORDERS for name in METHODS},
@@ -246,8 +243,8 @@ DIMS: dict[str, tuple[str, ...]] = {
 FAITHFULNESS = Recipe(
     name="faithfulness",
     step=faithfulness,
-    dims=DIMS,
-    labelled=tuple(name for name in DIMS if not name.startswith("prediction")),
+    dims={**base.DIMS, **TESTED, "prediction_empty": ()},
+    labelled=(*base.IDENTIFIABILITY.labelled, *TESTED),
     options={
         "methods": METHODS,
         "protocols": PROTOCOLS,
