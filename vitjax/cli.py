@@ -20,18 +20,23 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
 import vitjax
 from vitjax import loading, variants
 from vitjax.data.masks import MaskConvention
+from vitjax.maps.methods import Method
 from vitjax.results import Results, open_results
 from vitjax.runner import train
 from vitjax.runner.bench import Benchmark, bench, bench_data
+from vitjax.runner.explaining import Explanations, explain_pictures
+from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.neurons import Neuron, neurons
 from vitjax.runner.probes import run_probes
 from vitjax.runner.stream import run
 from vitjax.terminal import (
+    describe_explained,
     describe_neuron,
     describe_run,
     describe_variant,
@@ -74,7 +79,8 @@ class Run(Command):
 
     Args:
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
-            paper, one_pass what of them needs no intervention; probes asks section 8's.
+            paper, one_pass what of them needs no intervention; faithfulness puts maps
+            of several methods to the test, section 7; probes asks section 8's.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
@@ -99,7 +105,11 @@ class Run(Command):
         probe: of probes: ridge, as published, or softmax.
         memory: of probes: for those that are fitted at once; with less of it, there are
             more passes over the images.
-        steps: of probes: points of a removal curve.
+        steps: of faithfulness and probes: points of a removal curve.
+        methods: of faithfulness: names of explanation methods; by default all.
+        protocols: of faithfulness: by default all that the data allows.
+        target: of faithfulness: whether the label's or the predicted class is
+            explained.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
@@ -121,7 +131,10 @@ class Run(Command):
     alpha: float = 1.0
     probe: Literal["ridge", "softmax"] = "ridge"
     memory: Annotated[str, metavar("SIZE")] = "4GiB"
-    steps: int = 16
+    steps: Annotated[int | None, metavar("INT")] = None
+    methods: Annotated[tuple[Method, ...], metavar("METHOD...")] = ()
+    protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
+    target: Literal["label", "predicted"] | None = None
 
     def __call__(self) -> Results:
         options: dict[str, Any] = {
@@ -139,10 +152,24 @@ class Run(Command):
         elif self.train is not None:
             raise ValueError(f"--train is of probes; {self.recipe} fits nothing.")
         else:
-            results = run(self.recipe, self.load(), self.data, self.out, **options)
+            results = run(
+                *(self.recipe, self.load(), self.data, self.out),
+                options=self.asked(),
+                **options,
+            )
         print(describe_run(results))
         print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
         return results
+
+    def asked(self) -> dict[str, Any]:
+        """Options of the recipe that were given."""
+        given = {
+            "methods": self.methods or None,
+            "protocols": self.protocols or None,
+            "steps": self.steps,
+            "target": self.target,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
     def probes(self, **options: Any) -> Results:
         """The recipe `probes`, which has two data sets."""
@@ -157,7 +184,7 @@ class Run(Command):
             alpha=self.alpha,
             probe=self.probe,
             memory=self.memory,
-            steps=self.steps,
+            **({} if self.steps is None else {"steps": self.steps}),
             **options,
         )
 
@@ -202,6 +229,67 @@ class Report(Command):
         page = write_report(runs, out, tests=self.tests, subset=self.subset)
         print(f"Report: {page}")
         return page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explain(Command):
+    """Draw which parts of pictures speak for a class, by one method or several.
+
+    Args:
+        images: picture files.
+        model: a name that `vitjax list` shows, or a converted folder.
+        class_: id, name or number of the class to explain; by default each picture's
+            own answer.
+        method: names of explanation methods. relevancy is the paper's; on the removal
+            test integrated_presence is the most faithful, and class_projection finds
+            objects best (see the README's table).
+        blocks: only these, from 0 or negative from the end, of methods that have a map
+            of each block and head.
+        heads: only these, likewise.
+        out: folder for explain.png and explain.npz, the arrays.
+        checkpoint: your own file with the model's weights, or a converted folder.
+        dtype: what the model computes in.
+    """
+
+    images: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("IMAGE...")]]
+    model: Annotated[str, metavar("NAME")]
+    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME|ID")] = None
+    method: Annotated[tuple[str, ...], metavar("METHOD...")] = ("relevancy",)
+    blocks: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-explain")
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __call__(self) -> Explanations:
+        from vitjax.report import pictures
+
+        names = [name for text in self.method for name in text.split(",") if name]
+        model = loading.load(self.model, checkpoint=self.checkpoint)
+        found = explain_pictures(
+            *(model, self.images),
+            methods=names,  # pyright: ignore
+            target=self.class_,
+            layers=self.blocks or None,
+            heads=self.heads or None,
+            dtype=self.dtype,
+        )
+        titles = [describe_explained(found, i, model) for i in range(len(found.names))]
+        self.out.mkdir(parents=True, exist_ok=True)
+        page = self.out / "explain.png"
+        page.write_bytes(pictures.png(found.pictures, titles, found.maps))
+        arrays: dict[str, Any] = {
+            "names": np.asarray(found.names),
+            "target": found.target,
+            "prediction": found.prediction,
+            "probability": found.probability,
+        }
+        arrays |= {f"map_{name}": values for name, values in found.maps.items()}
+        np.savez(self.out / "explain.npz", **arrays)
+        for title, name in zip(titles, found.names):
+            print(f"{name}: {' '.join(title.split())}")
+        print(f"Figure and arrays: {page}, {self.out / 'explain.npz'}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -400,6 +488,7 @@ class Train(train.Train, Command):
 COMMANDS = {
     "run": Run,
     "report": Report,
+    "explain": Explain,
     "demo": Demo,
     "list": List,
     "convert": Convert,

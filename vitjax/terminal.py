@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitjax import loading, variants
+from vitjax.models.model import Model
 from vitjax.models.tree import parameter_shapes
 from vitjax.results import Results
 from vitjax.runner.bench import Benchmark, Pipeline
+from vitjax.runner.explaining import Explanations
 from vitjax.runner.neurons import Neuron
 
 
@@ -39,6 +41,13 @@ def describe_neuron(neuron: Neuron) -> tuple[str, ...]:
     pairs = zip(neuron.classes, neuron.logits)
     names = "; ".join(f"{name.split(',')[0]} {logit:.2f}" for name, logit in pairs)
     return str(neuron.layer + 1), str(neuron.memory), head, names
+
+
+def describe_explained(found: Explanations, place: int, model: Model) -> str:
+    """Two lines about a picture: what is explained, and what the model says."""
+    names = model.classes[found.target[place]], model.classes[found.prediction[place]]
+    target, answer = (name.split(",")[0] for name in names)
+    return f"for {target} ({found.probability[place]:.3f})\nanswer: {answer}"
 
 
 def where_weights_are(row: variants.Variant) -> str:

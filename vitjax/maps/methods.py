@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from vitjax.analysis.projection import Labels
 from vitjax.maps import attention, baselines, lrp, presence
 from vitjax.maps.baselines import Seed
-from vitjax.maps.relevancy import Loss, Of, relevancy
+from vitjax.maps.relevancy import Loss, Of, helpful_minus_attended, relevancy
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 
@@ -29,6 +29,7 @@ Method = Literal[
     "class_projection",
     "occlusion",
     "random",
+    "helpful_minus_attended",
 ]
 
 
@@ -47,6 +48,7 @@ PARTS: dict[str, Callable[..., Float[Array, "layer batch head patch"]]] = {
     "raw_attention": without_target(attention.raw_attention),
     "legrad": baselines.legrad,
     "class_projection": baselines.class_projection,
+    "helpful_minus_attended": helpful_minus_attended,
 }
 """Methods with a map of every block and head; the map is their sum."""
 
@@ -67,6 +69,7 @@ METHODS = (*PARTS, *WHOLE)
 
 OWN_OPTIONS = {
     "relevancy": ("of", "loss"),
+    "helpful_minus_attended": ("of", "loss"),
     "integrated_gradients": ("steps",),
     "integrated_presence": ("steps",),
     "random": ("seed",),
@@ -95,7 +98,9 @@ def explain(
     "integrated_gradients", "integrated_presence" (ours: the path integral of removing
     patches), "class_projection" (each patch's direct contribution to the
     logit), "occlusion" (a patch is removed), "raw_attention" (by default of the last
-    block), "rollout", and "random", the control. See `vitjax.maps`.
+    block), "rollout", "random" (the control), and "helpful_minus_attended" (relevancy
+    against actual attention: no importance, but what the model neglects). See
+    `vitjax.maps`.
 
     Args:
         model: the model.
@@ -104,10 +109,10 @@ def explain(
         method: see above. Static.
         layers: only these blocks, negative ones from the end; None for all. For methods
             with a map of every block and head: relevancy, raw_attention, legrad,
-            class_projection. Static.
+            class_projection, helpful_minus_attended. Static.
         heads: only these heads, likewise. Static.
-        of: of "relevancy". Static.
-        loss: of "relevancy". Static.
+        of: of "relevancy" and what is made of it. Static.
+        loss: likewise. Static.
         steps: nodes of the integrals of "integrated_gradients" and
             "integrated_presence". Static.
         seed: of "random". Static.

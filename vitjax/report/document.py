@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import figures, ink, overlays, sections
+from vitjax.report import faithfulness, figures, ink, overlays, probes, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
@@ -95,6 +95,8 @@ def write_report(
             *_sections(folder, names, runs, digests, found),
             *_spreads(folder, names, digests, found),
         ],
+        "probes": probes.draw(folder, names, runs),
+        "faithfulness": _faithfulness(folder, names, runs),
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
@@ -273,6 +275,40 @@ def _spreads(folder, names, digests, found) -> list[dict[str, Any]]:
         words = {"title": figures_[0].title, "caption": figures_[0].caption}
         shown.append(_draw(folder, key, drawn, rows) | words)
     return shown
+
+
+def _faithfulness(folder, names, runs) -> dict[str, Any] | None:
+    """Curves and the table of methods, of the runs that have them."""
+    pairs = [(n, r) for n, r in zip(names, runs) if faithfulness.is_faithfulness(r)]
+    table = [row for n, r in pairs for row in faithfulness.table(r, name=n)]
+    if not table:
+        return None
+    shown = []
+    for kind, (title, caption) in faithfulness.FIGURES.items():
+        rows = [x for n, r in pairs for x in faithfulness.curve_rows(r, kind, name=n)]
+        if not rows:
+            continue
+        drawn = faithfulness.panels(rows, kind)
+        dropped = ("style", "tick")
+        plain = [{k: v for k, v in x.items() if k not in dropped} for x in rows]
+        made = _draw(folder, f"faithfulness_{kind}", drawn, plain)
+        shown.append(made | {"title": title, "caption": caption})
+    speeds = {name: faithfulness.speeds(run) for name, run in pairs}
+    cells = {(x["run"], x["method"], x["column"]): x for x in table}
+    present = {x["column"] for x in table}
+    columns = {k: v for k, v in faithfulness.COLUMNS.items() if k in present}
+    lines = [
+        {
+            "run": name,
+            "method": method,
+            "cells": [cells.get((name, method, column)) for column in columns],
+            "speed": speeds[name].get(method),
+        }
+        for name, run in pairs
+        for method in faithfulness.methods(run)
+    ]
+    csv = _write_csv(folder / "faithfulness.csv", table)
+    return {"figures": shown, "columns": columns, "lines": lines, "csv": csv}
 
 
 def _edits(folder, names, found) -> dict[str, Any] | None:

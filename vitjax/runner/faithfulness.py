@@ -35,6 +35,9 @@ MEASURES = (
     *("pixel_accuracy", "mean_iou", "average_precision", "average_precision_both"),
     *("true_positives", "false_positives", "false_negatives", "true_negatives"),
 )
+IMPORTANCES = tuple(name for name in METHODS if name != "helpful_minus_attended")
+"""Methods whose maps say how important a patch is."""
+
 LEVELS = 10
 STEPS = 20
 
@@ -246,7 +249,7 @@ FAITHFULNESS = Recipe(
     dims={**base.DIMS, **TESTED, "prediction_empty": ()},
     labelled=(*base.IDENTIFIABILITY.labelled, *TESTED),
     options={
-        "methods": METHODS,
+        "methods": IMPORTANCES,
         "protocols": PROTOCOLS,
         "steps": STEPS,
         "target": "label",
