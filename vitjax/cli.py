@@ -26,7 +26,7 @@ import tyro
 import vitjax
 from vitjax import loading, variants
 from vitjax.data.masks import MaskConvention
-from vitjax.maps.methods import Method
+from vitjax.maps.methods import METHODS, Method
 from vitjax.results import Results, open_results
 from vitjax.runner import train
 from vitjax.runner.bench import Benchmark, bench, bench_data
@@ -372,7 +372,7 @@ class Convert(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure a plain forward pass and two analyses on this device.
+    """Measure a plain forward pass, analyses and explanations on this device.
 
     Args:
         model: a name that `vitjax list` shows.
@@ -383,6 +383,8 @@ class Bench(Command):
         platform: cpu, gpu or tpu; by default the best there is.
         data: also measure how fast the host decodes and preprocesses this data set.
         workers: processes that do so; 0 for threads.
+        explanations: also measure these explanation methods, and removal_curve; all
+            for every one of them, which takes long.
         out: JSON file for the figures.
     """
 
@@ -394,6 +396,7 @@ class Bench(Command):
     platform: Annotated[Platform | None, metavar("{cpu,gpu,tpu}")] = None
     data: Annotated[str | None, metavar("SOURCE")] = None
     workers: int = 0
+    explanations: Annotated[tuple[str, ...], metavar("METHOD...")] = ()
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
 
     def __call__(self) -> Benchmark:
@@ -407,6 +410,9 @@ class Bench(Command):
             dtype=self.dtype,
             repetitions=self.repetitions,
             devices=find_devices(self.platform),
+            explanations=(*METHODS, "removal_curve")
+            if self.explanations == ("all",)
+            else self.explanations,
         )
         show_benchmark(found)
         figures = dataclasses.asdict(found)

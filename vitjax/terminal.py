@@ -106,6 +106,20 @@ def show_benchmark(found: Benchmark) -> None:
         f"forward passes; counted in multiplications both would be "
         f"{found.ratio_floor:.3f}."
     )
+    if found.more:
+        lines = [
+            (
+                name,
+                f"{timing.images_per_second:,.2f}",
+                f"{found.more_ratios[name]:.3f}",
+                size(timing.temporary_bytes),
+            )
+            for name, timing in found.more.items()
+        ]
+        columns = ("", "images/s", "plain forward passes", "temporary memory")
+        show_table(columns, lines, right=(1, 2, 3))
+        if "removal_curve" in found.more:
+            print("removal_curve: all counts of patches; passes are per count.")
 
 
 def show_pipeline(pipeline: Pipeline, found: Benchmark) -> None:

@@ -9,6 +9,7 @@ import vitjax
 from vitjax.runner.bench import (
     bench,
     bench_data,
+    explanation,
     forward_multiplications,
     median_rate,
     noise,
@@ -32,10 +33,23 @@ def test_bench_measures_both_programs(tiny):
 
 
 def test_bench_runs_on_the_devices_it_is_given(tiny):
-    found = bench(tiny, batch_size=3, repetitions=1, devices=jax.devices()[:1])
+    found = bench(
+        *(tiny,),
+        batch_size=3,
+        repetitions=1,
+        devices=jax.devices()[:1],
+        explanations=("relevancy", "removal_curve"),
+    )
     assert found.device == "1 x cpu" and found.batch_size == 3
+    curve, relevancy = found.more["removal_curve"], found.more["relevancy"]
+    steps = curve.seconds / found.forward.seconds / tiny.config.patches
+    assert found.more_ratios["removal_curve"] == pytest.approx(steps)
+    passes = relevancy.seconds / found.forward.seconds
+    assert found.more_ratios["relevancy"] == pytest.approx(passes)
     with pytest.raises(ValueError, match="repetitions"):
         bench(tiny, repetitions=0)
+    with pytest.raises(ValueError, match="no method 'chefr'. Did you mean chefer"):
+        explanation("chefr", 4)
 
 
 def count(jaxpr):

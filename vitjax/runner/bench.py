@@ -14,10 +14,16 @@ from jaxtyping import Array, Float
 from vitjax.data.batches import batches
 from vitjax.data.images import Preprocess
 from vitjax.data.sources import open_source
+from vitjax.maps.methods import check, explain
+from vitjax.maps.relevancy import relevancy
+from vitjax.maps.removal import removal_curve
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
 from vitjax.runner.experiments import RECIPES
 from vitjax.types import Batch, Config
+
+LONG = 10
+"""Plain forward passes; a program that takes more is called twice only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A plain forward pass and two analyses of the same images, measured in turns.
+    """A plain forward pass and analyses of the same images, measured in turns.
 
     Args:
         model: its name.
@@ -61,6 +67,9 @@ class Benchmark:
         one_pass_ratio: the same of the other analysis.
         ratio_floor: either ratio in multiplications, with two projections onto the
             classes per block; what a device that only multiplies would reach.
+        more: explanation methods by name, and "removal_curve" with every count of
+            kept patches; empty unless they were asked for.
+        more_ratios: the same in plain forward passes; of "removal_curve" per step.
     """
 
     model: str
@@ -75,6 +84,8 @@ class Benchmark:
     ratio: float
     one_pass_ratio: float
     ratio_floor: float
+    more: dict[str, Timing] = dataclasses.field(default_factory=dict)
+    more_ratios: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def bench(
@@ -84,6 +95,7 @@ def bench(
     dtype: str = "float32",
     repetitions: int = 7,
     devices: Sequence[Any] | None = None,
+    explanations: Sequence[str] = (),
 ) -> Benchmark:
     """Measure a model on this machine.
 
@@ -93,6 +105,8 @@ def bench(
         dtype: "float32" or "bfloat16".
         repetitions: calls of each program, in turns; their median counts.
         devices: to measure on; by default all there are.
+        explanations: also measure these methods of `explain`, and "removal_curve".
+            What takes long is called twice only.
 
     Returns:
         Images per second, their ratios and the floor, compile time and memory.
@@ -119,10 +133,17 @@ def bench(
                 jax.jit(recipe.make, static_argnums=1)(placed, 0).aux, mesh
             )
             programs.append(Program(step, placed, batch, aux, device=first))
-        for _ in range(repetitions):
+        for name in explanations:
+            function = jax.jit(explanation(name, model.config.patches))
+            programs.append(Program(function, placed, batch, device=first))
+        for turn in range(repetitions):
             for program in programs:
-                program.measure()
-    plain, identifiability, one_pass = (p.timing(batch_size) for p in programs)
+                if turn < 2 or program.seconds[0] < LONG * programs[0].seconds[0]:
+                    program.measure()
+    timings = [program.timing(batch_size) for program in programs]
+    plain, identifiability, one_pass = timings[:3]
+    more = dict(zip(explanations, timings[3:]))
+    steps = {"removal_curve": model.config.patches}
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
@@ -136,6 +157,35 @@ def bench(
         ratio=identifiability.seconds / plain.seconds,
         one_pass_ratio=one_pass.seconds / plain.seconds,
         ratio_floor=ratio_floor(model.config, classes=model.num_classes),
+        more=more,
+        more_ratios={
+            name: timing.seconds / plain.seconds / steps.get(name, 1)
+            for name, timing in more.items()
+        },
+    )
+
+
+def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
+    """A method of `explain`, or a removal curve of all counts, as a program.
+
+    Args:
+        name: of the method, or "removal_curve".
+        patches: of the model.
+    """
+    if name == "removal_curve":
+        counts = tuple(range(1, patches + 1))
+        return lambda model, batch: removal_curve(
+            *(model, batch.images, batch.label),
+            jax.random.uniform(jax.random.key(0), (len(batch.label), patches)),
+            keep_counts=counts,
+        )
+    check(name)
+    # Every block and head by itself: what relevancy gives.
+    if name == "relevancy":
+        return lambda model, batch: relevancy(model, batch.images, batch.label)
+    return lambda model, batch: explain(
+        *(model, batch.images, batch.label),
+        method=name,  # pyright: ignore
     )
 
 
