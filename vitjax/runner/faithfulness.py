@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.faithfulness import localisation
 from vitjax.analysis.projection import take_label
-from vitjax.maps.methods import METHODS, Method, check, explain
+from vitjax.maps.methods import METHODS, check, explain
 from vitjax.maps.removal import removal_curve
 from vitjax.models.capture import last_stream
 from vitjax.models.model import Model
@@ -66,8 +66,8 @@ def faithfulness(
     batch: Batch,
     aux: Any,
     *,
-    methods: tuple[Method, ...],
-    protocols: tuple[Protocol, ...],
+    methods: tuple[str, ...],
+    protocols: tuple[str, ...],
     steps: int,
     target: Literal["label", "predicted"],
 ) -> dict[str, Array]:
@@ -95,9 +95,10 @@ def faithfulness(
     rows = base.identifiability(model, batch)
     label = jnp.maximum(batch.label, 0)
     asked = rows["prediction"] if target == "predicted" else label
+    named: Any = methods  # checked above
     maps = {
         name: explain(model, batch.images, asked, method=name, seed=aux)
-        for name in methods
+        for name in named
     }
     rows |= {f"map_{name}": maps[name] for name in methods}
     stacked = jnp.stack([maps[name] for name in methods])
@@ -200,7 +201,7 @@ def prepare(model: Model, *, seed: int, steps: int, **options: Any) -> Prepared:
 
 
 def measure(
-    model: Model, batch: Batch, *, methods: tuple[Method, ...], **options: Any
+    model: Model, batch: Batch, *, methods: tuple[str, ...], **options: Any
 ) -> dict[str, Any]:
     """Images per second of every method, compiled, at the batch size of the run.
 
@@ -219,7 +220,7 @@ def measure(
     def plain(model, images, target):
         return take_label(last_stream(model, images)[0], target)
 
-    def of_method(name):
+    def of_method(name: Any):
         return lambda model, images, target: explain(model, images, target, method=name)
 
     programs = {"forward": plain} | {name: of_method(name) for name in methods}
