@@ -79,6 +79,8 @@ CALLS = {
     "forward": lambda x: vitjax.forward(MODEL, x, capture=("residual",))[0],
     "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read),
     "relevancy": lambda x: vitjax.relevancy(MODEL, x, LABEL),
+    "helpful_minus_attended": lambda x: vitjax.helpful_minus_attended(MODEL, x, LABEL),
+    "explain": lambda x: vitjax.explain(MODEL, x, LABEL, method="legrad"),
     "removal_curve": lambda x: vitjax.removal_curve(
         MODEL, IMAGES, LABEL, x, keep_counts=(0, 3, 16)
     ),
@@ -119,6 +121,7 @@ CALLS = {
 INPUTS = {
     **dict.fromkeys(("forward", "scan_blocks", "attention_gradients"), IMAGES),
     **dict.fromkeys(("refinement_logits", "relevancy"), IMAGES),
+    **dict.fromkeys(("helpful_minus_attended", "explain"), IMAGES),
     **dict.fromkeys(("removal_curve", "localisation"), LOGITS[:, :16, 0]),
     "area_under_curve": LOGITS[:, :, 0],
     "project": STATES,

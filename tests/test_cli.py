@@ -321,3 +321,28 @@ def test_random_weights_are_the_papers_control(tmp_path, capsys):
     both = [*model, "--checkpoint", "x.npz"]
     assert cli.main(["run", "identifiability", *both, *flags]) == 1
     assert "not both" in capsys.readouterr().err
+
+
+def test_explain_draws_and_writes_maps(converted, tmp_path, capsys):
+    from PIL import Image
+
+    path = tmp_path / "seven.png"
+    pixels = np.random.default_rng(0).integers(256, size=(80, 70, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    base = ["explain", str(path), "--model", converted, "--out", str(tmp_path / "out")]
+    ask = ["--class", "3", "--method", "legrad,raw_attention", "--blocks", "1"]
+    assert cli.main([*base, *ask]) == 0
+    assert "seven.png: for 3" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "explain.png").width > 100
+    with np.load(tmp_path / "out" / "explain.npz") as arrays:
+        assert arrays["target"].tolist() == [3]
+        model = loading.load(converted)
+        images = model.preprocess(Image.open(path))[None]
+        expected = vitjax.explain(model, images, 3, method="legrad", layers=(1,))
+        np.testing.assert_allclose(
+            arrays["map_legrad"].reshape(1, 16), expected, rtol=1e-3, atol=1e-7
+        )
+    assert cli.main([*base, "--method", "chefer", "--heads", "0"]) == 1
+    assert "one map of the whole model" in capsys.readouterr().err
+    assert cli.main([*base, "--class", "eigth"]) == 1
+    assert "none of the model's 10 classes" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from vitjax import api
-from vitjax.maps.relevancy import relevancy
+from vitjax.maps.relevancy import relevancy, shares
 
 OPTIONS = {
     "double": dict(of="attention_update", loss="softmax_cross_entropy_of_probability"),
@@ -132,3 +132,32 @@ def test_vmap_equals_the_batch_and_misuse_is_refused():
     for options in ({"of": "mlp"}, {"loss": "hinge"}, {"query": "cls"}):
         with pytest.raises((ValueError, TypeError)):
             relevancy(model, images, label, **options)
+
+
+@pytest.mark.parametrize("name", ("plain", "registers_gap"))
+def test_what_is_neglected_is_a_difference_of_two_shares(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    label = np.array([1, 4, 2], np.int32)
+    found = np.asarray(api.helpful_minus_attended(model, images, label))
+    assert found.shape == (2, 3, 2, 16)
+    assert np.abs(found).max() <= 1
+    helpful = np.maximum(ask(model, images, label)[..., prefix:], 0)
+    helps = helpful.sum(-1) > 0
+    assert helps.any()
+    np.testing.assert_allclose(found.sum(-1), np.where(helps, 0, -1), atol=1e-6)
+    # Written another way: attention from the trace, relevancy by itself.
+    _, trace = api.forward(model, images, capture=("attention_weights",))
+    weights = np.asarray(trace.attention_weights)
+    rows = slice(0, 1) if model.config.class_token else slice(prefix, None)
+    attended = weights[..., rows, prefix:].mean(3)
+    attended = attended / attended.sum(-1, keepdims=True)
+    total = np.where(helps, helpful.sum(-1), 1)[..., None]
+    np.testing.assert_allclose(found, helpful / total - attended, atol=1e-6)
+
+
+def test_where_nothing_would_help_only_attention_is_left():
+    values = np.array([[0, 0, 0], [1, 0, 3]], np.float32)
+    np.testing.assert_array_equal(shares(values), [[0, 0, 0], [0.25, 0, 0.75]])
+    slopes = jax.jacobian(lambda x: shares(x[None])[0])(values[0])
+    assert np.isfinite(slopes).all()

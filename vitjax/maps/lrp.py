@@ -166,7 +166,7 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
         # Kept of each block is its input; the scan is its own barrier against CSE.
         body = jax.checkpoint(step, prevent_cse=False)
         x, _ = jax.lax.scan(body, x, (model.block_params, layered))
-        return take_label(readout(model, x, edits, attention_aware(0)), target).sum()
+        return take_label(readout(model, x, edits, attention_aware(0.0)), target).sum()
 
     embedding = model.apply(images, edits, method="embed")
     return embedding, jax.grad(explained)(embedding)

@@ -1,0 +1,91 @@
+"""The one call: what it chooses, what it refuses, how it batches."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import vitjax
+from vitjax.maps import methods
+
+TARGET = np.array([1, 4, 2], np.int32)
+MODEL = tiny.make(tiny.CONFIGS["plain"])
+IMAGES = tiny.images(MODEL.config)
+FEW = ("relevancy", "chefer", "integrated_presence")
+EVERY = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in methods.METHODS
+]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_one_image_is_its_row_in_a_batch(method):
+    ask = jax.jit(lambda x, t: methods.explain(MODEL, x, t, method=method))
+    found = np.asarray(ask(IMAGES, TARGET))
+    assert found.shape == (3, 16)
+    alone = ask(IMAGES[1:2], TARGET[1:2])
+    top = np.abs(found).max()
+    np.testing.assert_allclose(alone[0], found[1], atol=1e-4 * top)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_vmap_is_a_loop(method):
+    def ask(x):
+        return methods.explain(MODEL, x, TARGET, method=method)
+
+    batches = np.stack([IMAGES, IMAGES[::-1]])
+    found = np.asarray(jax.jit(jax.vmap(ask))(batches))
+    loop = np.stack([jax.jit(ask)(batch) for batch in batches])
+    np.testing.assert_allclose(found, loop, atol=1e-4 * np.abs(loop).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("name", ("registers", "registers_gap", "gap", "one_block"))
+def test_registers_are_never_in_the_map(name, method):
+    model = tiny.make(tiny.CONFIGS[name])
+    found = vitjax.explain(model, tiny.images(model.config), TARGET, method=method)
+    assert found.shape == (3, 16) and np.isfinite(found).all()
+
+
+def test_blocks_and_heads_are_chosen_and_added():
+    parts = np.asarray(vitjax.relevancy(MODEL, IMAGES, TARGET))[..., 1:]
+    ask = {"layers": (-1,), "heads": (0, 1)}
+    found = methods.explain(MODEL, IMAGES, TARGET, **ask)
+    np.testing.assert_allclose(found, parts[-1].sum(1), rtol=1e-4, atol=1e-5)
+    found = methods.explain(MODEL, IMAGES, TARGET)
+    np.testing.assert_allclose(found, parts.sum((0, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_raw_attention_is_the_last_blocks_by_default():
+    _, trace = vitjax.forward(MODEL, IMAGES, capture=("attention_weights",))
+    last = np.asarray(trace.attention_weights)[-1, :, :, 0, 1:].sum(1)
+    found = vitjax.explain(MODEL, IMAGES, TARGET, method="raw_attention")
+    np.testing.assert_allclose(found, last, rtol=1e-5)
+
+
+def test_the_target_may_be_one_for_all():
+    every = vitjax.explain(MODEL, IMAGES, np.full(3, 5), method="legrad")
+    np.testing.assert_array_equal(
+        vitjax.explain(MODEL, IMAGES, 5, method="legrad"), every
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        ({"method": "chefer", "layers": (0,)}, "one map of the whole model"),
+        ({"method": "relevancy", "layers": (2,)}, "no block of"),
+        ({"method": "relevancy", "heads": (-3,)}, "no head of"),
+        ({"method": "relevancy", "heads": ()}, "no head of"),
+    ),
+)
+def test_what_does_not_exist_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        methods.explain(MODEL, IMAGES, TARGET, **options)
+
+
+def test_a_method_that_does_not_exist_has_a_near_one():
+    with pytest.raises(ValueError, match="Did you mean rollout"):
+        methods.check("rolout")
