@@ -1,15 +1,12 @@
 """The page: figures, maps and numbers of one or more runs in one file to read."""
 
-import base64
-import csv
-import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import faithfulness, figures, ink, overlays, probes, sections
+from vitjax.report import faithfulness, ink, overlays, probes, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
@@ -27,6 +24,7 @@ from vitjax.report.tables import (
     test_table,
     token_tests,
 )
+from vitjax.report.writing import draw, write_csv
 from vitjax.results import Results
 
 PAPER = "https://arxiv.org/abs/2310.18969"
@@ -89,14 +87,14 @@ def write_report(
         "title": _title(names, [run.manifest for run in runs]),
         "runs": [_run(n, d, t) for n, d, t in zip(names, digests, tables)],
         "summary": _summary(tables),
-        "summary_csv": _write_csv(folder / "summary.csv", flat),
+        "summary_csv": write_csv(folder / "summary.csv", flat),
         "figures": {key: _figure(folder, key, curves) for key in FIGURES},
         "sections": [
             *_sections(folder, names, runs, digests, found),
             *_spreads(folder, names, digests, found),
         ],
         "probes": probes.draw(folder, names, runs),
-        "faithfulness": _faithfulness(folder, names, runs),
+        "faithfulness": faithfulness.draw(folder, names, runs),
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
@@ -157,24 +155,6 @@ def number(value: float | None) -> str:
     return f"{value:.{4 if fine else 3}f}".replace("-", "−")
 
 
-def _write_csv(path: Any, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows that all have the same columns; the file as a link for the page."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
-    content = buffer.getvalue().encode()
-    path.write_bytes(content)
-    return "data:text/csv;base64," + base64.b64encode(content).decode()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.8g}"
-    return "" if value is None else value
-
-
 def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
     """What the head of the page says about a run."""
     manifest = digest.manifest
@@ -217,25 +197,7 @@ def _figure(folder: Any, key: str, curves: Sequence[Mapping]) -> dict | None:
     if not drawn:
         return None
     rows = [r for r in curves if r["stream"] in streams and r["measure"] == measure]
-    return _draw(folder, key, drawn, rows)
-
-
-def _draw(folder: Any, key: str, drawn, rows) -> dict[str, Any]:
-    """Write panels and their numbers; what the page shows of them."""
-    (folder / f"{key}.png").write_bytes(figures.png(drawn))
-    return {
-        "key": key,
-        "panels": drawn,
-        "drawings": [
-            figures.svg(panel, key=f"{key}{place}", among=drawn)
-            for place, panel in enumerate(drawn)
-        ],
-        "legend": figures.legend(drawn),
-        "chance": figures.chance_text(drawn),
-        "quartiles": drawn[0].quartiles,
-        "relative": drawn[0].relative,
-        "csv": _write_csv(folder / f"{key}.csv", rows),
-    }
+    return draw(folder, key, drawn, rows)
 
 
 def _sections(folder, names, runs, digests, found) -> list[dict[str, Any]]:
@@ -257,7 +219,7 @@ def _sections(folder, names, runs, digests, found) -> list[dict[str, Any]]:
         figure = figures_[0][1]
         drawn = sections.panels(figure, rows)
         plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
-        made = _draw(folder, key, drawn, plain)
+        made = draw(folder, key, drawn, plain)
         shown.append(made | {"title": figure.title, "caption": figure.caption})
     return shown
 
@@ -273,42 +235,8 @@ def _spreads(folder, names, digests, found) -> list[dict[str, Any]]:
         drawn = [panel for figure in figures_ for panel in figure.panels]
         rows = [row for figure in figures_ for row in figure.table]
         words = {"title": figures_[0].title, "caption": figures_[0].caption}
-        shown.append(_draw(folder, key, drawn, rows) | words)
+        shown.append(draw(folder, key, drawn, rows) | words)
     return shown
-
-
-def _faithfulness(folder, names, runs) -> dict[str, Any] | None:
-    """Curves and the table of methods, of the runs that have them."""
-    pairs = [(n, r) for n, r in zip(names, runs) if faithfulness.is_faithfulness(r)]
-    table = [row for n, r in pairs for row in faithfulness.table(r, name=n)]
-    if not table:
-        return None
-    shown = []
-    for kind, (title, caption) in faithfulness.FIGURES.items():
-        rows = [x for n, r in pairs for x in faithfulness.curve_rows(r, kind, name=n)]
-        if not rows:
-            continue
-        drawn = faithfulness.panels(rows, kind)
-        dropped = ("style", "tick")
-        plain = [{k: v for k, v in x.items() if k not in dropped} for x in rows]
-        made = _draw(folder, f"faithfulness_{kind}", drawn, plain)
-        shown.append(made | {"title": title, "caption": caption})
-    speeds = {name: faithfulness.speeds(run) for name, run in pairs}
-    cells = {(x["run"], x["method"], x["column"]): x for x in table}
-    present = {x["column"] for x in table}
-    columns = {k: v for k, v in faithfulness.COLUMNS.items() if k in present}
-    lines = [
-        {
-            "run": name,
-            "method": method,
-            "cells": [cells.get((name, method, column)) for column in columns],
-            "speed": speeds[name].get(method),
-        }
-        for name, run in pairs
-        for method in faithfulness.methods(run)
-    ]
-    csv = _write_csv(folder / "faithfulness.csv", table)
-    return {"figures": shown, "columns": columns, "lines": lines, "csv": csv}
 
 
 def _edits(folder, names, found) -> dict[str, Any] | None:
@@ -320,7 +248,7 @@ def _edits(folder, names, found) -> dict[str, Any] | None:
         for row in intervention_table(one)
     ]
     return (
-        {"rows": rows, "csv": _write_csv(folder / "edits.csv", rows)} if rows else None
+        {"rows": rows, "csv": write_csv(folder / "edits.csv", rows)} if rows else None
     )
 
 
@@ -341,7 +269,7 @@ def _tests(folder, names, runs, digests, found, kind, subset) -> dict[str, Any] 
     words = [
         {"run": name, **line} for name, table in tables for line in significant(table)
     ]
-    return {"words": words, "csv": _write_csv(folder / "tests.csv", rows)}
+    return {"words": words, "csv": write_csv(folder / "tests.csv", rows)}
 
 
 def _above_chance(name: str, digest: Digest, curves: Sequence[Mapping]) -> dict | None:
@@ -372,7 +300,7 @@ def _maps(folder, names, digests, maps) -> dict[str, Any] | None:
     if shown:
         (folder / "maps.png").write_bytes(overlays.png(shown))
         table = [row for name, m in rows for row in overlays.maps_table(m, run=name)]
-        _write_csv(folder / "maps.csv", table)
+        write_csv(folder / "maps.csv", table)
     cards: dict[Any, dict[str, Any]] = {}
     for name, one in rows:
         key = data[name], one.image

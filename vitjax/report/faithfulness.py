@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vitjax.report import writing
 from vitjax.report.panels import Panel, Series
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean, sign_flip_test
@@ -283,3 +284,62 @@ def speeds(run: Results) -> dict[str, float]:
     """Images per second of every method and of a plain forward pass."""
     measured = run.manifest.get("measured") or {}
     return dict(measured.get("images_per_second") or {})
+
+
+def draw(
+    folder: Any, names: Sequence[str], runs: Sequence[Results]
+) -> dict[str, Any] | None:
+    """Write the curves and the table of those runs that have them.
+
+    Args:
+        folder: where to; `etils.epath.Path` or alike.
+        names: of the runs.
+        runs: any runs.
+
+    Returns:
+        "figures", each as `writing.draw` returns it; "columns" and "lines" of the
+        table, and "csv"; None where no run has rows.
+    """
+    pairs = [(name, run) for name, run in zip(names, runs) if is_faithfulness(run)]
+    cells = [row for name, run in pairs for row in table(run, name=name)]
+    if not cells:
+        return None
+    present = {cell["column"] for cell in cells}
+    columns = {key: title for key, title in COLUMNS.items() if key in present}
+    return {
+        "figures": [x for kind in FIGURES for x in drawn_curves(folder, kind, pairs)],
+        "columns": columns,
+        "lines": table_lines(pairs, cells, list(columns)),
+        "csv": writing.write_csv(folder / "faithfulness.csv", cells),
+    }
+
+
+def drawn_curves(folder: Any, kind: str, runs: Sequence[tuple[str, Results]]):
+    """The figure of one protocol, or none where no run followed it."""
+    rows = [row for name, run in runs for row in curve_rows(run, kind, name=name)]
+    if not rows:
+        return []
+    title, caption = FIGURES[kind]
+    drawn_only = ("style", "tick")
+    plain = [{k: v for k, v in row.items() if k not in drawn_only} for row in rows]
+    made = writing.draw(folder, f"faithfulness_{kind}", panels(rows, kind), plain)
+    return [made | {"title": title, "caption": caption}]
+
+
+def table_lines(
+    runs: Sequence[tuple[str, Results]],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The table as the page shows it: a line per run and method, a cell per column."""
+    cells = {(row["run"], row["method"], row["column"]): row for row in rows}
+    return [
+        {
+            "run": name,
+            "method": method,
+            "cells": [cells.get((name, method, column)) for column in columns],
+            "speed": speeds(run).get(method),
+        }
+        for name, run in runs
+        for method in methods(run)
+    ]

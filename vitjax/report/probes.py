@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitjax.report import digest as digests
-from vitjax.report import sections
+from vitjax.report import sections, writing
 from vitjax.report.digest import STREAMS, TOKENS
 from vitjax.report.panels import Panel, Series
 from vitjax.report.sections import Curve, Figure
@@ -59,21 +59,19 @@ def draw(folder: Any, names: Sequence[str], runs: Sequence[Results]) -> dict | N
         runs: any runs.
 
     Returns:
-        "figures", each as `document` shows figures, and "costs" with "rows" and "csv";
+        "figures", each as `writing.draw` returns it, and "costs" with "rows" and "csv";
         None where no run has probes.
     """
-    from vitjax.report import document
-
     pairs = [(name, run) for name, run in zip(names, runs) if is_probes(run)]
     if not pairs:
         return None
     shown = [
-        document._draw(folder, figure.key, figure.panels, figure.rows)
+        writing.draw(folder, figure.key, figure.panels, figure.rows)
         | {"title": figure.title, "caption": figure.caption}
         for figure in figures(pairs)
     ]
     costs = [row for name, run in pairs for row in cost_table(run, name=name)]
-    csv = document._write_csv(folder / "probe_costs.csv", costs)
+    csv = writing.write_csv(folder / "probe_costs.csv", costs)
     return {"figures": shown, "costs": {"rows": costs, "csv": csv}}
 
 
