@@ -332,12 +332,14 @@ def test_explain_draws_and_writes_maps(converted, tmp_path, capsys):
     base = ["explain", str(path), "--model", converted, "--out", str(tmp_path / "out")]
     ask = ["--class", "3", "--method", "legrad,raw_attention", "--blocks", "1"]
     assert cli.main([*base, *ask]) == 0
-    assert "seven.png: for 3" in capsys.readouterr().out
-    assert Image.open(tmp_path / "out" / "explain.png").width > 100
+    assert "seven.png: for three" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "explain.png") as figure:
+        assert figure.width > 100
     with np.load(tmp_path / "out" / "explain.npz") as arrays:
         assert arrays["target"].tolist() == [3]
         model = loading.load(converted)
-        images = model.preprocess(Image.open(path))[None]
+        with Image.open(path) as picture:
+            images = model.preprocess(picture)[None]
         expected = vitjax.explain(model, images, 3, method="legrad", layers=(1,))
         np.testing.assert_allclose(
             arrays["map_legrad"].reshape(1, 16), expected, rtol=1e-3, atol=1e-7

@@ -18,7 +18,11 @@ def test_they_are_the_maps_of_what_the_model_sees(tiny, files):
     preprocess = vitjax.Preprocess(32, 32)
     from PIL import Image
 
-    images = np.stack([preprocess(Image.open(path)) for path in files])
+    images = []
+    for path in files:
+        with Image.open(path) as picture:
+            images.append(preprocess(picture))
+    images = np.stack(images)
     assert found.names == tuple(path.name for path in files)
     assert found.target.tolist() == [3, 3]
     logits, _ = vitjax.forward(tiny, images)
