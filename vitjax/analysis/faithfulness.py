@@ -119,7 +119,10 @@ def to_unit_range(values, there):
     low = jnp.where(there, values, jnp.inf).min(-1, keepdims=True)
     high = jnp.where(there, values, -jnp.inf).max(-1, keepdims=True)
     spread = high - low
-    return jnp.where(spread > 0, (values - low) / jnp.where(spread > 0, spread, 1), 0)
+    scaled = (values - low) / jnp.where(spread > 0, spread, 1)
+    # Exactly 1 also where the compiler divides by a reciprocal: it ties with 1 - 0.
+    scaled = jnp.where(values == high, 1, scaled)
+    return jnp.where(spread > 0, scaled, 0)
 
 
 def average_precision(
