@@ -82,7 +82,7 @@ CALLS = {
     "helpful_minus_attended": lambda x: vitjax.helpful_minus_attended(MODEL, x, LABEL),
     "explain": lambda x: vitjax.explain(MODEL, x, LABEL, method="legrad"),
     "removal_curve": lambda x: vitjax.removal_curve(
-        MODEL, IMAGES, LABEL, x, keep_counts=(0, 3, 16)
+        MODEL, IMAGES, LABEL, x, keep_counts=(3, 5)
     ),
     "area_under_curve": lambda x: vitjax.area_under_curve(
         x, tuple(range(17)), tokens=16

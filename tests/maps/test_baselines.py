@@ -23,6 +23,11 @@ def made(name):
     return model, tiny.images(model.config), model.config.prefix
 
 
+def ask(method, model, images):
+    """Compiled: op by op, each would be a program of its own."""
+    return jax.jit(method)(model, images, TARGET)
+
+
 def close(found, expected, tolerance=1e-5):
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
@@ -60,7 +65,7 @@ def test_chefer_is_its_matrix_recursion(name):
     rows = (
         relevance[:, 0] if model.config.class_token else relevance[:, prefix:].mean(1)
     )
-    close(baselines.chefer(model, images, TARGET), rows[:, prefix:])
+    close(ask(baselines.chefer, model, images), rows[:, prefix:])
 
 
 def test_gradcam_weighs_channels_by_their_mean_gradient():
@@ -73,21 +78,23 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
         variables = {"params": model.params, "perturbations": entry}
         return logit(model.module.apply(variables, images))
 
-    gradient = jax.grad(moved)(jnp.zeros((depth, 3, length, dim)))[0, :, prefix:]
+    gradient = jax.jit(jax.grad(moved))(jnp.zeros((depth, 3, length, dim)))[
+        0, :, prefix:
+    ]
     states = trace.residual[0, :, prefix:]
     expected = np.maximum((states * gradient.mean(1, keepdims=True)).sum(-1), 0)
-    close(baselines.gradcam(model, images, TARGET), expected)
+    close(ask(baselines.gradcam, model, images), expected)
 
 
 def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
     model, images, prefix = made("plain")
     relevancy = api.relevancy(model, images, TARGET, loss="negative_logit")
     expected = np.maximum(relevancy[..., prefix:], 0) / 17
-    close(baselines.legrad(model, images, TARGET), expected)
+    close(ask(baselines.legrad, model, images), expected)
     model, images, prefix = made("registers_gap")
     whole = api.attention_gradients(model, images, logit)[-1]
     expected = np.maximum(whole[:, :, prefix:], 0).sum(2)[..., prefix:] / 18
-    close(baselines.legrad(model, images, TARGET)[-1], expected)
+    close(ask(baselines.legrad, model, images)[-1], expected)
 
 
 @pytest.mark.parametrize("name", ("plain", "registers_gap"))
@@ -106,12 +113,13 @@ def test_integrated_gradients_are_sums_over_pixels():
     def of_pixels(images):
         return logit(api.forward(model, images)[0])
 
+    slope = jax.jit(jax.grad(of_pixels))
     total = sum(
-        w / 2 * images * jax.grad(of_pixels)(images * np.float32((n + 1) / 2))
+        w / 2 * images * slope(images * np.float32((n + 1) / 2))
         for n, w in zip(nodes, weights)
     )
     expected = np.asarray(total).reshape(3, 2, 8, 5, 8, 3).sum((2, 4, 5))
-    found = baselines.integrated_gradients(model, images, TARGET, steps=3)
+    found = api.explain(model, images, TARGET, method="integrated_gradients", steps=3)
     close(found, expected.reshape(3, 10), 1e-4)
 
 
@@ -154,14 +162,14 @@ def test_class_projection_is_what_each_token_writes(name):
     read = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     read = (read - read.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, read) / written.shape[3]
-    found = baselines.class_projection(model, images, TARGET)
+    found = ask(baselines.class_projection, model, images)
     close(found, expected[..., prefix:])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))
 def test_occlusion_is_the_model_without_the_token(name):
     model, images, _ = made(name)
-    found = baselines.occlusion(model, images, TARGET)
+    found = ask(baselines.occlusion, model, images)
     whole = api.forward(model, images)[0]
     for patch in (0, 7, 15):
         others = np.delete(np.arange(16, dtype=np.int32), patch)

@@ -1,5 +1,7 @@
 """Integrated presence: complete, and the derivative of the model's own masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,10 @@ def score(model, images, edits=None):
 def test_it_adds_up_to_what_all_patches_bring(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
-    found = presence.integrated_presence(
-        model, images, TARGET, steps=24, score="log_probability"
+    ask = functools.partial(
+        presence.integrated_presence, steps=96, score="log_probability"
     )
+    found = jax.jit(ask)(model, images, TARGET)
     whole = score(model, images)
     # Almost nothing: without any patch, the mean that GAP reads is not defined.
     few = np.ones((1, 1, 1, 1, model.config.tokens), np.float32)
@@ -46,7 +49,7 @@ def test_it_is_the_derivative_of_the_mask():
         return score(model, images, Edits(attend=attend[None, :, None, None])).sum()
 
     mask = jnp.full((3, 16), 0.4)
-    expected = 0.4 * jax.grad(of_mask)(mask)
+    expected = 0.4 * jax.jit(jax.grad(of_mask))(mask)
     attend = jnp.concatenate([jnp.ones((3, prefix)), mask], 1)
     edits = Edits(attend=attend[None, :, None, None])
     found = presence.presence_gradient(model, images, TARGET, "log_probability", edits)

@@ -23,9 +23,11 @@ def test_its_gradients_are_those_of_the_stored_pass(name):
     def read(seen, found):
         return seen + 1, (found.weights, found.weights_gradient, found.stream_gradient)
 
-    seen, (weights, gradients, streams) = scan_backward(
-        model, images, score, read, state=0, edits=edits
-    )
+    @jax.jit
+    def back(images):
+        return scan_backward(model, images, score, read, state=0, edits=edits)
+
+    seen, (weights, gradients, streams) = back(images)
     assert seen == model.config.depth
     expected = api.attention_gradients(model, images, score, edits=edits)
     np.testing.assert_allclose(gradients, expected, atol=1e-5)
@@ -38,6 +40,6 @@ def test_its_gradients_are_those_of_the_stored_pass(name):
         params["embedding"] = params["embedding"] | {"bias": bias}
         return score(api.forward(model.replace(params=params), images, edits=edits)[0])
 
-    moved = jax.grad(of_patches)(jnp.zeros(model.config.dim))
+    moved = jax.jit(jax.grad(of_patches))(jnp.zeros(model.config.dim))
     patches = streams[0][:, model.config.prefix :]
     np.testing.assert_allclose(patches.sum((0, 1)), moved, atol=1e-4)

@@ -32,7 +32,8 @@ def test_bench_measures_both_programs(tiny):
     assert found.ratio == pytest.approx(expected)
 
 
-def test_bench_runs_on_the_devices_it_is_given(tiny):
+def test_bench_runs_on_the_devices_it_is_given(tiny, monkeypatch):
+    monkeypatch.setattr("vitjax.maps.removal.BUCKETS", 1)  # one program, not eight
     found = bench(
         *(tiny,),
         batch_size=3,

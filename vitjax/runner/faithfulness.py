@@ -127,6 +127,11 @@ def check_names(methods, protocols) -> None:
     """Refuse methods and protocols that do not exist."""
     for method in methods:
         check(method)
+        if method not in IMPORTANCES:
+            raise ValueError(
+                f"{method!r} says what a model neglects, not how important a patch is; "
+                "no protocol tests that."
+            )
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not methods or not protocols:
         raise ValueError(
@@ -238,10 +243,10 @@ def measure(
 
 
 TESTED: dict[str, tuple[str, ...]] = {
-    **{f"map_{name}": ("patch",) for name in METHODS},
-    **{f"removal_{o}_{name}": ("step",) for o in ORDERS for name in METHODS},
-    **{f"pixels_{o}_{name}": ("level",) for o in ORDERS for name in METHODS},
-    **{f"{measure}_{name}": () for measure in MEASURES for name in METHODS},
+    **{f"map_{name}": ("patch",) for name in IMPORTANCES},
+    **{f"removal_{o}_{name}": ("step",) for o in ORDERS for name in IMPORTANCES},
+    **{f"pixels_{o}_{name}": ("level",) for o in ORDERS for name in IMPORTANCES},
+    **{f"{measure}_{name}": () for measure in MEASURES for name in IMPORTANCES},
 }
 
 FAITHFULNESS = Recipe(
