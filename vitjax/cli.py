@@ -26,6 +26,7 @@ import tyro
 import vitjax
 from vitjax import loading, variants
 from vitjax.data.masks import MaskConvention
+from vitjax.maps import methods
 from vitjax.maps.methods import METHODS, Method
 from vitjax.results import Results, open_results
 from vitjax.runner import train
@@ -265,6 +266,8 @@ class Explain(Command):
         from vitjax.report import pictures
 
         names = [name for text in self.method for name in text.split(",") if name]
+        for name in names:  # before weights are fetched
+            methods.check(name)
         model = loading.load(self.model, checkpoint=self.checkpoint)
         found = explain_pictures(
             *(model, self.images),
@@ -578,8 +581,9 @@ def paragraph(error: BaseException) -> str:
 
 
 def say(message: str, error: BaseException) -> None:
-    """A message on stderr, with what the error's notes add."""
+    """A message on stderr, with what the error's notes add, but not JAX's own."""
     notes = getattr(error, "__notes__", ())
+    notes = [note for note in notes if "JAX_TRACEBACK_FILTERING" not in note]
     print(" ".join([message, *notes]), file=sys.stderr)
 
 

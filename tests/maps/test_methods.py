@@ -42,11 +42,29 @@ def test_vmap_is_a_loop(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("name", ("registers", "registers_gap", "gap", "one_block"))
+@pytest.mark.parametrize("name", ("registers_gap", "one_block"))
 def test_registers_are_never_in_the_map(name, method):
     model = tiny.make(tiny.CONFIGS[name])
     found = vitjax.explain(model, tiny.images(model.config), TARGET, method=method)
     assert found.shape == (3, 16) and np.isfinite(found).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_half_precision_gives_maps_too(method):
+    model = MODEL.astype("bfloat16")
+    found = vitjax.explain(model, IMAGES, TARGET, method=method)
+    assert found.shape == (3, 16) and np.isfinite(found.astype(np.float32)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])
+def test_a_selection_has_a_map_of_its_patches(method):
+    if method == "occlusion":
+        pytest.skip("removes patches of the whole picture")
+    edits = vitjax.select_tokens(np.tile(np.arange(0, 16, 2, dtype=np.int32), (3, 1)))
+    found = vitjax.explain(MODEL, IMAGES, TARGET, method=method, edits=edits)
+    assert found.shape == (3, 8) and np.isfinite(found).all()
 
 
 def test_blocks_and_heads_are_chosen_and_added():

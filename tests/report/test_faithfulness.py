@@ -222,6 +222,7 @@ def test_pages(make_faithful, tmp_path, case):
     assert ('<td class="n">123</td>' in page) == (there and case != "partial")
 
 
+@pytest.mark.slow
 def test_names_are_escaped(make_faithful, tmp_path):
     runs = [
         make_faithful(told={"model": {"name": name}}, pictures=0)

@@ -13,7 +13,7 @@ def drawn(count, methods, *, size=(16, 16), dpi=50):
     draw = np.random.default_rng(0)
     photos = draw.integers(256, size=(count, *size, 3)).astype(np.uint8)
     maps = {f"m{i}": draw.normal(size=(count, 4, 4)) for i in range(methods)}
-    titles = [f"for <b>$x_ {i}\nanswer: y" for i in range(count)]
+    titles = [f"for <b>$x_{{$ {i}\nanswer: y" for i in range(count)]
     return pictures.png(photos, titles, maps, dpi=dpi)
 
 
@@ -26,7 +26,7 @@ def test_a_row_per_picture_and_a_column_per_method(count, methods, size):
         found = image.size
     side, gap, words = pictures.SIDE, pictures.GAP, pictures.WORDS
     wide = (methods + 1) * (side + gap) + gap
-    tall = count * (side * size[0] / size[1] + words + gap) + 0.3
+    tall = count * (side * size[0] / size[1] + words + gap) + pictures.FOOT
     assert found == pytest.approx((50 * wide, 50 * tall), abs=1)
 
 
@@ -41,6 +41,14 @@ def test_the_picture_and_its_map_are_drawn():
     assert share == pytest.approx((50 * pictures.SIDE) ** 2, rel=0.05)
     blue = (pixels[..., 2] > pixels[..., 0] + 40).sum()
     assert blue == pytest.approx((50 * pictures.SIDE) ** 2 / 16, rel=0.15)
+
+
+def test_the_legend_fits_below_one_map():
+    with Image.open(io.BytesIO(drawn(1, 1, dpi=100))) as image:
+        foot = np.asarray(image.convert("L"))[-int(100 * pictures.FOOT) :]
+    assert foot[:, :-12].min() < 128  # words
+    assert foot[:, -12:].min() == 255  # that end before the edge
+    assert foot[:2].min() == 255 and foot[-2:].min() == 255
 
 
 def test_signed_maps_diverge_from_white():

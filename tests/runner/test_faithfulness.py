@@ -232,6 +232,7 @@ def test_only_the_protocols_that_were_asked_for(model):
     assert not any(name.startswith(("removal_", "prediction_empty")) for name in rows)
 
 
+@pytest.mark.slow
 def test_the_predicted_class_is_another_target(model, inputs):
     images, label = inputs
     batch = vitjax.types.Batch(

@@ -178,7 +178,7 @@ def integrated_gradients(
         alpha, weight = place
         gradient, _ = scan_backward(
             *(model, images * alpha, target_logit(target), read),
-            state=jnp.zeros((images.shape[0], prefix + way.shape[1], way.shape[2])),
+            state=jnp.zeros_like(model.apply(images, edits, method="embed")),
             edits=edits,
         )
         part = jnp.einsum("bpd,bpd->bp", gradient[:, prefix:], way)

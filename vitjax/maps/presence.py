@@ -76,11 +76,12 @@ def integrated_presence(
         attend = jnp.where(patch, presence, 1.0).reshape(1, 1, 1, 1, tokens)
         edits = others & Edits(attend=attend)
         found = presence_gradient(model, images, target, score, edits)
-        return total + 2 * weight / root * found, None
+        return total + 2 * weight / root * found.astype(total.dtype), None
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), jnp.float32)
-    start = jnp.zeros((batch, tokens - model.config.prefix), jnp.float32)
+    patches = model.config.patches if others.select is None else others.select.shape[1]
+    start = jnp.zeros((batch, patches), jnp.float32)
     return jax.lax.scan(node, start, places)[0]
 
 

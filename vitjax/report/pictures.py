@@ -9,8 +9,13 @@ from jaxtyping import Float, UInt8
 from vitjax.report import ink
 
 SIGNED, POSITIVE = "RdBu_r", "viridis"
-SIDE, GAP, WORDS = 1.7, 0.12, 0.42
-"""Inches: a picture's width, the room between two, the room for words above it."""
+SIDE, GAP, WORDS, FOOT = 1.7, 0.12, 0.42, 0.42
+"""Inches: a picture's width, the room between two, for words above it, at the foot."""
+
+LEGEND = (
+    "red: for the class, blue: against it, white: 0\n"
+    "maps without a minus: dark is least, bright is most"
+)
 
 
 def png(
@@ -39,7 +44,7 @@ def png(
 
     tall = SIDE * pictures[0].shape[0] / pictures[0].shape[1]
     width = (1 + len(maps)) * (SIDE + GAP) + GAP
-    height = len(pictures) * (tall + WORDS + GAP) + 0.3
+    height = len(pictures) * (tall + WORDS + GAP) + FOOT
     with ink.style():
         figure = Figure(figsize=(width, height))
         sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
@@ -52,10 +57,10 @@ def png(
                 left = GAP + column * (SIDE + GAP)
                 extent = left, left + SIDE, bottom, bottom + tall
                 sheet.imshow(image, interpolation="nearest", extent=extent)
-                sheet.text(left, bottom + tall + 0.05, words, fontsize=7.5)
+                above = bottom + tall + 0.05
+                sheet.text(left, above, words, fontsize=7.5, parse_math=False)
         sheet.set(xlim=(0, width), ylim=(0, height), aspect="auto")
-        words = "red: for the class, blue: against it, white: 0; maps without a minus: "
-        sheet.text(GAP, 0.1, words + "dark is least, bright is most", fontsize=7)
+        sheet.text(GAP, 0.1, LEGEND, fontsize=7)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
