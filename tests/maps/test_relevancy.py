@@ -1,5 +1,7 @@
 """Relevancy against the published gradients and against the whole network's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,26 @@ def test_the_last_block_is_the_whole_networks_gradient(name):
 
     whole = api.attention_gradients(model, images, loss)[-1]
     found = ask(model, images, label)[-1]
+    top = np.abs(whole).max()
+    np.testing.assert_allclose(found, -whole[:, :, 0], atol=1e-4 * top)
+
+
+def test_an_earlier_block_is_the_last_one_of_a_shorter_network():
+    """Its gradient, through the whole network that ends there."""
+    model = tiny.make(tiny.CONFIGS["registers"])
+    images, label = tiny.images(model.config), np.array([1, 4, 2], np.int32)
+    encoder = model.params["Transformer"]
+    first = jax.tree.map(lambda leaf: leaf[:1], encoder["encoderblock"])
+    short = model.replace(
+        params=model.params | {"Transformer": encoder | {"encoderblock": first}},
+        config=dataclasses.replace(model.config, depth=1),
+    )
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(short, images, loss)[0]
+    found = ask(model, images, label)[0]
     top = np.abs(whole).max()
     np.testing.assert_allclose(found, -whole[:, :, 0], atol=1e-4 * top)
 
