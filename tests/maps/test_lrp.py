@@ -11,14 +11,16 @@ from vitjax.maps import lrp
 from vitjax.models.rules import layer_norm
 
 TARGET = np.array([1, 4, 2], np.int32)
-RNG = np.random.default_rng(0)
 
 
-def draw(*shape):
-    return RNG.normal(size=shape).astype(np.float32)
+@pytest.fixture
+def draw():
+    """Numbers that do not depend on which tests ran before."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: rng.normal(size=shape).astype(np.float32)
 
 
-def test_positive_contributions_get_all_the_relevance():
+def test_positive_contributions_get_all_the_relevance(draw):
     """z+ (Chefer et al. 2021, equation 5), written out."""
     x, kernel, bias, relevance = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
     parts = np.maximum(x[:, :, None] * kernel, 0)
@@ -30,7 +32,7 @@ def test_positive_contributions_get_all_the_relevance():
     np.testing.assert_allclose(found.sum(), relevance.sum(), rtol=1e-4)
 
 
-def test_the_factors_of_a_product_get_half_each():
+def test_the_factors_of_a_product_get_half_each(draw):
     left, right, relevance = draw(3, 4), draw(4, 2), draw(3, 2)
     y, back = jax.vjp(lambda a, b: lrp.shared_product("ij,jk->ik", a, b), left, right)
     shares = back(relevance)
@@ -41,7 +43,7 @@ def test_the_factors_of_a_product_get_half_each():
     np.testing.assert_allclose(halves, relevance.sum() / 2, rtol=1e-3)
 
 
-def test_an_addition_keeps_the_total():
+def test_an_addition_keeps_the_total(draw):
     x, update, relevance = draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)
     _, back = jax.vjp(lrp.normalised_add, x, update)
     parts = back(relevance)
@@ -50,13 +52,13 @@ def test_an_addition_keeps_the_total():
     np.testing.assert_allclose(total, relevance.sum((1, 2)), rtol=1e-3, atol=1e-4)
 
 
-def test_what_only_scales_hands_relevance_on():
+def test_what_only_scales_hands_relevance_on(draw):
     x, relevance = draw(2, 4), draw(2, 4)
     _, back = jax.vjp(lambda x: lrp.unchanged(x, jax.nn.gelu(x)), x)
     np.testing.assert_array_equal(back(relevance)[0], relevance)
 
 
-def test_rules_that_are_derivatives_of_something_frozen():
+def test_rules_that_are_derivatives_of_something_frozen(draw):
     """AttnLRP: relevance over value is the cotangent (Achtibat et al. 2024)."""
     x, cotangent = draw(2, 6), draw(2, 6)
     scale, bias = draw(6), draw(6)
@@ -80,7 +82,7 @@ def test_rules_that_are_derivatives_of_something_frozen():
         np.testing.assert_allclose((factor * gradient).sum(), y.sum() / 2, rtol=1e-3)
 
 
-def test_the_gamma_rule_favours_contributions_of_the_outputs_sign():
+def test_the_gamma_rule_favours_contributions_of_the_outputs_sign(draw):
     x, kernel, bias, cotangent = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
     gamma = 0.3
     y = x @ kernel + bias

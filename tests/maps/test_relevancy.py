@@ -179,7 +179,7 @@ def test_what_is_neglected_is_a_difference_of_two_shares(name):
 
 
 def test_where_nothing_would_help_only_attention_is_left():
-    values = np.array([[0, 0, 0], [1, 0, 3]], np.float32)
+    values = jnp.array([[0, 0, 0], [1, 0, 3]], jnp.float32)
     np.testing.assert_array_equal(shares(values), [[0, 0, 0], [0.25, 0, 0.75]])
     slopes = jax.jacobian(lambda x: shares(x[None])[0])(values[0])
     assert np.isfinite(slopes).all()
