@@ -18,6 +18,11 @@ EVERY = [
 ]
 
 
+def tolerance(method):
+    """Chefer's LRP divides by sums that nearly cancel: last bits count there."""
+    return 2e-3 if method == "lrp" else 1e-4
+
+
 @pytest.mark.parametrize("method", EVERY)
 def test_one_image_is_its_row_in_a_batch(method):
     ask = jax.jit(lambda x, t: methods.explain(MODEL, x, t, method=method))
@@ -25,7 +30,7 @@ def test_one_image_is_its_row_in_a_batch(method):
     assert found.shape == (3, 16)
     alone = ask(IMAGES[1:2], TARGET[1:2])
     top = np.abs(found).max()
-    np.testing.assert_allclose(alone[0], found[1], atol=1e-4 * top)
+    np.testing.assert_allclose(alone[0], found[1], atol=tolerance(method) * top)
 
 
 @pytest.mark.slow
@@ -37,7 +42,8 @@ def test_vmap_is_a_loop(method):
     batches = np.stack([IMAGES, IMAGES[::-1]])
     found = np.asarray(jax.jit(jax.vmap(ask))(batches))
     loop = np.stack([jax.jit(ask)(batch) for batch in batches])
-    np.testing.assert_allclose(found, loop, atol=1e-4 * np.abs(loop).max())
+    top = np.abs(loop).max()
+    np.testing.assert_allclose(found, loop, atol=tolerance(method) * top)
 
 
 @pytest.mark.slow
