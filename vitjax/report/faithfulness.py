@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitjax.report import writing
-from vitjax.report.panels import Panel, Series
+from vitjax.report.panels import Panel, accuracy_panels
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 from vitjax.types import Config
@@ -241,26 +241,7 @@ def curve_rows(run: Results, kind: str, *, name: str) -> list[dict[str, Any]]:
 
 def panels(rows: Sequence[Mapping[str, Any]], kind: str) -> list[Panel]:
     """Both orders, of one run or of several side by side."""
-    grouped: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for row in rows:
-        lines = grouped.setdefault((row["run"], row["panel"]), {})
-        lines.setdefault(row["series"], []).append(row)
-    several = len({run for run, _ in grouped}) > 1
-    return [
-        Panel(
-            title=f"{title} ({run})" if several else title,
-            stream=run,
-            series=tuple(
-                Series(name=name, style=line[0]["style"], rows=tuple(line))
-                for name, line in lines.items()
-            ),
-            measure="accuracy",
-            quartiles=False,
-            fitted=True,
-            axis=AXES[kind],
-        )
-        for (run, title), lines in grouped.items()
-    ]
+    return accuracy_panels(rows, axis=AXES[kind])
 
 
 FIGURES = {

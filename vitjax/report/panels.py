@@ -180,3 +180,32 @@ def _title(stream, kinds, streams) -> str:
     names = names.replace("class tokens,", "class,")
     short = STREAMS[stream].removesuffix(" update")
     return f"{short}: {names}" if len(streams) > 1 else names
+
+
+def accuracy_panels(rows: Sequence[Mapping[str, Any]], *, axis: str) -> list[Panel]:
+    """Accuracy while something is taken away: a panel for each run and order.
+
+    Args:
+        rows: with `run`, `panel`, `series` and `style`, steps of a line in order.
+        axis: what is on the horizontal axis.
+    """
+    grouped: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        lines = grouped.setdefault((row["run"], row["panel"]), {})
+        lines.setdefault(row["series"], []).append(row)
+    several = len({run for run, _ in grouped}) > 1
+    return [
+        Panel(
+            title=f"{title} ({run})" if several else title,
+            stream=run,
+            series=tuple(
+                Series(name=name, style=line[0]["style"], rows=tuple(line))
+                for name, line in lines.items()
+            ),
+            measure="accuracy",
+            quartiles=False,
+            fitted=True,
+            axis=axis,
+        )
+        for (run, title), lines in grouped.items()
+    ]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from vitjax.report import digest as digests
 from vitjax.report import sections, writing
 from vitjax.report.digest import STREAMS, TOKENS
-from vitjax.report.panels import Panel, Series
+from vitjax.report.panels import Panel, accuracy_panels
 from vitjax.report.sections import Curve, Figure
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean
@@ -220,26 +220,7 @@ def removal_curves(order: str) -> Iterator[tuple[str, str]]:
 
 def removal_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Both orders of removal, of one run or of several side by side."""
-    grouped: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for row in rows:
-        lines = grouped.setdefault((row["run"], row["panel"]), {})
-        lines.setdefault(row["series"], []).append(row)
-    several = len({run for run, _ in grouped}) > 1
-    return [
-        Panel(
-            title=f"{title} ({run})" if several else title,
-            stream=run,
-            series=tuple(
-                Series(name=name, style=line[0]["style"], rows=tuple(line))
-                for name, line in lines.items()
-            ),
-            measure="accuracy",
-            quartiles=False,
-            fitted=True,
-            axis=AXIS,
-        )
-        for (run, title), lines in grouped.items()
-    ]
+    return accuracy_panels(rows, axis=AXIS)
 
 
 def cost_table(run: Results, *, name: str) -> list[dict[str, Any]]:
