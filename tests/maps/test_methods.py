@@ -20,7 +20,7 @@ EVERY = [
 
 def tolerance(method):
     """Chefer's LRP divides by sums that nearly cancel: last bits count there."""
-    return 2e-3 if method == "lrp" else 1e-4
+    return 5e-4 if method == "lrp" else 1e-4
 
 
 @pytest.mark.parametrize("method", EVERY)
