@@ -12,6 +12,7 @@ from PIL import Image
 
 import vitjax
 from vitjax import cli, loading
+from vitjax.commands import running
 from vitjax.data.demo import CLASSES
 from vitjax.results import StorageError, open_results
 from vitjax.runner.folder import Run
@@ -60,7 +61,7 @@ def test_probes_are_told_every_flag(converted, tmp_path, monkeypatch):
         told.update(options, train=train, data=data, model=model)
         raise ValueError("told")
 
-    monkeypatch.setattr(cli, "run_probes", run_probes)
+    monkeypatch.setattr(running, "run_probes", run_probes)
     flags = ["--train", "textured_digits:train", "--shots", "3", "--alpha", "0.5"]
     more = ["--memory", "5MiB", "--probe", "softmax", "--steps", "4", "--limit", "9"]
     base = ["--model", converted, "--data", "textured_digits", "--out", str(tmp_path)]

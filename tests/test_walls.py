@@ -25,7 +25,7 @@ MAY_IMPORT = {
     },
     "report": {"results", "statistics", "types"},
 }
-ANY = {"cli", "terminal", "__main__", "__init__"}
+ANY = {"cli", "commands", "__main__", "__init__"}
 
 THIRD_PARTY = {
     "statistics": {"numpy", "scipy", "jaxtyping"},
@@ -97,7 +97,7 @@ def test_subpackages_export_nothing():
 
 def test_no_behaviour_depends_on_a_models_name():
     for path in FILES:
-        if room(path) in {"variants", "cli", "terminal", "data"}:
+        if room(path) in {"variants", "cli", "commands", "data"}:
             continue
         assert not re.search(
             r"[\"']vit_\w+[\"']\s*(in|==)|(==|in)\s*[\"']vit_", path.read_text()
@@ -123,6 +123,8 @@ def test_tests_mirror_the_package():
     assert all((tests / test).exists() for test in ELSEWHERE.values())
 
 
+COMMANDS = ("command", "running", "reading", "weights", "measuring", "terminal")
+
 ELSEWHERE = {
     "types.py": "test_api.py",
     "models/links.py": "analysis/test_interventions.py",
@@ -131,7 +133,7 @@ ELSEWHERE = {
     "models/readout.py": "test_api.py",
     "data/records.py": "data/test_sources.py",
     "models/model.py": "test_loading.py",
-    "terminal.py": "test_cli.py",
+    **{f"commands/{name}.py": "test_cli.py" for name in COMMANDS},
     "models/tail.py": "maps/test_relevancy.py",
     "runner/recipe.py": "runner/test_experiments.py",
     "models/initial.py": "test_loading.py",

@@ -1,0 +1,72 @@
+"""What it costs: bench."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Annotated, Literal
+
+from vitjax import loading
+from vitjax.commands.command import Command, find_devices, metavar
+from vitjax.commands.terminal import show_benchmark, show_pipeline
+from vitjax.maps.methods import METHODS
+from vitjax.runner.bench import Benchmark, bench, bench_data
+
+Platform = Literal["cpu", "gpu", "tpu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Measure a plain forward pass, analyses and explanations on this device.
+
+    Args:
+        model: a name that `vitjax list` shows.
+        checkpoint: weights; by default random ones, which are as fast.
+        batch_size: images per step over all devices.
+        dtype: what the model computes in.
+        repetitions: of each program, in turns; medians count.
+        platform: cpu, gpu or tpu; by default the best there is.
+        data: also measure how fast the host decodes and preprocesses this data set.
+        workers: processes that do so; 0 for threads.
+        explanations: also measure these explanation methods, and removal_curve; all
+            for every one of them, which takes long.
+        out: JSON file for the figures.
+    """
+
+    model: Annotated[str, metavar("NAME")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    batch_size: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    repetitions: int = 7
+    platform: Annotated[Platform | None, metavar("{cpu,gpu,tpu}")] = None
+    data: Annotated[str | None, metavar("SOURCE")] = None
+    workers: int = 0
+    explanations: Annotated[tuple[str, ...], metavar("METHOD...")] = ()
+    out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+
+    def __call__(self) -> Benchmark:
+        if self.checkpoint:
+            model = loading.load(self.model, checkpoint=self.checkpoint)
+        else:
+            model = loading.init(self.model)
+        found = bench(
+            model,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            repetitions=self.repetitions,
+            devices=find_devices(self.platform),
+            explanations=(*METHODS, "removal_curve")
+            if self.explanations == ("all",)
+            else self.explanations,
+        )
+        show_benchmark(found)
+        figures = dataclasses.asdict(found)
+        if self.data:
+            pipeline = bench_data(
+                self.data, model, batch_size=self.batch_size, workers=self.workers
+            )
+            show_pipeline(pipeline, found)
+            figures["data"] = dataclasses.asdict(pipeline)
+        if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(figures, indent=1) + "\n")
+        return found
