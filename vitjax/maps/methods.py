@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.analysis.projection import Labels
-from vitjax.maps import attention, baselines, lrp, presence
+from vitjax.maps import attention, baselines, consensus, lrp, presence
 from vitjax.maps.baselines import Seed
 from vitjax.maps.relevancy import Loss, Of, helpful_minus_attended, relevancy
 from vitjax.models.model import Model
@@ -24,6 +24,7 @@ Method = Literal[
     "legrad",
     "integrated_gradients",
     "integrated_presence",
+    "consensus",
     "lrp",
     "attnlrp",
     "class_projection",
@@ -58,6 +59,7 @@ WHOLE: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
     "gradcam": baselines.gradcam,
     "integrated_gradients": baselines.integrated_gradients,
     "integrated_presence": presence.integrated_presence,
+    "consensus": consensus.consensus,
     "lrp": lrp.lrp,
     "attnlrp": lrp.attnlrp,
     "occlusion": baselines.occlusion,
@@ -72,6 +74,7 @@ OWN_OPTIONS = {
     "helpful_minus_attended": ("of", "loss"),
     "integrated_gradients": ("steps",),
     "integrated_presence": ("steps",),
+    "consensus": ("steps",),
     "random": ("seed",),
 }
 
@@ -96,11 +99,11 @@ def explain(
     blocks and heads), "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al.,
     CVPR 2021), "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam",
     "integrated_gradients", "integrated_presence" (ours: the path integral of removing
-    patches), "class_projection" (each patch's direct contribution to the
-    logit), "occlusion" (a patch is removed), "raw_attention" (by default of the last
-    block), "rollout", "random" (the control), and "helpful_minus_attended" (relevancy
-    against actual attention: no importance, but what the model neglects). See
-    `vitjax.maps`.
+    patches), "consensus" (ours: its mean rank with "chefer"), "class_projection" (each
+    patch's direct contribution to the logit), "occlusion" (a patch is removed),
+    "raw_attention" (by default of the last block), "rollout", "random" (the control),
+    and "helpful_minus_attended" (relevancy against actual attention: no importance, but
+    what the model neglects). See `vitjax.maps`.
 
     Args:
         model: the model.
@@ -113,8 +116,8 @@ def explain(
         heads: only these heads, likewise. Static.
         of: of "relevancy" and what is made of it. Static.
         loss: likewise. Static.
-        steps: nodes of the integrals of "integrated_gradients" and
-            "integrated_presence". Static.
+        steps: nodes of the integrals of "integrated_gradients", "integrated_presence"
+            and "consensus". Static.
         seed: of "random". Static.
         edits: interventions.
 
