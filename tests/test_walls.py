@@ -136,6 +136,7 @@ ELSEWHERE = {
     **{f"commands/{name}.py": "test_cli.py" for name in COMMANDS},
     "models/tail.py": "maps/test_relevancy.py",
     "runner/recipe.py": "runner/test_experiments.py",
+    "runner/programs.py": "runner/test_bench.py",
     "models/initial.py": "test_loading.py",
 }
 """Files whose tests stand in another's: source -> test."""

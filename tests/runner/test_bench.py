@@ -1,22 +1,15 @@
 """What bench counts; what it times is for users to see, no test depends on it."""
 
-import math
-
 import jax
 import pytest
 
 import vitjax
 from vitjax.runner.bench import (
     bench,
-    bench_data,
     explanation,
-    forward_multiplications,
-    median_rate,
     noise,
     plain_forward,
-    ratio_floor,
 )
-from vitjax.runner.experiments import RECIPES
 
 
 def test_bench_measures_both_programs(tiny):
@@ -40,59 +33,36 @@ def test_bench_runs_on_the_devices_it_is_given(tiny, monkeypatch):
         repetitions=1,
         devices=jax.devices()[:1],
         explanations=("relevancy", "removal_curve"),
+        against=("flax.linen",),
     )
     assert found.device == "1 x cpu" and found.batch_size == 3
     curve, relevancy = found.more["removal_curve"], found.more["relevancy"]
     steps = curve.seconds / found.forward.seconds / tiny.config.patches
-    assert found.more_ratios["removal_curve"] == pytest.approx(steps)
+    assert curve.passes == pytest.approx(steps)
+    assert curve.floor == pytest.approx(1, rel=0.01)  # one bucket: nothing is shorter
     passes = relevancy.seconds / found.forward.seconds
-    assert found.more_ratios["relevancy"] == pytest.approx(passes)
+    assert relevancy.passes == pytest.approx(passes) and relevancy.floor > 1
+    assert found.more["flax.linen"].floor == found.forward.floor == 1
+    assert list(found.programs)[:4] == [*FIRST, "relevancy"]
     with pytest.raises(ValueError, match="repetitions"):
         bench(tiny, repetitions=0)
     with pytest.raises(ValueError, match="no method 'chefr'. Did you mean chefer"):
         explanation("chefr", 4)
 
 
-def count(jaxpr):
-    """Multiplications in the matrix products and convolutions of a traced function."""
-    total = 0
-    for equation in jaxpr.eqns:
-        name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars]
-        inner = [p for p in equation.params.values() if hasattr(p, "eqns")]
-        repeats = equation.params["length"] if name == "scan" else 1
-        total += repeats * sum(map(count, inner))
-        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += size * math.prod(shapes[0][axis] for axis in contracted)
-        if name == "conv_general_dilated":
-            total += size * math.prod(shapes[1][:-1])
-    return total
+FIRST = ("forward", "identifiability", "one_pass")
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_multiplications_are_those_of_the_traced_programs(class_token):
-    config = vitjax.Config(
-        32, 8, dim=16, depth=3, heads=2, mlp_dim=48, class_token=class_token
-    )
-    model = vitjax.init(config, classes=50)
-    batch = noise(model, 1)
-    plain = count(jax.make_jaxpr(plain_forward)(model, batch).jaxpr)
-    assert plain == forward_multiplications(config, classes=50)
-    step = count(jax.make_jaxpr(RECIPES["identifiability"].step)(model, batch).jaxpr)
-    shift = config.dim * 50  # the norm's shift through the head, once per batch
-    assert (step - shift) / plain == pytest.approx(ratio_floor(config, classes=50))
-
-
-def test_the_floor_of_b32_is_what_two_projections_add():
-    config = vitjax.variants.VARIANTS["vit_b32"].config
-    # 4.4 G multiplications forward (published); 50 tokens x 768 x 1000 per projection
-    assert forward_multiplications(config, classes=1000) == pytest.approx(
-        4.4e9, rel=0.01
-    )
-    added = 25 * 50 * 768 * 1000
-    forward = forward_multiplications(config, classes=1000)
-    assert ratio_floor(config, classes=1000) == pytest.approx(1 + added / forward)
+def test_what_cannot_be_compared_is_refused(tiny):
+    with pytest.raises(ValueError, match="keras.*flax.linen, timm"):
+        bench(tiny, against=("keras",))
+    with pytest.raises(ValueError, match="float32"):
+        bench(tiny, against=("timm",), dtype="bfloat16")
+    pooled = vitjax.Config(16, 8, dim=8, depth=1, heads=1, mlp_dim=8, class_token=False)
+    with pytest.raises(ValueError, match="plain ViTs only"):
+        bench(vitjax.init(pooled, classes=2), against=("flax.linen",))
+    with pytest.raises(ValueError, match="no recipe 'papr'"):
+        bench(tiny, recipes=("papr",))
 
 
 def test_the_plain_forward_is_the_models(tiny):
@@ -100,17 +70,3 @@ def test_the_plain_forward_is_the_models(tiny):
     logits, _ = vitjax.forward(tiny, batch.images)
     found = jax.jit(plain_forward)(tiny, batch)
     assert abs(found - logits).max() < 1e-5
-
-
-def test_the_host_pipeline_is_measured_by_itself(tiny, photos):
-    found = bench_data(f"folder:{photos}", tiny, batch_size=4)
-    assert found.images == 29 and found.workers == 0 and found.threads >= 1
-    assert found.images_per_second > 0 and found.data.startswith("folder/")
-    with pytest.raises(ValueError, match="29 images; a measurement needs 40"):
-        bench_data(f"folder:{photos}", tiny, batch_size=10, workers=2)
-
-
-def test_the_rate_is_the_median_batch():
-    # Two processes hand over two batches of 10 at once, every second but one.
-    arrived = [float(t) for t in (0, 0, 1, 1, 2, 2, 7, 7, 8, 8, 9, 9)]
-    assert median_rate(arrived, 10, together=2) == 20

@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 
 from vitjax import loading
 from vitjax.commands.command import Command, find_devices, metavar
-from vitjax.commands.terminal import show_benchmark, show_pipeline
+from vitjax.commands.terminal import (
+    benchmark_markdown,
+    show_benchmark,
+    show_pipeline,
+)
 from vitjax.maps.methods import METHODS
-from vitjax.runner.bench import Benchmark, bench, bench_data
+from vitjax.runner import comparisons
+from vitjax.runner.bench import Benchmark, bench
+from vitjax.runner.pipeline import bench_data
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -29,7 +35,11 @@ class Bench(Command):
         workers: processes that do so; 0 for threads.
         explanations: also measure these explanation methods, and removal_curve; all
             for every one of them, which takes long.
-        out: JSON file for the figures.
+        recipes: also measure the steps of these recipes.
+        against: also measure the same forward pass of flax.linen's own layers, or of
+            timm in PyTorch.
+        all: everything: the paper's recipes, all explanations, and flax.linen.
+        out: JSON file for the figures; a table in Markdown is written beside it.
     """
 
     model: Annotated[str, metavar("NAME")]
@@ -41,6 +51,9 @@ class Bench(Command):
     data: Annotated[str | None, metavar("SOURCE")] = None
     workers: int = 0
     explanations: Annotated[tuple[str, ...], metavar("METHOD...")] = ()
+    recipes: Annotated[tuple[str, ...], metavar("RECIPE...")] = ()
+    against: tuple[Literal["flax.linen", "timm"], ...] = ()
+    all: bool = False
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
 
     def __call__(self) -> Benchmark:
@@ -48,15 +61,19 @@ class Bench(Command):
             model = loading.load(self.model, checkpoint=self.checkpoint)
         else:
             model = loading.init(self.model)
+        every = (*METHODS, "removal_curve")
+        linen = ("flax.linen",) if comparisons.is_plain(model.config) else ()
         found = bench(
             model,
             batch_size=self.batch_size,
             dtype=self.dtype,
             repetitions=self.repetitions,
             devices=find_devices(self.platform),
-            explanations=(*METHODS, "removal_curve")
-            if self.explanations == ("all",)
+            explanations=every
+            if self.all or self.explanations == ("all",)
             else self.explanations,
+            recipes=(*self.recipes, *("paper",) * self.all),
+            against=tuple(dict.fromkeys((*self.against, *linen * self.all))),
         )
         show_benchmark(found)
         figures = dataclasses.asdict(found)
@@ -69,4 +86,15 @@ class Bench(Command):
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
+            table = benchmark_markdown(found, self.command())
+            self.out.with_suffix(".md").write_text(table)
         return found
+
+    def command(self) -> str:
+        """What measures the same again."""
+        flags = [f"--batch-size {self.batch_size}", f"--dtype {self.dtype}"]
+        flags += [f"--repetitions {self.repetitions}"] + ["--all"] * self.all
+        for name in ("explanations", "recipes", "against"):
+            if chosen := getattr(self, name):
+                flags.append(f"--{name} {' '.join(chosen)}")
+        return f"vitjax bench --model {self.model} {' '.join(flags)}"

@@ -8,9 +8,10 @@ from vitjax import loading, variants
 from vitjax.models.model import Model
 from vitjax.models.tree import parameter_shapes
 from vitjax.results import Results
-from vitjax.runner.bench import Benchmark, Pipeline
+from vitjax.runner.bench import Benchmark
 from vitjax.runner.explaining import Explanations
 from vitjax.runner.neurons import Neuron
+from vitjax.runner.pipeline import Pipeline
 
 
 def describe_run(results: Results) -> str:
@@ -78,48 +79,64 @@ def show_summary(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_benchmark(found: Benchmark) -> None:
-    """The programs side by side."""
-    timings = found.forward, found.identifiability, found.one_pass
-
-    def row(name, text):
-        return (name, *map(text, timings))
-
-    def size(count):
-        return "not counted" if count is None else f"{count / 2**20:,.1f} MiB"
-
-    print(
-        f"{found.model} on {found.device}, batch {found.batch_size}, {found.dtype}, "
-        f"matmul precision {found.matmul_precision}, {found.repetitions} repetitions"
-    )
-    lines = [
-        row("images/s", lambda t: f"{t.images_per_second:,.1f}"),
-        row("seconds per batch", lambda t: f"{t.seconds:.4f}"),
-        row("seconds to compile", lambda t: f"{t.compile_seconds:.1f}"),
-        row("temporary memory", lambda t: size(t.temporary_bytes)),
-        row("with arguments and results", lambda t: size(t.peak_bytes)),
-        row("peak that the device counted", lambda t: size(t.device_peak_bytes)),
-    ]
-    columns = ("", "forward", "identifiability", "one pass of the paper")
-    show_table(columns, lines, right=(1, 2, 3))
+    """The programs one below the other, and what the figures mean."""
+    print(benchmark_title(found))
+    show_table(BENCHMARK_COLUMNS, benchmark_rows(found), right=range(1, 7))
     print(
         f"The analyses cost {found.ratio:.3f} and {found.one_pass_ratio:.3f} plain "
         f"forward passes; counted in multiplications both would be "
         f"{found.ratio_floor:.3f}."
     )
-    if found.more:
-        lines = [
-            (
-                name,
-                f"{timing.images_per_second:,.2f}",
-                f"{found.more_ratios[name]:.3f}",
-                size(timing.temporary_bytes),
-            )
-            for name, timing in found.more.items()
-        ]
-        columns = ("", "images/s", "plain forward passes", "temporary memory")
-        show_table(columns, lines, right=(1, 2, 3))
-        if "removal_curve" in found.more:
-            print("removal_curve: all counts of patches; passes are per count.")
+    if "removal_curve" in found.more:
+        print("removal_curve: all counts of patches; passes and floor are per count.")
+
+
+def benchmark_title(found: Benchmark) -> str:
+    """What was measured, on what."""
+    versions = ", ".join(f"{name} {text}" for name, text in found.versions.items())
+    return (
+        f"{found.model} on {found.device}, batch {found.batch_size}, {found.dtype}, "
+        f"matmul precision {found.matmul_precision}, {found.repetitions} repetitions "
+        f"({versions})"
+    )
+
+
+BENCHMARK_COLUMNS = (
+    *("program", "images/s", "plain forward passes", "arithmetic floor"),
+    *("temporary memory", "with arguments and results", "seconds to compile"),
+)
+
+
+def benchmark_rows(found: Benchmark) -> list[tuple[str, ...]]:
+    """A row per program."""
+
+    def text(value, form, divisor=1):
+        return "" if value is None else format(value / divisor, form)
+
+    return [
+        (
+            name,
+            f"{timing.images_per_second:,.2f}",
+            f"{timing.passes:.3f}",
+            text(timing.floor, ".3f"),
+            text(timing.temporary_bytes, ",.1f", 2**20) + " MiB" * bool(timing.floor),
+            text(timing.peak_bytes, ",.1f", 2**20) + " MiB" * bool(timing.floor),
+            text(timing.compile_seconds, ".1f"),
+        )
+        for name, timing in found.programs.items()
+    ]
+
+
+def benchmark_markdown(found: Benchmark, command: str) -> str:
+    """The same table for a README, with the command that repeats it."""
+
+    def line(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    rules = ["---", *["---:"] * (len(BENCHMARK_COLUMNS) - 1)]
+    rows = [(f"`{name}`", *rest) for name, *rest in benchmark_rows(found)]
+    table = [line(cells) for cells in (BENCHMARK_COLUMNS, rules, *rows)]
+    return "\n".join([benchmark_title(found) + ":", "", *table, "", f"`{command}`", ""])
 
 
 def show_pipeline(pipeline: Pipeline, found: Benchmark) -> None:

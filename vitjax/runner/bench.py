@@ -1,51 +1,33 @@
 """What analyses cost on this device, beside a plain forward pass."""
 
 import dataclasses
-import os
-import statistics
-import time
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vitjax.data.batches import batches
-from vitjax.data.images import Preprocess
-from vitjax.data.sources import open_source
 from vitjax.maps.methods import check, explain
 from vitjax.maps.relevancy import relevancy
 from vitjax.maps.removal import removal_curve
 from vitjax.models.model import Model
+from vitjax.runner import comparisons
 from vitjax.runner import mesh as meshes
-from vitjax.runner.experiments import RECIPES
-from vitjax.types import Batch, Config
+from vitjax.runner.arithmetic import ratio_floor
+from vitjax.runner.experiments import find_recipe
+from vitjax.runner.programs import Eager, Program, Timing
+from vitjax.types import Batch
 
 LONG = 10
 """Plain forward passes; a program that takes more is called twice only."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """One compiled program.
-
-    Args:
-        images_per_second: at the median of the repetitions.
-        seconds: median of one call.
-        compile_seconds: tracing and compiling.
-        temporary_bytes: of scratch memory per device, as the compiler planned it.
-        peak_bytes: the same with arguments (weights, images) and results.
-        device_peak_bytes: what the device's allocator saw at most in this process so
-            far, or None where it does not count.
-    """
-
-    images_per_second: float
-    seconds: float
-    compile_seconds: float
-    temporary_bytes: int
-    peak_bytes: int
-    device_peak_bytes: int | None
+ANALYSES = ("identifiability", "one_pass")
+OTHERS = ("flax.linen", "timm")
+UNSPLIT = ("relevancy", "removal_curve")
+"""Whose results do not begin with the axis of images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +40,7 @@ class Benchmark:
         dtype: what the model computes in.
         matmul_precision: JAX's name for it.
         device: kind and number.
+        versions: of JAX and what is compared with.
         repetitions: of each, interleaved.
         forward: class logits only, nothing captured.
         identifiability: ranks and logits of every block, token and stream.
@@ -67,9 +50,8 @@ class Benchmark:
         one_pass_ratio: the same of the other analysis.
         ratio_floor: either ratio in multiplications, with two projections onto the
             classes per block; what a device that only multiplies would reach.
-        more: explanation methods by name, and "removal_curve" with every count of
-            kept patches; empty unless they were asked for.
-        more_ratios: the same in plain forward passes; of "removal_curve" per step.
+        more: what else was asked for, by name: other recipes, explanation methods,
+            "removal_curve" with every count of kept patches, "flax.linen", "timm".
     """
 
     model: str
@@ -77,6 +59,7 @@ class Benchmark:
     dtype: str
     matmul_precision: str
     device: str
+    versions: dict[str, str]
     repetitions: int
     forward: Timing
     identifiability: Timing
@@ -85,7 +68,12 @@ class Benchmark:
     one_pass_ratio: float
     ratio_floor: float
     more: dict[str, Timing] = dataclasses.field(default_factory=dict)
-    more_ratios: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def programs(self) -> dict[str, Timing]:
+        """Every program by name."""
+        first = {name: getattr(self, name) for name in ("forward", *ANALYSES)}
+        return first | self.more
 
 
 def bench(
@@ -96,6 +84,8 @@ def bench(
     repetitions: int = 7,
     devices: Sequence[Any] | None = None,
     explanations: Sequence[str] = (),
+    recipes: Sequence[str] = (),
+    against: Sequence[str] = (),
 ) -> Benchmark:
     """Measure a model on this machine.
 
@@ -107,62 +97,130 @@ def bench(
         devices: to measure on; by default all there are.
         explanations: also measure these methods of `explain`, and "removal_curve".
             What takes long is called twice only.
+        recipes: also measure the steps of these recipes.
+        against: also measure the plain forward pass as others build it: "flax.linen" of
+            its own layers, "timm" in PyTorch on the CPU. Plain ViTs only.
 
     Returns:
         Images per second, their ratios and the floor, compile time and memory.
 
     Raises:
         ValueError: an argument is out of its range.
+        ImportError: timm is asked for and not installed.
     """
     if repetitions < 1:
         raise ValueError(f"repetitions is {repetitions}; it must be at least 1.")
+    check_others(against, model, dtype)
     precision = meshes.precision_of(dtype)
     mesh = meshes.make_mesh(devices)
-    first = mesh.devices.flat[0]
     batch_size = meshes.fit_batch_size(batch_size, mesh)
-    recipes = [RECIPES[name] for name in ("identifiability", "one_pass")]
-    batch = meshes.shard(noise(model, batch_size), mesh)
-    placed = meshes.replicate(model.astype(dtype), mesh)
-    sharding = meshes.along_batch(mesh)
+    asked = [*ANALYSES, *(name for name in recipes if name not in ANALYSES)]
     with jax.default_matmul_precision(precision):
-        forward = jax.jit(plain_forward, out_shardings=sharding)
-        programs = [Program(forward, placed, batch, device=first)]
-        for recipe in recipes:
-            step = jax.jit(recipe.rows, out_shardings=sharding)
-            aux = meshes.replicate(
-                jax.jit(recipe.make, static_argnums=1)(placed, 0).aux, mesh
-            )
-            programs.append(Program(step, placed, batch, aux, device=first))
-        for name in explanations:
-            function = jax.jit(explanation(name, model.config.patches))
-            programs.append(Program(function, placed, batch, device=first))
-        for turn in range(repetitions):
-            for program in programs:
-                if turn < 2 or program.seconds[0] < LONG * programs[0].seconds[0]:
-                    program.measure()
-    timings = [program.timing(batch_size) for program in programs]
-    plain, identifiability, one_pass = timings[:3]
-    more = dict(zip(explanations, timings[3:]))
+        functions = callables(model.astype(dtype), mesh, asked, explanations)
+        programs = compile_all(functions, model, mesh, batch_size)
+        programs |= others(against, model.astype(dtype), mesh, batch_size)
+        measure(programs, repetitions)
     steps = {"removal_curve": model.config.patches}
+    plain = programs["forward"]
+    timings = {
+        name: program.timing(batch_size, plain, steps.get(name, 1))
+        for name, program in programs.items()
+    }
+    first = {name: timings.pop(name) for name in ("forward", *ANALYSES)}
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
         dtype=dtype,
         matmul_precision=precision,
-        device=f"{mesh.size} x {first.device_kind}",
+        device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        versions=versions(against),
         repetitions=repetitions,
-        forward=plain,
-        identifiability=identifiability,
-        one_pass=one_pass,
-        ratio=identifiability.seconds / plain.seconds,
-        one_pass_ratio=one_pass.seconds / plain.seconds,
+        **first,
+        ratio=first["identifiability"].passes,
+        one_pass_ratio=first["one_pass"].passes,
         ratio_floor=ratio_floor(model.config, classes=model.num_classes),
-        more=more,
-        more_ratios={
-            name: timing.seconds / plain.seconds / steps.get(name, 1)
-            for name, timing in more.items()
-        },
+        more=timings,
     )
+
+
+def callables(
+    model: Model, mesh: Mesh, recipes: Sequence[str], explanations: Sequence[str]
+) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """What is measured: name to function and what it takes besides the batch."""
+    placed = meshes.replicate(model, mesh)
+    found: dict[str, Any] = {"forward": (plain_forward, (placed,))}
+    for name in recipes:
+        recipe = find_recipe(name)
+        aux = jax.jit(recipe.make, static_argnums=1)(placed, 0).aux
+        found[name] = last(recipe.rows), (placed, meshes.replicate(aux, mesh))
+    for name in explanations:
+        found[name] = explanation(name, model.config.patches), (placed,)
+    return found
+
+
+def last(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of (model, batch, aux), with the batch last."""
+    return lambda model, aux, batch: function(model, batch, aux)
+
+
+def compile_all(functions, model: Model, mesh: Mesh, batch_size: int):
+    """Every function as a compiled program of one and the same batch."""
+    batch = meshes.shard(noise(model, batch_size), mesh)
+    device = mesh.devices.flat[0]
+    sharding = meshes.along_batch(mesh)
+    programs: dict[str, Any] = {}
+    for name, (function, arguments) in functions.items():
+        given = jax.jit(function, out_shardings=None if name in UNSPLIT else sharding)
+        programs[name] = Program(given, *arguments, batch, device=device)
+    return programs
+
+
+def others(against: Sequence[str], model: Model, mesh: Mesh, batch_size: int):
+    """The same forward pass as others build it."""
+    found: dict[str, Any] = {}
+    if "flax.linen" in against:
+        forward, params = comparisons.linen_forward(model)
+        functions = {"flax.linen": (forward, (meshes.replicate(params, mesh),))}
+        found |= compile_all(functions, model, mesh, batch_size)
+    if "timm" in against:
+        forward = comparisons.timm_forward(
+            model.config, classes=model.num_classes, batch_size=batch_size
+        )
+        found["timm"] = Eager(forward)
+    return found
+
+
+def check_others(against: Sequence[str], model: Model, dtype: str) -> None:
+    """Refuse comparisons that would not compare."""
+    if unknown := [name for name in against if name not in OTHERS]:
+        raise ValueError(f"against={unknown} must be out of {', '.join(OTHERS)}.")
+    if against and not comparisons.is_plain(model.config):
+        raise ValueError(
+            "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
+            "LayerScale and refinement modules."
+        )
+    if "timm" in against and dtype != "float32":
+        raise ValueError("timm is measured in float32.")
+
+
+def measure(programs: dict[str, Any], repetitions: int) -> None:
+    """Call all programs in turns; those that take long twice only."""
+    for turn in range(repetitions):
+        for program in programs.values():
+            slow = turn >= 2 and program.seconds[0] >= LONG * first_seconds(programs)
+            if not slow:
+                program.measure()
+
+
+def first_seconds(programs: dict[str, Any]) -> float:
+    """What the first forward pass took."""
+    return programs["forward"].seconds[0]
+
+
+def versions(against: Sequence[str]) -> dict[str, str]:
+    """Of JAX, and of what is compared with."""
+    names = ["jax", "jaxlib", "flax"] + ["torch", "timm"] * ("timm" in against)
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
@@ -189,135 +247,11 @@ def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """How fast the host decodes and preprocesses.
-
-    Args:
-        data: the data set's id.
-        images: that were read.
-        threads: that read; of each worker one.
-        workers: processes, 0 for threads of this one.
-        images_per_second: at the median time between batches.
-    """
-
-    data: str
-    images: int
-    threads: int
-    workers: int
-    images_per_second: float
-
-
-def bench_data(
-    data: Any,
-    model: Model,
-    *,
-    batch_size: int = 32,
-    images: int = 512,
-    workers: int = 0,
-) -> Pipeline:
-    """Measure reading, decoding and preprocessing alone, without any model pass.
-
-    Args:
-        data: what `open_source` takes.
-        model: whose preprocessing counts.
-        batch_size: images per batch.
-        images: how many to read at most, from the first.
-        workers: processes that decode; 0 for threads.
-
-    Returns:
-        Images per second once threads or workers run, and how they were read.
-
-    Raises:
-        ValueError: the data set cannot be opened, or is too short for a measurement.
-    """
-    source = open_source(data, classes=model.classes, class_ids=model.class_ids)
-    stop = min(images, len(source))
-    least = 2 * batch_size * max(1, workers)
-    if stop < least:
-        raise ValueError(
-            f"{source!r} gives {stop} images; a measurement needs {least}, two batches "
-            f"of {batch_size} from each process. Give a smaller --batch-size."
-        )
-    threads = min(16, os.cpu_count() or 1)
-    arrived: list[float] = []
-    for _ in batches(
-        source,
-        preprocess=model.preprocess or Preprocess(*model.config.shape),
-        batch_size=batch_size,
-        stop=stop,
-        config=model.config,
-        on_error="skip",
-        threads=threads,
-        workers=workers,
-    ):
-        arrived.append(time.perf_counter())
-    return Pipeline(
-        data=source.id,
-        images=stop,
-        threads=1 if workers else threads,
-        workers=workers,
-        images_per_second=median_rate(arrived, batch_size, together=max(1, workers)),
-    )
-
-
-def median_rate(arrived: Sequence[float], batch_size: int, *, together: int) -> float:
-    """Images per second at the median time between batches, after the first few.
-
-    Args:
-        arrived: when each batch came, in seconds.
-        batch_size: images per batch.
-        together: batches that come at once, one from each process.
-    """
-    laps = np.diff(np.asarray(arrived)[:: max(1, together)])
-    return together * batch_size / float(np.median(laps[len(laps) // 4 :]))
-
-
 def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
     """Class logits straight from the Linen module."""
     images = model.check_images(batch.images)
     logits: Any = model.module.apply({"params": model.params}, images)
     return logits
-
-
-class Program:
-    """A compiled function and what its calls took.
-
-    Args:
-        function: jitted; called once more than it is measured.
-        arguments: what to call it with.
-        device: whose memory to watch.
-    """
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any, device: Any):
-        start = time.perf_counter()
-        self.compiled = function.lower(*arguments).compile()  # pyright: ignore
-        self.compile_seconds = time.perf_counter() - start
-        self.arguments = arguments
-        self.seconds: list[float] = []
-        jax.block_until_ready(self.compiled(*arguments))
-        self.device_peak_bytes = peak_bytes(device)
-
-    def measure(self) -> None:
-        """Call it once and keep the time."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.compiled(*self.arguments))
-        self.seconds.append(time.perf_counter() - start)
-
-    def timing(self, images: int) -> Timing:
-        """What the calls so far say."""
-        seconds = statistics.median(self.seconds)
-        memory = self.compiled.memory_analysis()
-        return Timing(
-            images_per_second=images / seconds,
-            seconds=seconds,
-            compile_seconds=self.compile_seconds,
-            temporary_bytes=memory.temp_size_in_bytes,
-            peak_bytes=memory.temp_size_in_bytes
-            + memory.argument_size_in_bytes
-            + memory.output_size_in_bytes,
-            device_peak_bytes=self.device_peak_bytes,
-        )
 
 
 def noise(model: Model, batch_size: int) -> Batch:
@@ -330,43 +264,3 @@ def noise(model: Model, batch_size: int) -> Batch:
         valid=np.ones(batch_size, bool),
         index=np.arange(batch_size, dtype=np.int32),
     )
-
-
-def peak_bytes(device: Any) -> int | None:
-    """Peak of a device's allocator; None on backends that do not count."""
-    return (device.memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def forward_multiplications(config: Config, *, classes: int) -> int:
-    """Multiplications in the matrix products of one image's forward pass.
-
-    Args:
-        config: the architecture.
-        classes: rows of the head.
-
-    Returns:
-        Patch embedding, every block's projections, attention and MLP, and the head.
-    """
-    tokens, dim = config.tokens, config.dim
-    embed = config.patches * 3 * config.patch_size**2 * dim
-    projections = tokens * dim * (4 * dim + 2 * config.mlp_dim)
-    attention = 2 * tokens**2 * dim
-    return embed + config.depth * (projections + attention) + dim * classes
-
-
-def ratio_floor(config: Config, *, classes: int) -> float:
-    """Multiplications of an analysis of all streams over those of a forward pass.
-
-    Class logits are linear in the stream before the LayerNorm's division, so that each
-    block needs two projections for its three streams, and block 0 one for its input.
-
-    Args:
-        config: the architecture.
-        classes: rows of the head.
-
-    Returns:
-        Above 1.
-    """
-    projection = config.tokens * config.dim * classes
-    added = (2 * config.depth + 1) * projection
-    return 1 + added / forward_multiplications(config, classes=classes)
