@@ -2,8 +2,12 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+COMPILED = tempfile.TemporaryDirectory(prefix="vitjax-tests-")
+"""Programs that this session compiled: its own processes need not do it again."""
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitjax
 from vitjax import cli, loading
-from vitjax.commands import running
+from vitjax.commands import compiled, running
 from vitjax.data.demo import CLASSES
 from vitjax.results import StorageError, open_results
 from vitjax.runner.folder import Run
@@ -349,3 +350,21 @@ def test_explain_draws_and_writes_maps(converted, tmp_path, capsys):
     assert "one map of the whole model" in capsys.readouterr().err
     assert cli.main([*base, "--class", "eigth"]) == 1
     assert "none of the model's 10 classes" in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_unless_the_user_keeps_them(tmp_path, monkeypatch):
+    chosen = jax.config.jax_compilation_cache_dir
+    assert str(compiled.keep_compiled()) == chosen  # by this session's environment
+    monkeypatch.setenv("VITJAX_CACHE", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        kept = compiled.keep_compiled()
+        assert kept == tmp_path / "compiled" / compiled.machine() and kept.is_dir()
+        assert jax.config.jax_compilation_cache_dir == str(kept)
+        jax.config.update("jax_compilation_cache_dir", None)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("VITJAX_CACHE", str(tmp_path / "file"))
+        assert compiled.keep_compiled() is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)

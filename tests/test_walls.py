@@ -123,7 +123,15 @@ def test_tests_mirror_the_package():
     assert all((tests / test).exists() for test in ELSEWHERE.values())
 
 
-COMMANDS = ("command", "running", "reading", "weights", "measuring", "terminal")
+COMMANDS = (
+    "command",
+    "running",
+    "reading",
+    "weights",
+    "measuring",
+    "terminal",
+    "compiled",
+)
 
 ELSEWHERE = {
     "types.py": "test_api.py",

@@ -19,6 +19,7 @@ import tyro
 
 import vitjax
 from vitjax.commands.command import Command
+from vitjax.commands.compiled import keep_compiled
 from vitjax.commands.measuring import Bench
 from vitjax.commands.reading import Explain, Neurons, Report
 from vitjax.commands.running import Demo, Run
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parse(arguments)
     try:
         with terminable():
+            keep_compiled()
             command()
     except KeyboardInterrupt as stop:
         say("Stopped.", stop)

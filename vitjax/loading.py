@@ -294,6 +294,13 @@ def weights(row: Variant) -> pathlib.Path:
     return download(row)
 
 
+def cache_folder() -> pathlib.Path:
+    """Where downloads and compiled programs are kept."""
+    import pooch
+
+    return pathlib.Path(os.environ.get("VITJAX_CACHE") or pooch.os_cache("vitjax"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Published:
     """A file that can be fetched.
@@ -311,10 +318,7 @@ class Published:
     @property
     def cached(self) -> pathlib.Path:
         """Where it is, or would be, kept."""
-        import pooch
-
-        cache = os.environ.get("VITJAX_CACHE") or pooch.os_cache("vitjax")
-        return pathlib.Path(cache) / self.name
+        return cache_folder() / self.name
 
 
 def published(row: Variant) -> tuple[Published, ...]:
