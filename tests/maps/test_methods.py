@@ -11,10 +11,10 @@ from vitjax.maps import methods
 TARGET = np.array([1, 4, 2], np.int32)
 MODEL = tiny.make(tiny.CONFIGS["plain"])
 IMAGES = tiny.images(MODEL.config)
+SLOW = pytest.mark.slow
 FEW = ("relevancy", "chefer", "integrated_presence")
 EVERY = [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
-    for name in methods.METHODS
+    name if name in FEW else pytest.param(name, marks=SLOW) for name in methods.METHODS
 ]
 
 
@@ -71,6 +71,39 @@ def test_a_selection_has_a_map_of_its_patches(method):
     edits = vitjax.select_tokens(np.tile(np.arange(0, 16, 2, dtype=np.int32), (3, 1)))
     found = vitjax.explain(MODEL, IMAGES, TARGET, method=method, edits=edits)
     assert found.shape == (3, 8) and np.isfinite(found).all()
+
+
+KEPT = np.arange(16) % 3 != 0
+SCALED = ("legrad", "gradcam")
+"""Methods that divide by the number of tokens, absent ones included."""
+
+
+NOT_PATCH_BY_PATCH = ("random", "occlusion", "consensus", "helpful_minus_attended")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("relevancy", "chefer") else pytest.param(name, marks=SLOW)
+        for name in methods.METHODS
+        if name not in NOT_PATCH_BY_PATCH
+    ],
+)
+def test_a_patch_that_is_masked_is_no_patch_of_the_mean(method):
+    model = tiny.make(tiny.CONFIGS["gap"])
+    places = np.tile(np.flatnonzero(KEPT).astype(np.int32), (3, 1))
+    ask = jax.jit(
+        lambda e: methods.explain(model, IMAGES, TARGET, method=method, edits=e)
+    )
+    masked = np.asarray(ask(vitjax.keep_tokens(np.tile(KEPT, (3, 1)))))
+    chosen = np.asarray(ask(vitjax.select_tokens(places)))
+    top = np.abs(chosen).max()
+    if method not in ("relevancy", *SCALED):  # what attention to it would do
+        assert np.abs(masked[:, ~KEPT]).max() <= 1e-6 * top
+    scale = np.abs(masked[:, KEPT]).max() / top if method in SCALED else 1
+    np.testing.assert_allclose(
+        masked[:, KEPT], chosen * scale, atol=tolerance(method) * top
+    )
 
 
 def test_blocks_and_heads_are_chosen_and_added():

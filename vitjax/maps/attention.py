@@ -1,24 +1,28 @@
 """Maps of attention alone: they know no class, only where a model looks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Config, Edits
+from vitjax.models.vit import pool_weights
+from vitjax.types import ArrayLike, Config, Edits, Trace
 
 Images = Float[ArrayLike, "batch height width channel"]
 Map = Float[Array, "batch patch"]
 Maps = Float[Array, "layer batch head patch"]
 
 
-def answer_row(weights: Float[Array, "*any query token"], config: Config):
-    """Attention of the token that is read, or averaged over image tokens."""
+def answer_row(trace: Trace, edits: Edits, config: Config):
+    """Attention of the token that is read, or averaged over those that are."""
+    weights: Any = trace.attention_weights
     if config.class_token:
-        return weights[..., 0, :]
-    return weights[..., config.prefix :, :].mean(-2)
+        return weights[:, :, 0]
+    read = pool_weights(weights[:, 0], edits, config)
+    return jnp.einsum("bq,bhqt->bht", read, weights)
 
 
 def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -> Maps:
@@ -32,10 +36,10 @@ def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -
     Returns:
         In [0, 1]; the customary map is the last block's, averaged over heads.
     """
-    cfg = model.config
+    cfg, edits = model.config, Edits() if edits is None else edits
 
     def read(params, stream_in, trace):
-        return answer_row(trace.attention_weights, cfg)[..., cfg.prefix :]
+        return answer_row(trace, edits, cfg)[..., cfg.prefix :]
 
     return scan_blocks(model, images, read, edits=edits)[1]
 
@@ -66,20 +70,12 @@ def rollout_row(
     def read(params, stream_in, trace):
         return trace.attention_weights.mean(1)
 
+    edits = Edits() if edits is None else edits
     _, weights = scan_blocks(model, images, read, edits=edits)
 
     def step(row, mixed):
         moved = jnp.einsum("bq,bqt->bt", row, mixed)
         return (row + moved) / 2, None
 
-    row = start_row(model.config, weights[0, :, 0])
+    row = pool_weights(weights[-1], edits, model.config)
     return jax.lax.scan(step, row, weights, reverse=True)[0]
-
-
-def start_row(config: Config, like: Float[Array, "batch token"]):
-    """The token that is read, or equal shares of the image tokens."""
-    batch, length = like.shape
-    there = np.zeros(length, np.float32)
-    first, last = (0, 1) if config.class_token else (config.prefix, length)
-    there[first:last] = 1 / (last - first)
-    return jnp.tile(jnp.asarray(there, like.dtype)[None], (batch, 1))

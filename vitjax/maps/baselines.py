@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from vitjax.analysis.projection import project, take_label
-from vitjax.maps.attention import Images, Map, Maps, start_row
+from vitjax.maps.attention import Images, Map, Maps
 from vitjax.models.backward import forward_streams, scan_back_from, scan_backward
 from vitjax.models.capture import apply_block, last_stream, scan_blocks
 from vitjax.models.links import split_edits
 from vitjax.models.model import Model
 from vitjax.models.tail import block_output
+from vitjax.models.vit import pool, pool_weights
 from vitjax.types import ArrayLike, Edits
 
 Target = Int[ArrayLike, " batch"]
@@ -61,7 +62,7 @@ def chefer(
 
     edits = Edits() if edits is None else edits
     streams = forward_streams(model, images, edits)
-    start = start_row(cfg, streams[0][:, :, 0])
+    start = pool_weights(streams[1], edits, cfg)
     row, _ = scan_back_from(
         *(model, streams, target_logit(target), read), state=start, edits=edits
     )
@@ -117,13 +118,16 @@ def legrad(
     Returns:
         At least 0.
     """
-    cfg = model.config
+    cfg, edits = model.config, Edits() if edits is None else edits
     rows = slice(0, 1) if cfg.class_token else slice(cfg.prefix, None)
 
     def read(params, stream_in, trace):
+        part = pool_weights(stream_in, edits, cfg)[:, rows, None]
+
         def logit(weights):
             mixed = jnp.einsum("bhqt,bthk->bqhk", weights, trace.values)
-            state = block_output(cfg, params, mixed, stream_in[:, rows]).mean(1)
+            states = block_output(cfg, params, mixed, stream_in[:, rows])
+            state = (states * part).sum(1)
             return take_label(project(model.class_space, state), target).sum()
 
         gradient = jax.grad(logit)(trace.attention_weights[:, :, rows])
@@ -215,8 +219,10 @@ def class_projection(
     scale = jnp.asarray(space.norm_scale)[None]
     direction = centred(jnp.asarray(space.embedding)[target] * scale)
     rows = slice(0, 1) if cfg.class_token else slice(cfg.prefix, None)
+    edits = Edits() if edits is None else edits
 
     def read(params, stream_in, trace):
+        part = pool_weights(stream_in, edits, cfg)[:, rows]
         out = params["MultiHeadDotProductAttention_0"]["out"]
         u = direction
         if cfg.layer_scale:
@@ -230,11 +236,9 @@ def class_projection(
             u = centred(u * params["LayerNorm_0"]["scale"][None])
         written = jnp.einsum("bthk,hkd,bd->bht", trace.values, out["kernel"], u)
         weights = trace.attention_weights[:, :, rows]
-        read_from = (weights * share[:, None, :, None]).mean(2)
-        return (read_from * written)[..., cfg.prefix :], pooled(trace.residual)
-
-    def pooled(stream):
-        return stream[:, rows].mean(1)
+        read_from = jnp.einsum("bhqt,bq->bht", weights, part * share)
+        state = pool(trace.residual, edits, cfg)
+        return (read_from * written)[..., cfg.prefix :], state
 
     _, (parts, states) = scan_blocks(model, images, read, edits=edits)
     return parts / deviation(states[-1], cfg.epsilon)[None, :, None, None]

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from vitjax.analysis.projection import Labels, take_label
 from vitjax.models.capture import ATTENTION, apply_block, run_blocks
-from vitjax.models.links import patch_mask, split_edits
+from vitjax.models.links import split_edits
 from vitjax.models.model import Model
 from vitjax.models.rules import Rules, layer_norm
-from vitjax.models.vit import pool
-from vitjax.types import ArrayLike, Config, Edits
+from vitjax.models.vit import pool_weights
+from vitjax.types import ArrayLike, Edits
 
 SMALL = 1e-9
 """Keeps a quotient of relevance finite where the denominator is nearly 0."""
@@ -98,7 +98,7 @@ def lrp(
         row = row + jnp.einsum("bq,bqt->bt", row, mixing)
         return (row, gradient, relevance), None
 
-    start = (pooled_rows(last, edits, config), above(Rules()), above(CHEFER))
+    start = (pool_weights(last, edits, config), above(Rules()), above(CHEFER))
     blocks = (model.block_params, layered, streams)
     (row, _, _), _ = jax.lax.scan(step, start, blocks, reverse=True)
     return row[:, config.prefix :]
@@ -175,28 +175,13 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
 def readout(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     """Class logits of the last stream, by the rules."""
     config, space = model.config, model.class_space
-    if config.class_token or rules is not CHEFER:
-        state = pool(x, edits, config)
+    if config.class_token:
+        state = x[:, 0]
     else:
-        state = positive_sum(x, pooled_rows(x, edits, config)[:, :, None])
+        state = rules.mean(x, pool_weights(x, edits, config)[:, :, None])
     norm = (space.norm_scale, space.norm_shift)
     state = rules.norm(state, *norm, epsilon=space.epsilon)
     return (rules.dense or linear)(state, space.embedding.T, space.bias)
-
-
-def pooled_rows(x: Any, edits: Edits, config: Config) -> Any:
-    """The weight of every token in what the readout reads, [batch token]."""
-    batch, length, _ = x.shape
-    if config.class_token:
-        row = jnp.arange(length) == 0
-    else:
-        row = jnp.arange(length) >= config.prefix
-    rows = jnp.broadcast_to(row[None], (batch, length))
-    if edits.keep is not None and not config.class_token:
-        keep = jnp.broadcast_to(patch_mask(edits), (batch, length - config.prefix))
-        rows = rows.at[:, config.prefix :].set(keep)
-    rows = rows.astype(x.dtype)
-    return rows / jnp.maximum(rows.sum(1, keepdims=True), 1)
 
 
 def stream_in(params, stream_in, trace):
@@ -314,6 +299,7 @@ CHEFER = Rules(
     product=shared_product,
     norm=unchanged_norm,
     add=normalised_add,
+    mean=positive_sum,
     softmax=unchanged,
     gelu=unchanged,
     scaled=unchanged,

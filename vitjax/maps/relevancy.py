@@ -12,6 +12,7 @@ from vitjax.maps.attention import raw_attention
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
 from vitjax.models.tail import attention_update, block_output
+from vitjax.models.vit import pool_weights
 from vitjax.types import ArrayLike, Edits
 
 Of = Literal["residual", "attention_update"]
@@ -80,17 +81,17 @@ def relevancy(
         ValueError: an unknown option.
     """
     check(of, loss, query)
-    config = model.config
+    config, edits = model.config, Edits() if edits is None else edits
     target = jnp.broadcast_to(jnp.asarray(target), (images.shape[0],))
 
-    def total(params, mixed, stream_in, label):
-        """The loss at some rows, [batch row], summed."""
+    def total(params, mixed, stream_in, label, part=None):
+        """The loss at some rows, [batch row], or of their weighted sum, summed."""
         if of == "residual":
             state = block_output(config, params, mixed, stream_in)
         else:
             state = attention_update(config, params, mixed)
-        if query is None and not config.class_token:
-            state = state.mean(1, keepdims=True)
+        if part is not None:
+            state = (state * part[:, :, None]).sum(1, keepdims=True)
         logits = project(model.class_space, state)
         return LOSSES[loss](logits, label[:, None]).sum()
 
@@ -104,9 +105,10 @@ def relevancy(
             )
             return found[:, :, 0]
         patches = slice(config.prefix, None)
+        part = pool_weights(stream_in, edits, config)[:, patches]
         return gradient_of_pool(
             *(total, params, trace.mixed_values[:, patches], values),
-            *(stream_in[:, patches], target),
+            *(stream_in[:, patches], target, part),
         )
 
     _, gradients = scan_blocks(model, images, read, edits=edits)
@@ -135,14 +137,14 @@ def gradient_of_rows(total, params, weights, values, stream_in, target):
 
 
 def gradient_of_pool(
-    total, params, mixed, values, stream_in, target: Int[Array, " batch"]
+    total, params, mixed, values, stream_in, target: Int[Array, " batch"], part
 ):
     """d loss / d A summed over rows, [batch head token]: one step for all of them."""
     batch, length, heads, _ = values.shape
 
     def of_step(step):
         moved = jnp.einsum("bht,bthk->bhk", step, values)
-        return total(params, mixed + moved[:, None], stream_in, target)
+        return total(params, mixed + moved[:, None], stream_in, target, part)
 
     return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 

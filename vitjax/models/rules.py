@@ -55,6 +55,11 @@ def second(x: Any, y: Any) -> Any:
     return y
 
 
+def weighted_sum(x: Array, weights: Array) -> Array:
+    """Tokens by their weight, summed."""
+    return (x * weights).sum(1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """The operations of a block; by default the ordinary ones.
@@ -70,6 +75,7 @@ class Rules:
             with values.
         norm: `(x, scale, bias, epsilon=...)`, the layer norms.
         add: `(stream, update)`, the residual additions.
+        mean: `(stream, weights [batch token 1])`, what a readout without [CLS] reads.
         softmax, gelu: `(x, y)`.
         scaled: `(x, y)`, where `y` is `x` times a constant, entry by entry.
     """
@@ -78,6 +84,7 @@ class Rules:
     product: Callable[..., Any] = jnp.einsum
     norm: Callable[..., Any] = layer_norm
     add: Callable[..., Any] = jnp.add
+    mean: Callable[..., Any] = weighted_sum
     softmax: Callable[..., Any] = second
     gelu: Callable[..., Any] = second
     scaled: Callable[..., Any] = second

@@ -308,3 +308,20 @@ def pool(
     keep = patch_mask(edits).astype(x.dtype)
     keep = keep.reshape((1,) * (x.ndim - 3) + (*keep.shape, 1))
     return (patches * keep).sum(-2) / jnp.maximum(keep.sum(-2), 1)
+
+
+def pool_weights(
+    x: Float[Array, "batch token _"], edits: Edits, config: Config
+) -> Float[Array, "batch token"]:
+    """The weight of every token in what `pool` makes of a stream, of x's dtype."""
+    batch, length, _ = x.shape
+    rows = jnp.arange(length) == 0
+    if not config.class_token:
+        rows = jnp.arange(length) >= config.prefix
+    rows = jnp.tile(rows[None], (batch, 1))
+    if edits.keep is not None and not config.class_token:
+        patches = (batch, length - config.prefix)
+        keep = jnp.broadcast_to(patch_mask(edits), patches)
+        rows = rows.at[:, config.prefix :].set(keep)
+    rows = rows.astype(x.dtype)
+    return rows / jnp.maximum(rows.sum(1, keepdims=True), 1)
