@@ -142,6 +142,13 @@ HOST = {
 on the host."""
 
 
+COSTLY = ("attention_gradients", "removal_curve", "helpful_minus_attended", "explain")
+VMAPPED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name
+    for name in CALLS
+]
+
+
 def test_every_function_is_called_here():
     assert set(CALLS) | HOST == set(FUNCTIONS)
 
@@ -163,7 +170,7 @@ def test_under_an_outer_jit_without_retracing(name):
     jax.tree.map(close, plain, jitted)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", VMAPPED)
 def test_vmap_equals_a_loop(name):
     x = INPUTS[name]
     stacked = np.stack([x, np.roll(x, 1, axis=0)])

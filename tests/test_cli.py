@@ -92,9 +92,6 @@ def test_report_goes_beside_the_rows(converted, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert str(tmp_path / "run/report.html") in capsys.readouterr().out
     assert (tmp_path / "run/report.html").stat().st_size > 1000
-    both = [str(tmp_path / "run")] * 2
-    assert cli.main(["report", *both, "--out", str(tmp_path / "both")]) == 0
-    assert (tmp_path / "both/report.html").exists()
 
 
 def test_demo_prints_a_table_and_says_where_the_report_is(

@@ -53,7 +53,9 @@ def test_chefer_equals_the_published(variant, target, oracle, published_model):
     assert (np.abs(found - theirs) <= 1e-4 * top).all()
 
 
-@pytest.mark.parametrize("name", ("registers", "registers_gap"))
+@pytest.mark.parametrize(
+    "name", ("registers", pytest.param("registers_gap", marks=pytest.mark.slow))
+)
 def test_chefer_is_its_matrix_recursion(name):
     model, images, prefix = made(name)
     gradients = np.asarray(api.attention_gradients(model, images, logit))
@@ -68,6 +70,7 @@ def test_chefer_is_its_matrix_recursion(name):
     close(ask(baselines.chefer, model, images), rows[:, prefix:])
 
 
+@pytest.mark.slow
 def test_gradcam_weighs_channels_by_their_mean_gradient():
     model, images, prefix = made("registers")
     depth, length, dim = 2, 20, 16
@@ -97,7 +100,9 @@ def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
     close(ask(baselines.legrad, model, images)[-1], expected)
 
 
-@pytest.mark.parametrize("name", ("plain", "registers_gap"))
+@pytest.mark.parametrize(
+    "name", ("plain", pytest.param("registers_gap", marks=pytest.mark.slow))
+)
 def test_integrated_gradients_are_complete(name):
     model, images, _ = made(name)
     whole = logit(api.forward(model, images)[0])

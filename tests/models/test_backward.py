@@ -14,7 +14,12 @@ def score(logits):
     return jnp.sin(logits).sum()
 
 
-@pytest.mark.parametrize("name", ("plain", "post_cls", "registers_gap"))
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("post_cls", "registers_gap")
+]
+
+
+@pytest.mark.parametrize("name", ("plain", *SLOW))
 def test_its_gradients_are_those_of_the_stored_pass(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)

@@ -25,6 +25,7 @@ def test_bench_measures_both_programs(tiny):
     assert found.ratio == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_bench_runs_on_the_devices_it_is_given(tiny, monkeypatch):
     monkeypatch.setattr("vitjax.maps.removal.BUCKETS", 1)  # one program, not eight
     found = bench(

@@ -25,6 +25,7 @@ def trained(tmp_path_factory):
     return run(folder), folder
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
     again = Train(out=tmp_path, recipe=RECIPE, save_every=4, pictures=16)()
     assert_equal(again, trained[0])
