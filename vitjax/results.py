@@ -286,8 +286,8 @@ def open_store(path: str, name: str, metadata: dict | None = None) -> Any:
     return wait(opened, doing=f"open the array {name} of", path=path)
 
 
-def write_bytes(path: str, name: str, content: bytes) -> None:
-    """Write a file of a run directory, whole or not at all."""
+def write_bytes(path: str, name: str, content: bytes | None) -> None:
+    """Write a file of a run directory, whole or not at all; None removes it."""
     import tensorstore
 
     store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
@@ -301,6 +301,16 @@ def read_bytes(path: str, name: str) -> bytes | None:
     store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
     found = wait(store.read(name), doing=f"read {name} of", path=path)
     return found.value if found.state == "value" else None
+
+
+def list_files(path: str, prefix: str) -> list[str]:
+    """Names of a run directory's files that begin in some way, in order."""
+    import tensorstore
+
+    store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
+    chosen = tensorstore.KvStore.KeyRange(prefix, f"{prefix}\x7f")
+    keys = wait(store.list(chosen), doing="list the files of", path=path)
+    return sorted(key.decode() for key in keys)
 
 
 def exists(path: str, name: str) -> bool:

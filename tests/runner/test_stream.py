@@ -459,16 +459,6 @@ def test_wrong_arguments_say_what_is_wrong(tiny, photos, tmp_path, options, mess
     assert not (tmp_path / "run").exists()
 
 
-def test_undone_joins_neighbouring_batches():
-    done = np.zeros(11, bool)
-    assert stream.undone(done, batch_size=4) == [(0, 11)]
-    done[4:8] = True
-    assert stream.undone(done, batch_size=4) == [(0, 4), (8, 11)]
-    done[9] = True
-    assert stream.undone(done, batch_size=4) == [(0, 4), (8, 11)]
-    assert stream.undone(np.ones(11, bool), batch_size=4) == []
-
-
 def test_one_behind_hands_over_what_came_before_an_error():
     drawn = []
 

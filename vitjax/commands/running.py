@@ -5,6 +5,7 @@ import pathlib
 import shlex
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from vitjax import loading
@@ -14,6 +15,7 @@ from vitjax.data.masks import MaskConvention
 from vitjax.maps.methods import Method
 from vitjax.models.model import Model
 from vitjax.results import Results
+from vitjax.runner import processes
 from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.probes import run_probes
 from vitjax.runner.stream import run
@@ -38,7 +40,7 @@ class Run(Command):
             or a converted folder.
         random_init: run the model with random weights of this seed instead: the paper's
             control, to be reported beside the trained one.
-        batch_size: images per step over all devices.
+        batch_size: images per step over all devices, of all processes.
         limit: run only the first so many images.
         seed: for recipes that draw random numbers.
         on_error: what to do with an image that cannot be read.
@@ -58,6 +60,11 @@ class Run(Command):
         protocols: of faithfulness: by default all that the data allows.
         target: of faithfulness: whether the label's or the predicted class is
             explained.
+        distributed: this is one of several processes that share the work; they share
+            the folder --out. On TPU pods and under SLURM they find each other.
+        coordinator: where they do not: HOST:PORT of process 0, which listens there.
+        processes: and how many there are,
+        process: and which one this is, from 0.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
@@ -83,8 +90,29 @@ class Run(Command):
     methods: Annotated[tuple[Method, ...], metavar("METHOD...")] = ()
     protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
     target: Literal["label", "predicted"] | None = None
+    distributed: bool = False
+    coordinator: Annotated[str | None, metavar("HOST:PORT")] = None
+    processes: Annotated[int | None, metavar("N")] = None
+    process: Annotated[int | None, metavar("I")] = None
 
     def __call__(self) -> Results:
+        given = {
+            "coordinator": self.coordinator,
+            "processes": self.processes,
+            "process": self.process,
+        }
+        if not self.distributed:
+            if any(value is not None for value in given.values()):
+                raise ValueError("--coordinator and --process are of --distributed.")
+            return self.ask()
+        processes.join(**given)
+        try:
+            return self.ask()
+        finally:
+            processes.leave()
+
+    def ask(self) -> Results:
+        """The run itself, once all its processes are there."""
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "limit": self.limit,
@@ -105,8 +133,9 @@ class Run(Command):
                 options=self.asked(),
                 **options,
             )
-        print(describe_run(results))
-        print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
+        if jax.process_index() == 0:
+            print(describe_run(results))
+            print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
         return results
 
     def asked(self) -> dict[str, Any]:

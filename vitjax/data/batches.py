@@ -65,7 +65,7 @@ def batches(
         source: as `open_source` returns it: labels are numbers.
         preprocess: the model's.
         batch_size: pictures per batch over all processes.
-        start: first picture, a multiple of the batch size.
+        start: first picture.
         stop: picture to stop before; None is the end.
         config: the model's, for its patch grid; without it masks are not read.
         shard: (this process, number of processes): each takes its part of every batch,
@@ -83,13 +83,13 @@ def batches(
 
     Raises:
         ImageError: a picture cannot be read, with on_error="stop".
-        ValueError: `start` or the number of processes does not fit the batch size.
+        ValueError: the number of processes does not fit the batch size.
     """
     process, processes = shard
-    if start % batch_size or batch_size % processes:
+    if batch_size % processes:
         raise ValueError(
-            f"start {start} must be a multiple of the batch size {batch_size}, and the "
-            f"batch size of the number of processes {processes}."
+            f"The batch size {batch_size} must be a multiple of the number of "
+            f"processes {processes}."
         )
     stop = len(source) if stop is None else min(stop, len(source))
     share = batch_size // processes

@@ -50,11 +50,14 @@ class Buffer:
         self.pictures = count_pictures(run)
 
     def add(self, part: Part) -> None:
-        """Take the rows of a batch."""
+        """Take the rows of a batch, if it has any."""
+        if part.stop == part.start:
+            return
         if self.parts and self.parts[-1].stop != part.start:
             self.flush()
         self.parts.append(part)
-        full = part.stop % self.run.images_per_chunk == 0
+        chunk = self.run.images_per_chunk
+        full = part.stop // chunk > part.start // chunk
         if full or time.monotonic() - self.written > FLUSH_SECONDS:
             self.flush()
 
@@ -92,7 +95,7 @@ class Buffer:
         new = [skipped for skipped in found if skipped["index"] not in listed]
         if new:
             self.run.manifest["skipped"] += new
-            self.run.save_manifest()
+            self.run.save_skipped()
 
 
 def count_pictures(run: Run) -> int:

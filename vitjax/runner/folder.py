@@ -16,7 +16,10 @@ from vitjax.results import (
     Results,
     Rows,
     exists,
+    list_files,
+    open_results,
     open_store,
+    read_bytes,
     read_manifest,
     run_path,
     wait,
@@ -25,6 +28,9 @@ from vitjax.results import (
 
 CHUNK_BYTES = 4 << 20
 """Aim for the largest array's chunks: some thousand objects for 50,000 images."""
+
+SKIPPED = "skipped-"
+"""Files beside the manifest, of processes other than the first."""
 
 IDENTITY = (
     "format_version",
@@ -55,17 +61,24 @@ class Run:
         manifest: what is run; `save_manifest` writes it after a change.
         specs: every array.
         images_per_chunk: whole chunks of this many images are written at once.
+        process: which of the run's processes writes; the first writes the manifest.
     """
 
     path: str
     manifest: dict[str, Any]
     specs: dict[str, ArraySpec]
     images_per_chunk: int
+    process: int = 0
 
     @functools.cached_property
     def stores(self) -> dict[str, Any]:
         """The open arrays."""
         return {name: open_store(self.path, name) for name in self.specs}
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return self.specs["done"].shape[0]
 
     def read(self, name: str) -> np.ndarray:
         """An array as it is on disk now."""
@@ -97,9 +110,33 @@ class Run:
         text = json.dumps(self.manifest, indent=1)
         write_bytes(self.path, "manifest.json", text.encode())
 
+    def save_skipped(self) -> None:
+        """Write which images could not be read: in the manifest, or beside it."""
+        if self.process == 0:
+            self.save_manifest()
+            return
+        text = json.dumps(self.manifest["skipped"], indent=1)
+        write_bytes(self.path, f"{SKIPPED}{self.process}.json", text.encode())
+
+    def collect_skipped(self) -> None:
+        """Take into the manifest what other processes wrote beside it."""
+        found = {line["index"]: line for line in self.manifest["skipped"]}
+        files = list_files(self.path, SKIPPED)
+        for name in files:
+            lines = json.loads(read_bytes(self.path, name) or b"[]")
+            found |= {line["index"]: line for line in lines}
+        if not files:
+            return
+        self.manifest["skipped"] = [found[index] for index in sorted(found)]
+        self.save_manifest()
+        for name in files:  # now: until it is in the manifest, a kill must not lose it
+            write_bytes(self.path, name, None)
+
     def results(self) -> Results:
         """The same run for reading."""
-        return Results(self.path, self.manifest)
+        if self.process == 0:
+            return Results(self.path, self.manifest)
+        return open_results(self.path)
 
 
 def start_run(
@@ -109,6 +146,7 @@ def start_run(
     *,
     coordinates: Mapping[str, np.ndarray],
     batch_size: int,
+    processes: int = 1,
 ) -> Run:
     """Create a run directory, or go on in one that holds the same run.
 
@@ -117,7 +155,9 @@ def start_run(
         manifest: what is to be run.
         specs: arrays of the recipe; `done` is added.
         coordinates: values along named axes.
-        batch_size: images per batch; chunks hold whole batches.
+        batch_size: images per batch of one process; chunks hold whole batches, but a
+            run that stands keeps the chunks that it has.
+        processes: how many write, each chunks of its own.
 
     Returns:
         The run, with the manifest that stands in the folder.
@@ -127,17 +167,17 @@ def start_run(
         StorageError: the folder cannot be written.
     """
     path = run_path(path)
-    images = manifest["data"]["images"]
-    specs = {**specs, "done": ArraySpec(("image",), (images,), "bool")}
-    manifest["arrays"] = {name: list(spec.dims) for name, spec in specs.items()}
+    specs = complete(specs, manifest)
     standing = read_manifest(path)
     if standing is not None:
         refuse_other(path, standing, manifest)
+    chunk = standing_chunk(path, specs) if standing else None
     run = Run(
         path=path,
         manifest=standing or manifest,
         specs=specs,
-        images_per_chunk=images_per_chunk(specs.values(), batch_size=batch_size),
+        images_per_chunk=chunk
+        or images_per_chunk(specs.values(), batch_size=batch_size, processes=processes),
     )
     if standing is None:
         run.save_manifest()  # first: from now on the folder belongs to this run
@@ -147,14 +187,73 @@ def start_run(
     return run
 
 
-def images_per_chunk(specs: Iterable[ArraySpec], *, batch_size: int) -> int:
-    """How many images a chunk holds: whole batches, about CHUNK_BYTES at the widest."""
+def join_run(
+    path: str | os.PathLike,
+    manifest: dict[str, Any],
+    specs: Mapping[str, ArraySpec],
+    *,
+    process: int,
+) -> Run:
+    """Take part in a run that process 0 has created or found.
+
+    Args:
+        path: the folder.
+        manifest: what is to be run, as this process sees it.
+        specs: arrays of the recipe.
+        process: which one this is; not the first.
+
+    Raises:
+        ValueError: the folder does not hold that run: it is not on common storage, or
+            processes were given different models, data or options.
+    """
+    path = run_path(path)
+    specs = complete(specs, manifest)
+    standing = read_manifest(path)
+    chunk = standing_chunk(path, specs) if standing else None
+    if standing is None or chunk is None:
+        raise ValueError(
+            f"Process {process} does not see the run that process 0 keeps in {path}; "
+            "--out must be on storage that all processes share."
+        )
+    refuse_other(path, standing, manifest)
+    standing["skipped"] = []  # of this process, since it began
+    return Run(path, standing, specs, chunk, process)
+
+
+def complete(
+    specs: Mapping[str, ArraySpec], manifest: dict[str, Any]
+) -> dict[str, ArraySpec]:
+    """All arrays, `done` among them; the manifest is told their axes."""
+    done = ArraySpec(("image",), (manifest["data"]["images"],), "bool")
+    specs = {**specs, "done": done}
+    manifest["arrays"] = {name: list(spec.dims) for name, spec in specs.items()}
+    return specs
+
+
+def standing_chunk(path: str, specs: Mapping[str, ArraySpec]) -> int | None:
+    """Images per chunk of a run's arrays, of those that exist; else None.
+
+    A run may go on with other devices, processes and batches than it began with.
+    """
+    for name, spec in specs.items():
+        if spec.dims[0] == "image" and exists(path, f"{ROWS}/{name}/zarr.json"):
+            return open_store(path, name).chunk_layout.read_chunk.shape[0]
+    return None
+
+
+def images_per_chunk(
+    specs: Iterable[ArraySpec], *, batch_size: int, processes: int = 1
+) -> int:
+    """How many images a chunk holds: whole batches, about CHUNK_BYTES at the widest,
+    and such that every process has as many.
+    """
     rows = [spec for spec in specs if spec.dims[0] == "image"]
     sizes = (np.dtype(spec.dtype).itemsize * np.prod(spec.shape[1:]) for spec in rows)
     widest = max(int(size) for size in sizes)
     images = max(1, *(spec.shape[0] for spec in rows))
-    batches = min(CHUNK_BYTES // (widest * batch_size), -(-images // batch_size))
-    return batch_size * max(1, batches)
+    most = max(1, CHUNK_BYTES // (widest * batch_size))
+    each = -(-images // (batch_size * processes))  # batches of a process
+    return batch_size * -(-each // -(-each // most))
 
 
 def refuse_lost_arrays(run: Run) -> None:

@@ -41,7 +41,8 @@ class Job:
         images: how many of it are run.
         masks: whether the source has masks.
         mesh: the devices.
-        batch_size: images per step, a multiple of the devices.
+        batch_size: images per step over all devices, a multiple of them.
+        asked: the batch size that was asked for; the run is the same on any devices.
         precision: of matrix products.
         labelling: how masks decide on tokens.
         workers: processes that decode and preprocess; 0 for threads.
@@ -57,6 +58,7 @@ class Job:
     masks: bool
     mesh: Mesh
     batch_size: int
+    asked: int
     precision: str
     labelling: Labelling = Labelling()
     workers: int = 0
@@ -68,6 +70,11 @@ class Job:
         return self.model.preprocess or Preprocess(*self.model.config.shape)
 
     @property
+    def share(self) -> int:
+        """Images per step of this process."""
+        return meshes.share_of(self.batch_size, self.mesh)
+
+    @property
     def program(self) -> Any:
         """The jitted step."""
         return compiled(self.recipe, self.mesh)
@@ -76,8 +83,10 @@ class Job:
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run; the traced step tells the shapes of its own."""
         with jax.default_matmul_precision(self.precision):
-            made = preparation(self.recipe).eval_shape(self.placed, seed=self.seed)
-            shapes = self.program.eval_shape(self.placed, self.blank(), made.aux)
+            make = preparation(self.recipe, self.mesh)
+            made = make.eval_shape(self.placed, seed=self.seed)
+            whole = jax.eval_shape(lambda: self.blank(self.batch_size))
+            shapes = self.program.eval_shape(self.placed, whole, made.aux)
         if undeclared := set(shapes) - set(self.recipe.dims):
             raise ValueError(
                 f"The recipe {self.recipe.name!r} returns {sorted(undeclared)}, whose "
@@ -126,11 +135,13 @@ class Job:
     def batches(
         self, start: int, stop: int, *, on_error: OnError
     ) -> Iterator[tuple[Batch, list[RecordError]]]:
-        """Batches of a range of images, all of one structure."""
+        """Of a range of images, the batches that this process hands to the devices, all
+        of one structure; the index of padding is that of no image.
+        """
         loaded = batches(
             self.source,
             preprocess=self.preprocess,
-            batch_size=self.batch_size,
+            batch_size=self.share,
             start=start,
             stop=stop,
             config=self.model.config if self.masks else None,
@@ -140,6 +151,9 @@ class Job:
             workers=self.workers,
         )
         for batch, errors in loaded:
+            index = np.asarray(batch.index)
+            index = np.where(index < stop, index, np.maximum(index, self.images))
+            batch = dataclasses.replace(batch, index=index.astype(np.int32))
             yield self.with_masks(batch), errors
 
     def with_masks(self, batch: Batch) -> Batch:
@@ -148,18 +162,18 @@ class Job:
             return batch
         kinds = None
         if self.masks:  # none in this batch
-            shape = (self.batch_size, self.model.config.patches)
+            shape = (len(batch.label), self.model.config.patches)
             kinds = np.full(shape, -1, np.int32)
         return dataclasses.replace(batch, token_class=kinds)  # pyright: ignore
 
-    def blank(self) -> Batch:
-        """A batch that holds nothing, for its shapes."""
-        size = self.batch_size
+    def blank(self, size: int | None = None) -> Batch:
+        """A batch that holds nothing, by default as much of it as a process's share."""
+        size = self.share if size is None else size
         empty = Batch(
             images=np.zeros((size, *self.model.config.shape, 3), np.float32),
             label=np.full(size, -1, np.int32),
             valid=np.zeros(size, bool),
-            index=np.zeros(size, np.int32),
+            index=np.full(size, self.images, np.int32),
         )
         return self.with_masks(empty)
 
@@ -172,10 +186,10 @@ class Job:
     @functools.cached_property
     def prepared(self) -> Prepared:
         """What the recipe makes of the model alone, on every device."""
-        make = preparation(self.recipe)
+        make = preparation(self.recipe, self.mesh)
         with jax.default_matmul_precision(self.precision):
             made = make(self.placed, seed=self.seed)
-        return Prepared(meshes.replicate(made.aux, self.mesh), made.once)
+        return made
 
     def measured(self) -> dict[str, Any]:
         """What the recipe measures of itself, on a batch of the run's size."""
@@ -221,15 +235,16 @@ class Job:
 
 
 @functools.lru_cache(maxsize=8)
-def preparation(recipe: Recipe) -> Any:
+def preparation(recipe: Recipe, mesh: Mesh) -> Any:
     """What a recipe makes of a model, jitted once for all runs of this process."""
-    return jax.jit(recipe.make, static_argnames="seed")
+    everywhere = meshes.everywhere(mesh)
+    return jax.jit(recipe.make, static_argnames="seed", out_shardings=everywhere)
 
 
 @functools.lru_cache(maxsize=8)
 def compiled(recipe: Recipe, mesh: Mesh) -> Any:
     """A recipe's step, jitted once for all runs of this process."""
-    return jax.jit(recipe.rows, out_shardings=meshes.along_batch(mesh))
+    return jax.jit(meshes.on_each_device(recipe.rows, mesh))
 
 
 def make_job(
@@ -263,7 +278,7 @@ def make_job(
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     precision = meshes.precision_of(dtype)
     mesh = meshes.make_mesh()
-    batch_size = meshes.fit_batch_size(batch_size, mesh)
+    fitted = meshes.fit_batch_size(batch_size, mesh)
     if workers < 0:
         raise ValueError(f"workers is {workers}; it must be at least 0.")
     if limit is not None and limit < 1:
@@ -282,7 +297,8 @@ def make_job(
         images=images,
         masks=has_masks(source),
         mesh=mesh,
-        batch_size=batch_size,
+        batch_size=fitted,
+        asked=batch_size,
         precision=precision,
         labelling=labelling,
         workers=workers,

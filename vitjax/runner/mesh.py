@@ -1,5 +1,6 @@
 """Where a batch lives: devices, shardings, precision, local and global arrays."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +15,7 @@ and to bfloat16 on TPUs, which moves ranks."""
 
 
 def make_mesh(devices: Any = None) -> Mesh:
-    """All devices of all processes along one axis, `batch`.
+    """All devices of all processes along one axis, `batch`, process after process.
 
     Args:
         devices: which ones; by default all there are.
@@ -22,7 +23,9 @@ def make_mesh(devices: Any = None) -> Mesh:
     Returns:
         A mesh; batches are split along it, parameters repeated.
     """
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("batch",))
+    devices = jax.devices() if devices is None else devices
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered), ("batch",))
 
 
 def fit_batch_size(batch_size: int, mesh: Mesh) -> int:
@@ -43,6 +46,16 @@ def fit_batch_size(batch_size: int, mesh: Mesh) -> int:
     return -(-batch_size // mesh.size) * mesh.size
 
 
+def share_of(batch_size: int, mesh: Mesh) -> int:
+    """How many images of a batch are this process's: as its part of the devices.
+
+    Args:
+        batch_size: images per step over all devices, a multiple of them.
+        mesh: the devices.
+    """
+    return batch_size // mesh.size * len(mesh.local_devices)
+
+
 def precision_of(dtype: str) -> str:
     """The matmul precision that goes with a dtype.
 
@@ -59,16 +72,57 @@ def along_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("batch"))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of every array on every device.
+
+    Args:
+        tree: arrays, equal in all processes.
+        mesh: the devices.
+    """
+    sharding = everywhere(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(array: Any) -> jax.Array:  # device_put would have processes compare it
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+    return jax.tree.map(place, tree)
+
+
+def on_each_device(
+    step: Callable[[Any, Any, Any], Any], mesh: Mesh
+) -> Callable[[Any, Any, Any], Any]:
+    """A step that every device takes on its own images, without a word to the others.
+
+    Left to split the program by itself, XLA gathers the states of all images on every
+    device wherever it meets a `top_k`.
+
+    Args:
+        step: of a model, a batch and what every step is handed; its results have a
+            leading batch axis, and an image's do not depend on the others.
+        mesh: the devices.
+    """
+    batch, whole = PartitionSpec("batch"), PartitionSpec()
+    return jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(whole, batch, whole),
+        out_specs=batch,
+        check_vma=False,
+    )
 
 
 def shard(tree: Tree, mesh: Mesh) -> Tree:
     """Global arrays from this process's share of a batch.
 
     Args:
-        tree: numpy arrays with a leading batch axis: global batch / processes long.
+        tree: numpy arrays with a leading batch axis, `share_of` the batch long.
         mesh: the devices.
 
     Returns:

@@ -23,8 +23,9 @@ from vitjax.data.masks import Labelling, MaskConvention
 from vitjax.models.model import Model
 from vitjax.results import Results
 from vitjax.runner import manifest as manifests
-from vitjax.runner import stream
+from vitjax.runner import processes, stream
 from vitjax.runner.buffer import Buffer
+from vitjax.runner.dealing import undone
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.groups import Group, Kind, parse_bytes
 from vitjax.runner.identifiability import STREAMS
@@ -108,6 +109,7 @@ def run_probes(
         ImageError: an image cannot be read, with on_error="stop".
         StorageError: `out` cannot be written; what was written before is kept.
     """
+    processes.refuse("Probes are fitted")
     say = stream.print_to_stderr if show_progress else stream.ignore
     projection = make_job(
         *("identifiability", model, data),
@@ -150,7 +152,7 @@ def open_target(study: Study, out: str | os.PathLike, **options: Any) -> Run:
         job.model,
         data={"spec": job.spec, "id": job.source.id, "images": job.images},
         masks=dataclasses.asdict(job.labelling) if job.masks else None,
-        batch_size=job.batch_size,
+        batch_size=job.asked,
         matmul_precision=job.precision,
         **options,
     )
@@ -263,7 +265,7 @@ def remove_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> N
     shown = show and rate.total > 0
     with progress(rate, title="removal", done=int(done.sum()), show=shown) as tick:
         buffer = Buffer(target)
-        spans = stream.undone(done, batch_size=job.batch_size)
+        spans = undone(done, batch_size=job.batch_size)
         wanted = PICTURES - buffer.pictures
         parts = stream.computed(job, spans, on_error=on_error, pictures=wanted)
         stream.write(parts, buffer, tick)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -17,15 +18,20 @@ from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
+from vitjax.runner.dealing import Deal, deal
 from vitjax.runner.experiments import find_recipe
-from vitjax.runner.folder import Run, start_run
+from vitjax.runner.folder import Run, join_run, start_run
 from vitjax.runner.job import PICTURES, Job, OnError, make_job
 from vitjax.runner.mesh import fetch
+from vitjax.runner.processes import Group, together
 from vitjax.runner.progress import Rate, progress
 from vitjax.runner.recipe import Recipe
 from vitjax.types import Config
 
 Item = TypeVar("Item")
+
+FINISHED = b"finished"
+"""What process 0 says instead of what is done."""
 
 
 def run(
@@ -49,7 +55,12 @@ def run(
 
     The step is compiled once; memory depends on the batch, not on the data set. Stopped
     at any moment, also by `kill -9`, the same call goes on where it was and ends with
-    the same arrays, bit for bit; a finished run is returned at once.
+    the same arrays, bit for bit; a finished run is returned at once. With other devices
+    or processes it goes on as well; new rows may then differ in their last bits.
+
+    Where this is one of several processes (`jax.distributed.initialize`), all of them
+    make the same call: each reads its own images and writes its own chunks of rows to
+    `out`, which they share. Where one stops or is gone, so do the others.
 
     Args:
         recipe: a name out of `vitjax.runner.experiments.RECIPES`, or one of your own.
@@ -57,7 +68,8 @@ def run(
         data: a source such as "textured_digits" or "folder:photos", or a random-access
             source object.
         out: the run directory.
-        batch_size: images per step over all devices; rounded up to a multiple of them.
+        batch_size: images per step over all devices of all processes; rounded up to a
+            multiple of them.
         limit: run only the first so many images.
         seed: for recipes that draw random numbers.
         on_error: what to do with an image that cannot be read: stop with its name, or
@@ -79,87 +91,138 @@ def run(
         ValueError: `out` holds another run, or an argument is out of its range.
         ImageError: an image cannot be read, with on_error="stop".
         StorageError: `out` cannot be written; what was written before is kept.
+        PeerError: another process has stopped or is gone; rows are kept likewise.
     """
-    say = print_to_stderr if show_progress else ignore
-    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    job = make_job(
-        *(recipe.asked(options) if options else recipe, model, data),
-        batch_size=batch_size,
-        dtype=dtype,
-        limit=limit,
-        labelling=Labelling(mask_convention, mask_threshold),
-        workers=workers,
-        seed=seed,
-    )
-    if job.batch_size != batch_size:
-        say(f"Batches of {job.batch_size}, a multiple of {job.mesh.size} devices.")
-    target = open_target(job, out, dtype=dtype, limit=limit, seed=seed)
-    if target.manifest["finished"]:
-        return target.results()
-    changes = manifests.note_resumption(target.manifest)
-    if changes:
-        target.save_manifest()  # now: this session may be stopped as well
-    for change in changes:
-        say(f"{change}; the last bits of new rows may differ from those of old ones.")
-    if job.once:
-        target.write({name: (..., values) for name, values in job.once.items()})
-    done = target.read("done")
-    rate = Rate(int((~done).sum()))
-    title = f"{job.recipe.name} · {target.manifest['model']['name']}"
-    show = show_progress and rate.total > 0
-    with progress(rate, title=title, done=int(done.sum()), show=show) as tick:
-        buffer = Buffer(target)
-        spans = undone(done, batch_size=job.batch_size)
-        wanted = PICTURES - buffer.pictures
-        write(computed(job, spans, on_error=on_error, pictures=wanted), buffer, tick)
-    finish(job, target, rate)
+    with together(out) as group:
+        recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        job = make_job(
+            *(recipe.asked(options) if options else recipe, model, data),
+            batch_size=batch_size,
+            dtype=dtype,
+            limit=limit,
+            labelling=Labelling(mask_convention, mask_threshold),
+            workers=workers,
+            seed=seed,
+        )
+        target = open_target(job, out, group, dtype=dtype, limit=limit, seed=seed)
+        show = show_progress and group.first
+        go_on(job, target, group, on_error=on_error, show=show)
     return target.results()
 
 
-def open_target(job: Job, out: str | os.PathLike, **options: Any) -> Run:
-    """The folder of a job's run, new or to go on in."""
+def go_on(
+    job: Job, target: Run, group: Group, *, on_error: OnError, show: bool
+) -> None:
+    """Do what is left of a run, if anything is."""
+    begin(job, target, group, print_to_stderr if show else ignore)
+    done = agree(target, group)
+    if done is None:
+        return
+    part = deal(
+        done,
+        images_per_chunk=target.images_per_chunk,
+        share=job.share,
+        process=group.index,
+        processes=group.count,
+    )
+    rate = Rate(int((~done).sum()))
+    title = f"{job.recipe.name} · {target.manifest['model']['name']}"
+    show = show and rate.total > 0
+    with progress(rate, title=title, done=int(done.sum()), show=show) as tick:
+        buffer = Buffer(target)
+        parts = computed(
+            *(job, part.spans),
+            on_error=on_error,
+            pictures=PICTURES - buffer.pictures if group.first else 0,
+            steps=len(part.counts),
+        )
+        write(parts, buffer, in_step(tick, part, group))
+    group.meet("written")
+    finish(job, target, rate, group)
+
+
+def open_target(job: Job, out: str | os.PathLike, group: Group, **options: Any) -> Run:
+    """The folder of a job's run, new or to go on in; process 0 creates it."""
     data = {"spec": job.spec, "id": job.source.id, "images": job.images}
     described = manifests.describe(
         job.recipe,
         job.model,
         data=data,
         masks=dataclasses.asdict(job.labelling) if job.masks else None,
-        batch_size=job.batch_size,
+        batch_size=job.asked,
         matmul_precision=job.precision,
         **options,
     )
-    return start_run(
+    if not group.first:
+        group.meet("created")
+        return join_run(out, described, job.specs, process=group.index)
+    target = start_run(
         out,
         described,
         job.specs,
         coordinates=job.coordinates,
-        batch_size=job.batch_size,
+        batch_size=job.share,
+        processes=group.count,
     )
+    group.meet("created")
+    return target
 
 
-def undone(done: np.ndarray, *, batch_size: int) -> list[tuple[int, int]]:
-    """Ranges of images still to do, whole batches.
+def begin(job: Job, target: Run, group: Group, say: Callable[[str], None]) -> None:
+    """Note what is new in this session, and write what is written once."""
+    if target.manifest["finished"]:
+        return
+    if job.batch_size != job.asked:
+        say(f"Batches of {job.batch_size}, a multiple of {job.mesh.size} devices.")
+    once = job.once  # by all: its program runs on the devices of all
+    if not group.first:
+        return
+    target.collect_skipped()
+    changes = manifests.note_resumption(target.manifest)
+    if changes:
+        target.save_manifest()  # now: this session may be stopped as well
+    for change in changes:
+        say(f"{change}; the last bits of new rows may differ from those of old ones.")
+    if once:
+        target.write({name: (..., values) for name, values in once.items()})
 
-    Args:
-        done: per image, whether its rows are on disk.
-        batch_size: images per batch.
+
+def agree(target: Run, group: Group) -> np.ndarray | None:
+    """`done` as process 0 reads it, before anyone writes: all deal out the same.
 
     Returns:
-        (start, stop) in order; neighbouring batches joined.
+        A flag per image; None if the run is finished.
     """
-    spans: list[tuple[int, int]] = []
-    for start in range(0, len(done), batch_size):
-        stop = min(start + batch_size, len(done))
-        if done[start:stop].all():
-            continue
-        if spans and spans[-1][1] == start:
-            start = spans.pop()[0]
-        spans.append((start, stop))
-    return spans
+    content = FINISHED
+    if group.first and not target.manifest["finished"]:
+        content = zlib.compress(np.packbits(target.read("done")).tobytes())
+    content = group.share(content)
+    if content == FINISHED:
+        return None
+    bits = np.frombuffer(zlib.decompress(content), np.uint8)
+    return np.unpackbits(bits, count=target.images).astype(bool)
+
+
+def in_step(
+    tick: Callable[[int], None], part: Deal, group: Group
+) -> Callable[[int], None]:
+    """Count the images of all processes step by step, and stop where one is lost."""
+    counts = iter(part.counts)
+
+    def advance(images: int) -> None:
+        tick(next(counts))
+        group.check()
+
+    return advance
 
 
 def computed(
-    job: Job, spans: Iterable[tuple[int, int]], *, on_error: OnError, pictures: int
+    job: Job,
+    spans: Iterable[tuple[int, int]],
+    *,
+    on_error: OnError,
+    pictures: int,
+    steps: int = 0,
 ) -> Iterator[Part]:
     """What every batch of some ranges leaves behind, in order.
 
@@ -168,8 +231,10 @@ def computed(
         spans: (start, stop) of images.
         on_error: "stop" or "skip".
         pictures: how many valid images to keep as the model saw them.
+        steps: how many to take at least; what is missing are blank batches.
     """
-    for batch, errors, outputs in one_behind(dispatched(job, spans, on_error)):
+    dispatches = dispatched(job, spans, on_error, steps)
+    for batch, errors, outputs in one_behind(dispatches):
         rows = job.rows(batch, fetch(outputs))
         images = np.asarray(batch.images)
         shown = np.nonzero(batch.valid)[0][:pictures]
@@ -185,11 +250,18 @@ def computed(
         )
 
 
-def dispatched(job: Job, spans: Iterable[tuple[int, int]], on_error: OnError):
+def dispatched(
+    job: Job, spans: Iterable[tuple[int, int]], on_error: OnError, steps: int
+):
     """(batch, errors, outputs that the devices are still computing)."""
+    taken = 0
     for start, stop in spans:
         for batch, errors in job.batches(start, stop, on_error=on_error):
+            taken += 1
             yield batch, errors, job.step(batch)
+    for _ in range(taken, steps):
+        blank = job.blank()
+        yield blank, [], job.step(blank)
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:
@@ -235,13 +307,24 @@ def progress_note(run: Run) -> str:
     )
 
 
-def finish(job: Job, run: Run, rate: Rate) -> None:
+def finish(job: Job, run: Run, rate: Rate, group: Group = Group()) -> None:
     """Write images.csv, name the images whose object vanished, mark it finished."""
+    measured = None
+    if job.recipe.measure is not None:
+        measured = job.measured()  # by all: it runs on the devices of all
+    if group.first:
+        sum_up(job, run, rate, measured)
+    group.meet("finished")
+
+
+def sum_up(job: Job, run: Run, rate: Rate, measured: dict[str, Any] | None) -> None:
+    """What process 0 writes once all rows are there."""
+    run.collect_skipped()
     write_bytes(run.path, "images.csv", image_table(job, run).encode())
     if job.masks:
         run.manifest["vanished"] = vanished(job, run)
-    if job.recipe.measure is not None:
-        run.manifest["measured"] = job.measured()
+    if measured is not None:
+        run.manifest["measured"] = measured
     run.manifest["finished"] = manifests.now()
     run.manifest["images_per_second"] = rate.images_per_second
     run.save_manifest()

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vitjax import loading, variants
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.models.model import Model, Provenance, initialise
+from vitjax.runner import processes
 from vitjax.types import ArrayLike, Config
 
 DEMO = variants.VARIANTS["textured_digits"]
@@ -133,8 +134,10 @@ def train(
         The trained model, float32.
 
     Raises:
-        ValueError: `out` holds the training of another recipe.
+        ValueError: `out` holds the training of another recipe, or there are several
+            processes.
     """
+    processes.refuse("The embedded model is trained")
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, recipe)
