@@ -105,3 +105,20 @@ def test_skipped_images_are_listed_once(tmp_path):
         waiting.add(part(0, skipped=[1]))
         waiting.flush()
     assert [line["index"] for line in run.manifest["skipped"]] == [1]
+
+
+def test_batches_need_not_end_where_chunks_do(tmp_path):
+    run = start(tmp_path)
+    run.images_per_chunk = 3
+    waiting = Buffer(run)
+    waiting.add(part(0))
+    assert done(run) == []
+    waiting.add(part(2))  # over the edge at 3
+    assert done(run) == [0, 1, 2, 3]
+
+
+def test_a_blank_batch_leaves_nothing(tmp_path):
+    waiting = Buffer(start(tmp_path))
+    waiting.add(part(10))
+    waiting.flush()
+    assert not waiting.parts and done(waiting.run) == []

@@ -55,9 +55,9 @@ def test_everything_left_is_done_once_and_chunks_are_whole(
 
 def test_a_new_run_is_dealt_out_evenly():
     found = parts(np.zeros(1000, bool), chunk=16, share=8, processes=4)
-    assert [len(images(part)) for part in found] == [256, 256, 256, 232]
-    assert found[1].spans == [(256, 512)]
-    assert found[0].counts == [32] * 29 + [24] * 3
+    assert [len(images(part)) for part in found] == [256, 240, 256, 248]
+    assert found[1].spans == [(256, 496)]
+    assert found[0].counts == [32] * 30 + [24, 16]
     uneven = dealt(np.zeros(50, bool), 10, 5, 4)  # five chunks, four processes
     assert sorted(stop - start for ((start, stop),) in uneven) == [10, 10, 10, 20]
 

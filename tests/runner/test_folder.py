@@ -11,7 +11,7 @@ import pytest
 from small_run import IMAGES, SPECS, manifest, rows, start
 
 from vitjax.results import ArraySpec, StorageError, open_results
-from vitjax.runner.folder import start_run
+from vitjax.runner.folder import images_per_chunk, join_run, start_run
 
 
 def test_opening_the_same_run_again_keeps_its_rows(tmp_path):
@@ -69,6 +69,52 @@ def test_chunks_hold_whole_batches(tmp_path):
         text = (tmp_path / "rows.zarr" / name / "zarr.json").read_text()
         chunk = json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"]
         assert chunk[0] == 96
+
+
+def test_every_process_has_as_many_chunks():
+    chunk = images_per_chunk(SPECS.values(), batch_size=2, processes=2)
+    assert chunk == 6  # ten images, five batches: three and two
+    many = {"rank": ArraySpec(("image", "token"), (5000, 9000), "int32")}
+    assert images_per_chunk(many.values(), batch_size=8, processes=64) == 80
+    assert images_per_chunk(many.values(), batch_size=8, processes=4) == 112
+
+
+def test_a_run_keeps_its_chunks_with_other_batches(tmp_path):
+    begun = start(tmp_path)
+    begun.write_rows(0, rows(0, 4))
+    again = start_run(
+        tmp_path, manifest(), SPECS, coordinates={}, batch_size=3, processes=2
+    )
+    assert again.images_per_chunk == begun.images_per_chunk == 12
+    assert again.read("done").sum() == 4
+
+
+def test_another_process_joins_the_run_of_the_first(tmp_path):
+    with pytest.raises(ValueError, match="on storage that all processes share"):
+        join_run(tmp_path, manifest(), SPECS, process=1)
+    first = start(tmp_path, skipped=[])
+    with pytest.raises(ValueError, match="dtype"):
+        join_run(tmp_path, manifest(dtype="bfloat16"), SPECS, process=1)
+    second = join_run(tmp_path, manifest(), SPECS, process=1)
+    assert second.images_per_chunk == first.images_per_chunk
+    second.write_rows(0, rows(0, 10))
+    assert first.read("done").all()
+
+
+def test_what_others_could_not_read_comes_into_the_manifest(tmp_path):
+    first = start(tmp_path, skipped=[])
+    for process, index in ((2, 9), (1, 5), (1, 6)):
+        other = join_run(tmp_path, manifest(), SPECS, process=process)
+        other.manifest["skipped"] += [{"index": index, "name": "?", "reason": "!"}]
+        other.save_skipped()
+        if index == 5:  # killed; the next session begins
+            first.collect_skipped()
+    first.collect_skipped()
+    first.collect_skipped()
+    assert [line["index"] for line in first.manifest["skipped"]] == [5, 6, 9]
+    assert open_results(tmp_path).manifest["skipped"] == first.manifest["skipped"]
+    assert not list(tmp_path.glob("skipped-*"))
+    assert other.results().manifest["skipped"] == first.manifest["skipped"]
 
 
 def test_a_path_below_a_file_is_a_clear_error(tmp_path):

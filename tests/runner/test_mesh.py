@@ -32,6 +32,22 @@ def test_replicate_gives_every_device_all_of_it():
     assert [s.data.shape for s in placed["w"].addressable_shards] == [(6,)] * 4
 
 
+def test_every_device_takes_its_own_images():
+    mesh = meshes.make_mesh()
+    batch = meshes.shard({"x": np.arange(8.0).reshape(8, 1), "none": None}, mesh)
+    seen = []
+
+    def step(weights, batch, aux):
+        seen.append(batch["x"].shape)
+        return {"sum": batch["x"].sum(1) * weights + aux}
+
+    rows = jax.jit(meshes.on_each_device(step, mesh))(np.float32(2), batch, 1.0)
+    assert seen == [(2, 1)]
+    assert [s.data.shape for s in rows["sum"].addressable_shards] == [(2,)] * 4
+    np.testing.assert_array_equal(meshes.fetch(rows)["sum"], 2 * np.arange(8) + 1)
+    assert meshes.share_of(8, mesh) == 8  # one process has all of them
+
+
 def test_precision_goes_with_the_dtype():
     assert meshes.precision_of("float32") == "highest"
     assert meshes.precision_of("bfloat16") == "default"

@@ -72,7 +72,7 @@ def test_a_silent_process_is_gone(pair, monkeypatch, capsys):
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.01)
     service, first, _ = pair
     service.alive = [0]
-    assert processes.wait_until(first.missing, seconds=5)
+    assert processes.wait_until(first.missing, seconds=5.0)
     assert first.missing() == "Process 1 of 2 is gone."
     first.watch()  # in a thread, as long as the run lasts
     assert ended == [1] and first.lost == "Process 1 of 2 is gone."

@@ -377,6 +377,28 @@ def test_one_device_gives_the_rows_of_four(tiny, photos, whole, tmp_path, monkey
         np.testing.assert_allclose(found[name][:], whole[name][:], atol=1e-5)
 
 
+def test_a_run_goes_on_with_other_devices(tiny, photos, whole, tmp_path, monkeypatch):
+    """Begun in batches of 8 over four devices, the same call goes on in sevens."""
+    take = buffer.Buffer.add
+
+    def add(self, part):
+        if part.start == 16:
+            raise Stop
+        take(self, part)
+
+    monkeypatch.setattr(buffer.Buffer, "add", add)
+    with pytest.raises(Stop):
+        go(tiny, photos, tmp_path, batch_size=7)
+    monkeypatch.setattr(buffer.Buffer, "add", take)
+    make = job.meshes.make_mesh
+    monkeypatch.setattr(job.meshes, "make_mesh", lambda: make(jax.devices()[:1]))
+    starts = watch_starts(monkeypatch)
+    found = go(tiny, photos, tmp_path, batch_size=7)
+    assert starts == [14] and found.manifest["batch_size"] == 7
+    for name in whole.names:
+        np.testing.assert_allclose(found[name][:], whole[name][:], atol=1e-5)
+
+
 def test_bfloat16_comes_close(tiny, photos, whole, tmp_path):
     found = go(tiny, photos, tmp_path, dtype="bfloat16", limit=8)
     assert found.manifest["dtype"] == "bfloat16"

@@ -299,7 +299,7 @@ def told(group: Group) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         # Exchange with a process that is gone fails before its heartbeats are missed.
         full = "RESOURCE_EXHAUSTED" in str(error)
-        if not full and wait_until(lambda: group.lost, seconds=2 * HEARTBEAT_SECONDS):
+        if not full and wait_until(lambda: group.lost, seconds=2.0 * HEARTBEAT_SECONDS):
             failure = PeerError(group.lost)
             for note in getattr(error, "__notes__", ()):
                 failure.add_note(note)
