@@ -365,3 +365,13 @@ def test_compiled_programs_are_kept_unless_the_user_keeps_them(tmp_path, monkeyp
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", chosen)
+
+
+def test_estimate_prints_a_sentence_or_json(capsys):
+    base = ["estimate", "identifiability", "--model", "textured_digits"]
+    small = ["--data", "textured_digits", "--limit", "8", "--batch-size", "8"]
+    assert cli.main([*base, *small]) == 0
+    assert "Estimated for 8 images in batches of 8" in capsys.readouterr().out
+    assert cli.main([*base, *small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 8 and found["device_bytes"] > 0 < found["disk_bytes"]

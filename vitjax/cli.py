@@ -20,7 +20,7 @@ import tyro
 import vitjax
 from vitjax.commands.command import Command
 from vitjax.commands.compiled import keep_compiled
-from vitjax.commands.measuring import Bench
+from vitjax.commands.measuring import Bench, Estimate
 from vitjax.commands.reading import Explain, Neurons, Report
 from vitjax.commands.running import Demo, Run
 from vitjax.commands.weights import Convert, List, Train
@@ -36,6 +36,7 @@ COMMANDS = {
     "list": List,
     "convert": Convert,
     "bench": Bench,
+    "estimate": Estimate,
     "neurons": Neurons,
     "train": Train,
 }

@@ -1,9 +1,11 @@
-"""What it costs: bench."""
+"""What it costs: bench, estimate."""
 
 import dataclasses
 import json
 import pathlib
 from typing import Annotated, Literal
+
+import tyro
 
 from vitjax import loading
 from vitjax.commands.command import Command, find_devices, metavar
@@ -12,9 +14,11 @@ from vitjax.commands.terminal import (
     show_benchmark,
     show_pipeline,
 )
-from vitjax.maps.methods import METHODS
+from vitjax.maps.methods import METHODS, Method
 from vitjax.runner import comparisons
+from vitjax.runner import estimate as estimating
 from vitjax.runner.bench import Benchmark, bench
+from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.pipeline import bench_data
 
 Platform = Literal["cpu", "gpu", "tpu"]
@@ -98,3 +102,60 @@ class Bench(Command):
             if chosen := getattr(self, name):
                 flags.append(f"--{name} {' '.join(chosen)}")
         return f"vitjax bench --model {self.model} {' '.join(flags)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate(Command):
+    """Foretell what a run will take: memory of a device, disk, time.
+
+    Compiles the recipe's step and runs the first batches, some ten seconds; writes
+    nothing. `vitjax run` says the same before it goes on.
+
+    Args:
+        recipe: the question, as of run.
+        model: a name that `vitjax list` shows, or a converted folder.
+        data: the data set, as of run.
+        checkpoint: weights; by default random ones, which are as fast.
+        batch_size: images per step over all devices.
+        limit: only the first so many images.
+        dtype: what the model computes in.
+        workers: processes that decode and preprocess images; 0 for threads.
+        steps: of faithfulness: points of a removal curve.
+        methods: of faithfulness: names of explanation methods; by default all.
+        protocols: of faithfulness: by default all that the data allows.
+        json: print JSON instead of a sentence.
+    """
+
+    recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
+    model: Annotated[str, metavar("NAME")]
+    data: Annotated[str, metavar("SOURCE")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    batch_size: int = 32
+    limit: Annotated[int | None, metavar("INT")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    workers: int = 0
+    steps: Annotated[int | None, metavar("INT")] = None
+    methods: Annotated[tuple[Method, ...], metavar("METHOD...")] = ()
+    protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
+    json: bool = False
+
+    def __call__(self) -> estimating.Estimate:
+        if self.checkpoint:
+            model = loading.load(self.model, checkpoint=self.checkpoint)
+        else:
+            model = loading.init(self.model)
+        options = {
+            name: value
+            for name in ("steps", "methods", "protocols")
+            if (value := getattr(self, name))
+        }
+        found = estimating.estimate(
+            *(self.recipe, model, self.data),
+            batch_size=self.batch_size,
+            limit=self.limit,
+            dtype=self.dtype,
+            workers=self.workers,
+            options=options,
+        )
+        print(json.dumps(dataclasses.asdict(found)) if self.json else found)
+        return found

@@ -7,8 +7,8 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,16 +19,15 @@ from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.dealing import Deal, deal
+from vitjax.runner.estimate import Calibration
 from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import Run, join_run, start_run
 from vitjax.runner.job import PICTURES, Job, OnError, make_job
-from vitjax.runner.mesh import fetch
+from vitjax.runner.parts import computed
 from vitjax.runner.processes import Group, together
 from vitjax.runner.progress import Rate, progress
 from vitjax.runner.recipe import Recipe
 from vitjax.types import Config
-
-Item = TypeVar("Item")
 
 FINISHED = b"finished"
 """What process 0 says instead of what is done."""
@@ -136,6 +135,11 @@ def go_on(
             pictures=PICTURES - buffer.pictures if group.first else 0,
             steps=len(part.counts),
         )
+        if show:
+            foretold = Calibration(
+                job, images=rate.total, chunk=target.images_per_chunk
+            )
+            parts = foretold.watch(parts, lambda found: print_to_stderr(str(found)))
         write(parts, buffer, in_step(tick, part, group))
     group.meet("written")
     finish(job, target, rate, group)
@@ -214,69 +218,6 @@ def in_step(
         group.check()
 
     return advance
-
-
-def computed(
-    job: Job,
-    spans: Iterable[tuple[int, int]],
-    *,
-    on_error: OnError,
-    pictures: int,
-    steps: int = 0,
-) -> Iterator[Part]:
-    """What every batch of some ranges leaves behind, in order.
-
-    Args:
-        job: what to compute.
-        spans: (start, stop) of images.
-        on_error: "stop" or "skip".
-        pictures: how many valid images to keep as the model saw them.
-        steps: how many to take at least; what is missing are blank batches.
-    """
-    dispatches = dispatched(job, spans, on_error, steps)
-    for batch, errors, outputs in one_behind(dispatches):
-        rows = job.rows(batch, fetch(outputs))
-        images = np.asarray(batch.images)
-        shown = np.nonzero(batch.valid)[0][:pictures]
-        pictures -= len(shown)
-        yield Part(
-            start=int(batch.index[0]),
-            rows=rows,
-            skipped=[dataclasses.asdict(error) for error in errors],
-            pictures=[
-                (int(batch.index[i]), job.preprocess.denormalise(images[i]))
-                for i in shown
-            ],
-        )
-
-
-def dispatched(
-    job: Job, spans: Iterable[tuple[int, int]], on_error: OnError, steps: int
-):
-    """(batch, errors, outputs that the devices are still computing)."""
-    taken = 0
-    for start, stop in spans:
-        for batch, errors in job.batches(start, stop, on_error=on_error):
-            taken += 1
-            yield batch, errors, job.step(batch)
-    for _ in range(taken, steps):
-        blank = job.blank()
-        yield blank, [], job.step(blank)
-
-
-def one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Each item after the next was drawn, so that devices compute while the host
-    writes; where drawing fails, the one before is still handed over.
-    """
-    waiting: list[Item] = []
-    try:
-        for item in items:
-            yield from waiting
-            waiting = [item]
-    except Exception:
-        yield from waiting
-        raise
-    yield from waiting
 
 
 def write(parts: Iterable[Part], buffer: Buffer, tick: Callable[[int], None]) -> None:

@@ -1,0 +1,117 @@
+"""What a run will take: against the run itself, and with a clock of our own."""
+
+import math
+
+import numpy as np
+import pytest
+
+import vitjax
+from vitjax.data.images import ImageError
+from vitjax.results import ArraySpec
+from vitjax.runner import estimate as estimating
+from vitjax.runner.buffer import Part
+from vitjax.runner.estimate import Calibration, encoded_bytes, estimate, rate_of, size
+from vitjax.runner.job import Job
+
+
+def part(start, stop):
+    return Part(start, {"valid": np.ones(stop - start, bool)}, [], [])
+
+
+def test_disk_and_objects_are_those_of_the_run(tiny, photos, tmp_path):
+    data = f"folder:{photos}"
+    found = estimate("identifiability", tiny, data, batch_size=8)
+    results = vitjax.run(
+        *("identifiability", tiny, data, tmp_path),
+        batch_size=8,
+        show_progress=False,
+    )
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    rows = [f for f in files if f.parent.name != results.path and "zarr" in str(f)]
+    chunks = [file for file in rows if file.name != "zarr.json"]
+    # Coordinates and files of a few bytes are what the estimate leaves out.
+    coordinates = 6
+    assert abs(found.objects - len(files)) <= 2 * coordinates + 1
+    assert found.disk_bytes == pytest.approx(
+        sum(file.stat().st_size for file in chunks), rel=0.3
+    )
+    assert found.images == 29 and found.images_per_second > 0
+    assert found.seconds == pytest.approx(
+        found.compile_seconds + 29 / found.images_per_second
+    )
+    assert found.device == "4 x cpu" and found.batch_size == 8
+
+
+def test_memory_grows_with_the_batch_by_what_a_batch_takes(tiny, photos):
+    few, many = (
+        estimate("identifiability", tiny, f"folder:{photos}", batch_size=batch)
+        for batch in (4, 24)
+    )
+    images = math.prod((*tiny.config.shape, 3)) * 4
+    assert many.device_bytes - few.device_bytes > 2 * 5 * images  # on each of 4 devices
+    assert few.device_limit > few.device_bytes
+
+
+def test_the_first_batch_fills_the_pipeline_and_is_not_timed():
+    parts = [part(0, 8), part(8, 16), part(16, 20)]
+    assert rate_of(parts, [100.0, 102.0, 103.0], 0.0) == pytest.approx(12 / 3)
+    assert rate_of(parts[:1], [100.0], 90.0) == pytest.approx(0.8)
+
+
+NO_JOB = object.__new__(Job)
+PARTS = [part(start, start + 8) for start in range(0, 48, 8)]
+
+
+def watched(monkeypatch, parts, times):
+    """What a calibration on a clock of ours hands on, and what it says when."""
+    clock = iter(times)
+    monkeypatch.setattr(estimating, "planned_bytes", lambda job: 5)
+    made = Calibration(NO_JOB, images=99, chunk=8, clock=lambda: next(clock))
+    monkeypatch.setattr(made, "conclude", lambda parts, arrived: len(parts))
+    events = []
+    for one in made.watch(iter(parts), lambda count: events.append(f"said {count}")):
+        events.append(one.start)
+    return events
+
+
+def test_it_is_said_once_before_the_first_part_is_handed_on(monkeypatch):
+    starts = [part.start for part in PARTS]
+    quick = watched(monkeypatch, PARTS, [0, 0, 1, 2, 3, 4])
+    assert quick == ["said 4", *starts]
+    slow = watched(monkeypatch, PARTS, [0, 0, 60, 120])
+    assert slow == ["said 2", *starts]
+    assert watched(monkeypatch, PARTS[:2], [0, 0, 1, 2]) == ["said 2", *starts[:2]]
+    assert watched(monkeypatch, [], [0, 0]) == []
+
+
+def test_what_came_before_an_error_is_handed_on(monkeypatch):
+    def failing():
+        yield PARTS[0]
+        raise ImageError("b.png", "it is no picture")
+
+    seen = []
+    monkeypatch.setattr(estimating, "planned_bytes", lambda job: 5)
+    made = Calibration(NO_JOB, images=9, chunk=8)
+    with pytest.raises(ImageError, match="b.png"):
+        for one in made.watch(failing(), seen.append):
+            seen.append(one)
+    assert seen == [PARTS[0]]
+
+
+def test_rows_are_encoded_as_on_disk():
+    spec = ArraySpec(("image", "token"), (1000, 50), "int32")
+    noise = np.random.default_rng(0).integers(0, 2**31, (100, 50), np.int32)
+    assert encoded_bytes(spec, noise) == pytest.approx(noise.nbytes, rel=0.1)
+    assert encoded_bytes(spec, np.zeros((100, 50), np.int32)) < 200
+
+
+def test_a_sentence_with_a_warning_where_it_does_not_fit():
+    found = estimating.Estimate(
+        *(50_000, 32, "1 x TPU v4", 3 * 2**30, 2 * 2**30, 5 * 2**20, 1200),
+        *(12.0, 100.0, 512.0),
+    )
+    text = str(found)
+    assert "50,000 images in batches of 32 on 1 x TPU v4: 3.00 GiB of memory" in text
+    assert "5.00 MiB on disk in 1,200 objects, 0:08:32 (100.0 images/s" in text
+    assert "more than the 2.00 GiB there are: give a smaller --batch-size" in text
+    assert size(1023) == "1,023 B" and size(5 * 2**40) == "5,120.00 GiB"

@@ -1,0 +1,76 @@
+"""Batches through a job: what each leaves behind, while the next is computed."""
+
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from vitjax.runner.buffer import Part
+from vitjax.runner.job import Job, OnError
+from vitjax.runner.mesh import fetch
+
+Item = TypeVar("Item")
+
+
+def computed(
+    job: Job,
+    spans: Iterable[tuple[int, int]],
+    *,
+    on_error: OnError,
+    pictures: int,
+    steps: int = 0,
+) -> Generator[Part]:
+    """What every batch of some ranges leaves behind, in order.
+
+    Args:
+        job: what to compute.
+        spans: (start, stop) of images.
+        on_error: "stop" or "skip".
+        pictures: how many valid images to keep as the model saw them.
+        steps: how many to take at least; what is missing are blank batches.
+    """
+    dispatches = dispatched(job, spans, on_error, steps)
+    for batch, errors, outputs in one_behind(dispatches):
+        rows = job.rows(batch, fetch(outputs))
+        images = np.asarray(batch.images)
+        shown = np.nonzero(batch.valid)[0][:pictures]
+        pictures -= len(shown)
+        yield Part(
+            start=int(batch.index[0]),
+            rows=rows,
+            skipped=[dataclasses.asdict(error) for error in errors],
+            pictures=[
+                (int(batch.index[i]), job.preprocess.denormalise(images[i]))
+                for i in shown
+            ],
+        )
+
+
+def dispatched(
+    job: Job, spans: Iterable[tuple[int, int]], on_error: OnError, steps: int
+):
+    """(batch, errors, outputs that the devices are still computing)."""
+    taken = 0
+    for start, stop in spans:
+        for batch, errors in job.batches(start, stop, on_error=on_error):
+            taken += 1
+            yield batch, errors, job.step(batch)
+    for _ in range(taken, steps):
+        blank = job.blank()
+        yield blank, [], job.step(blank)
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Each item after the next was drawn, so that devices compute while the host
+    writes; where drawing fails, the one before is still handed over.
+    """
+    waiting: list[Item] = []
+    try:
+        for item in items:
+            yield from waiting
+            waiting = [item]
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting
