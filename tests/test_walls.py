@@ -145,7 +145,6 @@ ELSEWHERE = {
     "models/tail.py": "maps/test_relevancy.py",
     "runner/recipe.py": "runner/test_experiments.py",
     "runner/programs.py": "runner/test_bench.py",
-    "runner/parts.py": "runner/test_stream.py",
     "models/initial.py": "test_loading.py",
 }
 """Files whose tests stand in another's: source -> test."""

@@ -479,19 +479,3 @@ def test_wrong_arguments_say_what_is_wrong(tiny, photos, tmp_path, options, mess
     with pytest.raises(ValueError, match=message):
         stream.run(**options)
     assert not (tmp_path / "run").exists()
-
-
-def test_one_behind_hands_over_what_came_before_an_error():
-    drawn = []
-
-    def items():
-        for item in range(3):
-            drawn.append(item)
-            yield item
-        raise RuntimeError("broken")
-
-    seen = []
-    with pytest.raises(RuntimeError, match="broken"):
-        for item in stream.one_behind(items()):
-            seen.append((item, len(drawn)))
-    assert seen == [(0, 2), (1, 3), (2, 3)]
