@@ -5,9 +5,10 @@ import difflib
 from vitjax.runner.faithfulness import FAITHFULNESS
 from vitjax.runner.identifiability import IDENTIFIABILITY
 from vitjax.runner.paper import ONE_PASS, PAPER
+from vitjax.runner.precision import PRECISION
 from vitjax.runner.recipe import Recipe
 
-ALL = (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS)
+ALL = (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, PRECISION)
 RECIPES = {recipe.name: recipe for recipe in ALL}
 
 
