@@ -11,8 +11,9 @@ import pytest
 import tiny
 from scipy.special import erf
 
+from vitjax.analysis.projection import project
 from vitjax.api import forward
-from vitjax.models.vit import VisionTransformer
+from vitjax.models.vit import VisionTransformer, pool
 from vitjax.types import TRACE_FIELDS, Config, Edits
 
 
@@ -162,8 +163,17 @@ def test_bfloat16_runs_and_stays_near():
     images = tiny.images(model.config)
     logits, _ = forward(model, images)
     low, _ = forward(model.astype(jnp.bfloat16), images)
-    assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), logits, atol=0.2)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, logits, atol=0.2)
+
+
+def test_half_precision_logits_are_the_projection_of_the_pooled_state():
+    """Not rounded to half precision: the answer is what `project` says of the state."""
+    model = tiny.make(tiny.CONFIGS["plain"]).astype(jnp.bfloat16)
+    logits, trace = forward(model, tiny.images(model.config), capture=("residual",))
+    state = pool(trace.residual[-1], Edits(), model.config)
+    np.testing.assert_allclose(logits, project(model.class_space, state), atol=1e-5)
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
 
 
 def test_one_program_per_shape():

@@ -24,6 +24,12 @@ def batch_of(config, **fields):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_say_what_they_return(name):
     recipe, returned, once = RECIPES[name], set(), set()
+    declared = set(recipe.dims)
+    if name == "precision":  # maps of every method take a minute to trace
+        recipe = recipe.asked({"methods": ("random",)})
+        of_maps = ("pearson_", "spearman_", "overlap_")
+        mine = {name for name in declared if name.endswith("_random")}
+        declared = mine | {n for n in declared if not n.startswith(of_maps)}
     for config in (tiny.CONFIGS["plain"], tiny.CONFIGS["refinement"]):
         model = tiny.make(config)
         kinds = np.arange(48).reshape(3, 16).astype(np.int32) % 3 - 1
@@ -37,7 +43,7 @@ def test_recipes_say_what_they_return(name):
             assert values.ndim == 1 + len(recipe.dims[array])
         for array, values in prepared.once.items():
             assert values.ndim == len(recipe.once[array])
-    assert returned == set(recipe.dims) and once == set(recipe.once)
+    assert returned == declared and once == set(recipe.once)
     assert set(recipe.labelled) <= set(recipe.dims)
 
 

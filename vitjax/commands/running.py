@@ -30,7 +30,8 @@ class Run(Command):
     Args:
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
             paper, one_pass what of them needs no intervention; faithfulness puts maps
-            of several methods to the test, section 7; probes asks section 8's.
+            of several methods to the test, section 7; probes asks section 8's;
+            precision what bfloat16 changes in every analysis.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
@@ -44,7 +45,9 @@ class Run(Command):
         limit: run only the first so many images.
         seed: for recipes that draw random numbers.
         on_error: what to do with an image that cannot be read.
-        dtype: what the model computes in.
+        dtype: what the model computes in: float32 with matrix products at the highest
+            precision, or bfloat16, which is faster on accelerators and safe for rates,
+            mean scores and most maps, not for single ranks: ask the recipe precision.
         mask_convention: which tokens are of the class, where a data set has masks: area
             counts their pixels, vilas2023_code looks at one, as the published code.
         mask_threshold: share of a token's pixels that makes it one of the class.
@@ -55,8 +58,9 @@ class Run(Command):
         probe: of probes: ridge, as published, or softmax.
         memory: of probes: for those that are fitted at once; with less of it, there are
             more passes over the images.
-        steps: of faithfulness and probes: points of a removal curve.
-        methods: of faithfulness: names of explanation methods; by default all.
+        steps: of faithfulness, probes and precision: points of a removal curve.
+        methods: of faithfulness and precision: names of explanation methods; by default
+            all, of precision those that take few passes.
         protocols: of faithfulness: by default all that the data allows.
         target: of faithfulness: whether the label's or the predicted class is
             explained.

@@ -67,7 +67,7 @@ def lrp(
     _, last, logits, streams = run_blocks(model, images, stream_in, edits=edits)
     batch, length, _ = last.shape
     target = jnp.broadcast_to(jnp.asarray(target), (batch,))
-    one = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
+    one = jax.nn.one_hot(target, logits.shape[-1], dtype=last.dtype)
     weights = jnp.zeros((batch, config.heads, length, length), last.dtype)
 
     def above(rules):

@@ -114,7 +114,36 @@ def histogram(axes: Any, panel: Panel, series: Series, before: Sequence[Series])
     return drawn
 
 
-PAINTERS = {"boxes": boxes, "dots": dots, "histogram": histogram}
+def named(axes: Any, panel: Panel, series: Series, before: Sequence[Series]) -> Any:
+    """Horizontal bars, one below the other, each with its name in it and its number."""
+    colour = COLOURS[series.style % len(COLOURS)]
+    places, means = series.column("block"), series.column("mean")
+    bars = axes.barh(places, means, 0.82, color=colour, alpha=0.35, zorder=2)
+    low, high = series.column("low"), series.column("high")
+    axes.hlines(places, low, high, color=INK, linewidth=1.2, zorder=3)
+    size = min(8.5, 110 / len(places))
+    look: dict[str, Any] = {"va": "center_baseline", "fontsize": size, "color": INK}
+    for row, place, mean in zip(series.rows, places, means):
+        axes.text(max(min(0, mean), -1) + 0.015, place, row["tick"], zorder=4, **look)
+        # Correlations crowd below 1, where three digits say nothing.
+        axes.text(1.02, place, f"{mean:.4f}", zorder=4, **look)
+    return bars
+
+
+def name_axes(axes: Any, panel: Panel, label: str) -> None:
+    """Axes of `named`: the numbers run to the right, up to 1."""
+    lowest = min(v for series in panel.series for v in series.column("low") + [0.0])
+    count = max(series.rows[-1]["block"] for series in panel.series)
+    axes.set_xlim(1.05 * lowest, 1.17)
+    axes.set_ylim(count + 0.6, 0.4)
+    axes.set_yticks([])
+    axes.set_xticks([tick / 5 for tick in range(-5, 6) if tick / 5 >= 1.05 * lowest])
+    axes.grid(False, axis="y")
+    axes.grid(True, axis="x")
+    axes.set_xlabel(label)
+
+
+PAINTERS = {"boxes": boxes, "dots": dots, "histogram": histogram, "named": named}
 
 
 PALE = 0.45
@@ -142,6 +171,7 @@ KEYS = {
     "boxes": ("whisker_low", "whisker_high"),
     "dots": ("least", "most"),
     "histogram": ("mean", "high"),
+    "named": ("mean",),
 }
 
 

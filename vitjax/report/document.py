@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import faithfulness, ink, overlays, probes, sections
+from vitjax.report import faithfulness, ink, overlays, precision, probes, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import is_paper, mechanism
 from vitjax.report.panels import panels
@@ -95,6 +95,7 @@ def write_report(
         ],
         "probes": probes.draw(folder, names, runs),
         "faithfulness": faithfulness.draw(folder, names, runs),
+        "precision": precision.draw(folder, names, runs),
         "edits": _edits(folder, names, found),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [

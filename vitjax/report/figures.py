@@ -145,6 +145,9 @@ def _draw(axes, panel, limits) -> dict[str, Any]:
         handles[None] = boxes.chance_mark(axes, panel)
     # Names of runs may be long: about 44 characters fit.
     axes.set_title(panel.title, fontsize=max(5, min(9.5, 9.5 * 44 / len(panel.title))))
+    if panel.drawn == "named":
+        boxes.name_axes(axes, panel, MEASURE_LABELS[panel.measure])
+        return handles
     axes.set_ylabel(MEASURE_LABELS[panel.measure])
     axes.set_xlabel("block / depth" if panel.relative else panel.axis)
     if panel.relative or panel.shares:

@@ -18,13 +18,15 @@ MEASURE_LABELS = {
     "difference": "agreement rate, correct - wrong",
     "top1": "top-1 accuracy",
     "accuracy": "accuracy of the model",
+    "tokens": "share of tokens",
+    "maps": "agreement of maps",
 }
 
 # One kind of tokens keeps its colour in every figure of a single run.
 KIND_STYLE = {"cls": 0, "image": 1, "register": 5, "class": 3, "context": 2}
 
 
-Drawn = Literal["lines", "bars", "boxes", "dots", "histogram"]
+Drawn = Literal["lines", "bars", "boxes", "dots", "histogram", "named"]
 """How the rows of a panel are drawn; bars stand on top of each other."""
 
 

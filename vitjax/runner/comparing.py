@@ -220,7 +220,7 @@ def places(x: Float[Array, "image patch"]) -> Float[Array, "image patch"]:
     """Ranks from the smallest; equal values share the mean of theirs."""
     below = (x[:, None, :] < x[:, :, None]).sum(-1, dtype=jnp.int32)
     equal = (x[:, None, :] == x[:, :, None]).sum(-1, dtype=jnp.int32)
-    return below + (equal.astype(jnp.float32) - 1) / 2
+    return below.astype(jnp.float32) + (equal.astype(jnp.float32) - 1) / 2
 
 
 def overlap(

@@ -7,7 +7,7 @@ highest precision, which is the reference, and in what it is compared with.
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from vitjax.runner.memories import SYSTEMS
 from vitjax.runner.recipe import Prepared, Recipe
 from vitjax.types import Batch, Edits
 
-Against = Literal["bfloat16", "float32"]
+AGAINST = ("bfloat16", "float32")
 """Compared with: the model in bfloat16, or in float32 with matrix products at JAX's own
 default precision (TF32 on GPUs, bfloat16 factors on TPUs, nothing else on CPUs)."""
 
@@ -47,7 +47,7 @@ def precision(
     *,
     methods: tuple[str, ...],
     steps: int,
-    against: Against,
+    against: str,
 ) -> dict[str, Array]:
     """What another precision changes, image by image.
 
@@ -105,7 +105,7 @@ def precision(
     return rows | removal_rows(twice, batch, order, answers, steps=steps, config=config)
 
 
-def other(model: Model, against: Against) -> Model:
+def other(model: Model, against: str) -> Model:
     """The model that float32 is compared with."""
     return model.astype(jnp.bfloat16) if against == "bfloat16" else model
 
@@ -127,8 +127,8 @@ def check_asked(model: Model, methods: tuple[str, ...], against: str) -> None:
             f"The recipe 'precision' runs the model in float32 and compares by itself; "
             f"leave dtype at float32 instead of {model.dtype}."
         )
-    if against not in get_args(Against):
-        raise ValueError(f"against={against!r} is one of {get_args(Against)}.")
+    if against not in AGAINST:
+        raise ValueError(f"against={against!r} is one of {AGAINST}.")
     if not methods:
         raise ValueError("The recipe 'precision' needs at least one method of explain.")
     for method in methods:
@@ -203,7 +203,7 @@ def prepare(
     seed: int,
     methods: tuple[str, ...],
     steps: int,
-    against: Against,
+    against: str,
 ) -> Prepared:
     """Memories in class space in both precisions, and what the weights alone say.
 
@@ -237,7 +237,7 @@ def prepare(
     return Prepared({"fine": fine.aux, "coarse": coarse.aux}, once)
 
 
-def measure(model: Model, batch: Batch, *, against: Against, **options: Any):
+def measure(model: Model, batch: Batch, *, against: str, **options: Any):
     """Images per second of a plain forward pass and of `identifiability`, both ways.
 
     Args:
