@@ -13,7 +13,7 @@ METHODS = ("chefer", "lrp")
 SPEEDS = {"forward": {"fine": 100.0, "coarse": 212.0}}
 
 
-def rows_of(images, kinds, draw):
+def rows_of(images, kinds, draw):  # noqa: C901 (a list of arrays)
     """What a run of the recipe leaves, of agreements by chance."""
     layer, kind = ("image", "layer", "kind"), (images, LAYERS, kinds)
 
