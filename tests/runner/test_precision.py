@@ -69,6 +69,7 @@ def passes(model):
     return images, made
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_both_passes(found, passes):
     """The MLP's update, which the recipe projects in another way than `project`."""
     label = np.arange(8)
@@ -90,6 +91,7 @@ def test_ranks_are_those_of_both_passes(found, passes):
     assert np.isnan(rows[UNLABELLED]).all()
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_both_passes(found, passes):
     _, made = passes
     fine, coarse = (logits for logits, _ in made)
@@ -101,6 +103,7 @@ def test_logits_are_those_of_both_passes(found, passes):
     np.testing.assert_array_equal(found["same_prediction"][:], same)
 
 
+@pytest.mark.slow
 def test_what_the_weights_say(found, model):
     values = vitjax.memory_values(model)["mlp"]
     fine = vitjax.class_value_agreement(model.class_space, values)
@@ -127,6 +130,7 @@ def test_float32_against_itself_changes_nothing(model, tmp_path):
             np.testing.assert_allclose(rows, 0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_few_patches_are_those_of_removal_curve(found, model, passes):
     """Whose answers it compares: areas come from the same right and wrong answers."""
     images, _ = passes
@@ -156,6 +160,7 @@ def test_few_patches_are_those_of_removal_curve(found, model, passes):
         assert not (apart & equal)[LABELLED].any()
 
 
+@pytest.mark.slow
 def test_both_passes_are_measured(found):
     speeds = found.manifest["measured"]["images_per_second"]
     assert set(speeds) == {"forward", "identifiability"}
