@@ -29,7 +29,7 @@ AGAINST = ("bfloat16", "float32")
 """Compared with: the model in bfloat16, or in float32 with matrix products at JAX's own
 default precision (TF32 on GPUs, bfloat16 factors on TPUs, nothing else on CPUs)."""
 
-SLOW = ("integrated_gradients", "integrated_presence", "occlusion")
+SLOW = ("integrated_gradients", "integrated_presence", "consensus", "occlusion")
 QUICK = tuple(name for name in METHODS if name not in (*SLOW, "random"))
 """Methods that are compared unless others are asked for; "random" has no precision."""
 
