@@ -96,6 +96,14 @@ def test_a_failure_of_the_runtime_is_laid_to_the_lost_one(pair):
     assert "EXHAUSTED" in first.words("stopped")[0]
 
 
+def test_no_thread_outlives_the_end(pair):
+    service, _, _ = pair
+    counting = processes.roll(service)
+    assert counting is processes.roll(service) and counting.thread.is_alive()
+    counting.end()
+    assert not counting.thread.is_alive()
+
+
 def test_what_runs_in_one_process_says_so(pair):
     with pytest.raises(ValueError, match="Probes are fitted in one process.*one of 2"):
         refuse("Probes are fitted")

@@ -4,6 +4,7 @@ All of it is JAX's coordination service: its heartbeats say who lives, its key-v
 store carries a few words between processes. No array ever passes through here.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -88,7 +89,7 @@ def leave() -> None:
     others = jax.process_count() - 1
     if jax.process_index() == 0:
         wait_until(lambda: len(roll(client()).gone) == others, seconds=GRACE_SECONDS)
-    jax.distributed.shutdown()
+    roll(client()).end()
 
 
 def refuse(what: str) -> None:
@@ -131,18 +132,30 @@ class Roll:
     def __init__(self, client: Any):
         self.client, self.count = client, jax.process_count()
         self.gone: set[int] = set()
-        threading.Thread(target=self.call, daemon=True).start()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.call, daemon=True)
+        self.thread.start()
+        atexit.register(self.end)
 
     def call(self) -> None:
         """Ask again and again who is there; the answer waits for all who live."""
         everyone = set(range(self.count))
-        while len(self.gone) < self.count - 1:
+        while not self.over.is_set():
             try:
                 there = self.client.get_live_nodes(sorted(everyone))
             except jax.errors.JaxRuntimeError:
                 return  # this process leaves, or JAX ends it as its coordinator is gone
             self.gone |= everyone - set(there)
-            time.sleep(POLL_SECONDS)
+            self.over.wait(POLL_SECONDS)
+
+    def end(self) -> None:
+        """Part from the service, so that the thread's question comes back: a thread
+        that returns from the runtime while Python ends would abort the program.
+        """
+        self.over.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # its coordinator is gone
+            jax.distributed.shutdown()
+        self.thread.join(GRACE_SECONDS)
 
 
 @functools.cache
@@ -281,7 +294,8 @@ def together(out: str | os.PathLike) -> Iterator[Group]:
         client=client(),
         name=f"vitjax/{next(SESSIONS)}",
     )
-    threading.Thread(target=group.watch, daemon=True).start()
+    watcher = threading.Thread(target=group.watch, daemon=True)
+    watcher.start()
     words = LastWords(os.fspath(out), group.index, group.count, coordinator_address())
     try:
         with told(group):
@@ -289,6 +303,7 @@ def together(out: str | os.PathLike) -> Iterator[Group]:
     finally:
         group.over.set()
         words.withdraw()
+        watcher.join(GRACE_SECONDS)
 
 
 @contextlib.contextmanager
