@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -375,3 +377,32 @@ def test_estimate_prints_a_sentence_or_json(capsys):
     assert cli.main([*base, *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 8 and found["device_bytes"] > 0 < found["disk_bytes"]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_an_example_that_parses(name):
+    found = re.search(r"Example: vitjax (.+)", cli.COMMANDS[name].__doc__)
+    words = shlex.split(found.group(1))
+    assert words[0] == name
+    assert isinstance(cli.parse(words), cli.COMMANDS[name])
+
+
+def test_the_list_of_commands_has_a_line_for_each(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for name, kind in cli.COMMANDS.items():
+        line = kind.__doc__.split("\n")[0]
+        assert re.search(rf"{name} +{re.escape(line)}", shown), name
+
+
+def test_machines_are_answered_in_json(converted, tmp_path, capsys):
+    assert cli.main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in rows] == list(vitjax.list_models())
+    assert cli.main(["neurons", "--model", converted, "--count", "2", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert run(converted, tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["path"] == str(tmp_path) and found["finished"]

@@ -80,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments name."""
+    """The command that the arguments name; in the list of all, a line for each."""
+    chosen = bool(arguments) and arguments[0] in COMMANDS
     commands: Any = None
     for name, kind in COMMANDS.items():
-        choice = Annotated[kind, tyro.conf.subcommand(name)]
+        line = None if chosen else str(kind.__doc__).split("\n", 1)[0]
+        choice = Annotated[kind, tyro.conf.subcommand(name, description=line)]
         commands = choice if commands is None else commands | choice
     return tyro.cli(
         commands,

@@ -26,7 +26,9 @@ Platform = Literal["cpu", "gpu", "tpu"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure a plain forward pass, analyses and explanations on this device.
+    """Measure forward passes, analyses and explanations here.
+
+    Example: vitjax bench --model vit_b16 --all --out bench.json
 
     Args:
         model: a name that `vitjax list` shows.
@@ -44,6 +46,7 @@ class Bench(Command):
             timm in PyTorch.
         all: everything: the paper's recipes, all explanations, and flax.linen.
         out: JSON file for the figures; a table in Markdown is written beside it.
+        json: print JSON instead of a table.
     """
 
     model: Annotated[str, metavar("NAME")]
@@ -59,6 +62,7 @@ class Bench(Command):
     against: tuple[Literal["flax.linen", "timm"], ...] = ()
     all: bool = False
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+    json: bool = False
 
     def __call__(self) -> Benchmark:
         if self.checkpoint:
@@ -79,14 +83,18 @@ class Bench(Command):
             recipes=(*self.recipes, *("paper",) * self.all),
             against=tuple(dict.fromkeys((*self.against, *linen * self.all))),
         )
-        show_benchmark(found)
+        if not self.json:
+            show_benchmark(found)
         figures = dataclasses.asdict(found)
         if self.data:
             pipeline = bench_data(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
-            show_pipeline(pipeline, found)
+            if not self.json:
+                show_pipeline(pipeline, found)
             figures["data"] = dataclasses.asdict(pipeline)
+        if self.json:
+            print(json.dumps(figures))
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -110,6 +118,8 @@ class Estimate(Command):
 
     Compiles the recipe's step and runs the first batches, some ten seconds; writes
     nothing. `vitjax run` says the same before it goes on.
+
+    Example: vitjax estimate paper --model vit_b16 --data folder:photos
 
     Args:
         recipe: the question, as of run.

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from vitjax import loading
 from vitjax.commands.command import Command, metavar
 from vitjax.commands.terminal import describe_explained, describe_neuron, show_table
 from vitjax.maps import methods
+from vitjax.models.model import Model
 from vitjax.results import open_results
 from vitjax.runner.explaining import Explanations, explain_pictures
 from vitjax.runner.neurons import Neuron, neurons
@@ -20,6 +22,8 @@ from vitjax.runner.neurons import Neuron, neurons
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Command):
     """Draw the figures of one run or several, and a page to read.
+
+    Example: vitjax report rows control-rows --out report
 
     Args:
         runs: folders that `vitjax run` wrote.
@@ -53,7 +57,9 @@ class Report(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Command):
-    """Draw which parts of pictures speak for a class, by one method or several.
+    """Draw which parts of pictures speak for a class.
+
+    Example: vitjax explain cat.png --model vit_ti16 --method relevancy,chefer
 
     Args:
         images: picture files.
@@ -67,6 +73,7 @@ class Explain(Command):
             of each block and head.
         heads: only these, likewise.
         out: folder for explain.png and explain.npz, the arrays.
+        json: print what is explained, and where the files are, as JSON.
         checkpoint: your own file with the model's weights, or a converted folder.
         dtype: what the model computes in.
     """
@@ -80,6 +87,7 @@ class Explain(Command):
     out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-explain")
     checkpoint: Annotated[str | None, metavar("FILE")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    json: bool = False
 
     def __call__(self) -> Explanations:
         from vitjax.report import pictures
@@ -108,15 +116,38 @@ class Explain(Command):
         }
         arrays |= {f"map_{name}": values for name, values in found.maps.items()}
         np.savez(self.out / "explain.npz", **arrays)
+        if self.json:
+            print(json.dumps(self.facts(found, model)))
+            return found
         for title, name in zip(titles, found.names):
             print(f"{name}: {' '.join(title.split())}")
         print(f"Figure and arrays: {page}, {self.out / 'explain.npz'}")
         return found
 
+    def facts(self, found: Explanations, model: Model) -> dict[str, Any]:
+        """What was explained, for machines."""
+        pictures = zip(found.names, found.target, found.prediction, found.probability)
+        return {
+            "pictures": [
+                {
+                    "name": name,
+                    "class": model.classes[target],
+                    "answer": model.classes[answer],
+                    "probability": float(probability),
+                }
+                for name, target, answer, probability in pictures
+            ],
+            "methods": list(found.maps),
+            "figure": str(self.out / "explain.png"),
+            "arrays": str(self.out / "explain.npz"),
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Neurons(Command):
-    """The strongest memories of a model and the classes that they promote.
+    """The strongest memories of a model and what they promote.
+
+    Example: vitjax neurons --model vit_b16 --layers -2 --count 20
 
     Args:
         model: a name that `vitjax list` shows, or a converted folder.
@@ -128,6 +159,7 @@ class Neurons(Command):
         count: how many of each block.
         classes: how many of each memory; by default 5, or all where there are fewer.
         out: CSV file for the table.
+        json: print JSON instead of a table.
     """
 
     model: Annotated[str, metavar("NAME")]
@@ -138,6 +170,7 @@ class Neurons(Command):
     count: int = 10
     classes: Annotated[int | None, metavar("INT")] = None
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+    json: bool = False
 
     def __call__(self) -> list[Neuron]:
         model = loading.load(self.model, checkpoint=self.checkpoint)
@@ -151,7 +184,10 @@ class Neurons(Command):
         )
         rows = [describe_neuron(neuron) for neuron in found]
         columns = ("block", "memory", "head", "classes and their raw logits")
-        show_table(columns, rows, right=(0, 1, 2))
+        if self.json:
+            print(json.dumps([neuron._asdict() for neuron in found]))
+        else:
+            show_table(columns, rows, right=(0, 1, 2))
         if self.out:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             with self.out.open("w", newline="") as file:

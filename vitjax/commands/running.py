@@ -1,6 +1,7 @@
 """A question asked of a whole data set: run, demo."""
 
 import dataclasses
+import json
 import pathlib
 import shlex
 from typing import Annotated, Any, Literal
@@ -23,9 +24,11 @@ from vitjax.runner.stream import run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Command):
-    """Ask a question of every image of a data set; rows go to a folder.
+    """Ask a question of every image of a data set; keep the rows.
 
     Stopped at any moment, the same command goes on where it was.
+
+    Example: vitjax run paper --model vit_ti16 --data folder:photos --out rows
 
     Args:
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
@@ -64,6 +67,7 @@ class Run(Command):
         protocols: of faithfulness: by default all that the data allows.
         target: of faithfulness: whether the label's or the predicted class is
             explained.
+        json: print the manifest as JSON instead of a sentence.
         distributed: this is one of several processes that share the work; they share
             the folder --out. On TPU pods and under SLURM they find each other.
         coordinator: where they do not: HOST:PORT of process 0, which listens there.
@@ -94,6 +98,7 @@ class Run(Command):
     methods: Annotated[tuple[Method, ...], metavar("METHOD...")] = ()
     protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
     target: Literal["label", "predicted"] | None = None
+    json: bool = False
     distributed: bool = False
     coordinator: Annotated[str | None, metavar("HOST:PORT")] = None
     processes: Annotated[int | None, metavar("N")] = None
@@ -137,7 +142,9 @@ class Run(Command):
                 options=self.asked(),
                 **options,
             )
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self.json:
+            print(json.dumps({"path": results.path, **results.manifest}))
+        elif jax.process_index() == 0:
             print(describe_run(results))
             print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
         return results
@@ -180,7 +187,9 @@ class Run(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """See the whole thing work, without network: the embedded model on embedded images.
+    """See it work without network: embedded model, embedded images.
+
+    Example: vitjax demo --images 500
 
     Args:
         out: folder for the rows and the report.

@@ -1,6 +1,7 @@
 """Models and their weights: list, convert, train."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from typing import Annotated, Literal
@@ -16,18 +17,32 @@ from vitjax.runner import train
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List(Command):
-    """The models that can be loaded by name."""
+    """The models that can be loaded by name.
+
+    Example: vitjax list --json
+
+    Args:
+        json: print JSON instead of a table.
+    """
+
+    json: bool = False
 
     def __call__(self) -> tuple[str, ...]:
         columns = ("model", "parameters", "input", "tokens", "classes", "source")
+        columns = (*columns, "licence", "weights")
         rows = [describe_variant(row) for row in variants.VARIANTS.values()]
-        show_table((*columns, "licence", "weights"), rows, right=(1, 2, 3, 4))
+        if self.json:
+            print(json.dumps([dict(zip(columns, row)) for row in rows], indent=1))
+        else:
+            show_table(columns, rows, right=(1, 2, 3, 4))
         return tuple(variants.VARIANTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Write a checkpoint as our own folder: model.safetensors and config.json.
+    """Write a checkpoint as model.safetensors and config.json.
+
+    Example: vitjax convert B_16.npz --model vit_b16 --out checkpoints/vit_b16
 
     Args:
         source: a checkpoint file, or the name of a model to fetch.
@@ -65,6 +80,8 @@ class Train(train.Train, Command):
     """Train the embedded model anew by our own recipe.
 
     Stopped at any moment, the same command goes on from its last state.
+
+    Example: vitjax train --out checkpoint --recipe.steps 2000
 
     Args:
         out: folder for the checkpoint, the last state and log.csv.
