@@ -77,7 +77,8 @@ def scores(
     probe: Probe, states: Float[ArrayLike, "*any dim"]
 ) -> Float[Array, "*any class"]:
     """`Probe.scores`, as a function."""
-    weights, states = jnp.asarray(probe.weights), jnp.asarray(states, jnp.float32)
+    weights, states = jnp.asarray(probe.weights), jnp.asarray(states)
+    states = states.astype(np.promote_types(states.dtype, weights.dtype))
     axes = (*weights.shape[:-2], weights.shape[-1])
     if states.ndim < len(axes) or states.shape[states.ndim - len(axes) :] != axes:
         raise ValueError(

@@ -253,7 +253,7 @@ def _positive_sum_backward(kept, relevance):
     return positive * divide(relevance, positive.sum(1))[:, None], None
 
 
-positive_sum.defvjp(lambda x, w: (positive_sum(x, w), (x, w)), _positive_sum_backward)
+positive_sum.defvjp(lambda x, w: ((x * w).sum(1), (x, w)), _positive_sum_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -314,15 +314,27 @@ def attention_aware(gamma: float) -> Rules:
     return Rules(
         dense=functools.partial(gamma_dense, gamma) if gamma else None,
         product=halved_product,
-        norm=functools.partial(layer_norm, factor=jax.lax.stop_gradient),
+        norm=functools.partial(layer_norm, factor=constant),
         gelu=proportional,
     )
 
 
 def halved_product(equation, left, right):
     """An einsum, each of its factors with half the derivative."""
-    halves = [(x + jax.lax.stop_gradient(x)) / 2 for x in (left, right)]
-    return jnp.einsum(equation, *halves)
+    return jnp.einsum(equation, *((x + constant(x)) / 2 for x in (left, right)))
+
+
+@jax.custom_vjp
+def constant(x):
+    """x, as if it did not depend on what is explained.
+
+    Unlike `stop_gradient` it still does where a map is itself differentiated: only the
+    pass that makes the map follows the rule.
+    """
+    return x
+
+
+constant.defvjp(lambda x: (x, None), lambda _, cotangent: (jnp.zeros_like(cotangent),))
 
 
 @jax.custom_vjp

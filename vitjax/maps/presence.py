@@ -67,6 +67,7 @@ def integrated_presence(
             f"{', '.join(SCORES)}."
         )
     batch, tokens = images.shape[0], model.config.tokens
+    dtype = np.promote_types(model.dtype, jnp.float32)
     others = Edits() if edits is None else edits
     patch = np.arange(tokens) >= model.config.prefix
 
@@ -79,9 +80,9 @@ def integrated_presence(
         return total + 2 * weight / root * found.astype(total.dtype), None
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), jnp.float32)
+    places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), dtype)
     patches = model.config.patches if others.select is None else others.select.shape[1]
-    start = jnp.zeros((batch, patches), jnp.float32)
+    start = jnp.zeros((batch, patches), dtype)
     return jax.lax.scan(node, start, places)[0]
 
 

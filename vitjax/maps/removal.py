@@ -53,7 +53,8 @@ def removal_curve(
     """
     config = model.config
     counts = check(keep_counts, order, importance.shape, config.patches)
-    label = jnp.broadcast_to(jnp.asarray(label), (images.shape[0],))
+    label = jnp.asarray(label).astype(jnp.int32)
+    label = jnp.broadcast_to(label, (images.shape[0],))
     kept_first = patch_order(importance, order)
     steps: dict[int, Array] = {}
     for bucket in buckets(counts):
@@ -68,14 +69,14 @@ def in_one_length(
     """The steps of one bucket, one after the other, as sequences of its largest."""
     length = max(1, max(counts))
     select = kept_first[:, :length]
-    place = jnp.argsort(kept_first, axis=1)  # of each patch in the order
+    place = jnp.argsort(kept_first, axis=1).astype(jnp.int32)  # of each patch
 
     def step(count):
         edits = Edits(select=select)
         if len(set(counts)) > 1 or length not in counts:
             edits = Edits(select=select, keep=place < count)
         logits, _ = last_stream(model, images, edits=edits)
-        return jnp.argmax(logits, -1) == label
+        return jnp.argmax(logits, -1).astype(jnp.int32) == label
 
     return jax.lax.map(step, jnp.asarray(counts, jnp.int32))
 
