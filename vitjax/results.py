@@ -21,10 +21,16 @@ FORMAT = "vitjax-run"
 FORMAT_VERSION = 1
 ROWS = "rows.zarr"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGE = re.compile("DATA_LOSS|(FAILED_PRECONDITION|INVALID_ARGUMENT): Error reading")
+"""How tensorstore begins to say that what it read cannot be decoded."""
 
 
 class StorageError(OSError):
     """A run directory that cannot be read or written; one paragraph that says why."""
+
+
+class DamageError(StorageError):
+    """A file of a run directory that is there and cannot be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +283,12 @@ def open_store(path: str, name: str, metadata: dict | None = None) -> Any:
     """Open an array of a run; with metadata, create it where it is missing."""
     import tensorstore
 
-    spec = {"driver": "zarr3", "kvstore": kvstore(join(path, ROWS, name))}
+    spec: dict[str, Any] = {
+        "driver": "zarr3",
+        "kvstore": kvstore(join(path, ROWS, name)),
+        # Else a chunk of nothing but fill values has no file, as if it were lost.
+        "store_data_equal_to_fill_value": True,
+    }
     if metadata is None:
         opened = tensorstore.open(spec, open=True)
     else:
@@ -356,13 +367,17 @@ def storage_error(
 ) -> StorageError:
     """What failed and what to do about it."""
     reason = os.strerror(code) if code else str(error).partition(" [")[0]
-    if "DATA_LOSS" in str(error) or "checksum" in str(error).lower():
-        advice = "A file there is damaged: restore it, or run again into a new folder."
+    place, kind = path or "the run directory", StorageError
+    if not code and DAMAGE.match(str(error)):
+        kind = DamageError
+        advice = (
+            "This file is damaged: remove it, and the `vitjax run` command that wrote "
+            "the folder computes its rows again."
+        )
     elif code in NO_ROOM:
         advice = "Make room there, or raise the quota, and give the same command again."
     else:
         advice = "Check that the folder exists and that you may write there."
-    place = path or "the run directory"
-    failure = StorageError(f"Cannot {doing} {place}: {reason}. {advice}")
+    failure = kind(f"Cannot {doing} {place}: {reason}. {advice}")
     failure.errno = code
     return failure

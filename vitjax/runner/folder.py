@@ -82,7 +82,7 @@ class Run:
 
     def read(self, name: str) -> np.ndarray:
         """An array as it is on disk now."""
-        return Rows(self.stores[name])[:]
+        return Rows(self.stores[name], self.path)[:]
 
     def write_rows(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write rows of consecutive images, then mark them done.
@@ -259,7 +259,11 @@ def images_per_chunk(
 def refuse_lost_arrays(run: Run) -> None:
     """Raise where images are marked done and an array of their rows is not there."""
     lost = [n for n in run.specs if not exists(run.path, f"{ROWS}/{n}/zarr.json")]
-    if lost and "done" not in lost and Rows(open_store(run.path, "done"))[:].any():
+    if (
+        lost
+        and "done" not in lost
+        and Rows(open_store(run.path, "done"), run.path)[:].any()
+    ):
         raise ValueError(
             f"{run.path} has lost {', '.join(lost)}, which its finished images had. "
             "Restore it, or give another --out to run again."

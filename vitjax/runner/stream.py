@@ -23,6 +23,8 @@ from vitjax.runner.estimate import Calibration
 from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import Run, join_run, start_run
 from vitjax.runner.job import PICTURES, Job, OnError, make_job
+from vitjax.runner.lease import held
+from vitjax.runner.mending import mend
 from vitjax.runner.parts import computed
 from vitjax.runner.processes import Group, together
 from vitjax.runner.progress import Rate, progress
@@ -89,7 +91,8 @@ def run(
     Raises:
         ValueError: `out` holds another run, or an argument is out of its range.
         ImageError: an image cannot be read, with on_error="stop".
-        StorageError: `out` cannot be written; what was written before is kept.
+        StorageError: `out` cannot be written, what was written before being kept, or
+            another process is writing a run there.
         PeerError: another process has stopped or is gone; rows are kept likewise.
     """
     with together(out) as group:
@@ -103,9 +106,12 @@ def run(
             workers=workers,
             seed=seed,
         )
-        target = open_target(job, out, group, dtype=dtype, limit=limit, seed=seed)
         show = show_progress and group.first
-        go_on(job, target, group, on_error=on_error, show=show)
+        say = print_to_stderr if show else ignore
+        with held(out, say=say) if group.first else contextlib.nullcontext():
+            asked = dict(dtype=dtype, limit=limit, seed=seed)
+            target = open_target(job, out, group, say, **asked)
+            go_on(job, target, group, on_error=on_error, show=show)
     return target.results()
 
 
@@ -145,8 +151,14 @@ def go_on(
     finish(job, target, rate, group)
 
 
-def open_target(job: Job, out: str | os.PathLike, group: Group, **options: Any) -> Run:
-    """The folder of a job's run, new or to go on in; process 0 creates it."""
+def open_target(
+    job: Job,
+    out: str | os.PathLike,
+    group: Group,
+    say: Callable[[str], None],
+    **options: Any,
+) -> Run:
+    """The folder of a job's run, new or to go on in; process 0 creates or mends it."""
     data = {"spec": job.spec, "id": job.source.id, "images": job.images}
     described = manifests.describe(
         job.recipe,
@@ -168,6 +180,8 @@ def open_target(job: Job, out: str | os.PathLike, group: Group, **options: Any) 
         batch_size=job.share,
         processes=group.count,
     )
+    for found in mend(target):
+        say(found)
     group.meet("created")
     return target
 

@@ -1,0 +1,120 @@
+"""Rows that an earlier session wrote and that are no longer whole are computed anew."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from vitjax.results import DamageError, Rows, wait
+from vitjax.runner.folder import Run
+
+PICTURE_ARRAYS = ("picture", "picture_image")
+
+
+def mend(run: Run) -> list[str]:
+    """Mark the images undone of which a file of rows is damaged or gone.
+
+    Files that cannot be decoded are removed. Of an unfinished run all rows are read
+    once. Of a finished one only whether every file is there; it is finished no more
+    where one is not.
+
+    Args:
+        run: to go on with.
+
+    Returns:
+        What was found, a sentence each.
+    """
+    thorough = not run.manifest["finished"]
+    names = [n for n, spec in run.specs.items() if spec.dims[0] == "image"]
+    damaged = {n: damaged_chunks(run, n) if thorough else set() for n in names}
+    remove(run, "done", damaged["done"])  # reads as undone from now on
+    done = run.read("done")
+    lost = {name: damaged[name] | gone_chunks(run, name, done) for name in names}
+    lost = {name: chunks for name, chunks in lost.items() if chunks}
+    images = images_of(run, set().union(*lost.values()))
+    said = undo(run, images, lost)
+    for name in lost:  # after that: whoever is killed between finds them undone
+        remove(run, name, lost[name])
+    pictures = damaged_pictures(run, thorough=thorough)
+    if pictures:
+        said += undo(run, first_shown(run), pictures)
+        for name in PICTURE_ARRAYS:
+            remove(run, name, {0})
+    return said
+
+
+def undo(run: Run, images: np.ndarray, names: Iterable[str]) -> list[str]:
+    """Mark images undone, and say why, if there is a reason."""
+    if not names:
+        return []
+    if run.manifest["finished"]:
+        run.manifest["finished"] = None
+        run.save_manifest()
+    done = run.read("done")
+    for start in range(0, len(done), run.images_per_chunk):
+        part = slice(start, start + run.images_per_chunk)
+        if (done & images)[part].any():
+            run.write({"done": (part, (done & ~images)[part])})
+    return [
+        f"Files of {', '.join(names)} in {run.path} are damaged or gone; the "
+        f"{images.sum()} images that they were of are run again."
+    ]
+
+
+def gone_chunks(run: Run, name: str, done: np.ndarray) -> set[int]:
+    """Chunks with finished images that have no file."""
+    size = run.images_per_chunk
+    held = set((np.flatnonzero(done) // size).tolist())
+    return held - chunks_there(run, name)
+
+
+def chunks_there(run: Run, name: str) -> set[int]:
+    """Numbers, along the first axis, of the chunks that have a file."""
+    store = run.stores[name].kvstore
+    keys = wait(store.list(), doing="list the files of", path=run.path)
+    parts = (key.decode().split("/") for key in keys)
+    return {int(part[1]) for part in parts if part[0] == "c"}
+
+
+def damaged_chunks(run: Run, name: str) -> set[int]:
+    """Numbers of the chunks whose file cannot be decoded."""
+    rows, found = Rows(run.stores[name], run.path), set()
+    size = rows.store.chunk_layout.read_chunk.shape[0]
+    for chunk in sorted(chunks_there(run, name)):
+        try:
+            rows[chunk * size : (chunk + 1) * size]
+        except DamageError:
+            found.add(chunk)
+    return found
+
+
+def remove(run: Run, name: str, chunks: set[int]) -> None:
+    """Remove the files of some chunks of an array."""
+    store = run.stores[name].kvstore
+    tail = "/0" * (len(run.specs[name].shape) - 1)
+    for chunk in chunks:
+        wait(store.write(f"c/{chunk}{tail}", None), doing="write to", path=run.path)
+
+
+def images_of(run: Run, chunks: set[int]) -> np.ndarray:
+    """Per image, whether it is in one of the chunks."""
+    images = run.specs["done"].shape[0]
+    return np.isin(np.arange(images) // run.images_per_chunk, sorted(chunks))
+
+
+def damaged_pictures(run: Run, *, thorough: bool) -> list[str]:
+    """Arrays of pictures that cannot be read, or are gone though an image has one."""
+    shown = first_shown(run).any()
+    return [
+        name
+        for name in PICTURE_ARRAYS
+        if (shown and not chunks_there(run, name))
+        or (thorough and damaged_chunks(run, name))
+    ]
+
+
+def first_shown(run: Run) -> np.ndarray:
+    """Per image, whether it comes before the last one that has a picture."""
+    done = run.read("done")
+    valid = np.flatnonzero(done & run.read("valid"))
+    shown = valid[: run.specs["picture_image"].shape[0]]
+    return np.arange(len(done)) <= shown.max(initial=-1)
