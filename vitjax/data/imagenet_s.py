@@ -113,6 +113,11 @@ class ImageNetS:
     def __len__(self) -> int:
         return len(self.files)
 
+    def files(self, index: int) -> tuple[pathlib.Path, ...]:
+        """What a photograph is read from: its file and its mask's."""
+        names = (self.names[index], self.masks[index])
+        return tuple(self.folder / name for name in names if name is not None)
+
     def __getitem__(self, index: int) -> Record:
         (wnid, _), name, mask = self.files[index], self.names[index], self.masks[index]
         image = open_image(self.folder / name, name=name)

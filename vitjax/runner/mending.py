@@ -51,7 +51,7 @@ def undo(run: Run, images: np.ndarray, names: Iterable[str]) -> list[str]:
         run.save_manifest()
     done = run.read("done")
     for start in range(0, len(done), run.images_per_chunk):
-        part = slice(start, start + run.images_per_chunk)
+        part = slice(start, min(start + run.images_per_chunk, len(done)))
         if (done & images)[part].any():
             run.write({"done": (part, (done & ~images)[part])})
     return [

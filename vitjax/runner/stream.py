@@ -18,6 +18,7 @@ from vitjax.models.model import Model
 from vitjax.results import Results, StorageError, write_bytes
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
+from vitjax.runner.content import check_content
 from vitjax.runner.dealing import Deal, deal
 from vitjax.runner.estimate import Calibration
 from vitjax.runner.experiments import find_recipe
@@ -89,7 +90,8 @@ def run(
         The rows, and the manifest of what was run.
 
     Raises:
-        ValueError: `out` holds another run, or an argument is out of its range.
+        ValueError: `out` holds another run, an image has changed since it was run, or
+            an argument is out of its range.
         ImageError: an image cannot be read, with on_error="stop".
         StorageError: `out` cannot be written, what was written before being kept, or
             another process is writing a run there.
@@ -182,6 +184,7 @@ def open_target(
     )
     for found in mend(target):
         say(found)
+    check_content(target, job.source)
     group.meet("created")
     return target
 
