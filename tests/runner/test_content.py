@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from small_run import manifest
 
+from vitjax.data.demo import CLASSES
 from vitjax.data.sources import open_source
 from vitjax.results import ArraySpec
 from vitjax.runner.content import DIGESTS, PIECE, check_content, digest
@@ -62,7 +63,7 @@ def test_others_may_be_repaired(run, pictures, tmp_path):
 
 
 def test_data_sets_without_files_are_not_looked_at(run, tmp_path):
-    check_content(run, open_source("textured_digits"))
+    check_content(run, open_source("textured_digits", classes=CLASSES))
     assert not (tmp_path / "run" / DIGESTS).exists()
 
 

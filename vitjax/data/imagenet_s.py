@@ -113,7 +113,7 @@ class ImageNetS:
     def __len__(self) -> int:
         return len(self.files)
 
-    def files(self, index: int) -> tuple[pathlib.Path, ...]:
+    def paths(self, index: int) -> tuple[pathlib.Path, ...]:
         """What a photograph is read from: its file and its mask's."""
         names = (self.names[index], self.masks[index])
         return tuple(self.folder / name for name in names if name is not None)

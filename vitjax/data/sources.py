@@ -53,7 +53,7 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def files(self, index: int) -> tuple[pathlib.Path, ...]:
+    def paths(self, index: int) -> tuple[pathlib.Path, ...]:
         """What a picture is read from: its file and its mask's."""
         names = (self.names[index], self.masks[index] if self.masks else None)
         return tuple(self.root / name for name in names if name is not None)

@@ -37,11 +37,11 @@ def check_content(run: Run, source: Any) -> None:
     Raises:
         ValueError: files have changed; the message names the first.
     """
-    files = getattr(source.source, "files", None)
-    if files is None:
+    paths = getattr(source.source, "paths", None)
+    if paths is None:
         return
     images = run.specs["done"].shape[0]
-    now = digests(map(files, range(images)))
+    now = digests(map(paths, range(images)))
     before = (read_bytes(run.path, DIGESTS) or b"").decode().split()
     if len(before) == images:
         changed = np.array([a != b for a, b in zip(before, now)])
@@ -58,8 +58,8 @@ def refusal(run: Run, source: Any, changed: list[int]) -> str:
     more = " and others" if len(changed) > 3 else ""
     return (
         f"{len(changed)} of the images that {run.path} holds rows of have changed "
-        f"since: {names}{more}. Restore them, or give another --out to run them as they "
-        "are now."
+        f"since: {names}{more}. Restore them, or give another --out to run them as "
+        "they are now."
     )
 
 
