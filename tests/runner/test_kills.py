@@ -14,8 +14,6 @@ from vitjax import loading
 from vitjax.data.demo import CLASSES
 from vitjax.results import open_results
 
-pytestmark = pytest.mark.slow
-
 CONFIG = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 IMAGES = 3000
 
@@ -37,11 +35,50 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+# Children of one process, which has imported everything once, are killed one after the
+# other; the last two end by themselves, one of them in a folder of its own.
+THREE = """
+import os, pathlib, random, signal, sys, time
+out, whole, *arguments = sys.argv[1:]
+from vitjax import cli
+from vitjax.runner import buffer, folder
+buffer.FLUSH_SECONDS = 0.0
+folder.CHUNK_BYTES = 8 * 2 * 17 * 4
+draw = random.Random(0)
+for enough in (20, 40, 60, None, None):
+    child = os.fork()
+    if not child:
+        os._exit(cli.main([*arguments, "--out", out]))
+    if enough is None:
+        assert os.waitpid(child, 0)[1] == 0
+        out = whole
+        continue
+    done = pathlib.Path(out, "rows.zarr/done/c")
+    while not done.is_dir() or len(os.listdir(done)) < enough:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before"
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+"""
+
+
+def arguments(model, images=IMAGES):
+    flags = ["--model", model, "--data", "textured_digits"]
+    return [
+        "run",
+        "identifiability",
+        *flags,
+        "--limit",
+        str(images),
+        "--batch-size",
+        "8",
+    ]
+
+
 def start(model, out):
-    flags = ["--model", model, "--data", "textured_digits", "--out", str(out)]
-    size = ["--limit", str(IMAGES), "--batch-size", "8"]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run", "identifiability", *flags, *size],
+        [sys.executable, "-c", PROGRAM, *arguments(model), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,6 +112,24 @@ def wait_for_progress(process, out, before):
         time.sleep(0.05)
 
 
+def test_three_kills_end_with_the_same_arrays(model, tmp_path, same_rows):
+    outs = [str(tmp_path / name) for name in ("run", "whole")]
+    command = [sys.executable, "-c", THREE, *outs, *arguments(model, 800)]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | cache
+    options: dict = dict(capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiling") == 5, done.stderr
+    found, whole = map(open_results, outs)
+    assert found.manifest["finished"] and found["done"][:].all()
+    same_rows(found, whole)
+
+
+@pytest.mark.slow
 def test_twenty_kills_end_with_the_same_arrays(model, whole, tmp_path, same_rows):
     draw = random.Random(0)
     out = tmp_path / "run"
@@ -96,6 +151,7 @@ def test_twenty_kills_end_with_the_same_arrays(model, whole, tmp_path, same_rows
     same_rows(found, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )

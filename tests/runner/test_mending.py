@@ -54,13 +54,12 @@ def test_a_truncated_file_is_run_again(
 def test_a_file_that_a_finished_run_lost_is_run_again(
     tiny, photos, whole, copy, same_rows, capsys
 ):
-    (copy / "rows.zarr/logit_mlp_update/c/0/0/0").unlink()
-    (copy / "rows.zarr/picture_image/c/0").unlink()
-    found = go(tiny, photos, copy)
-    same_rows(found, whole)
-    assert found.manifest["finished"]
-    said = capsys.readouterr().err
-    assert "Files of logit_mlp_update" in said and "Files of picture_image" in said
+    for name in ("logit_mlp_update/c/0/0/0", "picture_image/c/0"):
+        (copy / "rows.zarr" / name).unlink()
+        found = go(tiny, photos, copy)
+        same_rows(found, whole)
+        assert found.manifest["finished"]
+        assert f"Files of {name.partition('/')[0]} in" in capsys.readouterr().err
 
 
 SHAPES = {
