@@ -11,7 +11,7 @@ from vitjax.analysis.projection import Labels, project, take_label
 from vitjax.maps.attention import raw_attention
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
-from vitjax.models.tail import attention_update, block_output
+from vitjax.models.tail import attention_update, block_output, known_at
 from vitjax.models.vit import pool_weights
 from vitjax.types import ArrayLike, Edits
 
@@ -84,10 +84,10 @@ def relevancy(
     config, edits = model.config, Edits() if edits is None else edits
     target = jnp.broadcast_to(jnp.asarray(target), (images.shape[0],))
 
-    def total(params, mixed, stream_in, label, part=None):
+    def total(params, mixed, stream_in, known, label, part=None):
         """The loss at some rows, [batch row], or of their weighted sum, summed."""
         if of == "residual":
-            state = block_output(config, params, mixed, stream_in)
+            state = block_output(config, params, mixed, stream_in, known)
         else:
             state = attention_update(config, params, mixed)
         if part is not None:
@@ -97,18 +97,18 @@ def relevancy(
 
     def read(params, stream_in, trace):
         weights, values = trace.attention_weights, trace.values
-        if query == "all":
-            return gradient_of_rows(total, params, weights, values, stream_in, target)
-        if config.class_token:
+        if query == "all" or config.class_token:
+            rows = slice(0, None if query == "all" else 1)
             found = gradient_of_rows(
-                total, params, weights[:, :, :1], values, stream_in[:, :1], target
+                *(total, params, weights[:, :, rows], values, stream_in[:, rows]),
+                *(known_at(config, trace, rows), target),
             )
-            return found[:, :, 0]
+            return found if query == "all" else found[:, :, 0]
         patches = slice(config.prefix, None)
         part = pool_weights(stream_in, edits, config)[:, patches]
         return gradient_of_pool(
             *(total, params, trace.mixed_values[:, patches], values),
-            *(stream_in[:, patches], target, part),
+            *(stream_in[:, patches], known_at(config, trace, patches), target, part),
         )
 
     _, gradients = scan_blocks(model, images, read, edits=edits)
@@ -126,25 +126,25 @@ def check(of: str, loss: str, query: str | None) -> None:
         raise ValueError(f"query={query!r} is None or 'all'.")
 
 
-def gradient_of_rows(total, params, weights, values, stream_in, target):
+def gradient_of_rows(total, params, weights, values, stream_in, known, target):
     """d loss / d A of some rows, [batch head row token]."""
 
     def of_weights(weights):
         mixed = jnp.einsum("bhqt,bthk->bqhk", weights, values)
-        return total(params, mixed, stream_in, target)
+        return total(params, mixed, stream_in, known, target)
 
     return jax.grad(of_weights)(weights)
 
 
 def gradient_of_pool(
-    total, params, mixed, values, stream_in, target: Int[Array, " batch"], part
+    total, params, mixed, values, stream_in, known, target: Int[Array, " batch"], part
 ):
     """d loss / d A summed over rows, [batch head token]: one step for all of them."""
     batch, length, heads, _ = values.shape
 
     def of_step(step):
         moved = jnp.einsum("bht,bthk->bhk", step, values)
-        return total(params, mixed + moved[:, None], stream_in, target, part)
+        return total(params, mixed + moved[:, None], stream_in, known, target, part)
 
     return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 

@@ -4,13 +4,62 @@ A token's state after a block depends on its own attention row alone; everything
 the values and the stream entering the block, is held fixed.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vitjax.models.rules import Rules
 from vitjax.models.vit import LayerNorm, LayerScale, MlpBlock
-from vitjax.types import Config
+from vitjax.types import Config, Trace
+
+
+class Known(NamedTuple):
+    """What a block's forward pass found in its MLP at some rows.
+
+    Differentiated where they hold, the tail need not multiply by the MLP's matrices
+    anew to find them: that is half of its work.
+
+    Args:
+        preactivation: of the first dense layer.
+        output: of the second; None where the trace has it only after a norm or scale.
+    """
+
+    preactivation: Float[Array, "batch row hidden"]
+    output: Float[Array, "batch row dim"] | None
+
+    def rules(self) -> Rules:
+        """Dense layers that give these values, with their ordinary derivative."""
+        values = iter(self)
+
+        def dense(x, kernel, bias):
+            value = next(values)
+            if value is None:
+                return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+            return known_dense(x, kernel, value)
+
+        return Rules(dense=dense)
+
+
+def known_at(config: Config, trace: Trace, rows: slice) -> Known:
+    """What a trace knows of its block's MLP at some rows."""
+    hidden: Any = trace.mlp_preactivation
+    update: Any = trace.mlp_update
+    plain = config.norm == "pre" and not config.layer_scale
+    return Known(hidden[:, rows], update[:, rows] if plain else None)
+
+
+@jax.custom_vjp
+def known_dense(x, kernel, value):
+    """A dense layer whose value at x is known."""
+    return value
+
+
+known_dense.defvjp(
+    lambda x, kernel, value: (value, kernel),
+    lambda kernel, cotangent: (cotangent @ kernel.T, None, None),
+)
 
 
 def attention_update(
@@ -40,6 +89,7 @@ def block_output(
     params: Any,
     mixed: Float[Array, "batch row head key"],
     stream_in: Float[Array, "batch row dim"],
+    known: Known | None = None,
 ) -> Float[Array, "batch row dim"]:
     """The stream after the block at some rows, from their mixed values.
 
@@ -48,12 +98,13 @@ def block_output(
         params: of the block.
         mixed: attention weights times values.
         stream_in: the stream entering the block, at the same rows.
+        known: the MLP's values there, where `mixed` is what it was in the forward pass.
 
     Returns:
         The stream.
     """
     x = stream_in + attention_update(config, params, mixed)
-    mlp = MlpBlock(config)
+    mlp = MlpBlock(config, rules=Rules() if known is None else known.rules())
     variables = {"params": params["MlpBlock_0"]}
     if config.norm == "residual_post":
         y: Any = layer_norm(config, params, 1, mlp.apply(variables, x))
