@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import faithfulness, ink, overlays, precision, probes, sections
-from vitjax.report.digest import Digest, digest
-from vitjax.report.mechanism import is_paper, mechanism
-from vitjax.report.panels import panels
+from vitjax.report import faithfulness, gallery, ink, overlays, precision, probes
+from vitjax.report.digest import Digest
 from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
-from vitjax.report.refinement import refinement
-from vitjax.report.spreads import Spread, spreads
 from vitjax.report.tables import (
     Tests,
     accuracy_tests,
@@ -28,13 +24,6 @@ from vitjax.report.writing import draw, write_csv
 from vitjax.results import Results
 
 PAPER = "https://arxiv.org/abs/2310.18969"
-
-FIGURES = {
-    "identifiability": (("residual",), "identifiability"),
-    "updates": (("attention_update", "mlp_update"), "identifiability"),
-    "rate": (("residual",), "rate"),
-}
-"""Name of the files: (streams, measure)."""
 
 
 def write_report(
@@ -70,13 +59,10 @@ def write_report(
     if not runs:
         raise ValueError("write_report expects at least one run; got none.")
     names = run_names([run.manifest for run in runs])
-    digests = [digest(run) for run in runs]
+    read = gallery.reduced(names, runs)
+    digests, found = read.digests, read.found
     curves = [row for n, d in zip(names, digests) for row in curve_table(d, run=n)]
     tables = [summary_table(d) for d in digests]
-    found = [
-        mechanism(run, one) if is_paper(run) and len(one.image) else None
-        for run, one in zip(runs, digests)
-    ]
     most = max(2, 8 // len(runs))
     maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
     out = epath.Path(out)
@@ -88,11 +74,11 @@ def write_report(
         "runs": [_run(n, d, t) for n, d, t in zip(names, digests, tables)],
         "summary": _summary(tables),
         "summary_csv": write_csv(folder / "summary.csv", flat),
-        "figures": {key: _figure(folder, key, curves) for key in FIGURES},
-        "sections": [
-            *_sections(folder, names, runs, digests, found),
-            *_spreads(folder, names, digests, found),
-        ],
+        "figures": {key: None for key in gallery.CURVES}
+        | {one["key"]: one for one in _written(folder, gallery.of_curves(curves))},
+        "sections": _written(
+            folder, (*gallery.of_sections(read), *gallery.of_spreads(read))
+        ),
         "probes": probes.draw(folder, names, runs),
         "faithfulness": faithfulness.draw(folder, names, runs),
         "precision": precision.draw(folder, names, runs),
@@ -191,53 +177,13 @@ def _summary(tables: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(folder: Any, key: str, curves: Sequence[Mapping]) -> dict | None:
-    """Write one figure and its numbers; what the page shows of it."""
-    streams, measure = FIGURES[key]
-    drawn = panels(curves, streams=streams, measure=measure)
-    if not drawn:
-        return None
-    rows = [r for r in curves if r["stream"] in streams and r["measure"] == measure]
-    return draw(folder, key, drawn, rows)
-
-
-def _sections(folder, names, runs, digests, found) -> list[dict[str, Any]]:
-    """Figures of sections 5 and 6 of the paper, of the runs that have their rows."""
-    by_key: dict[str, list[tuple[str, sections.Figure]]] = {}
-    for name, run, data, one in zip(names, runs, digests, found):
-        of_paper = sections.figures(one) if one is not None else []
-        for figure in (*of_paper, *refinement(run, data)):
-            by_key.setdefault(figure.key, []).append((name, figure))
-    shown = []
-    for key, figures_ in by_key.items():
-        rows = [
-            row
-            for name, figure in figures_
-            for row in sections.curve_rows(figure, run=name)
-        ]
-        if not rows:
-            continue
-        figure = figures_[0][1]
-        drawn = sections.panels(figure, rows)
-        plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
-        made = draw(folder, key, drawn, plain)
-        shown.append(made | {"title": figure.title, "caption": figure.caption})
-    return shown
-
-
-def _spreads(folder, names, digests, found) -> list[dict[str, Any]]:
-    """Distributions, of every run side by side."""
-    by_key: dict[str, list[Spread]] = {}
-    for name, data, one in zip(names, digests, found):
-        for figure in spreads(data, one, run=name, several=len(names) > 1):
-            by_key.setdefault(figure.key, []).append(figure)
-    shown = []
-    for key, figures_ in by_key.items():
-        drawn = [panel for figure in figures_ for panel in figure.panels]
-        rows = [row for figure in figures_ for row in figure.table]
-        words = {"title": figures_[0].title, "caption": figures_[0].caption}
-        shown.append(draw(folder, key, drawn, rows) | words)
-    return shown
+def _written(folder, drawings) -> list[dict[str, Any]]:
+    """Write figures and their numbers; what the page shows of them."""
+    return [
+        draw(folder, one.key, one.panels, one.rows)
+        | {"title": one.title, "caption": one.caption}
+        for one in drawings
+    ]
 
 
 def _edits(folder, names, found) -> dict[str, Any] | None:

@@ -288,23 +288,36 @@ def draw(
     present = {cell["column"] for cell in cells}
     columns = {key: title for key, title in COLUMNS.items() if key in present}
     return {
-        "figures": [x for kind in FIGURES for x in drawn_curves(folder, kind, pairs)],
+        "figures": [
+            writing.draw(folder, key, drawn, rows) | {"title": title, "caption": words}
+            for key, title, words, drawn, rows in figures(pairs)
+        ],
         "columns": columns,
         "lines": table_lines(pairs, cells, list(columns)),
         "csv": writing.write_csv(folder / "faithfulness.csv", cells),
     }
 
 
-def drawn_curves(folder: Any, kind: str, runs: Sequence[tuple[str, Results]]):
-    """The figure of one protocol, or none where no run followed it."""
-    rows = [row for name, run in runs for row in curve_rows(run, kind, name=name)]
-    if not rows:
-        return []
-    title, caption = FIGURES[kind]
-    drawn_only = ("style", "tick")
-    plain = [{k: v for k, v in row.items() if k not in drawn_only} for row in rows]
-    made = writing.draw(folder, f"faithfulness_{kind}", panels(rows, kind), plain)
-    return [made | {"title": title, "caption": caption}]
+def figures(
+    runs: Sequence[tuple[str, Results]],
+) -> list[tuple[str, str, str, list[Panel], list[dict[str, Any]]]]:
+    """The curves of every protocol that some run followed.
+
+    Args:
+        runs: (name, run) of the recipe.
+
+    Returns:
+        (name of the files, title, caption, axes, numbers) of each.
+    """
+    found = []
+    for kind, (title, caption) in FIGURES.items():
+        rows = [row for name, run in runs for row in curve_rows(run, kind, name=name)]
+        if rows:
+            drawn_only = ("style", "tick")
+            plain = [{k: v for k, v in r.items() if k not in drawn_only} for r in rows]
+            key = f"faithfulness_{kind}"
+            found.append((key, title, caption, panels(rows, kind), plain))
+    return found
 
 
 def table_lines(
