@@ -12,7 +12,11 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float, UInt8
+
 from vitjax.report import faithfulness, figures, gallery, overlays, probes
+from vitjax.report import pictures as sheets
 from vitjax.report.document import number, run_names
 from vitjax.report.gallery import Reduced
 from vitjax.report.reduction import summary_table
@@ -277,3 +281,31 @@ COLUMNS = {
     "published": {"quantity": "", "ours": "here", "theirs": "published"},
     "probe_costs": {"quantity": "", "probes": "probes", "projection": "projection"},
 }
+
+
+def sheet(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    titles: Sequence[str],
+    maps: Mapping[str, Float[np.ndarray, "picture row column"]],
+    *,
+    title: str = "",
+) -> Picture:
+    """Pictures with maps beside them, such as those of `vitjax.explain`.
+
+    Args:
+        images: as the model saw them.
+        titles: words above each, one or two lines.
+        maps: name of the method, block or head -> a map of each picture.
+        title: above all.
+
+    Returns:
+        A row per picture, a column per map; the colours of two maps do not compare.
+    """
+    arrays = {name: np.asarray(values) for name, values in maps.items()}
+    stacked = np.stack(images)
+    return Picture(
+        key="sheet",
+        title=title,
+        caption="",
+        draw=lambda dpi: sheets.png(stacked, titles, arrays, dpi=dpi),
+    )
