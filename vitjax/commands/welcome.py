@@ -12,6 +12,8 @@ from vitjax.models.tree import parameter_shapes
 
 GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd")
 TPU_FILES = ("/dev/accel[0-9]*",)
+PLATFORMS = {"gpu": ("gpu", "cuda", "rocm"), "tpu": ("tpu",)}
+"""What JAX_PLATFORMS may call them."""
 TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
 
 
@@ -25,9 +27,9 @@ def welcome(
         checkpoint: your own file with its weights.
         data: a source, as `vitjax run --data` takes it.
     """
-    version, device = jax.__version__, jax.devices()[0]
-    print(f"jax {version} computes on {device.platform}: {jax.devices()}")
-    print(advice(device.platform, present_accelerator()))
+    platform = jax.default_backend()
+    print(f"jax {jax.__version__} computes on {platform}.", end=" ")
+    print(advice(platform, present_accelerator()))
     print(weights_text(model, checkpoint))
     if data is not None:
         print(f"Pictures: {data}. {data_text(data)}")
@@ -76,7 +78,7 @@ def advice(
             "Runtime > Change runtime type, then run all cells again."
         )
     chosen = environment.get("JAX_PLATFORMS")
-    if chosen and present not in chosen:
+    if chosen and not any(name in chosen for name in PLATFORMS[present]):
         return (
             f"This machine has a {present.upper()}, but JAX_PLATFORMS={chosen} keeps "
             "JAX from it: unset it and restart the runtime."
@@ -105,10 +107,10 @@ def weights_text(model: str, checkpoint: str | None = None) -> str:
     if model not in variants.VARIANTS and os.path.isdir(model):
         return f"Weights: the folder {model}; nothing is downloaded."
     row = variants.find(model)
-    shapes = parameter_shapes(row.config, len(row.labels()[0])).values()
-    size = f"{4 * sum(map(math.prod, shapes)) / 1e6:,.0f} MB"
     if row.packaged:
         return f"Weights: {model} comes with vitjax; nothing is downloaded."
+    shapes = parameter_shapes(row.config, len(row.labels()[0])).values()
+    size = f"{4 * sum(map(math.prod, shapes)) / 1e6:,.0f} MB"
     if kept := loading.cached(row):
         return f"Weights: {kept} ({size}), downloaded before."
     if not row.url:

@@ -107,14 +107,8 @@ class Table:
         return f"Table({self.key!r}: {TITLES[self.key]})"
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{html.escape(name)}</th>" for name in self.columns.values()
-        )
-        lines = [
-            "".join(f"<td>{html.escape(cell(row, key))}</td>" for key in self.columns)
-            for row in self.rows
-        ]
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        head = line(self.columns.values(), tag="th")
+        body = "".join(line(cell(r, key) for key in self.columns) for r in self.rows)
         title = html.escape(TITLES[self.key])
         return f"<table><caption>{title}</caption>{head}{body}</table>"
 
