@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+import vitjax
+from vitjax.runner.experiments import RECIPES
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf8")
 pytestmark = pytest.mark.slow
@@ -54,3 +57,22 @@ def test_every_command_named_in_the_readme_exists():
             timeout=120,
         )
         assert done.returncode == 0, command
+
+
+def test_the_reference_is_built_from_the_docstrings(tmp_path):
+    (command,) = re.findall(r"`[^`]*&& (pdoc [^`]*)`", README)
+    words = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "reference/vitjax.html").read_text("utf8")
+    for name in vitjax.__all__:
+        assert f'id="{name}"' in page, name
+
+
+def test_every_notebook_and_recipe_of_the_readme_exists():
+    for name in re.findall(r"`(?:notebooks/)?(0\d_\w+)(?:\.ipynb)?`", README):
+        assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
+    for name in RECIPES:
+        assert f"vitjax run {name}" in README or f"`{name}`" in README, name
