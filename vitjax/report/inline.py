@@ -126,8 +126,8 @@ def cell(row: Mapping[str, Any], key: str) -> str:
         return cell(value, "value")
     if value is None or isinstance(value, str):
         return value or ""
-    large = isinstance(value, int) or abs(value) >= 10
-    text = f"{value:,.6g}" if large else number(value)
+    cost = key in COLUMNS["probe_costs"] or isinstance(value, int)  # no fraction
+    text = f"{value:,.4g}" if cost and value == value else number(value)
     low = row.get("low", float("nan"))
     spread = key in ("value", "change") and low == low
     return f"{text} [{number(low)}, {number(row['high'])}]" if spread else text
