@@ -25,11 +25,13 @@ from vitjax.results import Results
 from vitjax.runner import manifest as manifests
 from vitjax.runner import processes, stream
 from vitjax.runner.buffer import Buffer
+from vitjax.runner.content import check_content
 from vitjax.runner.dealing import undone
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.groups import Group, Kind, parse_bytes
 from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import PICTURES, OnError, make_job
+from vitjax.runner.lease import held
 from vitjax.runner.probe_removal import removal_job, removal_recipe
 from vitjax.runner.probe_study import (
     Study,
@@ -130,15 +132,16 @@ def run_probes(
     )
     if study.shared:
         say(f"{study.shared} images are measured on that probes are fitted on.")
-    target = open_target(study, out, dtype=dtype, limit=limit, seed=seed)
-    if target.manifest["finished"]:
-        return target.results()
-    for change in manifests.note_resumption(target.manifest):
-        say(f"{change}; the last bits of new rows may differ from those of old ones.")
-    target.save_manifest()
-    fit_groups(study, target, on_error=on_error, show=show_progress)
-    project_all(study, target, on_error=on_error, show=show_progress)
-    remove_all(study, target, on_error=on_error, show=show_progress)
+    with held(out, say=say):
+        target = open_target(study, out, dtype=dtype, limit=limit, seed=seed)
+        check_content(target, projection.source)
+        if not target.manifest["finished"]:
+            for change in manifests.note_resumption(target.manifest):
+                say(f"{change}; new rows may differ from old ones in their last bits.")
+            target.save_manifest()
+            fit_groups(study, target, on_error=on_error, show=show_progress)
+            project_all(study, target, on_error=on_error, show=show_progress)
+            remove_all(study, target, on_error=on_error, show=show_progress)
     return target.results()
 
 
