@@ -2,6 +2,8 @@
 
     DIR/manifest.json   what was run: recipe, model, data, numerics, versions
     DIR/images.csv      index, name, label_name, label of every image
+    DIR/content.txt     of a data set in files: a digest of every image
+    DIR/lease.json      only while a process writes there: which one
     DIR/rows.zarr       a Zarr v3 group; every array has named dimensions
 
 `done` (one flag per image) is written after that image's rows and is the resume state.
