@@ -67,7 +67,7 @@ class Explain(Command):
         class_: id, name or number of the class to explain; by default each picture's
             own answer.
         method: names of explanation methods. relevancy is the paper's; on the removal
-            test integrated_presence is the most faithful, and class_projection finds
+            test consensus is the most faithful, and class_projection finds
             objects best (see the README's table).
         blocks: only these, from 0 or negative from the end, of methods that have a map
             of each block and head.
