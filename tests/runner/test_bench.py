@@ -21,6 +21,7 @@ def test_bench_measures_both_programs(tiny):
         assert timing.compile_seconds > 0
         assert timing.peak_bytes > timing.temporary_bytes > 0
         assert timing.device_peak_bytes is None  # the CPU does not count
+    assert found.identifiability.floor == pytest.approx(found.ratio_floor, rel=0.05)
     expected = found.identifiability.seconds / found.forward.seconds
     assert found.ratio == pytest.approx(expected)
 

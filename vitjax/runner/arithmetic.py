@@ -17,7 +17,8 @@ def multiplications(function: Callable[..., Any], *arguments: Any) -> int:
 
         dot_general: batch x rows x columns x contracted
         convolution: outputs x kernel height x kernel width x inputs of a group
-        scan: its length times its body; cond: its costliest branch;
+        scan: its length times its body; shard_map: its body on every device;
+        cond: its costliest branch;
         while: its body once, since nothing says how often it runs.
 
     Elementwise work is left out: on matrix units it is nearly free, elsewhere it is
@@ -48,6 +49,8 @@ def of_equation(equation: Any) -> int:
     inner = [count(program) for program in programs(parameters)]
     if name == "scan":
         return parameters["length"] * sum(inner)
+    if name == "shard_map":
+        return parameters["mesh"].size * sum(inner)
     return max(inner, default=0) if name == "cond" else sum(inner)
 
 

@@ -152,7 +152,8 @@ def callables(
     for name in recipes:
         recipe = find_recipe(name)
         aux = jax.jit(recipe.make, static_argnums=1)(placed, 0).aux
-        found[name] = last(recipe.rows), (placed, meshes.replicate(aux, mesh))
+        step = meshes.on_each_device(recipe.rows, mesh)  # as a run takes it
+        found[name] = last(step), (placed, meshes.replicate(aux, mesh))
     for name in explanations:
         found[name] = explanation(name, model.config.patches), (placed,)
     return found
