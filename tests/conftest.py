@@ -1,5 +1,6 @@
 """What every test shares: strict JAX, four forced devices, real data where present."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -8,9 +9,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 COMPILED = tempfile.TemporaryDirectory(prefix="vitjax-tests-")
 """Programs that this session compiled: its own processes need not do it again."""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
+FLAGS = ["--xla_force_host_platform_device_count=4"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Small programs compile a quarter faster; XLA ends where it does not know a flag.
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 import jax  # noqa: E402
 import published  # noqa: E402
