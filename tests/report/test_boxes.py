@@ -16,7 +16,12 @@ def panels(paper_run):
     """Name of the painter -> a panel."""
     data = digest(paper_run)
     found = spreads.spreads(data, mechanism(paper_run, data), run='<b>&"$')
-    return {panel.drawn: panel for figure in found[1:] for panel in figure.panels}
+    drawn = {panel.drawn: panel for figure in found[1:] for panel in figure.panels}
+    middle = {"block": 1, "tick": "a", "mean": 0.9, "low": 0.8, "high": 0.95}
+    middle |= {"chance": np.nan}
+    rows = [middle, middle | {"block": 2, "tick": "b"}]
+    named = spreads.panel_of("key", "t", "rate", "named", [('<b>&"$', 0, rows)])
+    return drawn | {"named": named}
 
 
 def paint(panel):

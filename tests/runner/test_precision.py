@@ -172,7 +172,8 @@ def test_rows_of_every_method_and_intervention_have_axes():
     for method in METHODS:
         assert recipe.dims[f"spearman_{method}"] == ()
     assert set(recipe.options["methods"]) == set(METHODS) - {
-        *("random", "occlusion", "integrated_gradients", "integrated_presence")
+        *("random", "occlusion", "integrated_gradients", "integrated_presence"),
+        "consensus",
     }
     assert set(precision.EDITS) <= set(paper.INTERVENTIONS)
     assert "shift_residual" in recipe.labelled
