@@ -82,6 +82,10 @@ def test_it_is_said_once_before_the_first_part_is_handed_on(monkeypatch):
     assert slow == ["said 2", *starts]
     assert watched(monkeypatch, PARTS[:2], [0, 0, 1, 2]) == ["said 2", *starts[:2]]
     assert watched(monkeypatch, [], [0, 0]) == []
+    blank = [part(48, 48), part(48, 48)]  # a process whose images are done
+    assert watched(monkeypatch, blank, [0, 0, 1, 2]) == [48, 48]
+    mixed = [PARTS[0], *blank]
+    assert watched(monkeypatch, mixed, [0, 0, 1, 2, 3]) == ["said 1", 0, 48, 48]
 
 
 def test_what_came_before_an_error_is_handed_on(monkeypatch):

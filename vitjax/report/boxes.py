@@ -132,7 +132,8 @@ def named(axes: Any, panel: Panel, series: Series, before: Sequence[Series]) -> 
 
 def name_axes(axes: Any, panel: Panel, label: str) -> None:
     """Axes of `named`: the numbers run to the right, up to 1."""
-    lowest = min(v for series in panel.series for v in series.column("low") + [0.0])
+    columns = [s.column(name) for s in panel.series for name in ("low", "mean")]
+    lowest = min([0.0, *(v for column in columns for v in column if v == v)])
     count = max(series.rows[-1]["block"] for series in panel.series)
     axes.set_xlim(1.05 * lowest, 1.17)
     axes.set_ylim(count + 0.6, 0.4)

@@ -125,8 +125,13 @@ class Calibration:
         except Exception:
             yield from first  # what is computed is kept
             raise
-        if first:
-            say(self.conclude(first, arrived))
+        real = [part.stop > part.start for part in first]  # others are blank
+        if any(real):
+            chosen = [
+                [one for one, kept in zip(ones, real) if kept]
+                for ones in (first, arrived)
+            ]
+            say(self.conclude(*chosen))  # pyright: ignore
         yield from first
         yield from parts
 
