@@ -256,7 +256,9 @@ def stored(job: Job, parts: list[Part], *, chunk: int) -> tuple[int, int]:
     for name, spec in job.specs.items():
         if spec.dims[0] != "image":
             total += math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-            objects += 2
+            grid = spec.metadata(images_per_chunk=chunk)["chunk_grid"]
+            pieces = grid["configuration"]["chunk_shape"]
+            objects += 1 + math.prod(-(-n // p) for n, p in zip(spec.shape, pieces))
             continue
         rows = np.concatenate([part.rows[name] for part in parts])
         total += round(encoded_bytes(spec, rows) * job.images / done)

@@ -7,8 +7,9 @@ from vitjax.runner.identifiability import IDENTIFIABILITY
 from vitjax.runner.paper import ONE_PASS, PAPER
 from vitjax.runner.precision import PRECISION
 from vitjax.runner.recipe import Recipe
+from vitjax.runner.tokens import TOKENS
 
-ALL = (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, PRECISION)
+ALL = (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, PRECISION, TOKENS)
 RECIPES = {recipe.name: recipe for recipe in ALL}
 
 

@@ -24,9 +24,6 @@ from vitjax.types import Batch, Config
 
 OnError = Literal["stop", "skip"]
 
-PICTURES = 8
-"""How many of the first valid images are kept as the model saw them."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
@@ -107,7 +104,8 @@ class Job:
         if self.masks:
             patches = (self.model.config.patches,)
             specs["token_class"] = self.per_image(("patch",), patches, np.int8)
-        shown = (PICTURES, *self.model.config.shape, 3)
+        kept = min(self.recipe.pictures, self.images)
+        shown = (kept, *self.model.config.shape, 3)
         axes = ("shown", "height", "width", "channel")
         specs["picture"] = ArraySpec(axes, shown, "uint8")
         specs["picture_image"] = ArraySpec(axes[:1], shown[:1], "int32")

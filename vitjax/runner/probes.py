@@ -30,7 +30,7 @@ from vitjax.runner.dealing import undone
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.groups import Group, Kind, parse_bytes
 from vitjax.runner.identifiability import STREAMS
-from vitjax.runner.job import PICTURES, OnError, make_job
+from vitjax.runner.job import OnError, make_job
 from vitjax.runner.lease import held
 from vitjax.runner.probe_removal import removal_job, removal_recipe
 from vitjax.runner.probe_study import (
@@ -269,7 +269,7 @@ def remove_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> N
     with progress(rate, title="removal", done=int(done.sum()), show=shown) as tick:
         buffer = Buffer(target)
         spans = undone(done, batch_size=job.batch_size)
-        wanted = PICTURES - buffer.pictures
+        wanted = job.recipe.pictures - buffer.pictures
         parts = stream.computed(job, spans, on_error=on_error, pictures=wanted)
         stream.write(parts, buffer, tick)
     stream.finish(job, target, rate)

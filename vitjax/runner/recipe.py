@@ -40,6 +40,7 @@ class Recipe:
         once: for every array that `prepare` may return, the names of its axes.
         measure: None, or `measure(model, batch, **options) -> JSON`, called once a run
             is through: what to put into the manifest as "measured", such as speeds.
+        pictures: how many of the first valid images are kept as the model saw them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Recipe:
     prepare: Callable[..., Prepared] | None = None
     once: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     measure: Callable[..., dict[str, Any]] | None = None
+    pictures: int = 8
 
     def asked(self, options: Mapping[str, Any]) -> "Recipe":
         """The same question with other options.

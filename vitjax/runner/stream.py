@@ -23,7 +23,7 @@ from vitjax.runner.dealing import Deal, deal
 from vitjax.runner.estimate import Calibration
 from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import Run, join_run, start_run
-from vitjax.runner.job import PICTURES, Job, OnError, make_job
+from vitjax.runner.job import Job, OnError, make_job
 from vitjax.runner.lease import held
 from vitjax.runner.mending import mend
 from vitjax.runner.parts import computed
@@ -140,7 +140,7 @@ def go_on(
         parts = computed(
             *(job, part.spans),
             on_error=on_error,
-            pictures=PICTURES - buffer.pictures if group.first else 0,
+            pictures=job.recipe.pictures - buffer.pictures if group.first else 0,
             steps=len(part.counts),
         )
         if show:
