@@ -46,7 +46,7 @@ class Page(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
     @property
@@ -87,8 +87,9 @@ def test_page_needs_nothing_else(masked_report):
     outside = {link for link in page.links if not link[1].startswith(("#", "data:"))}
     assert outside == {("a", document.PAPER)}
     text = (folder / "report.html").read_text("utf-8")
-    for word in ("<script", "<link", "@import", "url(http", "<iframe", "@font-face"):
+    for word in ("<link", "@import", "url(http", "<iframe", "@font-face", "fetch("):
         assert word not in text
+    assert "default-src 'none'" in text  # nor may it ask for anything
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
 

@@ -21,6 +21,9 @@ from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.probes import run_probes
 from vitjax.runner.stream import run
 
+TOKENS = 60
+"""Pictures of the demo that its report shows token by token."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Command):
@@ -34,7 +37,8 @@ class Run(Command):
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
             paper, one_pass what of them needs no intervention; faithfulness puts maps
             of several methods to the test, section 7; probes asks section 8's;
-            precision what bfloat16 changes in every analysis.
+            precision what bfloat16 changes in every analysis; tokens keeps of some
+            hundred images what the report's token explorer shows.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
@@ -213,7 +217,13 @@ class Demo(Command):
             limit=self.images,
         )
         print(describe_run(results))
+        tokens = run(
+            *("tokens", model, "textured_digits", self.out / "tokens"),
+            batch_size=20,
+            limit=min(TOKENS, results.manifest["data"]["images"]),
+            show_progress=False,
+        )
         show_summary(summary(results))
-        page = write_report([results], self.out)
+        page = write_report([results, tokens], self.out)
         print(f"Report: {page.resolve()}")
         return page

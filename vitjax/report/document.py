@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitjax.report import faithfulness, gallery, ink, overlays, precision, probes
+from vitjax.report import (
+    explorer,
+    faithfulness,
+    gallery,
+    ink,
+    overlays,
+    precision,
+    probes,
+)
 from vitjax.report.digest import Digest
 from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
@@ -39,8 +47,12 @@ def write_report(
     figure as PNG and every plotted number as CSV under the same name. Rows are read
     some hundred images at a time; files of an earlier report are replaced.
 
+    The page's token explorer shows the pictures that a run kept. A run of the recipe
+    `tokens` beside another one of the same model and data adds its explorer to that
+    one, nothing else.
+
     Args:
-        runs: rows of the `identifiability` recipe, finished or not.
+        runs: rows of recipes with ranks, such as `identifiability`, finished or not.
         out: folder to write to, local or gs://; made where it is missing.
         tests: besides the tests over images, class against context tokens with tokens
             as units: "within_images", or "published" as the published code, which
@@ -58,6 +70,7 @@ def write_report(
 
     if not runs:
         raise ValueError("write_report expects at least one run; got none.")
+    explored, runs = companions(runs)
     names = run_names([run.manifest for run in runs])
     read = gallery.reduced(names, runs)
     digests, found = read.digests, read.found
@@ -90,6 +103,9 @@ def write_report(
         ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),
+        "explorer": explorer.explorer(names, explored),
+        "exploring": script("explorer.js"),
+        "sorting": script("sorting.js"),
         "provenance": [provenance(run.manifest, d) for run, d in zip(runs, digests)],
         "colours": list(zip(ink.COLOURS, ink.DARK)),
         "paper": PAPER,
@@ -97,6 +113,25 @@ def write_report(
     page = out / "report.html"
     page.write_text(_render(context), encoding="utf-8")
     return page
+
+
+def companions(runs: Sequence[Results]) -> tuple[list[Results], list[Results]]:
+    """(of each run on the page, the one that its explorer shows; those on the page)."""
+
+    def of(run: Results) -> tuple:
+        model, data = run.manifest["model"], run.manifest["data"]
+        return model["name"], model.get("sha256"), data["id"]
+
+    tokens = {of(run): run for run in runs if run.manifest["recipe"] == "tokens"}
+    others = [run for run in runs if run.manifest["recipe"] != "tokens"]
+    beside = {of(run) for run in others}
+    shown = [run for run in runs if run in others or of(run) not in beside]
+    return [tokens.get(of(run), run) for run in shown], shown
+
+
+def script(name: str) -> str:
+    """A script of the page."""
+    return resources.files("vitjax.report").joinpath(name).read_text("utf-8")
 
 
 def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -78,7 +78,7 @@ def picture_maps(run: Results, digest: Digest, *, most: int = 8) -> list[Maps]:
     """
     if "picture" not in run or "picture_image" not in run:
         return []
-    found, names = [], _image_names(run)
+    found, names = [], image_names(run)
     for place, image in enumerate(run["picture_image"][:].tolist()):
         there = image >= 0 and bool(run["done"][image]) and bool(run["valid"][image])
         if there and len(found) < most:
@@ -113,7 +113,7 @@ def _maps(run, digest, place, image, name) -> Maps:
     )
 
 
-def _image_names(run) -> dict[int, str]:
+def image_names(run) -> dict[int, str]:
     """From images.csv, which a run writes at its end."""
     table = read_bytes(run.path, "images.csv")
     lines = [] if table is None else table.decode().splitlines()
