@@ -239,23 +239,6 @@ def test_run_names():
     assert names([manifest(), manifest()]) == ["vit (1)", "vit (2)"]
 
 
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (0.5, "0.500"),
-        (0.0, "0.000"),
-        (1.0, "1.000"),
-        (0.001, "0.0010"),
-        (0.9996, "0.9996"),
-        (-0.25, "−0.250"),
-        (float("nan"), "–"),
-        (None, "–"),
-    ],
-)
-def test_number(value, expected):
-    assert document.number(value) == expected
-
-
 def test_above_chance(make_run, tmp_path):
     ranks = np.full((9, 4, 17), 4, np.int32)  # always last: below chance
     ranks[:, 2:, 0] = 0  # [CLS] first from block 3 on

@@ -14,6 +14,7 @@ from vitjax.report import (
     overlays,
     precision,
     probes,
+    wording,
 )
 from vitjax.report.digest import Digest
 from vitjax.report.provenance import provenance
@@ -85,6 +86,7 @@ def write_report(
     context = {
         "title": _title(names, [run.manifest for run in runs]),
         "runs": [_run(n, d, t) for n, d, t in zip(names, digests, tables)],
+        "words": _words(names, digests, curves, tables, found),
         "summary": _summary(tables),
         "summary_csv": write_csv(folder / "summary.csv", flat),
         "figures": {key: None for key in gallery.CURVES}
@@ -169,14 +171,6 @@ def _short_data(manifest: Mapping[str, Any]) -> str:
     return pathlib.PurePath(spec).name if "/" in spec else spec
 
 
-def number(value: float | None) -> str:
-    """A fraction as the page shows it."""
-    if value is None or value != value:
-        return "–"
-    fine = 0 < abs(value) < 0.01 or 0.99 < value < 1
-    return f"{value:.{4 if fine else 3}f}".replace("-", "−")
-
-
 def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
     """What the head of the page says about a run."""
     manifest = digest.manifest
@@ -195,6 +189,17 @@ def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
         "class_token": digest.config.class_token,
         "tiles": table[:3],
     }
+
+
+def _words(names, digests, curves, tables, found) -> list[dict[str, Any]]:
+    """Of every run that used an image, what its numbers say."""
+    said = []
+    for name, data, table, one in zip(names, digests, tables, found):
+        own = [row for row in curves if row["run"] == name]
+        edits = intervention_table(one) if one else []
+        lines = wording.sentences(data, own, table, edits)
+        said += [{"run": name, "lines": lines}] if lines else []
+    return said
 
 
 def _summary(tables: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
@@ -262,9 +267,7 @@ def _above_chance(name: str, digest: Digest, curves: Sequence[Mapping]) -> dict 
         columns = ("run", "stream", "tokens", "measure")
         lines = [row for row in curves if tuple(row[c] for c in columns) == key]
         if kind in digest.tokens and all(row["low"] == row["low"] for row in lines):
-            below = [row["block"] for row in lines if row["low"] <= row["chance"]]
-            start = max(below, default=0) + 1
-            cells[kind] = start if start <= len(lines) else None
+            cells[kind] = wording.above_chance(lines)
     return {"name": name, "cells": cells} if cells else None
 
 
@@ -337,5 +340,5 @@ def _render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "short": overlays.short_name}
+    environment.filters |= {"number": wording.number, "short": overlays.short_name}
     return environment.from_string(source.read_text("utf-8")).render(context)

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from vitjax.report import faithfulness, figures, gallery, overlays, probes
 from vitjax.report import pictures as sheets
-from vitjax.report.document import number, run_names
+from vitjax.report.document import run_names
 from vitjax.report.gallery import Reduced
 from vitjax.report.reduction import summary_table
 from vitjax.report.tables import (
@@ -26,6 +26,7 @@ from vitjax.report.tables import (
     significant,
     test_table,
 )
+from vitjax.report.wording import number
 from vitjax.results import Results
 
 Make = Callable[[], Sequence[Mapping[str, Any]]]
