@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vitjax
 from vitjax.report.document import write_report
@@ -48,8 +49,15 @@ def written(run, tmp_path_factory):
     model = vitjax.init(vitjax.Config(64, 16, 16, 2, 2, 24), classes=run_classes(run))
     options = dict(batch_size=6, limit=IMAGES, show_progress=False)
     second = vitjax.run("identifiability", model, "textured_digits", other, **options)
+    unlabelled = tmp_path_factory.mktemp("pictures")
+    Image.fromarray(run["picture"][0]).save(unlabelled / "a <b>.png")
+    bare = tmp_path_factory.mktemp("bare")
+    third = vitjax.run(
+        "identifiability", model, f"folder:{unlabelled}", bare, **options
+    )
     return {
         "one": write_report([run], run.path),
+        "bare": write_report([third], bare),
         "two": write_report([run, second], other),
     }
 
@@ -190,6 +198,13 @@ def test_names_are_text(opened, run):
     sync_api.expect(about).to_contain_text(f"{image} ·")
     assert EVIL in page.inner_text("#explorer-about")
     assert page.title() != "run" and page.locator("#explorer-about img").count() == 0
+
+
+def test_a_picture_of_which_nothing_is_known(opened):
+    page = opened("bare")
+    assert "0 · a <b>.png · answer" in page.inner_text("#explorer-about")
+    assert page.locator("#explorer-picture").is_visible()
+    assert not page.locator("#explorer-map").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ("light", "dark"))

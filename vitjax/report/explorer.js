@@ -178,6 +178,7 @@
 
   function drawMap() {
     const canvas = at("map");
+    at("scale").hidden = canvas.hidden = !state.quantity;
     if (!state.quantity) return;
     const { layer, quantity, head } = state;
     const { largest, fixed } = paint(canvas, quantity, layer, head, CELL, true);
