@@ -9,6 +9,7 @@ import tiny
 
 from vitjax.runner import paper, slices
 from vitjax.runner.identifiability import identifiability
+from vitjax.runner.tokens import tokens
 from vitjax.types import Batch
 
 CLASSES = tuple(f"class {number}" for number in range(23))
@@ -58,6 +59,17 @@ def test_identifiability_is_that_of_the_whole_batch(name, monkeypatch):
     found, _ = within(4, identifiability, model, batch)  # slices of 3
     assert_same_rows(found, whole)
     assert (found["rank_residual"][4] == 22).all()
+
+
+@pytest.mark.slow
+def test_rows_of_tokens_are_those_of_the_whole_batch(monkeypatch):
+    model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
+    step = functools.partial(tokens, top=3)
+    within = functools.partial(in_slices_of, monkeypatch, model)
+    whole, _ = within(6, step, model, batch_of(model.config))
+    found, _ = within(2, step, model, batch_of(model.config))
+    assert_same_rows(found, whole)
+    assert found["token_classes"].shape == (6, 2, 20, 3)
 
 
 def paper_rows(monkeypatch, name, function, options):
