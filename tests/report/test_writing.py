@@ -40,3 +40,7 @@ def test_a_figure_and_its_numbers_share_a_name(make_run, curves, tmp_path):
         assert len(list(csv.DictReader(file))) == len(rows)
     assert made["key"] == "rate" and len(made["drawings"]) == len(drawn)
     assert all(drawing.startswith("<svg") for drawing in made["drawings"])
+    captioned = writing.Captioned("again", "Above", "Below.", drawn, rows)
+    again = writing.draw_captioned(tmp_path, captioned)
+    assert again["title"] == "Above" and again["caption"] == "Below."
+    assert again["csv"] == made["csv"] and (tmp_path / "again.png").exists()

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from vitjax.report import writing
 from vitjax.report.panels import Panel, accuracy_panels
+from vitjax.report.writing import Captioned
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 from vitjax.types import Config
@@ -278,7 +279,7 @@ def draw(
         runs: any runs.
 
     Returns:
-        "figures", each as `writing.draw` returns it; "columns" and "lines" of the
+        "figures", each of `writing.draw_captioned`; "columns" and "lines" of the
         table, and "csv"; None where no run has rows.
     """
     pairs = [(name, run) for name, run in zip(names, runs) if is_faithfulness(run)]
@@ -289,8 +290,7 @@ def draw(
     columns = {key: title for key, title in COLUMNS.items() if key in present}
     return {
         "figures": [
-            writing.draw(folder, key, drawn, rows) | {"title": title, "caption": words}
-            for key, title, words, drawn, rows in figures(pairs)
+            writing.draw_captioned(folder, figure) for figure in figures(pairs)
         ],
         "columns": columns,
         "lines": table_lines(pairs, cells, list(columns)),
@@ -298,16 +298,11 @@ def draw(
     }
 
 
-def figures(
-    runs: Sequence[tuple[str, Results]],
-) -> list[tuple[str, str, str, list[Panel], list[dict[str, Any]]]]:
+def figures(runs: Sequence[tuple[str, Results]]) -> list[Captioned]:
     """The curves of every protocol that some run followed.
 
     Args:
         runs: (name, run) of the recipe.
-
-    Returns:
-        (name of the files, title, caption, axes, numbers) of each.
     """
     found = []
     for kind, (title, caption) in FIGURES.items():
@@ -315,8 +310,8 @@ def figures(
         if rows:
             drawn_only = ("style", "tick")
             plain = [{k: v for k, v in r.items() if k not in drawn_only} for r in rows]
-            key = f"faithfulness_{kind}"
-            found.append((key, title, caption, panels(rows, kind), plain))
+            words = f"faithfulness_{kind}", title, caption
+            found.append(Captioned(*words, panels(rows, kind), plain))
     return found
 
 

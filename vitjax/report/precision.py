@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from vitjax.report import writing
 from vitjax.report.digest import STREAMS, TOKENS
 from vitjax.report.panels import Panel, Series
+from vitjax.report.writing import Captioned
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean
 from vitjax.types import Config
@@ -355,7 +356,7 @@ def draw(
         runs: any runs.
 
     Returns:
-        "figures", each as `writing.draw` returns it; "lines", "maps" and "titles" of
+        "figures", each of `writing.draw_captioned`; "lines", "maps" and "titles" of
         the tables; "speeds"; "other", what float32 is compared with; "csv". None where
         no run has rows.
     """
@@ -369,7 +370,7 @@ def draw(
     ranks = [row for name, run in pairs for row in rank_rows(run, name=name)]
     drawings = {"precision_ranks": ranks, "precision_maps": map_rows(maps)}
     figures = [
-        drawn(folder, key, found, other=other)
+        writing.draw_captioned(folder, figure(key, found, other=other))
         for key, found in drawings.items()
         if found
     ]
@@ -384,14 +385,11 @@ def draw(
     }
 
 
-def drawn(
-    folder: Any, key: str, rows: Sequence[Mapping[str, Any]], *, other: str
-) -> dict[str, Any]:
-    """One figure, as the page shows it."""
+def figure(key: str, rows: Sequence[Mapping[str, Any]], *, other: str) -> Captioned:
+    """One figure, with what float32 is compared with in its caption."""
     title, caption = FIGURES[key]
     plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
-    made = writing.draw(folder, key, panels(rows), plain)
-    return made | {"title": title, "caption": caption.format(other=other)}
+    return Captioned(key, title, caption.format(other=other), panels(rows), plain)
 
 
 def speeds(run: Results, *, name: str) -> list[dict[str, Any]]:

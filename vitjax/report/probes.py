@@ -1,7 +1,7 @@
 """Figures of section 8 of the paper: probes against projection, and what both cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -11,6 +11,7 @@ from vitjax.report import sections, writing
 from vitjax.report.digest import STREAMS, TOKENS
 from vitjax.report.panels import Panel, accuracy_panels
 from vitjax.report.sections import Curve, Figure
+from vitjax.report.writing import Captioned
 from vitjax.results import Results
 from vitjax.statistics import bootstrap_mean
 from vitjax.types import Config
@@ -27,24 +28,6 @@ RANDOM = "a random order"
 AXIS = "share of image tokens removed"
 
 
-class ProbeFigure(NamedTuple):
-    """A figure with its numbers, ready to be written.
-
-    Args:
-        key: name of its files.
-        title: above it.
-        caption: what is drawn and how to read it.
-        panels: its axes.
-        rows: its numbers; all have the same columns.
-    """
-
-    key: str
-    title: str
-    caption: str
-    panels: list[Panel]
-    rows: list[dict[str, Any]]
-
-
 def is_probes(run: Results) -> bool:
     """Whether a run holds the rows that this file reads."""
     return "rank_probe_residual" in run
@@ -59,23 +42,19 @@ def draw(folder: Any, names: Sequence[str], runs: Sequence[Results]) -> dict | N
         runs: any runs.
 
     Returns:
-        "figures", each as `writing.draw` returns it, and "costs" with "rows" and "csv";
+        "figures", each of `writing.draw_captioned`, and "costs" with "rows" and "csv";
         None where no run has probes.
     """
     pairs = [(name, run) for name, run in zip(names, runs) if is_probes(run)]
     if not pairs:
         return None
-    shown = [
-        writing.draw(folder, figure.key, figure.panels, figure.rows)
-        | {"title": figure.title, "caption": figure.caption}
-        for figure in figures(pairs)
-    ]
+    shown = [writing.draw_captioned(folder, figure) for figure in figures(pairs)]
     costs = [row for name, run in pairs for row in cost_table(run, name=name)]
     csv = writing.write_csv(folder / "probe_costs.csv", costs)
     return {"figures": shown, "costs": {"rows": costs, "csv": csv}}
 
 
-def figures(runs: Sequence[tuple[str, Results]]) -> list[ProbeFigure]:
+def figures(runs: Sequence[tuple[str, Results]]) -> list[Captioned]:
     """All figures of runs with probes, without those that would be empty.
 
     Args:
@@ -107,7 +86,7 @@ def config_of(run: Results) -> Config:
 
 def top1(
     runs: Sequence[tuple[str, Results, Bool[np.ndarray, " image"]]], kind: str
-) -> ProbeFigure:
+) -> Captioned:
     """Top-1 accuracy of probes and of the projection, block by block.
 
     Args:
@@ -131,7 +110,7 @@ def top1(
             rows += sections.curve_rows(figure, run=name)
             panels = sections.panels(figure, rows)
     plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
-    return ProbeFigure(f"probes_{kind}", title, caption, panels, plain)
+    return Captioned(f"probes_{kind}", title, caption, panels, plain)
 
 
 def top1_curves(run: Results, use: Bool[np.ndarray, " image"], kind: str):
@@ -160,7 +139,7 @@ def hit_rate(
 
 def removal(
     runs: Sequence[tuple[str, Results, Bool[np.ndarray, " image"]]],
-) -> ProbeFigure:
+) -> Captioned:
     """Accuracy of the model while tokens go, in the orders of both importances.
 
     Args:
@@ -179,7 +158,7 @@ def removal(
     rows = [row for name, run, use in runs for row in removal_rows(run, use, name=name)]
     drawn_only = ("style", "tick")
     plain = [{k: v for k, v in row.items() if k not in drawn_only} for row in rows]
-    return ProbeFigure("probes_removal", title, caption, removal_panels(rows), plain)
+    return Captioned("probes_removal", title, caption, removal_panels(rows), plain)
 
 
 def removal_rows(

@@ -4,10 +4,28 @@ import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitjax.report import figures
 from vitjax.report.panels import Panel
+
+
+class Captioned(NamedTuple):
+    """A figure with its words and numbers, ready to be written.
+
+    Args:
+        key: name of its files.
+        title: above it.
+        caption: what is drawn and how to read it.
+        panels: its axes.
+        rows: its numbers; all have the same columns.
+    """
+
+    key: str
+    title: str
+    caption: str
+    panels: list[Panel]
+    rows: list[dict[str, Any]]
 
 
 def draw(
@@ -41,6 +59,20 @@ def draw(
         "relative": panels[0].relative,
         "csv": write_csv(folder / f"{key}.csv", rows),
     }
+
+
+def draw_captioned(folder: Any, figure: Captioned) -> dict[str, Any]:
+    """Write a figure's files.
+
+    Args:
+        folder: where to; `etils.epath.Path` or alike.
+        figure: with at least one of its axes and of its numbers.
+
+    Returns:
+        What `draw` returns, "title" and "caption".
+    """
+    made = draw(folder, figure.key, figure.panels, figure.rows)
+    return made | {"title": figure.title, "caption": figure.caption}
 
 
 def write_csv(path: Any, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,7 +22,6 @@ from vitjax.models.model import Model
 from vitjax.results import ROWS, ArraySpec
 from vitjax.runner import mesh as meshes
 from vitjax.runner.buffer import Part
-from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import images_per_chunk
 from vitjax.runner.job import Job, make_job
 from vitjax.runner.parts import computed
@@ -190,15 +189,15 @@ def estimate(
         ValueError: an argument is unknown or out of its range, or no image of the first
             batches can be read.
     """
-    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     job = make_job(
-        *(recipe.asked(options) if options else recipe, model, data),
+        *(recipe, model, data),
         batch_size=batch_size,
         dtype=dtype,
         limit=limit,
         labelling=Labelling(mask_convention, mask_threshold),
         workers=workers,
         seed=seed,
+        options=options,
     )
     chunk = images_per_chunk(job.specs.values(), batch_size=job.share)
     calibration = Calibration(job, images=job.images, chunk=chunk)

@@ -10,6 +10,7 @@ from vitjax.models.capture import first_block, refine_block, scan_blocks
 from vitjax.models.model import Model
 from vitjax.models.vit import pool
 from vitjax.runner.recipe import Recipe
+from vitjax.runner.slices import in_slices
 from vitjax.types import Batch, Edits, Trace
 
 STREAMS = ("residual", "attention_update", "mlp_update")
@@ -75,6 +76,7 @@ def as_rows(reads: dict[str, Array]) -> dict[str, Array]:
     return rows
 
 
+@in_slices
 def identifiability(
     model: Model, batch: Batch, *, top: int = TOP
 ) -> dict[str, jax.Array]:

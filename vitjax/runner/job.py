@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -40,7 +40,9 @@ class Job:
         mesh: the devices.
         batch_size: images per step over all devices, a multiple of them.
         asked: the batch size that was asked for; the run is the same on any devices.
+        dtype: what the model computes in.
         precision: of matrix products.
+        limit: run only the first so many images, as it was asked for.
         labelling: how masks decide on tokens.
         workers: processes that decode and preprocess; 0 for threads.
         seed: of what the recipe draws at random.
@@ -56,7 +58,9 @@ class Job:
     mesh: Mesh
     batch_size: int
     asked: int
+    dtype: str
     precision: str
+    limit: int | None = None
     labelling: Labelling = Labelling()
     workers: int = 0
     seed: int = 0
@@ -256,6 +260,7 @@ def make_job(
     labelling: Labelling = Labelling(),
     workers: int = 0,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Job:
     """Find, load and place what a run needs.
 
@@ -269,11 +274,13 @@ def make_job(
         labelling: how masks decide on tokens.
         workers: processes that decode and preprocess; 0 for threads.
         seed: of what the recipe draws at random.
+        options: of the recipe, to replace its own.
 
     Raises:
         ValueError: an argument is unknown or out of its range.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe.asked(options) if options else recipe
     precision = meshes.precision_of(dtype)
     mesh = meshes.make_mesh()
     fitted = meshes.fit_batch_size(batch_size, mesh)
@@ -297,7 +304,9 @@ def make_job(
         mesh=mesh,
         batch_size=fitted,
         asked=batch_size,
+        dtype=dtype,
         precision=precision,
+        limit=limit,
         labelling=labelling,
         workers=workers,
         seed=seed,

@@ -13,35 +13,16 @@ import numpy as np
 import vitjax
 from vitjax.models.model import Model
 from vitjax.results import FORMAT, FORMAT_VERSION
-from vitjax.runner.recipe import Recipe
+from vitjax.runner.job import Job
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore")
 
 
-def describe(
-    recipe: Recipe,
-    model: Model,
-    *,
-    data: dict[str, Any],
-    batch_size: int,
-    dtype: str,
-    matmul_precision: str,
-    seed: int,
-    limit: int | None,
-    masks: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+def describe(job: Job) -> dict[str, Any]:
     """A new run's manifest.
 
     Args:
-        recipe: what is asked.
-        model: of whom, in the dtype it was loaded in.
-        data: spec, id and number of images.
-        batch_size: images per step over all devices.
-        dtype: what the model computes in.
-        matmul_precision: JAX's name for it.
-        seed: of recipes that draw random numbers.
-        limit: run only the first so many images.
-        masks: how masks decide on tokens; None without masks.
+        job: what is run.
 
     Returns:
         A dict that JSON can hold.
@@ -49,16 +30,16 @@ def describe(
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "recipe": recipe.name,
-        "recipe_options": dict(recipe.options),
-        "model": describe_model(model),
-        "data": data,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "matmul_precision": matmul_precision,
-        "seed": seed,
-        "limit": limit,
-        "masks": masks,
+        "recipe": job.recipe.name,
+        "recipe_options": dict(job.recipe.options),
+        "model": describe_model(job.model),
+        "data": {"spec": job.spec, "id": job.source.id, "images": job.images},
+        "batch_size": job.asked,
+        "dtype": job.dtype,
+        "matmul_precision": job.precision,
+        "seed": job.seed,
+        "limit": job.limit,
+        "masks": dataclasses.asdict(job.labelling) if job.masks else None,
         "versions": versions(),
         "devices": devices(),
         "created": now(),

@@ -20,6 +20,7 @@ from vitjax.models.readout import memory_values
 from vitjax.runner import identifiability as base
 from vitjax.runner.memories import SYSTEMS, memory_rows
 from vitjax.runner.recipe import Prepared, Recipe
+from vitjax.runner.slices import in_slices
 from vitjax.types import ArrayLike, Batch, Edits
 
 K = 5
@@ -27,6 +28,7 @@ PERMUTATIONS = 4
 """Of the classes: the chance level of the key-value agreement is their mean."""
 
 
+@in_slices
 def one_pass(
     model: Model,
     batch: Batch,
@@ -176,6 +178,7 @@ def intervene(
     return ranks, jnp.argmax(logits, -1).astype(jnp.int32)
 
 
+@in_slices
 def step(
     model: Model,
     batch: Batch,

@@ -133,7 +133,7 @@ def run_probes(
     if study.shared:
         say(f"{study.shared} images are measured on that probes are fitted on.")
     with held(out, say=say):
-        target = open_target(study, out, dtype=dtype, limit=limit, seed=seed)
+        target = open_target(study, out)
         check_content(target, projection.source)
         if not target.manifest["finished"]:
             for change in manifests.note_resumption(target.manifest):
@@ -145,20 +145,12 @@ def run_probes(
     return target.results()
 
 
-def open_target(study: Study, out: str | os.PathLike, **options: Any) -> Run:
+def open_target(study: Study, out: str | os.PathLike) -> Run:
     """The folder of a study's run, new or to go on in."""
     job = study.projection
-    described = manifests.describe(
-        dataclasses.replace(
-            removal_recipe(study.counts), options=recipe_options(study)
-        ),
-        job.model,
-        data={"spec": job.spec, "id": job.source.id, "images": job.images},
-        masks=dataclasses.asdict(job.labelling) if job.masks else None,
-        batch_size=job.asked,
-        matmul_precision=job.precision,
-        **options,
-    )
+    recipe = removal_recipe(study.counts)
+    recipe = dataclasses.replace(recipe, options=recipe_options(study))
+    described = manifests.describe(dataclasses.replace(job, recipe=recipe))
     described["probes"] = costs(study)
     specs = study.specs
     coordinates = {**job.coordinates, "step": np.array(study.counts, np.int32)}

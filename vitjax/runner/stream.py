@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import os
 import sys
@@ -21,7 +20,6 @@ from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.content import check_content
 from vitjax.runner.dealing import Deal, deal
 from vitjax.runner.estimate import Calibration
-from vitjax.runner.experiments import find_recipe
 from vitjax.runner.folder import Run, join_run, start_run
 from vitjax.runner.job import Job, OnError, make_job
 from vitjax.runner.lease import held
@@ -98,21 +96,20 @@ def run(
         PeerError: another process has stopped or is gone; rows are kept likewise.
     """
     with together(out) as group:
-        recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         job = make_job(
-            *(recipe.asked(options) if options else recipe, model, data),
+            *(recipe, model, data),
             batch_size=batch_size,
             dtype=dtype,
             limit=limit,
             labelling=Labelling(mask_convention, mask_threshold),
             workers=workers,
             seed=seed,
+            options=options,
         )
         show = show_progress and group.first
         say = print_to_stderr if show else ignore
         with held(out, say=say) if group.first else contextlib.nullcontext():
-            asked = dict(dtype=dtype, limit=limit, seed=seed)
-            target = open_target(job, out, group, say, **asked)
+            target = open_target(job, out, group, say)
             go_on(job, target, group, on_error=on_error, show=show)
     return target.results()
 
@@ -154,23 +151,10 @@ def go_on(
 
 
 def open_target(
-    job: Job,
-    out: str | os.PathLike,
-    group: Group,
-    say: Callable[[str], None],
-    **options: Any,
+    job: Job, out: str | os.PathLike, group: Group, say: Callable[[str], None]
 ) -> Run:
     """The folder of a job's run, new or to go on in; process 0 creates or mends it."""
-    data = {"spec": job.spec, "id": job.source.id, "images": job.images}
-    described = manifests.describe(
-        job.recipe,
-        job.model,
-        data=data,
-        masks=dataclasses.asdict(job.labelling) if job.masks else None,
-        batch_size=job.asked,
-        matmul_precision=job.precision,
-        **options,
-    )
+    described = manifests.describe(job)
     if not group.first:
         group.meet("created")
         return join_run(out, described, job.specs, process=group.index)

@@ -16,6 +16,7 @@ from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
 from vitjax.runner import identifiability as base
 from vitjax.runner.recipe import Recipe
+from vitjax.runner.slices import in_slices
 from vitjax.types import Batch
 
 PICTURES = 200
@@ -44,6 +45,7 @@ def best_classes(model: Model, images, *, top: int) -> dict[str, Array]:
     return {"token_classes": classes, "token_probabilities": probabilities}
 
 
+@in_slices
 def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     """What single tokens say, and what would help the answer.
 
