@@ -1,5 +1,8 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
+import vitjax.commands.starting  # noqa: F401  (first: what Ctrl-C does meanwhile)
+
+# isort: split
 from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.analysis.mechanism import residual_composition, similarity_change

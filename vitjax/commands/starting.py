@@ -1,0 +1,47 @@
+"""Ctrl-C while a command's own imports run: one word and the exit status, no traceback.
+
+The imports take the better part of a command's first second. `vitjax/__init__.py` takes
+this file before all others; who imports vitjax in a program keeps Python's own way.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+
+def is_command(argv: Sequence[str], original: Sequence[str]) -> bool:
+    """Whether this process is `vitjax` or `python -m vitjax`.
+
+    Args:
+        argv: of `sys`; its first is "-m" while `python -m` imports the package.
+        original: of `sys`: what the interpreter was given.
+    """
+    if argv[:1] == ["-m"]:
+        return "vitjax" in original[original.index("-m") + 1 :][:1]
+    return bool(argv) and pathlib.PurePath(argv[0]).stem == "vitjax"
+
+
+def stop(number, frame) -> None:
+    """End at once: nothing is computed so far, so there is nothing to keep."""
+    os.write(2, b"Stopped.\n")
+    os._exit(130)
+
+
+def watch() -> None:
+    """From here on Ctrl-C ends a command; `over` takes that back."""
+    ours = is_command(sys.argv, sys.orig_argv)
+    main = threading.current_thread() is threading.main_thread()
+    if ours and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+
+
+def over() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again, and the command handles it."""
+    if signal.getsignal(signal.SIGINT) is stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+watch()
