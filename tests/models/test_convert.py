@@ -1,3 +1,5 @@
+import dataclasses
+
 """Foreign checkpoints: every dialect, strictly."""
 
 import re
@@ -157,6 +159,15 @@ def test_shapes_that_do_not_fit_are_listed(tmp_path):
         tmp_path, lambda a: a.update({"pos_embed": np.zeros((1, 14, 16), np.float32)})
     )
     assert "14 position embeddings" in message
+
+
+def test_of_many_shapes_that_do_not_fit_a_few_are_said(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_timm(tmp_path / "m.safetensors", model)
+    other = dataclasses.replace(model.config, mlp_dim=24, dim=24)
+    with pytest.raises(CheckpointError, match=r"; and \d+ more\. Is the") as caught:
+        read(tmp_path / "m.safetensors", other)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_wrong_class_count_says_what_to_pass(tmp_path):

@@ -110,7 +110,7 @@ def guess(keys: Iterable[str]) -> tuple[Dialect, str]:
                 return dialect, prefix
     raise CheckpointError(
         f"These {len(keys)} keys are in no known dialect "
-        f"({'; '.join(dialect.name for dialect in DIALECTS)}): {some(sorted(keys))}. "
+        f"({'; '.join(dialect.name for dialect in DIALECTS)}): {few(sorted(keys))}. "
         "Is it the checkpoint of a Vision Transformer?"
     )
 
@@ -143,7 +143,7 @@ def check_keys(dialect, entries, foreign, config) -> None:
 
 def misfit(problems: list[str], dialect: Dialect, classes: int) -> str:
     """The message for arrays of other shapes than the model's."""
-    advice = "Check the Config against the file."
+    advice = "Is the file of this model? Check the name or the Config against it."
     if all("head/" in problem for problem in problems):
         advice = (
             f"Only the head differs: the model was asked for {classes} classes; pass "
@@ -151,7 +151,7 @@ def misfit(problems: list[str], dialect: Dialect, classes: int) -> str:
         )
     return (
         f"The checkpoint, read as {dialect.name}, has arrays of other shapes than the "
-        f"model: {some(problems)}. {advice}"
+        f"model: {few(problems)}. {advice}"
     )
 
 
@@ -173,6 +173,12 @@ def some(items: list[str]) -> str:
         for pattern, numbers in blocks.items()
     ]
     return "; ".join(words) or "none"
+
+
+def few(items: list[str], count: int = 4) -> str:
+    """The first of a list in words, and how many more there are."""
+    more = len(items) - count
+    return some(items[:count]) + (f"; and {more} more" if more > 0 else "")
 
 
 def stacked(key: str, config: Config) -> tuple[str, int]:
