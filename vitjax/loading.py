@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -359,8 +360,9 @@ def fetch(file: Published, *, name: str) -> pathlib.Path:
     import pooch
 
     target = file.cached
+    bar = sys.stderr.isatty()
     try:
-        pooch.retrieve(file.url, None, target.name, target.parent, progressbar=True)
+        pooch.retrieve(file.url, None, target.name, target.parent, progressbar=bar)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} could not be downloaded from {file.url} "
