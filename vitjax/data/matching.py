@@ -46,7 +46,7 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
     raise SourceError(
         f"The label {label!r} is none of the model's {len(classes)} classes ({some}, "
         f"...).{hint} Labels are matched against class id, then name, then number from "
-        "0; rename it, or load the model with the data set's own classes."
+        "0; give one of them, or load the model with the data set's own classes."
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import difflib
 import functools
 import hashlib
 import os
@@ -276,7 +277,9 @@ def open_spec(spec: str) -> Any:
         return open_folder(spec)
     if os.path.isfile(spec) and spec.lower().endswith(".csv"):
         return open_csv(spec)
-    raise SourceError(f"{spec!r} names no data set. Known: {', '.join(SPECS)}.")
+    near = difflib.get_close_matches(kind, set(OPENERS) - {kind}, n=1)
+    hint = f" Did you mean {near[0]}{':' * bool(rest)}{rest}?" if near else ""
+    raise SourceError(f"{spec!r} names no data set.{hint} Known: {', '.join(SPECS)}.")
 
 
 def open_digits(rest: str) -> Any:
