@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import shlex
 import shutil
@@ -150,6 +151,10 @@ FAILURES = {
     ),
     "no such folder": (["--data", "folder:/nowhere"], "no folder /nowhere"),
     "no such source": (["--data", "pictures"], "'pictures' names no data set"),
+    "a source misspelt": (
+        ["--data", "folders:x"],
+        "Did you mean folder:x?",
+    ),
     "no such split": (["--data", "textured_digits:x"], "no split 'x'"),
     "batch of none": (["--batch-size", "0"], "batch_size is 0"),
     "limit of none": (["--limit", "0"], "limit is 0"),
@@ -381,6 +386,56 @@ def test_estimate_prints_a_sentence_or_json(capsys):
     assert found["images"] == 8 and found["device_bytes"] > 0 < found["disk_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reprot", "rows"], "no command 'reprot'. Did you mean report?"),
+        (["explain", "a.png", "--modle", "vit_ti16"], "Did you mean --model?"),
+        (["run", "paper", "--batchsize=3"], "Did you mean --batch-size?"),
+        (["list", "--jsno"], "--jsno is no flag. Did you mean --json?"),
+    ],
+)
+def test_the_nearest_command_or_flag_is_named(words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_flags_that_exist_are_not_mended(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "paper", "--batch_size", "x", "--on-error=stop"])
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--help", "list"])
+def test_who_reads_may_leave(words):
+    program = f"{shlex.quote(sys.executable)} -m vitjax {words}"
+    command = program + " | true; exit ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    asked = ["--model", "textured_digits", "--out"]
+    commands = [
+        ["explain", "none.png", *asked, str(tmp_path / "file")],
+        ["neurons", *asked, str(tmp_path / "file/table.csv")],
+        ["bench", *asked, str(tmp_path / "file/figures.json")],
+    ]
+    for command in commands:
+        assert cli.main(command) == 1
+        error = capsys.readouterr().err
+        assert_one_paragraph(error, f"Cannot write to {tmp_path / 'file'}")
+
+
+def test_a_recipe_is_refused_before_weights_are_fetched(tmp_path, capsys):
+    words = ["--model", "vit_nowhere", "--data", "textured_digits", "--out", "x"]
+    assert cli.main(["run", "identifability", *words]) == 1
+    assert "Did you mean identifiability?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_an_example_that_parses(name):
     found = re.search(r"Example: vitjax (.+)", cli.COMMANDS[name].__doc__)
@@ -397,6 +452,7 @@ def test_the_list_of_commands_has_a_line_for_each(capsys, monkeypatch):
     for name, kind in cli.COMMANDS.items():
         line = kind.__doc__.split("\n")[0]
         assert re.search(rf"{name} +{re.escape(line)}", shown), name
+    assert "Exit status: 0 done" in shown
 
 
 def test_machines_are_answered_in_json(converted, tmp_path, capsys):
@@ -408,3 +464,8 @@ def test_machines_are_answered_in_json(converted, tmp_path, capsys):
     assert run(converted, tmp_path, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == str(tmp_path) and found["finished"]
+    assert cli.main(["report", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert pathlib.Path(found["report"]).exists()
+    assert cli.main(["convert", converted, "--out", str(tmp_path / "c"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float32"

@@ -7,6 +7,9 @@ From Python the same object does the same thing:
 """
 
 import contextlib
+import dataclasses
+import difflib
+import os
 import shlex
 import signal
 import sys
@@ -18,6 +21,7 @@ import jax
 import tyro
 
 import vitjax
+from vitjax.commands import starting
 from vitjax.commands.command import Command
 from vitjax.commands.compiled import keep_compiled
 from vitjax.commands.measuring import Bench, Estimate
@@ -42,6 +46,11 @@ COMMANDS = {
 }
 
 
+STATUS = """\
+Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
+2 wrong usage; 130 after Ctrl-C and 143 after SIGTERM, with what was computed kept."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which a scheduler sends before it kills."""
 
@@ -60,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(vitjax.__version__)
         return 0
-    command = parse(arguments)
+    starting.over()
+    command = Command()
     try:
+        command = parse(arguments)
         with terminable():
             keep_compiled()
             command()
@@ -70,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(stop, "__notes__", ()):
             print(f"  vitjax {shlex.join(arguments)}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # who reads has left, as in `vitjax list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except EXPECTED as error:
         if command.traceback:
             tracebacks.print_exc()
@@ -80,20 +94,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments name; in the list of all, a line for each."""
-    chosen = bool(arguments) and arguments[0] in COMMANDS
+    """The command that the arguments name; without one, the list of all is said.
+
+    Raises:
+        SystemExit: help was asked for (0), or they are no command's (2).
+    """
+    name, *flags = arguments or ("",)
+    if name in COMMANDS:
+        return parse_flags(name, flags)
+    if name and not name.startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        known = f"Known: {', '.join(COMMANDS)}; vitjax --help has a line for each."
+        print(f"vitjax: There is no command {name!r}.{hint} {known}", file=sys.stderr)
+        raise SystemExit(2)
     commands: Any = None
     for name, kind in COMMANDS.items():
-        line = None if chosen else str(kind.__doc__).split("\n", 1)[0]
+        line = str(kind.__doc__).split("\n", 1)[0]
         choice = Annotated[kind, tyro.conf.subcommand(name, description=line)]
         commands = choice if commands is None else commands | choice
-    return tyro.cli(
-        commands,
-        prog="vitjax",
-        description=vitjax.__doc__,
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    about = f"{vitjax.__doc__}\n\n{STATUS}"
+    return tyro.cli(commands, prog="vitjax", description=about, args=arguments)
+
+
+def parse_flags(name: str, flags: Sequence[str]) -> Command:
+    """One command of its flags; of a flag that is none, the nearest is named."""
+    try:
+        return tyro.cli(
+            COMMANDS[name],
+            prog=f"vitjax {name}",
+            args=flags,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit as leave:
+        hint = near_flags(COMMANDS[name], flags) if leave.code else ""
+        if hint:
+            print(f"vitjax: {hint}", file=sys.stderr)
+        raise
+
+
+def near_flags(kind: type[Command], words: Sequence[str]) -> str:
+    """What was meant by flags that a command does not have; "" where it has them."""
+    names = [field.name.strip("_") for field in dataclasses.fields(kind)]
+    known = ["--help", *("--" + name.replace("_", "-") for name in names)]
+    hints = []
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and "." not in flag and flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            hints += [f"{flag} is no flag. Did you mean {near[0]}?"] if near else []
+    return " ".join(hints)
 
 
 @contextlib.contextmanager
@@ -113,6 +163,11 @@ def terminable() -> Iterator[None]:
 def paragraph(error: BaseException) -> str:
     """What went wrong and what to do, for a person."""
     text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return (
+            f"{error.filename} cannot be used: {error.strerror}. Give a path that is "
+            "there and may be read, or a folder that may be written to."
+        )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"Out of memory; give a smaller --batch-size. ({text.splitlines()[0]})"
     return text

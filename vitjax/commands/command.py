@@ -1,6 +1,8 @@
 """What all commands have."""
 
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -39,3 +41,22 @@ def find_devices(platform: str | None) -> list[Any]:
             f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
             "vitjax with the extra for it: cuda or tpu."
         ) from error
+
+
+def make_folder(folder: pathlib.Path) -> pathlib.Path:
+    """A folder for results, made before anything is computed for it.
+
+    Raises:
+        ValueError: it cannot be, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "you may not write there"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise ValueError(
+            f"Cannot write to {folder}: {problem}. Give another --out, where you "
+            "may write."
+        )
+    return folder

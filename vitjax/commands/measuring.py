@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vitjax import loading
-from vitjax.commands.command import Command, find_devices, metavar
+from vitjax.commands.command import Command, find_devices, make_folder, metavar
 from vitjax.commands.terminal import (
     benchmark_markdown,
     show_benchmark,
@@ -65,6 +65,8 @@ class Bench(Command):
     json: bool = False
 
     def __call__(self) -> Benchmark:
+        if self.out:
+            make_folder(self.out.parent)
         if self.checkpoint:
             model = loading.load(self.model, checkpoint=self.checkpoint)
         else:
@@ -96,7 +98,6 @@ class Bench(Command):
         if self.json:
             print(json.dumps(figures))
         if self.out:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
             table = benchmark_markdown(found, self.command())
             self.out.with_suffix(".md").write_text(table)

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from vitjax import loading
-from vitjax.commands.command import Command, metavar
+from vitjax.commands.command import Command, make_folder, metavar
 from vitjax.commands.terminal import describe_explained, describe_neuron, show_table
 from vitjax.maps import methods
 from vitjax.models.model import Model
@@ -33,12 +33,14 @@ class Report(Command):
             units, permuted within images, or published: shuffled all together;
             published also shuffles which images are right.
         subset: on how many images those rest.
+        json: print where the page and its figures are, as JSON.
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
     out: Annotated[str | None, metavar("DIR")] = None
     tests: Literal["images", "within_images", "published"] = "images"
     subset: int = 500
+    json: bool = False
 
     def __call__(self) -> Any:
         from vitjax.report.document import write_report
@@ -51,7 +53,10 @@ class Report(Command):
         out = self.out or (self.runs[0] if alone else "vitjax-report")
         runs = [open_results(path) for path in self.runs]
         page = write_report(runs, out, tests=self.tests, subset=self.subset)
-        print(f"Report: {page}")
+        if self.json:
+            print(json.dumps({"report": str(page), "figures": f"{out}/figures"}))
+        else:
+            print(f"Report: {page}")
         return page
 
 
@@ -95,6 +100,7 @@ class Explain(Command):
         names = [name for text in self.method for name in text.split(",") if name]
         for name in names:  # before weights are fetched
             methods.check(name)
+        make_folder(self.out)
         model = loading.load(self.model, checkpoint=self.checkpoint)
         found = explain_pictures(
             *(model, self.images),
@@ -105,7 +111,6 @@ class Explain(Command):
             dtype=self.dtype,
         )
         titles = [describe_explained(found, i, model) for i in range(len(found.names))]
-        self.out.mkdir(parents=True, exist_ok=True)
         page = self.out / "explain.png"
         page.write_bytes(pictures.png(found.pictures, titles, found.maps))
         arrays: dict[str, Any] = {
@@ -173,6 +178,8 @@ class Neurons(Command):
     json: bool = False
 
     def __call__(self) -> list[Neuron]:
+        if self.out:
+            make_folder(self.out.parent)
         model = loading.load(self.model, checkpoint=self.checkpoint)
         found = neurons(
             model,
@@ -189,7 +196,6 @@ class Neurons(Command):
         else:
             show_table(columns, rows, right=(0, 1, 2))
         if self.out:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             with self.out.open("w", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow((*Neuron._fields[:4], "class", "logit"))

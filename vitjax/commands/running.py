@@ -17,6 +17,7 @@ from vitjax.maps.methods import Method
 from vitjax.models.model import Model
 from vitjax.results import Results
 from vitjax.runner import processes
+from vitjax.runner.experiments import find_recipe
 from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.probes import run_probes
 from vitjax.runner.stream import run
@@ -136,6 +137,8 @@ class Run(Command):
             "mask_threshold": self.mask_threshold,
             "workers": self.workers,
         }
+        if self.recipe != "probes":
+            find_recipe(self.recipe)  # before weights are fetched
         if self.recipe == "probes":
             results = self.probes(**options)
         elif self.train is not None:

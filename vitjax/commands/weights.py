@@ -50,12 +50,14 @@ class Convert(Command):
         model: whose architecture the file has; not needed where the source is a name
             or a converted folder.
         dtype: of the weights on disk; float32 reloads bit for bit.
+        json: print JSON instead of a sentence.
     """
 
     source: tyro.conf.Positional[Annotated[str, metavar("SOURCE")]]
     out: Annotated[str | None, metavar("DIR")] = None
     model: Annotated[str | None, metavar("NAME")] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    json: bool = False
 
     def __call__(self) -> str:
         if self.model is not None:
@@ -71,7 +73,11 @@ class Convert(Command):
         out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        print(f"{out}: {count:,} parameters, {self.dtype}")
+        if self.json:
+            facts = {"path": out, "parameters": count, "dtype": self.dtype}
+            print(json.dumps(facts))
+        else:
+            print(f"{out}: {count:,} parameters, {self.dtype}")
         return out
 
 
