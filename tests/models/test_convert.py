@@ -1,7 +1,6 @@
-import dataclasses
-
 """Foreign checkpoints: every dialect, strictly."""
 
+import dataclasses
 import re
 
 import jax
