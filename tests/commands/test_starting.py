@@ -38,6 +38,7 @@ def test_a_program_that_imports_vitjax_keeps_pythons_way(interrupted):
     [
         (["/venv/bin/vitjax", "list"], ["python", "/venv/bin/vitjax", "list"], True),
         (["-m", "list"], ["python", "-m", "vitjax", "list"], True),
+        (["/lib/vitjax/__main__.py"], ["python", "-c", "spawned"], True),
         (["-m"], ["python", "-X", "dev", "-m", "vitjax"], True),
         (["-m", "vitjax"], ["python", "-m", "pytest", "vitjax"], False),
         (["-c", "vitjax"], ["python", "-c", "import vitjax", "vitjax"], False),
@@ -57,6 +58,11 @@ def test_a_command_that_has_started_handles_it_itself(monkeypatch):
         assert signal.getsignal(signal.SIGINT) is starting.stop
         starting.over()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with monkeypatch.context() as patch:  # a worker, which has the command's argv
+            patch.setattr("multiprocessing.parent_process", lambda: object())
+            starting.watch()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         monkeypatch.setattr(sys, "argv", ["pytest"])
         starting.watch()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -4,6 +4,7 @@ The imports take the better part of a command's first second. `vitjax/__init__.p
 this file before all others; who imports vitjax in a program keeps Python's own way.
 """
 
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -16,12 +17,14 @@ def is_command(argv: Sequence[str], original: Sequence[str]) -> bool:
     """Whether this process is `vitjax` or `python -m vitjax`.
 
     Args:
-        argv: of `sys`; its first is "-m" while `python -m` imports the package.
+        argv: of `sys`; its first is "-m" while `python -m` imports the package, then the
+            path of `__main__.py`, which workers inherit.
         original: of `sys`: what the interpreter was given.
     """
     if argv[:1] == ["-m"]:
         return "vitjax" in original[original.index("-m") + 1 :][:1]
-    return bool(argv) and pathlib.PurePath(argv[0]).stem == "vitjax"
+    path = pathlib.PurePath(argv[0] if argv else "")
+    return path.stem == "vitjax" or path.parts[-2:] == ("vitjax", "__main__.py")
 
 
 def stop(number, frame) -> None:
@@ -31,11 +34,16 @@ def stop(number, frame) -> None:
 
 
 def watch() -> None:
-    """From here on Ctrl-C ends a command; `over` takes that back."""
+    """From here on Ctrl-C ends a command; `over` takes that back.
+
+    A terminal sends it to the command's workers too, which inherit its arguments: they
+    leave it to the command, which ends them.
+    """
     ours = is_command(sys.argv, sys.orig_argv)
     main = threading.current_thread() is threading.main_thread()
     if ours and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
+        worker = multiprocessing.parent_process() is not None
+        signal.signal(signal.SIGINT, signal.SIG_IGN if worker else stop)
 
 
 def over() -> None:
