@@ -17,8 +17,8 @@ def is_command(argv: Sequence[str], original: Sequence[str]) -> bool:
     """Whether this process is `vitjax` or `python -m vitjax`.
 
     Args:
-        argv: of `sys`; its first is "-m" while `python -m` imports the package, then the
-            path of `__main__.py`, which workers inherit.
+        argv: of `sys`; its first is "-m" while `python -m` imports the package, then
+            the path of `__main__.py`, which workers inherit.
         original: of `sys`: what the interpreter was given.
     """
     if argv[:1] == ["-m"]:
