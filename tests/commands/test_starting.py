@@ -59,10 +59,10 @@ def test_a_command_that_has_started_handles_it_itself(monkeypatch):
         starting.over()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         with monkeypatch.context() as patch:  # a worker, which has the command's argv
-            patch.setattr("multiprocessing.parent_process", lambda: object())
+            words = ["python", "-c", "spawned", "--multiprocessing-fork"]
+            patch.setattr(sys, "orig_argv", words)
             starting.watch()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         monkeypatch.setattr(sys, "argv", ["pytest"])
         starting.watch()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

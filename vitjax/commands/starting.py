@@ -4,7 +4,6 @@ The imports take the better part of a command's first second. `vitjax/__init__.p
 this file before all others; who imports vitjax in a program keeps Python's own way.
 """
 
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -36,14 +35,14 @@ def stop(number, frame) -> None:
 def watch() -> None:
     """From here on Ctrl-C ends a command; `over` takes that back.
 
-    A terminal sends it to the command's workers too, which inherit its arguments: they
-    leave it to the command, which ends them.
+    Workers inherit the command's arguments, but they answer as Python does: who feeds on
+    them waits for them to say that they stopped.
     """
-    ours = is_command(sys.argv, sys.orig_argv)
+    worker = "--multiprocessing-fork" in sys.orig_argv
+    ours = is_command(sys.argv, sys.orig_argv) and not worker
     main = threading.current_thread() is threading.main_thread()
     if ours and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        worker = multiprocessing.parent_process() is not None
-        signal.signal(signal.SIGINT, signal.SIG_IGN if worker else stop)
+        signal.signal(signal.SIGINT, stop)
 
 
 def over() -> None:
