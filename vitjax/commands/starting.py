@@ -35,8 +35,8 @@ def stop(number, frame) -> None:
 def watch() -> None:
     """From here on Ctrl-C ends a command; `over` takes that back.
 
-    Workers inherit the command's arguments, but they answer as Python does: who feeds on
-    them waits for them to say that they stopped.
+    Workers inherit the command's arguments, but they answer as Python does: who feeds
+    on them waits for them to say that they stopped.
     """
     worker = "--multiprocessing-fork" in sys.orig_argv
     ours = is_command(sys.argv, sys.orig_argv) and not worker
