@@ -20,11 +20,12 @@ def find_recipe(name: str) -> Recipe:
         ValueError: there is none; the message lists those there are.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+        near = difflib.get_close_matches(name, (*RECIPES, "probes"), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         if name == "probes":  # the one question with two data sets
             hint = " Call vitjax.runner.probes.run_probes(model, train, data, out)."
         raise ValueError(
-            f"There is no recipe {name!r}.{hint} Known: {', '.join(RECIPES)}."
+            f"There is no recipe {name!r}.{hint} Known: {', '.join(RECIPES)}; and probes, "
+            "of two data sets."
         )
     return RECIPES[name]
