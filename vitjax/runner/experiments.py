@@ -25,7 +25,7 @@ def find_recipe(name: str) -> Recipe:
         if name == "probes":  # the one question with two data sets
             hint = " Call vitjax.runner.probes.run_probes(model, train, data, out)."
         raise ValueError(
-            f"There is no recipe {name!r}.{hint} Known: {', '.join(RECIPES)}; and probes, "
-            "of two data sets."
+            f"There is no recipe {name!r}.{hint} Known: {', '.join(RECIPES)}; and "
+            "probes, of two data sets."
         )
     return RECIPES[name]
