@@ -10,12 +10,13 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import select
 import shlex
 import signal
 import sys
 import traceback as tracebacks
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import jax
 import tyro
@@ -81,16 +82,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(stop, "__notes__", ()):
             print(f"  vitjax {shlex.join(arguments)}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
-    except BrokenPipeError:  # who reads has left, as in `vitjax list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except EXPECTED as error:
+        if isinstance(error, BrokenPipeError) and reader_has_left():
+            return 1
         if command.traceback:
             tracebacks.print_exc()
         else:
             say(f"vitjax: {paragraph(error)}", error)
         return 1
     return 0
+
+
+def reader_has_left() -> bool:
+    """Whether nobody reads stdout any more (`vitjax list | head`); then, silence."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # of a notebook or a test
+        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(output, 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -135,15 +150,21 @@ def parse_flags(name: str, flags: Sequence[str]) -> Command:
 
 def near_flags(kind: type[Command], words: Sequence[str]) -> str:
     """What was meant by flags that a command does not have; "" where it has them."""
-    names = [field.name.strip("_") for field in dataclasses.fields(kind)]
+    hints = get_type_hints(kind, include_extras=True)
+    positional = get_args(tyro.conf.Positional[int])[-1]
+    names = [
+        field.name.strip("_")
+        for field in dataclasses.fields(kind)
+        if positional not in getattr(hints[field.name], "__metadata__", ())
+    ]
     known = ["--help", *("--" + name.replace("_", "-") for name in names)]
-    hints = []
+    said = []
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and "." not in flag and flag not in known:
             near = difflib.get_close_matches(flag, known, n=1)
-            hints += [f"{flag} is no flag. Did you mean {near[0]}?"] if near else []
-    return " ".join(hints)
+            said += [f"{flag} is no flag. Did you mean {near[0]}?"] if near else []
+    return " ".join(said)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ import numpy as np
 FORMAT = "vitjax-run"
 FORMAT_VERSION = 1
 ROWS = "rows.zarr"
-PICTURES_PER_CHUNK = 8
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = re.compile("DATA_LOSS|(FAILED_PRECONDITION|INVALID_ARGUMENT): Error reading")
 """How tensorstore begins to say that what it read cannot be decoded."""
@@ -64,8 +63,8 @@ class ArraySpec:
         chunk = [max(1, size) for size in self.shape]
         if self.dims[0] == "image":
             chunk[0] = images_per_chunk
-        elif self.dims[0] == "shown":  # so that a batch's pictures are written once
-            chunk[0] = min(PICTURES_PER_CHUNK, chunk[0])
+        elif self.dims[0] == "shown":  # place n is image n's, so in the same hands
+            chunk[0] = min(images_per_chunk, chunk[0])
         return {
             "shape": list(self.shape),
             "data_type": self.dtype,

@@ -12,7 +12,7 @@ from PIL import Image
 from vitjax.report import document, explorer
 from vitjax.results import Results
 
-KINDS = {"u8": "u1", "u16": "<u2", "u32": "<u4", "i8": "i1", "f4": "<f4"}
+KINDS = {"u8": "u1", "u16": "<u2", "u32": "<u4", "i16": "<i2", "f4": "<f4"}
 
 
 def unpack(pack):
@@ -112,6 +112,21 @@ def test_without_labels_there_are_no_ranks(make_run):
     assert json.loads(found["data"])["runs"][0]["pictures"][0]["label"] == -1
 
 
+def test_shares_of_a_peaked_head_survive():
+    """195 patches share what one leaves: each is 1/450 of it."""
+    attended = np.full((1, 1, 196), 0.3 / 195, np.float32)
+    attended[..., 7] = 0.7
+    scale, steps = explorer.quantised(attended)
+    found = scale[..., None] * steps
+    np.testing.assert_allclose(found / found.sum(), attended, rtol=0.01)
+
+
+def test_a_picture_that_is_there_twice_is_shown_once(make_run):
+    places = np.array([0, 1, 0, 2], np.int32)
+    run = make_run(pictures=4, change={"picture_image": places})
+    assert [one.image for one in explorer.chosen(run)] == [0, 1, 2]
+
+
 def test_absent_tokens_and_many_classes():
     ranks = np.array([[-1, 0, 69_999]], np.int32)
     told = explorer.told({"label": 1, "rank_residual": ranks}, classes=70_000)
@@ -144,7 +159,14 @@ def test_a_tokens_run_beside_another_adds_its_explorer_only(make_run, tokens_run
     other = make_run(classes=7)
     shown, runs = document.companions([other, tokens_run])
     assert shown == [tokens_run] and runs == [other]
-    elsewhere = make_run(classes=7, manifest={"data": {"id": "sha256:other"}})
-    shown, runs = document.companions([elsewhere, tokens_run])
-    assert shown == runs == [elsewhere, tokens_run]
+    for change in (
+        {"data": {"id": "sha256:other"}},
+        {"model": {"parameters_sha256": "other"}},
+        {"dtype": "bfloat16"},
+    ):
+        elsewhere = make_run(classes=7, manifest=change)
+        shown, runs = document.companions([elsewhere, tokens_run])
+        assert shown == runs == [elsewhere, tokens_run]
+    bare = make_run(classes=7, pictures=0, manifest={"recipe": "tokens"})
+    assert document.companions([other, bare]) == ([other], [other])
     assert document.companions([tokens_run]) == ([tokens_run], [tokens_run])

@@ -45,7 +45,7 @@ def test_a_run_in_words(masked_run):
     last = ranks[:, -1, 1:] == 0
     assert f"{last.mean():.3f} [" in single
     assert f"{last.any(1).mean():.3f}" in single
-    assert kinds.startswith("Class and context tokens differ")
+    assert kinds.startswith("Class and context tokens ")
 
 
 def test_where_nothing_is_found(make_run):
@@ -60,9 +60,9 @@ def test_where_nothing_is_found(make_run):
 def test_class_and_context_tokens_by_hand(make_run):
     kinds = np.tile(np.arange(16) % 2, (9, 1)).astype(np.int8)
     ranks = np.zeros((9, 3, 17), np.int32)
-    for on, off, words in ((0, 2, "it is higher, 1.000 against 0.600"),
-                           (2, 0, "it is lower, 0.600 against 1.000"),
-                           (1, 1, "no more than their interval allows")):  # fmt: skip
+    for on, off, words in ((0, 2, "it is higher, class minus context"),
+                           (2, 0, "is −0.400 [−0.400, −0.400] in the last"),
+                           (1, 1, "do not differ beyond their interval")):  # fmt: skip
         ranks[..., 1:] = np.where(kinds == 1, on, off)[:, None]
         change = {"rank_residual": ranks, "token_class": kinds}
         assert words in said(make_run(masks=True, change=change))[-1]
@@ -71,6 +71,11 @@ def test_class_and_context_tokens_by_hand(make_run):
 def test_one_image_and_none(make_run):
     lines = said(make_run(images=1))
     assert "one image has no interval" in lines[1] and "[" not in lines[0]
+    kinds = (np.arange(16) % 2).astype(np.int8)[None]
+    lines = said(make_run(images=1, masks=True, change={"token_class": kinds}))
+    assert "have no interval: class minus context" in lines[-1]
+    lines = said(make_run(fields={"depth": 1}))
+    assert "after the only block (chance" in lines[1] and "goes from" not in lines[1]
     assert said(make_run(change={"label": np.full(9, -1, np.int32)})) == []
 
 

@@ -11,9 +11,9 @@ from vitjax.runner.folder import Run, start_run
 
 SHAPES = SPECS | {
     "picture": ArraySpec(
-        ("shown", "height", "width", "channel"), (3, 2, 2, 3), "uint8"
+        ("shown", "height", "width", "channel"), (5, 2, 2, 3), "uint8"
     ),
-    "picture_image": ArraySpec(("shown",), (3,), "int32"),
+    "picture_image": ArraySpec(("shown",), (5,), "int32"),
 }
 
 
@@ -81,21 +81,22 @@ def test_what_could_not_be_written_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "write_rows", full)
     with pytest.raises(StorageError):
         waiting.flush()
-    assert done(run) == [] and waiting.pictures == 0
+    assert done(run) == []
     monkeypatch.setattr(Run, "write_rows", write)
     waiting.add(part(2, shown=[3]))
-    assert done(run) == [0, 1, 2, 3] and waiting.pictures == 2
-    assert run.read("picture_image").tolist() == [0, 3, -1]
-    assert run.read("picture")[:2, 0, 0, 0].tolist() == [0, 3]
+    assert done(run) == [0, 1, 2, 3]
+    assert run.read("picture_image").tolist() == [0, -1, -1, 3, -1]
+    assert run.read("picture")[:, 0, 0, 0].tolist() == [0, 0, 0, 3, 0]
 
 
-def test_a_new_session_counts_the_pictures_of_finished_images(tmp_path):
+def test_a_picture_has_its_images_place_in_whatever_order_they_come(tmp_path):
     run = start(tmp_path)
-    first = Buffer(run)
-    first.add(part(0, shown=[0, 1]))
-    first.flush()
-    run.write({"picture_image": (slice(2, 3), np.array([2], np.int32))})  # then killed
-    assert Buffer(run).pictures == 2
+    waiting = Buffer(run)
+    for first in (2, 0, 2):  # the last again, as after damage
+        waiting.add(part(first, shown=[first, first + 1]))
+        waiting.flush()
+    assert run.read("picture_image").tolist() == [0, 1, 2, 3, -1]
+    assert run.read("picture")[:4, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_skipped_images_are_listed_once(tmp_path):

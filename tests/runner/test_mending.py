@@ -114,3 +114,43 @@ def test_a_file_that_was_not_done_is_removed(run):
 
 def mending_path(run, name):
     return pathlib.Path(run.path) / "rows.zarr" / name
+
+
+@pytest.fixture
+def illustrated(tmp_path, monkeypatch):
+    """The same with a picture of every image but the last, in chunks of four too."""
+    monkeypatch.setattr(folder, "CHUNK_BYTES", 1)
+    shapes = SHAPES | {
+        "picture": ArraySpec(("shown", "height"), (9, 6), "uint8"),
+        "picture_image": ArraySpec(("shown",), (9,), "int32"),
+    }
+    about = manifest(finished="now")
+    run = start_run(tmp_path, about, shapes, coordinates={}, batch_size=4)
+    run.write(
+        {
+            "picture": (slice(0, 9), np.ones((9, 6), np.uint8)),
+            "picture_image": (slice(0, 9), np.arange(9, dtype=np.int32)),
+        }
+    )
+    run.write_rows(0, rows(0, 10) | {"valid": np.ones(10, bool)})
+    return run
+
+
+@pytest.mark.parametrize("name", ["picture/c/1/0", "picture_image/c/1"])
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_of_many_pictures_only_those_of_that_file_are_kept_again(
+    illustrated, name, how
+):
+    assert mending.mend(illustrated) == []
+    path = mending_path(illustrated, name)
+    if how == "gone":
+        path.unlink()
+    else:
+        illustrated.manifest["finished"] = None
+        cut(path)
+    (said,) = mending.mend(illustrated)
+    assert f"Files of {name.partition('/')[0]} in" in said and "4 images" in said
+    assert np.flatnonzero(~illustrated.read("done")).tolist() == [4, 5, 6, 7]
+    assert not path.exists() and illustrated.manifest["finished"] is None
+    assert illustrated.read("picture_image")[[3, 8]].tolist() == [3, 8]
+    assert mending.mend(illustrated) == []

@@ -91,7 +91,8 @@ def test_a_run_keeps_the_picture_of_every_image(tmp_path):
     out = tmp_path / "rows"
     data = "textured_digits"
     run = vitjax.run("tokens", model, data, out, batch_size=4, limit=12)
-    np.testing.assert_array_equal(run["picture_image"][:], np.arange(12))
-    assert run["picture"].shape == (12, 32, 32, 3)
-    assert run["picture"][:].any((1, 2, 3)).all()
+    expected = np.where(np.arange(200) < 12, np.arange(200), -1)
+    np.testing.assert_array_equal(run["picture_image"][:], expected)
+    assert run["picture"].shape == (200, 32, 32, 3)
+    assert run["picture"][:12].any((1, 2, 3)).all()
     assert TOKENS.pictures == 200

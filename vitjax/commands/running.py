@@ -38,8 +38,9 @@ class Run(Command):
         recipe: the question: identifiability; paper asks all of sections 5 and 6 of the
             paper, one_pass what of them needs no intervention; faithfulness puts maps
             of several methods to the test, section 7; probes asks section 8's;
-            precision what bfloat16 changes in every analysis; tokens keeps of some
-            hundred images what the report's token explorer shows.
+            precision what bfloat16 changes in every analysis; tokens
+            writes what the report's token explorer shows, some hundred KiB an image:
+            give it a --limit, 200 pictures are kept.
         model: a name that `vitjax list` shows, or a converted folder.
         data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
             cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by

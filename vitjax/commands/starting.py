@@ -6,6 +6,7 @@ this file before all others; who imports vitjax in a program keeps Python's own 
 
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -20,8 +21,12 @@ def is_command(argv: Sequence[str], original: Sequence[str]) -> bool:
             the path of `__main__.py`, which workers inherit.
         original: of `sys`: what the interpreter was given.
     """
-    if argv[:1] == ["-m"]:
-        return "vitjax" in original[original.index("-m") + 1 :][:1]
+    if argv[:1] == ["-m"]:  # also as -um vitjax, or -mvitjax
+        for word, following in zip(original[1:], [*original[2:], ""]):
+            found = re.fullmatch("-[A-Za-z]*?m(.*)", word)
+            if found:
+                return (found[1] or following) == "vitjax"
+        return False
     path = pathlib.PurePath(argv[0] if argv else "")
     return path.stem == "vitjax" or path.parts[-2:] == ("vitjax", "__main__.py")
 

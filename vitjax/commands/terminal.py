@@ -84,8 +84,8 @@ def show_benchmark(found: Benchmark) -> None:
     show_table(BENCHMARK_COLUMNS, benchmark_rows(found), right=range(1, 7))
     print(
         f"The analyses cost {found.ratio:.3f} and {found.one_pass_ratio:.3f} plain "
-        f"forward passes; counted in multiplications both would be "
-        f"{found.ratio_floor:.3f}."
+        "forward passes; counted in multiplications, "
+        f"{found.identifiability.floor:.3f} and {found.one_pass.floor:.3f}."
     )
     if "removal_curve" in found.more:
         print("removal_curve: all counts of patches; passes and floor are per count.")
@@ -110,8 +110,8 @@ BENCHMARK_COLUMNS = (
 def benchmark_rows(found: Benchmark) -> list[tuple[str, ...]]:
     """A row per program."""
 
-    def text(value, form, divisor=1):
-        return "" if value is None else format(value / divisor, form)
+    def text(value, form, divisor=1, unit=""):
+        return "" if value is None else format(value / divisor, form) + unit
 
     return [
         (
@@ -119,8 +119,8 @@ def benchmark_rows(found: Benchmark) -> list[tuple[str, ...]]:
             f"{timing.images_per_second:,.2f}",
             f"{timing.passes:.3f}",
             text(timing.floor, ".3f"),
-            text(timing.temporary_bytes, ",.1f", 2**20) + " MiB" * bool(timing.floor),
-            text(timing.peak_bytes, ",.1f", 2**20) + " MiB" * bool(timing.floor),
+            text(timing.temporary_bytes, ",.1f", 2**20, " MiB"),
+            text(timing.peak_bytes, ",.1f", 2**20, " MiB"),
             text(timing.compile_seconds, ".1f"),
         )
         for name, timing in found.programs.items()

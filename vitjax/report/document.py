@@ -29,7 +29,7 @@ from vitjax.report.tables import (
     test_table,
     token_tests,
 )
-from vitjax.report.writing import draw, write_csv
+from vitjax.report.writing import draw_captioned, write_csv
 from vitjax.results import Results
 
 PAPER = "https://arxiv.org/abs/2310.18969"
@@ -122,13 +122,18 @@ def companions(runs: Sequence[Results]) -> tuple[list[Results], list[Results]]:
 
     def of(run: Results) -> tuple:
         model, data = run.manifest["model"], run.manifest["data"]
-        return model["name"], model.get("sha256"), data["id"]
+        computed = run.manifest.get("dtype"), str(run.manifest.get("masks"))
+        return model.get("parameters_sha256"), data["id"], *computed
 
-    tokens = {of(run): run for run in runs if run.manifest["recipe"] == "tokens"}
+    tokens = {
+        of(run): run
+        for run in runs
+        if run.manifest["recipe"] == "tokens" and next(explorer.chosen(run), None)
+    }
     others = [run for run in runs if run.manifest["recipe"] != "tokens"]
     beside = {of(run) for run in others}
     shown = [run for run in runs if run in others or of(run) not in beside]
-    return [tokens.get(of(run), run) for run in shown], shown
+    return [tokens.get(of(run), run) if run in others else run for run in shown], shown
 
 
 def script(name: str) -> str:
@@ -219,11 +224,7 @@ def _summary(tables: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
 
 def _written(folder, drawings) -> list[dict[str, Any]]:
     """Write figures and their numbers; what the page shows of them."""
-    return [
-        draw(folder, one.key, one.panels, one.rows)
-        | {"title": one.title, "caption": one.caption}
-        for one in drawings
-    ]
+    return [draw_captioned(folder, one) for one in drawings]
 
 
 def _edits(folder, names, found) -> dict[str, Any] | None:

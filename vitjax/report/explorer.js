@@ -13,7 +13,7 @@
     },
   };
   const ARRAYS = {
-    u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, i8: Int8Array, f4: Float32Array,
+    u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, i16: Int16Array, f4: Float32Array,
   };
   const CELL = 24;
   const state = {
@@ -49,8 +49,8 @@
     return new Response(new Blob([bytes]).stream().pipeThrough(open)).arrayBuffer();
   }
 
-  async function load(picture) {
-    const pack = JSON.parse(at(`${state.run.number}-${picture.image}`).textContent);
+  async function load(run, picture) {
+    const pack = JSON.parse(at(`${run.number}-${picture.image}`).textContent);
     const buffer = await unpack(pack.bytes);
     const arrays = {};
     let offset = 0;
@@ -75,6 +75,7 @@
     if (!classes) return [];
     const start = (layer * tokens() + token) * classes.top;
     return Array.from({ length: classes.top }, (_, place) => ({
+      number: classes[start + place],
       name: state.run.classes[classes[start + place]],
       share: probabilities[start + place] / 255,
     }));
@@ -183,10 +184,10 @@
     const { layer, quantity, head } = state;
     const { largest, fixed } = paint(canvas, quantity, layer, head, CELL, true);
     canvas.style.opacity = at("opacity").value / 100;
-    const { signed, words } = QUANTITIES[quantity];
+    const { signed } = QUANTITIES[quantity];
     const most = fixed ? "1" : largest.toExponential(1).replace("-", "−");
     at("low").textContent = signed ? `−${most}` : "0";
-    at("high").textContent = `${most} ${words}`;
+    at("high").textContent = `${most} ${words(quantity)}`;
     const colours = data.colours[signed ? "RdBu_r" : "viridis"];
     const stops = Array.from({ length: 11 }, (_, n) => `#${colours.substr(6 * Math.round(25.5 * n), 6)}`);
     at("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
@@ -208,18 +209,22 @@
     }
   }
 
+  // Buttons stay where they are, so that the keyboard's focus does.
   function strip(name, count, words, chosen, draw, choose) {
-    const made = Array.from({ length: count }, (_, number) => {
-      const button = element("button", undefined, {
-        type: "button", "aria-pressed": String(number === chosen), "aria-label": `${words} ${number + 1}`,
-      });
-      const canvas = element("canvas");
-      draw(canvas, number);
-      button.append(canvas, element("span", `${words} ${number + 1}`));
+    const held = at(name);
+    while (held.children.length > count) held.lastChild.remove();
+    while (held.children.length < count) {
+      const number = held.children.length;
+      const title = `${words} ${number + 1}`;
+      const button = element("button", undefined, { type: "button", "aria-label": title });
+      button.append(element("canvas"), element("span", title));
       button.addEventListener("click", () => choose(number));
-      return button;
+      held.append(button);
+    }
+    [...held.children].forEach((button, number) => {
+      button.setAttribute("aria-pressed", String(number === chosen));
+      draw(button.firstChild, number);
     });
-    at(name).replaceChildren(...made);
   }
 
   function drawStrips() {
@@ -241,6 +246,12 @@
     return `image token, row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
   }
 
+  // Without a label, what helps is asked for the model's own answer.
+  function words(quantity) {
+    const target = state.picture.label < 0 ? "the answer" : "the label";
+    return QUANTITIES[quantity].words.replace("the class", target);
+  }
+
   function valueLine(token) {
     const { arrays, layer, head, quantity } = state;
     const patch = token - prefix();
@@ -255,7 +266,7 @@
     }
     if (patch >= 0 && quantity && headed(quantity)) {
       const value = map(quantity, layer, head)[patch];
-      parts.push(`${QUANTITIES[quantity].words} ${value.toExponential(2).replaceAll("-", "−")}`);
+      parts.push(`${words(quantity)} ${value.toExponential(2).replaceAll("-", "−")}`);
     }
     return parts.join("; ");
   }
@@ -264,12 +275,12 @@
     const { token, layer, run } = state;
     at("token").textContent = `${tokenName(token)}, after block ${layer + 1}`;
     at("values").textContent = valueLine(token);
-    at("classes").replaceChildren(...best(layer, token).map(({ name, share }) => {
+    at("classes").replaceChildren(...best(layer, token).map(({ number, name, share }) => {
       const row = element("li");
       const bar = element("i");
       bar.style.width = `${100 * share}%`;
       row.append(element("span", name, { title: name }), element("b", fraction(share, 2)), bar);
-      row.classList.toggle("label", state.picture.label >= 0 && name === run.classes[state.picture.label]);
+      row.classList.toggle("label", number === state.picture.label);
       return row;
     }));
     const rows = Array.from({ length: run.depth }, (_, number) => {
@@ -336,15 +347,18 @@
   }
 
   function listPictures() {
-    options(at("image"), listed().map((picture) => [picture.image, title(picture)]));
-    if (state.picture) at("image").value = state.picture.image;
+    const pictures = listed();
+    options(at("image"), pictures.map((picture) => [picture.image, title(picture)]));
+    if (!pictures.length) options(at("image"), [["", "none"]]);
+    if (pictures.includes(state.picture)) at("image").value = state.picture.image;
   }
 
-  async function openPicture(picture) {
+  async function openPicture(picture, run = state.run) {
     const asked = (state.asked += 1);
-    const { url, arrays } = await load(picture);
+    const { url, arrays } = await load(run, picture);
     if (asked !== state.asked) return; // another one was opened meanwhile
     Object.assign(state, { picture, arrays, pinned: false });
+    if (run !== state.run || !at("image").options.length) openRun(run);
     at("picture").src = url;
     at("picture").alt = `image ${picture.image} of the data, as the model saw it`;
     at("image").value = picture.image;
@@ -352,10 +366,12 @@
     const there = Object.keys(QUANTITIES).filter((name) =>
       QUANTITIES[name].needs.every((need) => need in arrays));
     if (!there.includes(state.quantity)) state.quantity = there[0] ?? null;
-    options(at("quantity"), there.map((name) => [name, QUANTITIES[name].words]), state.quantity);
+    options(at("quantity"), there.map((name) => [name, words(name)]), state.quantity);
     state.token = Math.min(state.token, tokens() - 1);
     drawAll();
-    history.replaceState(null, "", `#image-${state.run.number}-${picture.image}`);
+    try {
+      history.replaceState(null, "", `#image-${run.number}-${picture.image}`);
+    } catch { /* a page within another has no address of its own */ }
   }
 
   function openRun(run) {
@@ -372,7 +388,11 @@
     }));
     at("picture").classList.toggle("small", run.pixelated);
     at("stage").style.aspectRatio = `${run.grid[1]} / ${run.grid[0]}`;
+    if (!listed().includes(state.picture)) at("filter").value = "all";
     listPictures();
+    at("row").textContent = run.pooled
+      ? "averaged over the image tokens, from which the answer is read, and helpful by the loss of their mean"
+      : "both of the row of [CLS], which the answer is read from";
   }
 
   function step(by) {
@@ -388,8 +408,7 @@
     const picture = run?.pictures.find((one) => one.image === Number(image));
     if (!picture) return false;
     at("filter").value = "all";
-    openRun(run);
-    openPicture(picture);
+    openPicture(picture, run);
     return true;
   }
 
@@ -409,12 +428,21 @@
     if (event.type === "click" || !state.pinned) setToken(token);
   }
 
+  // The next token on the grid; from the tokens before it, its first.
+  function neighbour(down, right) {
+    const [rows, columns] = state.run.grid;
+    const patch = state.token - prefix();
+    if (patch < 0) return prefix();
+    const row = Math.min(Math.max(Math.floor(patch / columns) + down, 0), rows - 1);
+    const column = Math.min(Math.max((patch % columns) + right, 0), columns - 1);
+    return prefix() + row * columns + column;
+  }
+
   function pressed(event) {
-    const columns = state.run.grid[1];
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     if (event.key in moves) {
       state.pinned = true;
-      setToken(state.token + moves[event.key]);
+      setToken(neighbour(...moves[event.key]));
     } else if (event.key === "[" || event.key === "]") {
       setLayer(state.layer + (event.key === "]" ? 1 : -1));
     } else return;
@@ -424,10 +452,10 @@
   options(at("run"), data.runs.map(({ number, name }) => [number, name]));
   at("run").closest("label").hidden = data.runs.length === 1;
   at("run").addEventListener("change", (event) => {
-    const image = state.picture?.image;
-    openRun(data.runs.find(({ number }) => number === Number(event.target.value)));
-    const same = state.run.pictures.find((one) => one.image === image); // of the same data
-    openPicture(same ?? state.run.pictures[0]);
+    const run = data.runs.find(({ number }) => number === Number(event.target.value));
+    const same = run.data === state.run.data
+      && run.pictures.find(({ image }) => image === state.picture.image);
+    openPicture(same || run.pictures[0], run);
   });
   at("image").addEventListener("change", (event) => openPicture(
     state.run.pictures.find(({ image }) => image === Number(event.target.value))));
@@ -453,9 +481,7 @@
     at("about").textContent = "This browser is too old for the explorer; any of 2023 or later shows it.";
   } else {
     at("body").hidden = false;
-    if (!openHash()) {
-      openRun(data.runs[0]);
-      step(1);
-    }
+    if (openHash()) at("explorer").scrollIntoView();
+    else openPicture(state.run.pictures[0]);
   }
 })();

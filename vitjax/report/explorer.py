@@ -8,7 +8,7 @@ when the picture is opened, so that hundreds of them load at once:
     probabilities  theirs, in units of 1/255
     mask           1 on the class, 0 off it, 2 unknown
     attended, helpful    of every block and head, in units of that map's own scale,
-    attended_scale, helpful_scale    its largest magnitude / 127
+    attended_scale, helpful_scale    its largest magnitude / 32767
 
 A run that lacks an array (only the recipe `tokens` writes all of them) is shown without
 what would need it.
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int8, UInt8
+from jaxtyping import Float, Int, Int16, UInt8
 
 from vitjax.report.overlays import image_names
 from vitjax.report.pictures import POSITIVE, SIGNED
@@ -37,7 +37,12 @@ GROUP = 32
 LOSSLESS = 128
 """Pictures up to this size are PNG, larger ones JPEG."""
 
-KINDS = {"uint8": "u8", "uint16": "u16", "uint32": "u32", "int8": "i8", "float32": "f4"}
+KINDS = {
+    **{"uint8": "u8", "uint16": "u16", "uint32": "u32"},
+    **{"int16": "i16", "float32": "f4"},
+}
+STEPS = 2**15 - 1
+"""Of a map's largest magnitude: finer than its sums need."""
 
 
 class Picture(NamedTuple):
@@ -92,14 +97,15 @@ def explorer(
     }
 
 
-def chosen(run: Results, *, most: int) -> Iterator[Picture]:
+def chosen(run: Results, *, most: int = MOST) -> Iterator[Picture]:
     """The pictures that a run kept and finished, with their arrays."""
     if "picture" not in run or "picture_image" not in run:
         return
     images = run["picture_image"][:]
     there = images >= 0
     there[there] = run["done"][:][images[there]] & run["valid"][:][images[there]]
-    places = np.flatnonzero(there)[:most]
+    _, firsts = np.unique(images, return_index=True)
+    places = np.intersect1d(np.flatnonzero(there), firsts)[:most]
     for start in range(0, len(places), GROUP):
         group = places[start : start + GROUP]
         rows = {n: run[n][images[group]] for n in READ if n in run}
@@ -140,12 +146,12 @@ def told(rows: Mapping[str, Any], *, classes: int) -> dict[str, np.ndarray]:
 
 def quantised(
     maps: Float[np.ndarray, "layer head patch"],
-) -> tuple[Float[np.ndarray, "layer head"], Int8[np.ndarray, "layer head patch"]]:
+) -> tuple[Float[np.ndarray, "layer head"], Int16[np.ndarray, "layer head patch"]]:
     """(scale, whole numbers): their product is the map within half a scale."""
     maps = np.nan_to_num(maps)
-    scale = np.abs(maps).max(-1) / np.float32(127)
+    scale = np.abs(maps).max(-1) / np.float32(STEPS)
     steps = maps / np.where(scale > 0, scale, 1)[..., None]
-    return scale.astype(np.float32), np.rint(steps).astype(np.int8)
+    return scale.astype(np.float32), np.rint(steps).astype(np.int16)
 
 
 def packed(picture: Picture) -> dict[str, Any]:
@@ -199,6 +205,8 @@ def described(name: str, number: int, run: Results) -> dict[str, Any]:
         "heads": config.heads,
         "grid": config.grid,
         "prefix": prefix,
+        "pooled": not config.class_token,
+        "data": run.manifest["data"]["id"],
         "pixelated": max(config.shape) <= LOSSLESS,
     }
 

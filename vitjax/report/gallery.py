@@ -6,30 +6,12 @@ from typing import Any, NamedTuple
 from vitjax.report import faithfulness, probes, sections
 from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import Mechanism, is_paper, mechanism
-from vitjax.report.panels import Panel, panels
+from vitjax.report.panels import panels
 from vitjax.report.reduction import curve_table
 from vitjax.report.refinement import refinement
 from vitjax.report.spreads import Spread, spreads
+from vitjax.report.writing import Captioned
 from vitjax.results import Results
-
-
-class Drawing(NamedTuple):
-    """A figure with its numbers, ready to be drawn.
-
-    Args:
-        key: name of its files.
-        title: above it.
-        caption: what is drawn and how to read it.
-        panels: its axes; at least one.
-        rows: its numbers; all have the same columns.
-    """
-
-    key: str
-    title: str
-    caption: str
-    panels: Sequence[Panel]
-    rows: Sequence[Mapping[str, Any]]
-
 
 CURVES = {
     "identifiability": (("residual",), "identifiability"),
@@ -97,7 +79,7 @@ def reduced(names: Sequence[str], runs: Sequence[Results]) -> Reduced:
     return Reduced(names, runs, digests, found)
 
 
-def drawings(read: Reduced) -> list[Drawing]:
+def drawings(read: Reduced) -> list[Captioned]:
     """Every figure but the maps, in the order of the page.
 
     Args:
@@ -114,12 +96,12 @@ def drawings(read: Reduced) -> list[Drawing]:
         *of_curves(rows),
         *of_sections(read),
         *of_spreads(read),
-        *(Drawing(*figure) for figure in probes.figures(probed)),
-        *(Drawing(*figure) for figure in faithfulness.figures(tested)),
+        *probes.figures(probed),
+        *faithfulness.figures(tested),
     ]
 
 
-def of_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Drawing]:
+def of_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Captioned]:
     """Identifiability and its rate over the blocks.
 
     Args:
@@ -130,10 +112,10 @@ def of_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Drawing]:
         here = [r for r in rows if r["stream"] in streams and r["measure"] == measure]
         if drawn:
             title, caption = CURVE_WORDS[key]
-            yield Drawing(key, title, f"{caption} {BANDS}", drawn, here)
+            yield Captioned(key, title, f"{caption} {BANDS}", drawn, here)
 
 
-def of_sections(read: Reduced) -> Iterator[Drawing]:
+def of_sections(read: Reduced) -> Iterator[Captioned]:
     """Figures of sections 5 and 6 of the paper, of the runs that have their rows."""
     by_key: dict[str, list[tuple[str, sections.Figure]]] = {}
     for name, run, data, one in zip(*read):
@@ -147,10 +129,10 @@ def of_sections(read: Reduced) -> Iterator[Drawing]:
         figure = figures[0][1]
         plain = [{k: v for k, v in row.items() if k != "style"} for row in rows]
         drawn = sections.panels(figure, rows)
-        yield Drawing(key, figure.title, figure.caption, drawn, plain)
+        yield Captioned(key, figure.title, figure.caption, drawn, plain)
 
 
-def of_spreads(read: Reduced) -> Iterator[Drawing]:
+def of_spreads(read: Reduced) -> Iterator[Captioned]:
     """Distributions, of every run side by side."""
     by_key: dict[str, list[Spread]] = {}
     several = len(read.names) > 1
@@ -160,4 +142,4 @@ def of_spreads(read: Reduced) -> Iterator[Drawing]:
     for key, figures in by_key.items():
         drawn = [panel for figure in figures for panel in figure.panels]
         rows = [row for figure in figures for row in figure.table]
-        yield Drawing(key, figures[0].title, figures[0].caption, drawn, rows)
+        yield Captioned(key, figures[0].title, figures[0].caption, drawn, rows)

@@ -67,6 +67,12 @@ def rise(digest: Digest, curves: Sequence[Row], kind: str) -> str:
     }.get(start, f"its interval stays above chance from block {start} on")
     if first["low"] != first["low"]:
         beyond = "one image has no interval"
+    if len(lines) == 1:
+        return (
+            f"Mean identifiability of the class at {TOKENS[kind]} is "
+            f"{number(last['mean'])} after the only block (chance "
+            f"{number(last['chance'])}); {beyond}."
+        )
     return (
         f"Mean identifiability of the class at {TOKENS[kind]} goes from "
         f"{number(first['mean'])} after block 1 to {number(last['mean'])} after block "
@@ -103,19 +109,17 @@ def kinds(table: Mapping[str, Row]) -> Iterator[str]:
     row = table.get("identifiability of class minus context tokens, last block")
     if row is None or row["value"] != row["value"]:
         return
-    if row["low"] != row["low"] or row["low"] <= 0 <= row["high"]:
-        words = "differ by no more than their interval allows:"
+    if row["low"] != row["low"]:
+        words = "of one image have no interval:"
+    elif row["low"] <= 0 <= row["high"]:
+        words = "do not differ beyond their interval:"
     else:
-        words = "differ: on the class it is " + (
-            "higher," if row["value"] > 0 else "lower,"
+        words = (
+            f"differ: on the class it is {'higher' if row['value'] > 0 else 'lower'},"
         )
-    class_row, context = (
-        table[f"identifiability of {TOKENS[kind]}, last block"]
-        for kind in ("class", "context")
-    )
     yield (
-        f"Class and context tokens {words} {number(class_row['value'])} against "
-        f"{number(context['value'])} in the last block, a difference of {share(row)}."
+        f"Class and context tokens {words} class minus context, within images, is "
+        f"{share(row)} in the last block."
     )
 
 

@@ -24,8 +24,8 @@ class Captioned(NamedTuple):
     key: str
     title: str
     caption: str
-    panels: list[Panel]
-    rows: list[dict[str, Any]]
+    panels: Sequence[Panel]
+    rows: Sequence[Mapping[str, Any]]
 
 
 def draw(

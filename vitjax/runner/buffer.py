@@ -47,7 +47,6 @@ class Buffer:
         self.run = run
         self.parts: list[Part] = []
         self.written = time.monotonic()
-        self.pictures = count_pictures(run)
 
     def add(self, part: Part) -> None:
         """Take the rows of a batch, if it has any."""
@@ -74,19 +73,25 @@ class Buffer:
         names = self.parts[0].rows
         rows = {n: np.concatenate([p.rows[n] for p in self.parts]) for n in names}
         self.run.write_rows(self.parts[0].start, rows)
-        self.pictures += sum(len(part.pictures) for part in self.parts)
         self.parts = []
         self.written = time.monotonic()
 
     def write_pictures(self) -> None:
-        """Keep the first valid images as the model saw them."""
-        new = [shown for part in self.parts for shown in part.pictures]
+        """Keep the first valid images as the model saw them, each at its own place."""
+        new = dict(shown for part in self.parts for shown in part.pictures)
         if not new:
             return
-        place = slice(self.pictures, self.pictures + len(new))
-        index = np.array([image for image, _ in new], np.int32)
-        pixels = np.stack([pixels for _, pixels in new])
-        self.run.write({"picture": (place, pixels), "picture_image": (place, index)})
+        first, last = min(new), max(new)
+        index = np.array([i if i in new else -1 for i in range(first, last + 1)])
+        blank = np.zeros_like(new[first])
+        pixels = np.stack([new.get(i, blank) for i in range(first, last + 1)])
+        place = slice(first, last + 1)
+        self.run.write(
+            {
+                "picture": (place, pixels),
+                "picture_image": (place, index.astype(np.int32)),
+            }
+        )
 
     def write_skipped(self) -> None:
         """List images that could not be read in the manifest."""
@@ -96,10 +101,3 @@ class Buffer:
         if new:
             self.run.manifest["skipped"] += new
             self.run.save_skipped()
-
-
-def count_pictures(run: Run) -> int:
-    """How many pictures an earlier session kept, of images that it also finished."""
-    shown = run.read("picture_image")
-    shown = shown[shown >= 0]
-    return int(run.read("done")[shown].sum())

@@ -254,10 +254,12 @@ def stored(job: Job, parts: list[Part], *, chunk: int) -> tuple[int, int]:
     total, objects = 0, 2  # the manifest and images.csv, which are small
     for name, spec in job.specs.items():
         if spec.dims[0] != "image":
-            total += math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-            grid = spec.metadata(images_per_chunk=chunk)["chunk_grid"]
-            pieces = grid["configuration"]["chunk_shape"]
-            objects += 1 + math.prod(-(-n // p) for n, p in zip(spec.shape, pieces))
+            shape, pieces = list(spec.shape), 1
+            if spec.dims[0] == "shown":
+                shape[0] = min(shape[0], job.images)
+                pieces = -(-shape[0] // chunk)
+            total += math.prod(shape) * np.dtype(spec.dtype).itemsize
+            objects += 1 + pieces
             continue
         rows = np.concatenate([part.rows[name] for part in parts])
         total += round(encoded_bytes(spec, rows) * job.images / done)

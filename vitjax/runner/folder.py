@@ -276,6 +276,8 @@ def create_arrays(run: Run, coordinates: Mapping[str, np.ndarray]) -> None:
     write_bytes(run.path, f"{ROWS}/zarr.json", json.dumps(group).encode())
     for name, spec in run.specs.items():
         metadata = spec.metadata(images_per_chunk=run.images_per_chunk)
+        if spec.dims[0] == "shown" and exists(run.path, f"{ROWS}/{name}/zarr.json"):
+            continue  # whatever its chunks are
         open_store(run.path, name, metadata)
     for name, values in coordinates.items():
         spec = ArraySpec((name,), values.shape, str(values.dtype))

@@ -108,8 +108,7 @@ class Job:
         if self.masks:
             patches = (self.model.config.patches,)
             specs["token_class"] = self.per_image(("patch",), patches, np.int8)
-        kept = min(self.recipe.pictures, self.images)
-        shown = (kept, *self.model.config.shape, 3)
+        shown = (self.recipe.pictures, *self.model.config.shape, 3)
         axes = ("shown", "height", "width", "channel")
         specs["picture"] = ArraySpec(axes, shown, "uint8")
         specs["picture_image"] = ArraySpec(axes[:1], shown[:1], "int32")

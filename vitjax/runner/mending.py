@@ -34,11 +34,10 @@ def mend(run: Run) -> list[str]:
     said = undo(run, images, lost)
     for name in lost:  # after that: whoever is killed between finds them undone
         remove(run, name, lost[name])
-    pictures = damaged_pictures(run, thorough=thorough)
-    if pictures:
-        said += undo(run, first_shown(run), pictures)
-        for name in PICTURE_ARRAYS:
-            remove(run, name, {0})
+    pictures = lost_pictures(run, thorough=thorough)
+    said += undo(run, shown_in(run, set().union(*pictures.values())), pictures)
+    for name in pictures:
+        remove(run, name, pictures[name])
     return said
 
 
@@ -101,20 +100,26 @@ def images_of(run: Run, chunks: set[int]) -> np.ndarray:
     return np.isin(np.arange(images) // run.images_per_chunk, sorted(chunks))
 
 
-def damaged_pictures(run: Run, *, thorough: bool) -> list[str]:
-    """Arrays of pictures that cannot be read, or are gone though an image has one."""
-    shown = first_shown(run).any()
-    return [
-        name
-        for name in PICTURE_ARRAYS
-        if (shown and not chunks_there(run, name))
-        or (thorough and damaged_chunks(run, name))
-    ]
+def lost_pictures(run: Run, *, thorough: bool) -> dict[str, set[int]]:
+    """By array of pictures, chunks that cannot be read, or are gone though a finished
+    image has its picture there.
+    """
+    there = run.read("done") & run.read("valid")
+    found = {}
+    for name in PICTURE_ARRAYS:
+        held = np.flatnonzero(there[: run.specs[name].shape[0]]) // shown_chunk(run)
+        lost = set(held.tolist()) - chunks_there(run, name)
+        found[name] = lost | (damaged_chunks(run, name) if thorough else set())
+    return {name: chunks for name, chunks in found.items() if chunks}
 
 
-def first_shown(run: Run) -> np.ndarray:
-    """Per image, whether it comes before the last one that has a picture."""
-    done = run.read("done")
-    valid = np.flatnonzero(done & run.read("valid"))
-    shown = valid[: run.specs["picture_image"].shape[0]]
-    return np.arange(len(done)) <= shown.max(initial=-1)
+def shown_in(run: Run, chunks: set[int]) -> np.ndarray:
+    """Per image, whether its picture, if it has one, is in one of the chunks."""
+    images = np.arange(run.images)
+    kept = images < run.specs["picture_image"].shape[0]
+    return kept & np.isin(images // shown_chunk(run), sorted(chunks))
+
+
+def shown_chunk(run: Run) -> int:
+    """Pictures per chunk; place n is that of image n."""
+    return run.stores["picture_image"].chunk_layout.read_chunk.shape[0]

@@ -27,22 +27,21 @@ def computed(
         job: what to compute.
         spans: (start, stop) of images.
         on_error: "stop" or "skip".
-        pictures: how many valid images to keep as the model saw them.
+        pictures: valid images before this one are kept as the model saw them.
         steps: how many to take at least; what is missing are blank batches.
     """
     dispatches = dispatched(job, spans, on_error, steps)
     for batch, errors, outputs in one_behind(dispatches):
         rows = job.rows(batch, fetch(outputs))
         images = np.asarray(batch.images)
-        shown = np.nonzero(batch.valid)[0][:pictures]
-        pictures -= len(shown)
+        kept = np.asarray(batch.valid) & (np.asarray(batch.index) < pictures)
         yield Part(
             start=int(batch.index[0]),
             rows=rows,
             skipped=[dataclasses.asdict(error) for error in errors],
             pictures=[
                 (int(batch.index[i]), job.preprocess.denormalise(images[i]))
-                for i in shown
+                for i in np.flatnonzero(kept)
             ],
         )
 

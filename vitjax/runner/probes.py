@@ -261,7 +261,7 @@ def remove_all(study: Study, target: Run, *, on_error: OnError, show: bool) -> N
     with progress(rate, title="removal", done=int(done.sum()), show=shown) as tick:
         buffer = Buffer(target)
         spans = undone(done, batch_size=job.batch_size)
-        wanted = job.recipe.pictures - buffer.pictures
-        parts = stream.computed(job, spans, on_error=on_error, pictures=wanted)
+        pictures = job.recipe.pictures
+        parts = stream.computed(job, spans, on_error=on_error, pictures=pictures)
         stream.write(parts, buffer, tick)
     stream.finish(job, target, rate)

@@ -40,7 +40,7 @@ class Recipe:
         once: for every array that `prepare` may return, the names of its axes.
         measure: None, or `measure(model, batch, **options) -> JSON`, called once a run
             is through: what to put into the manifest as "measured", such as speeds.
-        pictures: how many of the first valid images are kept as the model saw them.
+        pictures: how many of the first images are kept as the model saw them.
     """
 
     name: str

@@ -137,7 +137,7 @@ def go_on(
         parts = computed(
             *(job, part.spans),
             on_error=on_error,
-            pictures=job.recipe.pictures - buffer.pictures if group.first else 0,
+            pictures=job.recipe.pictures,
             steps=len(part.counts),
         )
         if show:
