@@ -91,7 +91,7 @@ def digest(run: Results, *, streams: Sequence[str] = tuple(STREAMS)) -> Digest:
     """Reduce a run to per-image curves, reading some hundred images at a time.
 
     Args:
-        run: rows of the `identifiability` recipe, finished or not.
+        run: rows of a recipe with ranks, finished or not.
         streams: which streams to read, keys of `STREAMS`; those that the run did not
             write are left out.
 

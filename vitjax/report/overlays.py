@@ -69,7 +69,7 @@ def picture_maps(run: Results, digest: Digest, *, most: int = 8) -> list[Maps]:
     """The pictures that a run kept, with what is needed to draw their maps.
 
     Args:
-        run: rows of the `identifiability` recipe.
+        run: rows of a recipe with ranks, such as `identifiability`.
         digest: of the same run.
         most: at most so many pictures.
 

@@ -60,7 +60,7 @@ def summary(run: Results) -> list[dict[str, Any]]:
     """The numbers to quote for a run, with 95 % bootstrap intervals over images.
 
     Args:
-        run: rows of the `identifiability` recipe.
+        run: rows of a recipe with ranks, such as `identifiability`.
 
     Returns:
         Rows with `quantity` (words), `value`, `low`, `high`, `chance` (None where
