@@ -15,7 +15,7 @@ from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.loading import init
 from vitjax.results import StorageError, open_results
-from vitjax.runner import buffer, folder, job, stream
+from vitjax.runner import buffer, folder, job, processes, stream
 from vitjax.runner.recipe import Recipe
 
 
@@ -479,3 +479,19 @@ def test_wrong_arguments_say_what_is_wrong(tiny, photos, tmp_path, options, mess
     with pytest.raises(ValueError, match=message):
         stream.run(**options)
     assert not (tmp_path / "run").exists()
+
+
+def test_who_waits_for_others_says_what_is_kept_too(
+    tiny, photos, tmp_path, monkeypatch
+):
+    """A process may have done its own part when another is lost."""
+
+    def meet(group, place):
+        if place == "written":
+            raise processes.PeerError("Process 1 of 2 is gone.")
+
+    monkeypatch.setattr(processes.Group, "meet", meet)
+    with pytest.raises(processes.PeerError) as caught:
+        go(tiny, photos, tmp_path)
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"29 of 29 images are done and kept in {tmp_path}")

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -146,8 +146,19 @@ def go_on(
             )
             parts = foretold.watch(parts, lambda found: print_to_stderr(str(found)))
         write(parts, buffer, in_step(tick, part, group))
-    group.meet("written")
-    finish(job, target, rate, group)
+    with telling(target):  # another may be lost when this one has done its own part
+        group.meet("written")
+        finish(job, target, rate, group)
+
+
+@contextlib.contextmanager
+def telling(run: Run) -> Iterator[None]:
+    """What ends this says what is kept."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(progress_note(run))
+        raise
 
 
 def open_target(
