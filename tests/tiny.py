@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from vitjax.models.model import Model
 from vitjax.models.tree import flatten, parameter_shapes, unflatten
-from vitjax.types import Config
+from vitjax.types import Batch, Config
 
 SHAPE = dict(image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_dim=24)
 
@@ -53,6 +53,17 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
 def images(config: Config, count: int = 3, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(count, *config.shape, 3)).astype(np.float32)
+
+
+def batch_of(images, label) -> Batch:
+    """A batch of nothing but valid images."""
+    count = len(images)
+    return Batch(
+        images=images,
+        label=np.asarray(label, np.int32),
+        valid=np.ones(count, bool),
+        index=np.arange(count, dtype=np.int32),
+    )
 
 
 def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:

@@ -18,7 +18,7 @@ from vitjax.models.tree import flatten, unflatten
 from vitjax.types import Config
 
 
-def equal(left, right, tolerance=0.0):
+def assert_same_parameters(left, right, tolerance=0.0):
     left, right = flatten(left), flatten(right)
     assert left.keys() == right.keys()
     for path in left:
@@ -36,7 +36,7 @@ def read(path, config, **options):
 def test_original_npz(tmp_path, name, prefix, linen):
     model = tiny.make(tiny.CONFIGS[name])
     tiny.write_google(tmp_path / "m.npz", model, linen=linen, prefix=prefix)
-    equal(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+    assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
 
 
 @pytest.mark.parametrize("prefix", ("", "model.", "module."))
@@ -44,7 +44,9 @@ def test_original_npz(tmp_path, name, prefix, linen):
 def test_timm_state_dict(tmp_path, name, prefix):
     model = tiny.make(tiny.CONFIGS[name])
     tiny.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
-    equal(read(tmp_path / "m.safetensors", model.config), model.params, 1e-7)
+    assert_same_parameters(
+        read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
+    )
 
 
 @pytest.mark.parametrize("stacked", (True, False))
@@ -59,7 +61,7 @@ def test_big_vision_npz(tmp_path, name, stacked):
     np.testing.assert_array_equal(params["pos_embedding"][:, 1:], position[:, 1:])
     np.testing.assert_array_equal(params["cls"], model.params["cls"] + position[:, :1])
     same = {k: model.params[k] for k in ("Transformer", "head", "embedding")}
-    equal({k: params[k] for k in same}, same)
+    assert_same_parameters({k: params[k] for k in same}, same)
     again = model.replace(params=params)
     images = tiny.images(model.config)
     np.testing.assert_allclose(
@@ -71,13 +73,13 @@ def test_big_vision_npz(tmp_path, name, stacked):
 def test_hugging_face_vit(tmp_path, name):
     model = tiny.make(tiny.CONFIGS[name])
     tiny.write_hugging_face(tmp_path / "m.safetensors", model)
-    equal(read(tmp_path / "m.safetensors", model.config), model.params)
+    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
 
 
 def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
     model = tiny.make(Config(**tiny.SHAPE, registers=1))
     tiny.write_hugging_face(tmp_path / "m.safetensors", model, prefix="deit.")
-    equal(read(tmp_path / "m.safetensors", model.config), model.params)
+    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
     plain = tiny.CONFIGS["plain"]
     with open_arrays(tmp_path / "m.safetensors") as arrays:
         adapted = adapt(arrays, plain, beside=lambda: {"layer_norm_eps": 1e-5})
@@ -90,10 +92,12 @@ def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
 def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
     model = tiny.make(tiny.CONFIGS["refinement"])
     tiny.write_timm(tmp_path / "m.safetensors", model)
-    equal(read(tmp_path / "m.safetensors", model.config), model.params, 1e-7)
+    assert_same_parameters(
+        read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
+    )
     without = Config(**tiny.SHAPE | {"depth": 3})
     kept = {k: v for k, v in model.params.items() if k != "refinement"}
-    equal(read(tmp_path / "m.safetensors", without), kept, 1e-7)
+    assert_same_parameters(read(tmp_path / "m.safetensors", without), kept, 1e-7)
     tiny.write_timm(tmp_path / "m.safetensors", tiny.make(without))
     with pytest.raises(CheckpointError, match="transformerheads.*for blocks 0, 1"):
         read(tmp_path / "m.safetensors", model.config)
@@ -197,7 +201,7 @@ def test_pre_logits_is_named_as_ignored(tmp_path):
     arrays = tiny.write_google(tmp_path / "m.npz", model, linen=False)
     extra = {"pre_logits/kernel": np.ones((2, 2)), "pre_logits/bias": np.ones(2)}
     np.savez(tmp_path / "m.npz", **arrays, **extra)
-    equal(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+    assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
 
 
 def test_position_embeddings_resize_by_dialect(tmp_path):
@@ -235,4 +239,4 @@ def test_flatten_and_unflatten_are_inverse():
     params = tiny.make(tiny.CONFIGS["plain"]).params
     flat = flatten(params)
     assert all(re.fullmatch(r"[\w/]+", path) for path in flat)
-    equal(unflatten(flat), params)
+    assert_same_parameters(unflatten(flat), params)

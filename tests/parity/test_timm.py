@@ -39,7 +39,7 @@ def randomise(torch, model):
     return model.eval()
 
 
-def compare(torch, model, config, path, tolerance=2e-5):
+def assert_same_logits(torch, model, config, path, tolerance=2e-5):
     arrays = {k: v.contiguous().numpy() for k, v in model.state_dict().items()}
     safetensors.numpy.save_file(arrays, path)
     ours = vitjax.load(config, checkpoint=path)
@@ -58,7 +58,9 @@ def test_logits(name, timm, torch, tmp_path):
         **SHAPE | dict(num_classes=7, mlp_ratio=1.5) | theirs
     )
     config = vitjax.Config(**tiny.SHAPE | ours)
-    compare(torch, randomise(torch, model), config, tmp_path / "m.safetensors")
+    assert_same_logits(
+        torch, randomise(torch, model), config, tmp_path / "m.safetensors"
+    )
 
 
 def test_residual_post_norm(timm, torch, tmp_path):
@@ -73,7 +75,7 @@ def test_residual_post_norm(timm, torch, tmp_path):
         global_pool="avg",
         block_fn=ResPostBlock,
     )
-    compare(
+    assert_same_logits(
         torch, randomise(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
     )
 

@@ -11,18 +11,7 @@ from vitjax.analysis.projection import project, rank, take_label, top_k
 from vitjax.models.capture import forward
 from vitjax.models.vit import pool
 from vitjax.runner.identifiability import identifiability
-from vitjax.types import Batch, Edits
-
-
-def batch_of(images, label):
-    count = len(images)
-    return Batch(
-        images=images,
-        label=np.asarray(label, np.int32),
-        valid=np.ones(count, bool),
-        index=np.arange(count, dtype=np.int32),
-    )
-
+from vitjax.types import Edits
 
 step = jax.jit(identifiability)
 
@@ -30,7 +19,7 @@ step = jax.jit(identifiability)
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_rows_equal_the_published(name, oracle, published_model):
     source = oracle(name)
-    rows = step(published_model(name), batch_of(source.images, source.label))
+    rows = step(published_model(name), tiny.batch_of(source.images, source.label))
     stored = source["projections"]
     for stream, key in published.STREAMS.items():
         ours = np.asarray(rows[f"rank_{stream}"])
@@ -48,7 +37,7 @@ def test_rows_equal_the_published(name, oracle, published_model):
 @pytest.mark.parametrize("name", ("setA", "plain"))
 def test_published_rates_follow_from_the_rows(name, oracle, published_model):
     source = oracle(name)
-    rows = step(published_model(name), batch_of(source.images, source.label))
+    rows = step(published_model(name), tiny.batch_of(source.images, source.label))
     last = np.asarray(rows["rank_residual"])[:, -1, 1:]
     stored = source["aggregates"]
     rate, any_token = (last == 0).mean(), (last == 0).any(-1).mean()
@@ -68,7 +57,7 @@ def test_published_rates_follow_from_the_rows(name, oracle, published_model):
 def test_rows_equal_projecting_every_stream(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
-    rows = step(model, batch_of(images, label))
+    rows = step(model, tiny.batch_of(images, label))
     fields = tuple(published.STREAMS)
     logits, trace = jax.jit(forward, static_argnames="capture")(
         model, images, capture=fields
@@ -94,12 +83,12 @@ def test_rows_equal_projecting_every_stream(name):
 def test_an_unknown_label_changes_nothing_else_and_nan_ranks_last():
     model = tiny.make(tiny.CONFIGS["plain"])
     images = tiny.images(model.config)
-    known = step(model, batch_of(images, [1, 2, 3]))
-    unknown = step(model, batch_of(images, [1, -1, 3]))
+    known = step(model, tiny.batch_of(images, [1, 2, 3]))
+    unknown = step(model, tiny.batch_of(images, [1, -1, 3]))
     for name in ("rank_residual", "logit_mlp_update"):
         np.testing.assert_array_equal(known[name][::2], unknown[name][::2])
     images[1] = np.nan
-    broken = step(model, batch_of(images, [1, 2, 3]))
+    broken = step(model, tiny.batch_of(images, [1, 2, 3]))
     assert (np.asarray(broken["rank_residual"])[1] == 6).all()
     np.testing.assert_array_equal(
         broken["rank_residual"][::2], known["rank_residual"][::2]
@@ -108,7 +97,7 @@ def test_an_unknown_label_changes_nothing_else_and_nan_ranks_last():
 
 def test_the_step_runs_in_bfloat16():
     model = tiny.make(tiny.CONFIGS["plain"])
-    batch = batch_of(tiny.images(model.config), [1, 2, 3])
+    batch = tiny.batch_of(tiny.images(model.config), [1, 2, 3])
     exact, rough = step(model, batch), step(model.astype(jnp.bfloat16), batch)
     for name in rough:
         assert rough[name].dtype == exact[name].dtype

@@ -208,7 +208,9 @@ def test_a_finished_run_is_returned_at_once(
     tiny, photos, whole, monkeypatch, same_rows
 ):
     monkeypatch.setattr(job.Job, "step", failing)
-    same_rows(go(tiny, photos, whole.path), whole)
+    found = go(tiny, photos, whole.path)
+    same_rows(found, whole)
+    assert found.manifest == whole.manifest
 
 
 def test_another_run_is_refused(tiny, photos, whole, tmp_path):
@@ -232,7 +234,9 @@ def test_a_copy_of_the_same_run_may_go_on_elsewhere(
 ):
     shutil.copytree(photos, tmp_path / "moved")
     shutil.copytree(whole.path, tmp_path / "run")
-    same_rows(go(tiny, tmp_path / "moved", tmp_path / "run"), whole)
+    found = go(tiny, tmp_path / "moved", tmp_path / "run")
+    same_rows(found, whole)
+    assert found.path == str(tmp_path / "run") and found.manifest["finished"]
 
 
 @pytest.fixture

@@ -9,28 +9,17 @@ import vitjax
 from vitjax.data.demo import CLASSES
 from vitjax.runner.identifiability import identifiability
 from vitjax.runner.tokens import TOKENS, tokens
-from vitjax.types import Batch
 
 step = jax.jit(tokens, static_argnames="top")
 plain_step = jax.jit(identifiability)
 LABELS = np.array([1, 6, -1], np.int32)
 
 
-def batch_of(images, label):
-    count = len(images)
-    return Batch(
-        images=images,
-        label=np.asarray(label, np.int32),
-        valid=np.ones(count, bool),
-        index=np.arange(count, dtype=np.int32),
-    )
-
-
 @pytest.fixture(scope="module", params=("plain", "registers_gap"))
 def case(request):
     """(model, batch whose last image has no label, its rows)."""
     model = tiny.make(tiny.CONFIGS[request.param])
-    batch = batch_of(tiny.images(model.config), LABELS)
+    batch = tiny.batch_of(tiny.images(model.config), LABELS)
     return model, batch, step(model, batch, top=5)
 
 
@@ -71,14 +60,14 @@ def test_the_rest_is_identifiability(case):
 
 def test_fewer_classes_than_are_kept():
     model = tiny.make(tiny.CONFIGS["one_block"], classes=("a", "b"))
-    rows = step(model, batch_of(tiny.images(model.config, 1), [0]), top=5)
+    rows = step(model, tiny.batch_of(tiny.images(model.config, 1), [0]), top=5)
     assert rows["token_classes"].shape == (1, 1, 17, 2)
     np.testing.assert_allclose(rows["token_probabilities"].sum(-1), 1, atol=1e-5)
 
 
 def test_published_classes_of_every_token(oracle, published_model):
     source, stored = oracle("setA"), oracle("setA")["projections"]
-    batch = batch_of(source.images[:8], source.label[:8])
+    batch = tiny.batch_of(source.images[:8], source.label[:8])
     rows = step(published_model("setA"), batch, top=5)
     clear = stored["top5gap_hs"][:8].astype(np.float32) > 1e-3
     found = np.asarray(rows["token_classes"])
