@@ -20,7 +20,7 @@ from vitjax.models.capture import apply_block, last_stream, scan_blocks
 from vitjax.models.links import split_edits
 from vitjax.models.model import Model
 from vitjax.models.tail import block_output
-from vitjax.models.vit import pool, pool_weights
+from vitjax.models.vit import mix, pool, pool_weights
 from vitjax.types import ArrayLike, Edits
 
 Target = Int[ArrayLike, " batch"]
@@ -125,7 +125,7 @@ def legrad(
         part = pool_weights(stream_in, edits, cfg)[:, rows, None]
 
         def logit(weights):
-            mixed = jnp.einsum("bhqt,bthk->bqhk", weights, trace.values)
+            mixed = mix(weights, trace.values)
             states = block_output(cfg, params, mixed, stream_in[:, rows])
             state = (states * part).sum(1)
             return take_label(project(model.class_space, state), target).sum()

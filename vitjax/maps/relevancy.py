@@ -12,7 +12,7 @@ from vitjax.maps.attention import raw_attention
 from vitjax.models.capture import scan_blocks
 from vitjax.models.model import Model
 from vitjax.models.tail import attention_update, block_output, known_at
-from vitjax.models.vit import pool_weights
+from vitjax.models.vit import mix, pool_weights
 from vitjax.types import ArrayLike, Edits
 
 Of = Literal["residual", "attention_update"]
@@ -130,7 +130,7 @@ def gradient_of_rows(total, params, weights, values, stream_in, known, target):
     """d loss / d A of some rows, [batch head row token]."""
 
     def of_weights(weights):
-        mixed = jnp.einsum("bhqt,bthk->bqhk", weights, values)
+        mixed = mix(weights, values)
         return total(params, mixed, stream_in, known, target)
 
     return jax.grad(of_weights)(weights)
