@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vitjax.analysis.selection import descending
 from vitjax.types import ArrayLike, ClassSpace
 
 Labels = Int[ArrayLike, "..."] | int | np.integer
@@ -155,7 +156,6 @@ def top_k(class_logits: Float[ArrayLike, "*any class"], *, k: int = 5) -> TopK:
     Raises:
         ValueError: k is not in [1, class].
     """
-    classes = class_logits.shape[-1]
-    if not 1 <= k <= classes:
-        raise ValueError(f"k={k} must lie in [1, {classes}], the number of classes.")
-    return TopK(*jax.lax.top_k(jnp.asarray(class_logits), k))
+    class_logits = jnp.asarray(class_logits)
+    classes = descending(class_logits, k)
+    return TopK(jnp.take_along_axis(class_logits, classes, axis=-1), classes)
