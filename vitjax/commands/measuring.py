@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ from vitjax.commands.terminal import (
     show_pipeline,
 )
 from vitjax.maps.methods import METHODS, Method
-from vitjax.runner import comparisons
+from vitjax.runner import comparisons, topologies
 from vitjax.runner import estimate as estimating
 from vitjax.runner.bench import Benchmark, bench
 from vitjax.runner.faithfulness import Protocol
@@ -120,12 +120,16 @@ class Estimate(Command):
     Compiles the recipe's step and runs the first batches, some ten seconds; writes
     nothing. `vitjax run` says the same before it goes on.
 
+    With --topology the step is compiled for TPUs that are not here, and the memory that
+    each of them would need is told; that needs no data, and libtpu.
+
     Example: vitjax estimate paper --model vit_b16 --data folder:photos
 
     Args:
         recipe: the question, as of run.
         model: a name that `vitjax list` shows, or a converted folder.
         data: the data set, as of run.
+        topology: TPUs to compile for, such as v5e:4x4.
         checkpoint: weights; by default random ones, which are as fast.
         batch_size: images per step over all devices.
         limit: only the first so many images.
@@ -139,7 +143,8 @@ class Estimate(Command):
 
     recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
     model: Annotated[str, metavar("NAME")]
-    data: Annotated[str, metavar("SOURCE")]
+    data: Annotated[str | None, metavar("SOURCE")] = None
+    topology: Annotated[str | None, metavar("KIND:SHAPE")] = None
     checkpoint: Annotated[str | None, metavar("FILE")] = None
     batch_size: int = 32
     limit: Annotated[int | None, metavar("INT")] = None
@@ -150,23 +155,43 @@ class Estimate(Command):
     protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
     json: bool = False
 
-    def __call__(self) -> estimating.Estimate:
+    def __call__(self) -> estimating.Estimate | topologies.Plan:
+        found = self.plan(self.topology) if self.topology else self.estimate()
+        print(json.dumps(dataclasses.asdict(found)) if self.json else found)
+        return found
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the recipe, those that were given."""
+        names = ("steps", "methods", "protocols")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def estimate(self) -> estimating.Estimate:
+        """On the devices that are here."""
+        if self.data is None:
+            raise ValueError(
+                "Give --data, whose first images are run, or --topology, the TPUs to "
+                "compile for."
+            )
         if self.checkpoint:
             model = loading.load(self.model, checkpoint=self.checkpoint)
         else:
             model = loading.init(self.model)
-        options = {
-            name: value
-            for name in ("steps", "methods", "protocols")
-            if (value := getattr(self, name))
-        }
-        found = estimating.estimate(
+        return estimating.estimate(
             *(self.recipe, model, self.data),
             batch_size=self.batch_size,
             limit=self.limit,
             dtype=self.dtype,
             workers=self.workers,
-            options=options,
+            options=self.options,
         )
-        print(json.dumps(dataclasses.asdict(found)) if self.json else found)
-        return found
+
+    def plan(self, topology: str) -> topologies.Plan:
+        """On TPUs that are not."""
+        return topologies.plan(
+            *(self.recipe, self.model),
+            topology=topology,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            options=self.options,
+        )
