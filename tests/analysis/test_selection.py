@@ -1,10 +1,19 @@
 """The largest entries without a sort."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitjax.analysis.selection import ROUNDS, descending, first, largest
+from vitjax.analysis.selection import (
+    ROUNDS,
+    descending,
+    first,
+    first_equal,
+    first_reduced,
+    largest,
+    maxima,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -35,21 +44,51 @@ def test_entries_that_do_not_fill_a_group_and_all_infinite():
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("way", [descending, maxima])
 @pytest.mark.parametrize("k", [1, 5, ROUNDS, ROUNDS + 1, 20])
-def test_descending_is_a_stable_sort_also_of_what_is_equal_infinite_or_nan(k):
+def test_descending_is_a_stable_sort_also_of_what_is_equal_infinite_or_nan(way, k):
     x = RNG.choice(SPECIAL, size=(6, 5, 20)).astype(np.float32)
     x[0] = -np.inf
     x[1] = np.nan
     expected = np.lexsort((-np.nan_to_num(x, nan=0.0), ~np.isnan(x)), axis=-1)
-    found = jax.jit(descending, static_argnums=1)(x, k)
+    found = jax.jit(way, static_argnums=1)(x, k)
     np.testing.assert_array_equal(found, expected[..., :k])
 
 
-def test_a_few_largest_are_found_without_a_sort():
-    x = np.zeros((2, 900), np.float32)
-    few = str(jax.make_jaxpr(lambda x: largest(x, 5))(x))
-    many = str(jax.make_jaxpr(lambda x: descending(x, ROUNDS + 1))(x))
-    assert "top_k" in many and "top_k" not in few and "= sort[" not in few
+@pytest.mark.parametrize("way", [first, first_reduced, first_equal])
+def test_the_first_of_what_is_equal_infinite_or_nan(way):
+    x = RNG.choice(SPECIAL, size=(60, 7)).astype(np.float32)
+    x[0] = -np.inf
+    expected = np.where(np.isnan(x).any(-1), 0, np.nan_to_num(x, nan=-9).argmax(-1))
+    np.testing.assert_array_equal(jax.jit(way)(x), expected)
+    np.testing.assert_array_equal(jax.vmap(way)(x), expected)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_few_largest_are_found_without_a_sort_where_sorts_are_slow(platform):
+    def program(function):
+        traced = jax.jit(function).trace(np.zeros((2, 900), np.float32))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "top_k" in program(lambda x: jax.lax.top_k(x, 5)[1])
+    for few in (lambda x: largest(x, 5), first):
+        text = program(few)
+        assert "top_k" not in text and "stablehlo.sort" not in text
+
+
+def test_where_nothing_equals_the_maximum_the_largest_is_found_all_the_same(
+    monkeypatch,
+):
+    x = RNG.normal(size=(3, 9)).astype(np.float32)
+    calls, where = [], jnp.where
+
+    def mistaken(condition, *values):
+        calls.append(condition)
+        return where(condition & (len(calls) > 1), *values)
+
+    monkeypatch.setattr(jnp, "where", mistaken)
+    np.testing.assert_array_equal(first_equal(jnp.asarray(x)), x.argmax(-1))
+    assert len(calls) == 2
 
 
 def test_k_out_of_range():

@@ -9,14 +9,14 @@ from vitjax.types import ArrayLike
 GROUP = 16
 """Entries per group; 8 to 32 are about as fast on a CPU."""
 ROUNDS = 16
-"""The most maxima that are taken one after the other before a sort is cheaper."""
+"""The most maxima that are taken one after the other; a sort is cheaper than more."""
 
 
 def descending(x: Float[ArrayLike, "*any entry"], k: int) -> Int[Array, "*any top"]:
     """Where the k largest entries are, in descending order.
 
-    For a few of them, as many maxima one after the other: `jax.lax.top_k` sorts all
-    entries wherever a backend has no other way, as on GPUs, and is no faster on a CPU.
+    `jax.lax.top_k` is fast on CPUs; elsewhere it sorts all entries, and a few maxima,
+    one after the other, take its place.
 
     Args:
         x: values; NaN counts as larger than all.
@@ -32,15 +32,24 @@ def descending(x: Float[ArrayLike, "*any entry"], k: int) -> Int[Array, "*any to
     entries = x.shape[-1]
     if not 1 <= k <= entries:
         raise ValueError(f"k={k} must lie in [1, {entries}], the number of entries.")
-    if k > ROUNDS:
+
+    def sort(x):
         return jax.lax.top_k(x, k)[1]
+
+    if k > ROUNDS:
+        return sort(x)
+    return jax.lax.platform_dependent(x, cpu=sort, default=lambda x: maxima(x, k))
+
+
+def maxima(x: Float[Array, "*any entry"], k: int) -> Int[Array, "*any top"]:
+    """`descending` by one maximum after the other."""
     places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     free, found = jnp.ones(x.shape, bool), []
     for _ in range(k):
-        best = jnp.where(free, x, -jnp.inf).max(-1, keepdims=True)
-        # A maximum is NaN where an entry is, and equal to none.
-        hits = free & ((x == best) | jnp.isnan(x))
-        place = jnp.where(hits, places, entries).min(-1)
+        place = jnp.argmax(jnp.where(free, x, -jnp.inf), -1).astype(jnp.int32)
+        if found:  # again only where nothing but -inf is left
+            again = jnp.stack([place == other for other in found]).any(0)
+            place = jnp.where(again, jnp.argmax(free, -1).astype(jnp.int32), place)
         free = free & (places != place[..., None])
         found.append(place)
     return jnp.stack(found, -1)
@@ -79,17 +88,29 @@ def largest(x: Float[ArrayLike, "*any entry"], k: int) -> Int[Array, "*any top"]
 def first(x: Float[ArrayLike, "*any entry"]) -> Int[Array, "*any"]:
     """Where the largest entry is; of equal ones the first.
 
-    The maximum and then its place: compilers fuse both into what makes `x`, which
-    their argmax is not.
-
     Args:
         x: values.
 
     Returns:
         Positions; 0 where an entry is NaN.
     """
-    x = jnp.asarray(x)
+    x = jax.lax.stop_gradient(jnp.asarray(x))
+    return jax.lax.platform_dependent(x, cpu=first_equal, default=first_reduced)
+
+
+def first_reduced(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
+    """`first` in one reduction over pairs of a value and its place."""
+    place = jnp.argmax(x, -1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(x).any(-1), 0, place)
+
+
+def first_equal(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
+    """`first` by the maximum and then its place.
+
+    On a CPU, XLA fuses both into what makes `x`, which a reduction over pairs is not.
+    Made twice, `x` may be rounded in two ways, and then nothing equals the maximum.
+    """
     entries = x.shape[-1]
     places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     place = jnp.where(x == x.max(-1, keepdims=True), places, entries).min(-1)
-    return jnp.where(place == entries, 0, place)
+    return jax.lax.cond((place == entries).any(), first_reduced, lambda x: place, x)
