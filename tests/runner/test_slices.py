@@ -9,6 +9,7 @@ import tiny
 
 from vitjax.runner import mesh as meshes
 from vitjax.runner import paper, slices
+from vitjax.runner.experiments import find_recipe
 from vitjax.runner.identifiability import identifiability
 from vitjax.runner.tokens import tokens
 from vitjax.types import Batch
@@ -112,6 +113,36 @@ def test_the_papers_rows_are_those_of_the_whole_batch(name, monkeypatch):
     found, whole = paper_rows(monkeypatch, name, paper.step, options)
     assert_same_rows(found, whole)
     assert {"rank_self_only", "rank_random_as_class"} <= found.keys()
+
+
+def precision_step(model, **options):
+    """The recipe `precision` with its quickest options, and what it prepares."""
+    recipe = find_recipe("precision").asked(
+        {"methods": ("raw_attention",), "steps": 2, **options}
+    )
+    return recipe.rows, jax.jit(recipe.make, static_argnames="seed")(model, seed=0).aux
+
+
+@pytest.mark.slow
+def test_rows_of_precision_are_those_of_the_whole_batch(monkeypatch):
+    model = tiny.make(tiny.CONFIGS["one_block"], classes=CLASSES)
+    step, aux = precision_step(model)
+    arguments = model, batch_of(model.config, [*LABEL, 4]), aux
+    whole, _ = in_slices_of(monkeypatch, model, 7, step, *arguments)
+    found, _ = in_slices_of(monkeypatch, model, 4, step, *arguments)
+    assert_same_rows(found, whole)
+    assert {"same_rank_self_only", "same_removal_negative"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_memory_of_precision_is_that_of_a_slice(monkeypatch):
+    """Also of its passes under an intervention, which are no `one_pass`."""
+    model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
+    step, aux = precision_step(model)
+    arguments = model, batch_of(model.config, np.arange(8)), aux
+    _, whole = in_slices_of(monkeypatch, model, 8, step, *arguments)
+    _, few = in_slices_of(monkeypatch, model, 2, step, *arguments)
+    assert few.temp_size_in_bytes < 0.5 * whole.temp_size_in_bytes
 
 
 def test_memory_is_that_of_a_slice(monkeypatch):
