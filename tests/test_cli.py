@@ -384,6 +384,7 @@ def test_estimate_prints_a_sentence_or_json(capsys):
     assert cli.main([*base, *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 8 and found["device_bytes"] > 0 < found["disk_bytes"]
+    assert found["host_bytes"] > 2 * 8 * 64 * 64 * 3 * 4  # two batches of pictures
 
 
 @pytest.mark.parametrize(

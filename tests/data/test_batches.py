@@ -1,10 +1,11 @@
 import threading
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.batches import RecordError, batches
+from vitjax.data.batches import Item, RecordError, batches, gather
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.records import Record, SourceError
@@ -170,3 +171,20 @@ def test_workers_make_the_same_batches(tmp_path):
         read(folder, workers=1)
     with pytest.raises(ValueError, match="cannot be sent to other processes"):
         read(opened(12), workers=1)
+
+
+def test_pictures_of_a_batch_are_gone_before_the_next_are_read():
+    before = []
+
+    def items():
+        pixels = None
+        for number in range(6):
+            before.append([number % 2, *(kept() is not None for kept in seen)])
+            pixels = np.zeros((8, 8, 3), np.float32)
+            seen.append(weakref.ref(pixels))
+            yield Item(number, 0, pixels)
+
+    seen = []
+    assert len(list(gather(items(), 3, 2, PREPROCESS))) == 3
+    # The one that the generator itself still has is the last.
+    assert all(not any(kept[:-1]) for row, *kept in before if row == 0)

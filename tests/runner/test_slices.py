@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
+from vitjax.runner import mesh as meshes
 from vitjax.runner import paper, slices
+from vitjax.runner.experiments import find_recipe
 from vitjax.runner.identifiability import identifiability
 from vitjax.runner.tokens import tokens
 from vitjax.types import Batch
@@ -52,13 +54,27 @@ def assert_same_rows(found, expected):
 )
 def test_identifiability_is_that_of_the_whole_batch(name, monkeypatch):
     model = tiny.make(tiny.CONFIGS[name], classes=CLASSES)
-    batch = batch_of(model.config)
+    batch = batch_of(model.config, [*LABEL, 4])
     batch.images[4] = np.nan
     within = functools.partial(in_slices_of, monkeypatch, model)
-    whole, _ = within(6, identifiability, model, batch)
-    found, _ = within(4, identifiability, model, batch)  # slices of 3
+    whole, _ = within(7, identifiability, model, batch)
+    found, _ = within(5, identifiability, model, batch)  # 4 and, filled up, 3
     assert_same_rows(found, whole)
     assert (found["rank_residual"][4] == 22).all()
+
+
+def test_every_device_takes_slices_of_its_own_images(monkeypatch):
+    model = tiny.make(tiny.CONFIGS["gap"], classes=CLASSES)
+    mesh = meshes.make_mesh(jax.devices()[:2])
+
+    def rows(model, batch, aux):
+        return identifiability(model, batch)
+
+    step = meshes.on_each_device(rows, mesh)
+    within = functools.partial(in_slices_of, monkeypatch, model)
+    whole, _ = within(3, step, model, batch_of(model.config), ())
+    found, _ = within(2, step, model, batch_of(model.config), ())  # 2 and 1 of 3
+    assert_same_rows(found, whole)
 
 
 @pytest.mark.slow
@@ -99,6 +115,36 @@ def test_the_papers_rows_are_those_of_the_whole_batch(name, monkeypatch):
     assert {"rank_self_only", "rank_random_as_class"} <= found.keys()
 
 
+def precision_step(model, **options):
+    """The recipe `precision` with its quickest options, and what it prepares."""
+    recipe = find_recipe("precision").asked(
+        {"methods": ("raw_attention",), "steps": 2, **options}
+    )
+    return recipe.rows, jax.jit(recipe.make, static_argnames="seed")(model, seed=0).aux
+
+
+@pytest.mark.slow
+def test_rows_of_precision_are_those_of_the_whole_batch(monkeypatch):
+    model = tiny.make(tiny.CONFIGS["one_block"], classes=CLASSES)
+    step, aux = precision_step(model)
+    arguments = model, batch_of(model.config, [*LABEL, 4]), aux
+    whole, _ = in_slices_of(monkeypatch, model, 7, step, *arguments)
+    found, _ = in_slices_of(monkeypatch, model, 4, step, *arguments)
+    assert_same_rows(found, whole)
+    assert {"same_rank_self_only", "same_removal_negative"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_memory_of_precision_is_that_of_a_slice(monkeypatch):
+    """Also of its passes under an intervention, which are no `one_pass`."""
+    model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
+    step, aux = precision_step(model)
+    arguments = model, batch_of(model.config, np.arange(8)), aux
+    _, whole = in_slices_of(monkeypatch, model, 8, step, *arguments)
+    _, few = in_slices_of(monkeypatch, model, 2, step, *arguments)
+    assert few.temp_size_in_bytes < 0.5 * whole.temp_size_in_bytes
+
+
 def test_memory_is_that_of_a_slice(monkeypatch):
     model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
     batch = batch_of(model.config, np.arange(8))
@@ -111,21 +157,22 @@ def test_memory_is_that_of_a_slice(monkeypatch):
     assert few.temp_size_in_bytes < 0.5 * whole.temp_size_in_bytes
 
 
-def test_a_slice_is_the_largest_even_part_that_fits(monkeypatch):
+def test_slices_are_few_and_of_about_one_size(monkeypatch):
     monkeypatch.setattr(slices, "PRODUCT_BYTES", 100)
     assert slices.slice_size(32, 3) == 32
     assert slices.slice_size(32, 4) == 16
-    assert slices.slice_size(32, 8) == 8
+    assert slices.slice_size(32, 8) == 11  # 12 would fit, and need as many slices
     assert slices.slice_size(12, 15) == 6
-    assert slices.slice_size(7, 20) == 1  # a prime number
+    assert slices.slice_size(7, 20) == 4  # a prime number: 4 and 3
     assert slices.slice_size(1, 1000) == 1  # one image is the least
+    assert slices.slice_size(3, 1000) == 1
 
 
 def test_ordinary_batches_are_one_slice():
     """1,000 classes of B/16 up to 256 images, and 21,843 from 16 images on not."""
     assert slices.slice_size(256, 197 * 1000 * 4) == 256
     assert slices.slice_size(16, 197 * 21_843 * 4) == 8
-    assert slices.slice_size(32, 197 * 21_843 * 4) == 8
+    assert slices.slice_size(32, 197 * 21_843 * 4) == 11
 
 
 def test_a_batch_that_fits_is_handed_on_as_it_is():

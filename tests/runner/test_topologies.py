@@ -39,7 +39,7 @@ def test_the_plan_is_that_of_a_run_on_the_same_devices(here, tiny, photos):
 def test_weights_are_neither_needed_nor_made(here, monkeypatch):
     name, seen = "vit_b32", []
 
-    def compiled(mesh, step, *arguments):
+    def compiled(mesh, step, *arguments, **options):
         seen.extend(jax.tree.leaves(arguments))
         return compile_for(mesh, jax.jit(lambda *arguments: 0), *arguments)
 

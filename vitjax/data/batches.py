@@ -116,8 +116,13 @@ def gather(
 ) -> Iterator[tuple[Batch, list[Item]]]:
     """Items as batches, each with those of its items that failed."""
     for _ in range(count):
-        rows = list(itertools.islice(items, share))
-        yield collate(rows, preprocess), [row for row in rows if row.error is not None]
+        # Made elsewhere, so that rows of one batch are gone before the next is read.
+        yield gathered(list(itertools.islice(items, share)), preprocess)
+
+
+def gathered(rows: list[Item], preprocess: Preprocess) -> tuple[Batch, list[Item]]:
+    """Items as one batch, and those of them that failed."""
+    return collate(rows, preprocess), [row for row in rows if row.error is not None]
 
 
 def in_threads(

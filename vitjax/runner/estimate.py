@@ -1,8 +1,11 @@
 """What a run will take: memory as compiled, disk and time from its first batches.
 
-memory per device   what the compiler planned for a step (arguments, results,
-scratch), and a second batch with its results: while the host
-writes one, the devices compute the next
+memory per device   what lies there (weights, what the recipe prepared) and what the
+compiler planned: for preparing, or for a step, where that is more,
+with two batches and their results: while the host writes one, the
+devices compute the next
+memory of the host  images that were read for the next batches, and rows that wait to
+be written; CPUs take theirs out of the same memory
 disk                bytes of the first rows as they are stored, times the images
 time                compiling, and the images at the rate of the first batches
 """
@@ -16,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from vitjax.data.masks import Labelling, MaskConvention
 from vitjax.models.model import Model
@@ -23,7 +27,7 @@ from vitjax.results import ROWS, ArraySpec
 from vitjax.runner import mesh as meshes
 from vitjax.runner.buffer import Part
 from vitjax.runner.folder import images_per_chunk
-from vitjax.runner.job import Job, make_job
+from vitjax.runner.job import Job, make_job, preparation
 from vitjax.runner.parts import computed
 from vitjax.runner.progress import clock_time
 from vitjax.runner.recipe import Recipe
@@ -43,7 +47,10 @@ class Estimate:
         batch_size: images per step over all devices.
         device: number and kind.
         device_bytes: of memory on each device at the peak.
-        device_limit: what one device has, None where it does not say.
+        device_limit: what one device has, None where it does not say; of CPUs, what
+            the host leaves of the machine's, in equal parts.
+        host_bytes: of the host's memory at the peak, for images and rows on their way:
+            of one process with its workers, beside Python and its libraries.
         disk_bytes: of all rows.
         objects: files, or objects of a bucket.
         compile_seconds: tracing and compiling the step.
@@ -56,6 +63,7 @@ class Estimate:
     device: str
     device_bytes: int
     device_limit: int | None
+    host_bytes: int
     disk_bytes: int
     objects: int
     compile_seconds: float
@@ -65,7 +73,8 @@ class Estimate:
     def __str__(self) -> str:
         lines = [
             f"Estimated for {self.images:,} images in batches of {self.batch_size} on "
-            f"{self.device}: {size(self.device_bytes)} of memory on each device, "
+            f"{self.device}: {size(self.device_bytes)} of memory on each device and "
+            f"{size(self.host_bytes)} of the host's, "
             f"{size(self.disk_bytes)} on disk in {self.objects:,} objects, "
             f"{clock_time(self.seconds)} ({self.images_per_second:,.1f} images/s, "
             f"{self.compile_seconds:.0f} s of it to compile)."
@@ -139,12 +148,14 @@ class Calibration:
         mesh, processes = self.job.mesh, self.job.batch_size / self.job.share
         rate = rate_of(parts, arrived, self.started) * processes
         disk, objects = stored(self.job, parts, chunk=self.chunk)
+        host = host_bytes(self.job, chunk=self.chunk)
         return Estimate(
             images=self.images,
             batch_size=self.job.batch_size,
             device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             device_bytes=self.device_bytes,
-            device_limit=memory_limit(mesh.devices.flat[0]),
+            device_limit=memory_limit(mesh, host=host),
+            host_bytes=host,
             disk_bytes=disk,
             objects=objects,
             compile_seconds=self.compile_seconds,
@@ -224,24 +235,82 @@ def rate_of(parts: list[Part], arrived: list[float], started: float) -> float:
 
 
 def planned_bytes(job: Job) -> int:
-    """Peak memory on each device; compiles the step, as its first call would."""
+    """Peak memory on each device: of a step, or of what the recipe prepares before.
+
+    Compiles both, as their first calls would.
+    """
     with jax.default_matmul_precision(job.precision):
+        make = preparation(job.recipe, job.mesh)
+        preparing = make.lower(job.placed, seed=job.seed).compile()
         batch = meshes.shard(job.blank(), job.mesh)
-        arguments = job.placed, batch, job.prepared.aux
-        memory = job.program.lower(*arguments).compile().memory_analysis()
-    again = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // job.mesh.size
-    return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + 2 * memory.output_size_in_bytes
-        + again
+        stepping = job.program.lower(job.placed, batch, job.prepared.aux).compile()
+    held = total_bytes(batch) // job.mesh.size
+    peak = at_peak(preparing, stepping, batch=held, prepared=total_bytes(job.prepared))
+    weights = total_bytes(job.placed)
+    if job.placed.dtype != job.model.dtype:  # else the first device has them once
+        weights += total_bytes(job.model)
+    return weights + peak
+
+
+def at_peak(preparing: Any, stepping: Any, *, batch: int, prepared: int) -> int:
+    """Bytes on each device beside the weights, while preparing or in a step.
+
+    Args:
+        preparing: the compiled program that makes what the recipe prepares.
+        stepping: the compiled step; two batches and their results are there at once.
+        batch: bytes of a device's share of a batch.
+        prepared: bytes of what the recipe prepared.
+    """
+    step = planned(stepping, results=2) + prepared + 2 * batch
+    return max(planned(preparing, results=1), step)
+
+
+def planned(compiled: Any, *, results: int) -> int:
+    """Bytes of scratch on each device, and of so many results of a program."""
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + results * memory.output_size_in_bytes
+
+
+def total_bytes(tree: Any) -> int:
+    """Of all arrays of a tree, or of those that it describes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def host_bytes(job: Job, *, chunk: int) -> int:
+    """Peak memory of one process's host for images and rows.
+
+    Two batches are always there: the one that the devices compute, and the next. Of
+    what is read for the one after, threads hold the images of two batches and those
+    that are being put together; a worker holds such images and their batch, and two
+    finished batches on their way.
+
+    Args:
+        job: what is run.
+        chunk: images per chunk of the rows.
+    """
+    images = total_bytes(job.blank())
+    read = 4 * job.workers or 3
+    rows = chunk * sum(
+        math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+        for spec in job.specs.values()
+        if spec.dims[0] == "image"
     )
+    # A chunk is written while nothing is put together: its rows as they came, in one
+    # array, and encoded.
+    return max((read + 2) * images + rows, read * images + 3 * rows)
 
 
-def memory_limit(device: Any) -> int | None:
-    """Memory of a device; of a CPU, that of the machine."""
+def memory_limit(mesh: Mesh, *, host: int) -> int | None:
+    """Memory of each device; CPUs share what the host leaves of the machine's.
+
+    Args:
+        mesh: the devices.
+        host: bytes that the host takes.
+    """
+    device = mesh.local_devices[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(whole - host, 0) // len(mesh.local_devices)
     return (device.memory_stats() or {}).get("bytes_limit")
 
 

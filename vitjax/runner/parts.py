@@ -1,16 +1,21 @@
 """Batches through a job: what each leaves behind, while the next is computed."""
 
 import dataclasses
+import functools
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
+import jax
 import numpy as np
 
+from vitjax.data.batches import RecordError
 from vitjax.runner.buffer import Part
 from vitjax.runner.job import Job, OnError
 from vitjax.runner.mesh import fetch
+from vitjax.types import Batch
 
 Item = TypeVar("Item")
+Dispatch = tuple[Batch, list[RecordError], dict[str, jax.Array]]
 
 
 def computed(
@@ -30,25 +35,31 @@ def computed(
         pictures: valid images before this one are kept as the model saw them.
         steps: how many to take at least; what is missing are blank batches.
     """
-    dispatches = dispatched(job, spans, on_error, steps)
-    for batch, errors, outputs in one_behind(dispatches):
-        rows = job.rows(batch, fetch(outputs))
-        images = np.asarray(batch.images)
-        kept = np.asarray(batch.valid) & (np.asarray(batch.index) < pictures)
-        yield Part(
-            start=int(batch.index[0]),
-            rows=rows,
-            skipped=[dataclasses.asdict(error) for error in errors],
-            pictures=[
-                (int(batch.index[i]), job.preprocess.denormalise(images[i]))
-                for i in np.flatnonzero(kept)
-            ],
-        )
+    finish = functools.partial(left_behind, job, pictures=pictures)
+    # A map keeps nothing of a batch that is through, as a loop's variables would.
+    yield from map(finish, one_behind(dispatched(job, spans, on_error, steps)))
+
+
+def left_behind(job: Job, dispatch: Dispatch, *, pictures: int) -> Part:
+    """What one batch leaves behind, once the devices are through with it."""
+    batch, errors, outputs = dispatch
+    rows = job.rows(batch, fetch(outputs))
+    images = np.asarray(batch.images)
+    kept = np.asarray(batch.valid) & (np.asarray(batch.index) < pictures)
+    return Part(
+        start=int(batch.index[0]),
+        rows=rows,
+        skipped=[dataclasses.asdict(error) for error in errors],
+        pictures=[
+            (int(batch.index[i]), job.preprocess.denormalise(images[i]))
+            for i in np.flatnonzero(kept)
+        ],
+    )
 
 
 def dispatched(
     job: Job, spans: Iterable[tuple[int, int]], on_error: OnError, steps: int
-):
+) -> Iterator[Dispatch]:
     """(batch, errors, outputs that the devices are still computing)."""
     taken = 0
     for start, stop in spans:

@@ -23,6 +23,7 @@ from vitjax.runner import identifiability as base
 from vitjax.runner.faithfulness import ORDERS, kept_counts
 from vitjax.runner.memories import SYSTEMS
 from vitjax.runner.recipe import Prepared, Recipe
+from vitjax.runner.slices import in_slices
 from vitjax.types import Batch, Edits
 
 AGAINST = ("bfloat16", "float32")
@@ -40,6 +41,7 @@ EDITS = ("self_only", "no_cls")
 STEPS = 5
 
 
+@in_slices
 def precision(
     model: Model,
     batch: Batch,

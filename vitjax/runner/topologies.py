@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from vitjax.loading import init
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
-from vitjax.runner.estimate import size
+from vitjax.runner.estimate import at_peak, size, total_bytes
 from vitjax.runner.experiments import find_recipe
+from vitjax.runner.job import preparation
 from vitjax.runner.recipe import Recipe
 from vitjax.types import Batch, Config
 
@@ -43,8 +44,7 @@ class Plan:
         device: number and kind.
         batch_size: images per step over all devices.
         dtype: what the model computes in.
-        device_bytes: of memory on each device at the peak: weights, two batches with
-            their results, scratch.
+        device_bytes: of memory on each device at the peak, as `Estimate` has it.
         compile_seconds: tracing and compiling here.
     """
 
@@ -109,10 +109,12 @@ def plan(
     shapes = jax.eval_shape(weights)
     started = time.perf_counter()
     with jax.default_matmul_precision(precision):
-        arguments = placed(recipe, shapes, mesh, batch_size, masks)
+        lying, batch, aux = placed(recipe, shapes, mesh, batch_size, masks)
+        preparing = compile_for(mesh, preparation(recipe, mesh), lying, seed=0)
         step = jax.jit(meshes.on_each_device(recipe.rows, mesh))
-        compiled = compile_for(mesh, step, *arguments)
-    memory = compiled.memory_analysis()
+        stepping = compile_for(mesh, step, lying, batch, aux)
+    held, prepared = total_bytes(batch) // mesh.size, total_bytes(aux)
+    peak = at_peak(preparing, stepping, batch=held, prepared=prepared)
     return Plan(
         recipe=recipe.name,
         model=shapes.provenance.name or "unnamed",
@@ -120,10 +122,7 @@ def plan(
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         batch_size=batch_size,
         dtype=dtype,
-        device_bytes=memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + 2 * memory.output_size_in_bytes
-        + nbytes(arguments[1]) // mesh.size,
+        device_bytes=total_bytes(shapes) + peak,
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -199,14 +198,14 @@ def placed(
     return lying(whole, model), lying(split, batch), lying(whole, aux)
 
 
-def compile_for(mesh: Mesh, step: Any, *arguments: Any) -> Any:
-    """A jitted step compiled for a mesh of devices.
+def compile_for(mesh: Mesh, step: Any, *arguments: Any, **options: Any) -> Any:
+    """A jitted function compiled for a mesh of devices.
 
     Raises:
         MemoryError: they have too little memory.
     """
     try:
-        return step.lower(*arguments).compile()
+        return step.lower(*arguments, **options).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -215,8 +214,3 @@ def compile_for(mesh: Mesh, step: Any, *arguments: Any) -> Any:
             f"The step does not fit {mesh.size} x {mesh.devices.flat[0].device_kind} "
             f"({reason}). Give a smaller --batch-size, or more devices."
         ) from error
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
