@@ -108,9 +108,14 @@ def first_equal(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
     """`first` by the maximum and then its place.
 
     On a CPU, XLA fuses both into what makes `x`, which a reduction over pairs is not.
-    Made twice, `x` may be rounded in two ways, and then nothing equals the maximum.
+    Made twice, `x` may be rounded in two ways; where nothing equals the maximum, the
+    first that all but does is taken.
     """
     entries = x.shape[-1]
+    best = x.max(-1, keepdims=True)
+    slack = 16 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(best), 1)
     places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    place = jnp.where(x == x.max(-1, keepdims=True), places, entries).min(-1)
-    return jax.lax.cond((place == entries).any(), first_reduced, lambda x: place, x)
+    place = jnp.where(x == best, places, entries).min(-1)
+    near = jnp.where(x >= best - slack, places, entries).min(-1)
+    place = jnp.where(place == entries, near, place)
+    return jnp.where(place == entries, 0, place)

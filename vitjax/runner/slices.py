@@ -5,7 +5,7 @@ arrays of a step once there are very many classes: for B/16, 32 images and the 2
 classes of ImageNet-21k one takes 525 MiB, and several live at once. The images of a
 batch have nothing to do with each other, so such a step takes them slice after slice
 inside one program, and only rows outlive a slice: there `identifiability` needs 664 MiB
-beside the weights instead of 2,185 on a CPU, and `one_pass` 1,607 instead of 3,967.
+beside the weights instead of 2,185 on a CPU, and `one_pass` 1,364 instead of 4,323.
 
 Slices of images and not of classes: no stream is projected more often, and the logits
 that a rank compares still come out of one product.
