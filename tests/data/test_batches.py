@@ -1,10 +1,15 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.batches import RecordError, batches
+from vitjax.data.batches import Made, RecordError, batches, deaf_children
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.records import Record, SourceError
@@ -170,3 +175,25 @@ def test_workers_make_the_same_batches(tmp_path):
         read(folder, workers=1)
     with pytest.raises(ValueError, match="cannot be sent to other processes"):
         read(opened(12), workers=1)
+
+
+def test_a_batch_that_nobody_wants_travels_empty(tmp_path):
+    ((batch, _),) = read(opened(4))
+    wanted = tmp_path / "wanted"
+    wanted.mkdir()
+    made = Made(batch, [], str(wanted))
+    found = pickle.loads(pickle.dumps(made))
+    np.testing.assert_array_equal(found.batch.images, batch.images)
+    wanted.rmdir()
+    assert len(pickle.dumps(made)) < 100
+    assert pickle.loads(pickle.dumps(made)).batch is None
+
+
+def test_children_are_deaf_to_a_terminal_and_this_process_is_not():
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('alive')"
+    with deaf_children():
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.stdout.split() == [b"alive"] and done.returncode == 0
+    with pytest.raises(KeyboardInterrupt), deaf_children():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
