@@ -18,8 +18,9 @@ import vitjax
 from vitjax import cli, loading
 from vitjax.commands import compiled, running
 from vitjax.data.demo import CLASSES
-from vitjax.results import StorageError, open_results
+from vitjax.results import open_results
 from vitjax.runner.folder import Run
+from vitjax.storage import StorageError
 
 TINY = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 

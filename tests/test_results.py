@@ -1,25 +1,29 @@
-"""Rows on disk: numpy's slicing, named dimensions, other readers, clear errors."""
+"""Rows on disk: numpy's slicing, named dimensions, other readers, lost files."""
 
-import http.server
 import json
-import threading
-import urllib.parse
 
 import numpy as np
 import pytest
-from small_run import IMAGES, LAYERS, SPECS, TOKENS, rows, start
-
-from vitjax.results import (
-    Rows,
-    kvstore,
-    open_results,
-    write_bytes,
+from small_run import (
+    COORDINATES,
+    IMAGES,
+    LAYERS,
+    SPECS,
+    TOKENS,
+    manifest,
+    rows,
+    start,
 )
+
+from vitjax.results import ArraySpec, Rows, open_results
+from vitjax.runner import folder
+from vitjax.runner.folder import start_run
+from vitjax.storage import DamageError
 
 
 def test_unwritten_rows_read_as_their_fill_values(tmp_path):
     run = start(tmp_path / "run")
-    run.write_rows(4, rows(4, 8))
+    run.write_rows(4, rows(4, 8) | {"valid": np.zeros(4, bool)})
     results = open_results(tmp_path / "run")
     assert (results["rank"][:4] == -1).all() and (results["rank"][8:] == -1).all()
     assert np.isnan(results["logit"][:4]).all() and not results["valid"][:].any()
@@ -127,81 +131,73 @@ def test_missing_and_foreign_folders(tmp_path):
         start(tmp_path / "run").results()["nothing"]
 
 
-def test_urls_name_their_bucket():
-    assert kvstore("gs://bucket/a/b") == {
-        "driver": "gcs",
-        "bucket": "bucket",
-        "path": "a/b/",
-    }
-    assert kvstore("s3://bucket")["driver"] == "s3"
-    assert kvstore("some/folder")["path"].endswith("/some/folder/")
-
-
-def test_a_manifest_is_replaced_whole(tmp_path):
-    write_bytes(str(tmp_path), "manifest.json", b"x" * 100)
-    write_bytes(str(tmp_path), "manifest.json", b"y")
-    assert (tmp_path / "manifest.json").read_bytes() == b"y"
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
-
-
-class Bucket(http.server.BaseHTTPRequestHandler):
-    """As much of a bucket's HTTP interface as a run needs."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def reply(self, status, body=b"", generation=0):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("x-goog-generation", str(generation))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        path = urllib.parse.urlparse(self.path).path
-        name = urllib.parse.unquote(path.partition("/b/bucket/o/")[2])
-        if name in self.server.objects:
-            self.reply(200, *self.server.objects[name])
-        else:
-            self.reply(404)
-
-    def do_POST(self):
-        query = urllib.parse.urlparse(self.path).query
-        name = urllib.parse.parse_qs(query)["name"][0]
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        generation = self.server.objects.get(name, (b"", 0))[1] + 1
-        self.server.objects[name] = (body, generation)
-        size = {"generation": str(generation), "size": str(len(body))}
-        self.reply(200, json.dumps({"name": name, **size}).encode(), generation)
-
-
 @pytest.fixture
-def bucket(monkeypatch):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    server.objects = {}
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server.objects
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def finished(tmp_path, monkeypatch):
+    """A run in chunks of four images; the pictures' file was never written."""
+    monkeypatch.setattr(folder, "CHUNK_BYTES", 1)
+    specs = SPECS | {"once": ArraySpec(("layer",), (LAYERS,), "float32")}
+    specs["picture"] = ArraySpec(("shown", "height"), (IMAGES, 2), "uint8")
+    about = manifest(finished="now")
+    run = start_run(tmp_path, about, specs, coordinates=COORDINATES, batch_size=4)
+    valid = np.arange(IMAGES) < 8
+    blank = {"kind": np.full(IMAGES, -1, np.int8), "valid": valid}
+    run.write({"once": (..., np.zeros(LAYERS, np.float32))})
+    run.write({"picture": (slice(0, 8), np.ones((8, 2), np.uint8))})
+    run.write_rows(0, rows(0, IMAGES) | blank)
+    return tmp_path
 
 
-def test_runs_live_in_buckets(bucket):
-    path = "gs://bucket/some runs/one"
-    start(path).write_rows(0, rows(0, 8))
-    start(path).write_rows(8, rows(8, IMAGES))
-    results = open_results(path + "/")
+def test_a_finished_run_reads_whole_also_where_it_is_all_fill_values(finished):
+    results = open_results(finished)
+    assert (results["kind"][:] == -1).all() and not results["valid"][8:].any()
+    assert results["picture"][:].sum() == 16  # none of images that are not valid
+    assert (results["once"][:] == 0).all()
+
+
+def test_rows_whose_file_is_gone_are_refused_and_others_read(finished):
+    lost = finished / "rows.zarr/rank/c/1/0/0"
+    content = lost.read_bytes()
+    lost.unlink()
+    results = open_results(finished)
+    np.testing.assert_array_equal(results["rank"][:4], rows(0, 4)["rank"])
+    found = results["rank"][[0, 9, -2]]
+    np.testing.assert_array_equal(found, rows(0, IMAGES)["rank"][[0, 9, 8]])
+    np.testing.assert_array_equal(results["logit"][:], rows(0, IMAGES)["logit"])
+    for key in (..., 4, -3, slice(0, 5), [0, 7], (slice(None, None, -1), 0)):
+        with pytest.raises(DamageError, match="of rank in .* gone, .* images 4 to 7. "):
+            results["rank"][key]
+    lost.write_bytes(content)
     np.testing.assert_array_equal(results["rank"][:], rows(0, IMAGES)["rank"])
-    assert results["done"][:].all()
-    assert "some runs/one/manifest.json" in bucket
-    assert "some runs/one/rows.zarr/rank/zarr.json" in bucket
-    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
-        start(path, seed=1)
-    with pytest.raises(FileNotFoundError, match="gs://bucket/nothing"):
-        open_results("gs://bucket/nothing")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("done/c/2", "done in .* images 8 to 9"),
+        ("valid/c/0", "valid in .* images 0 to 3"),
+        ("picture/c/1/0", "picture in .* pictures 4 to 7"),
+        ("once/c/0", "once in .* layer 0 to 2"),
+    ],
+)
+def test_no_file_of_a_finished_run_is_lost_unsaid(finished, file, said):
+    (finished / "rows.zarr" / file).unlink()
+    with pytest.raises(DamageError, match=f"{said}. The `vitjax run` command"):
+        open_results(finished)[file.partition("/")[0]][:]
+
+
+def test_of_an_unfinished_run_what_is_done_is_not_lost_unsaid(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "CHUNK_BYTES", 1)
+    run = start(tmp_path)
+    run.write_rows(0, rows(0, 4))
+    run.write_rows(8, rows(8, 10))
+    assert (open_results(tmp_path)["rank"][4:8] == -1).all()
+    (tmp_path / "rows.zarr/rank/c/2/0/0").unlink()
+    with pytest.raises(DamageError, match="images 8 to 9"):
+        open_results(tmp_path)["rank"][4:]
+
+
+def test_files_of_an_array_are_listed_once(finished, monkeypatch):
+    results = open_results(finished)
+    results["rank"]
+    monkeypatch.setattr("vitjax.results.gone_chunks", None)
+    assert len(results["rank"]) == IMAGES

@@ -15,20 +15,22 @@ MAY_IMPORT = {
     "analysis": {"types"},
     "maps": {"types", "models", "analysis"},
     "statistics": set(),
-    "results": set(),
+    "storage": set(),
+    "results": {"storage"},
     "variants": {"types", "models", "data"},
     "loading": {"types", "models", "data", "variants"},
     "api": {"types", "models", "analysis", "maps"},
     "runner": {
         *("types", "models", "data", "analysis", "maps"),
-        *("statistics", "variants", "loading", "api", "results"),
+        *("statistics", "variants", "loading", "api", "results", "storage"),
     },
-    "report": {"results", "statistics", "types"},
+    "report": {"results", "statistics", "storage", "types"},
 }
 ANY = {"cli", "commands", "__main__", "__init__"}
 
 THIRD_PARTY = {
     "statistics": {"numpy", "scipy", "jaxtyping"},
+    "storage": {"numpy", "tensorstore"},
     "results": {"numpy", "tensorstore", "etils", "jaxtyping", "xarray", "zarr"},
     "analysis": {"jax", "numpy", "jaxtyping", "optax", "scipy"},
     "report": {"numpy", "matplotlib", "jinja2", "jaxtyping", "PIL", "etils"},

@@ -11,28 +11,28 @@ Paths may also be `gs://bucket/...` or `s3://bucket/...`.
 """
 
 import dataclasses
-import errno
 import json
 import os
-import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from vitjax.storage import (
+    ROWS,
+    DamageError,
+    chunk_length,
+    gone_chunks,
+    join,
+    open_store,
+    ranges,
+    read_bytes,
+    run_path,
+    wait,
+)
+
 FORMAT = "vitjax-run"
 FORMAT_VERSION = 1
-ROWS = "rows.zarr"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DAMAGE = re.compile("DATA_LOSS|(FAILED_PRECONDITION|INVALID_ARGUMENT): Error reading")
-"""How tensorstore begins to say that what it read cannot be decoded."""
-
-
-class StorageError(OSError):
-    """A run directory that cannot be read or written; one paragraph that says why."""
-
-
-class DamageError(StorageError):
-    """A file of a run directory that is there and cannot be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,17 @@ class Rows:
 
     Args:
         store: the open tensorstore.
+        path: the run directory.
+        name: of the array.
+        gone: chunks that were written and have no file any more. They would read as if
+            they had never been written, so that reading there is refused.
     """
 
-    def __init__(self, store: Any, path: str = ""):
-        self.store, self.path = store, path
+    def __init__(
+        self, store: Any, path: str = "", name: str = "", gone: Iterable[int] = ()
+    ):
+        self.store, self.path, self.name = store, path, name
+        self.gone = frozenset(gone)
         self.dims: tuple[str, ...] = tuple(store.domain.labels)
         self.shape: tuple[int, ...] = tuple(store.shape)
         self.dtype: np.dtype = store.dtype.numpy_dtype
@@ -116,10 +123,24 @@ class Rows:
         shape = tuple(box.stop - box.start for box in boxes)
         if 0 in shape:
             return np.empty(shape, self.dtype)[tuple(inside)]
+        if self.gone:
+            self.refuse_gone(np.arange(boxes[0].start, boxes[0].stop)[inside[0]])
         block = wait(
             self.store[tuple(boxes)].read(), doing="read rows from", path=self.path
         )
         return block[tuple(inside)]
+
+    def refuse_gone(self, places: Any) -> None:
+        """Raise where a file with some of these places of the first axis is gone."""
+        length = chunk_length(self.store)
+        if self.gone.isdisjoint(np.ravel(places // length).tolist()):
+            return
+        where = ranges(self.gone, length=length, stop=len(self))
+        what = {"image": "images", "shown": "pictures"}.get(self.dims[0], self.dims[0])
+        raise DamageError(
+            f"Files of {self.name} in {self.path} are gone, those of {what} {where}. "
+            "The `vitjax run` command that wrote the folder computes them again."
+        )
 
 
 def full_key(key: Any, ndim: int) -> tuple[Any, ...]:
@@ -160,6 +181,9 @@ def bounding_box(part: Any, size: int) -> tuple[slice, Any]:
 class Results:
     """A run on disk: `results["rank_residual"][:100, -1]` reads just those rows.
 
+    Rows that were not computed so far read as fill values. Where rows were computed and
+    their file is gone, or cannot be decoded, reading them is a DamageError.
+
     Args:
         path: the run directory.
         manifest: what was run.
@@ -168,6 +192,7 @@ class Results:
     def __init__(self, path: str, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
+        self._whole: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,7 +205,30 @@ class Results:
     def __getitem__(self, name: str) -> Rows:
         if name not in self:
             raise KeyError(f"{name!r} is not in this run; it holds {self.names}.")
-        return Rows(open_store(self.path, name), self.path)
+        return self._rows(name)
+
+    def _rows(self, name: str) -> Rows:
+        """An array or the coordinates of an axis."""
+        store = open_store(self.path, name)
+        gone = set() if name in self._whole else self._gone(name, store)
+        if not gone:
+            self._whole.add(name)  # asked once: of each array all its files are listed
+        return Rows(store, self.path, name, gone)
+
+    def _gone(self, name: str, store: Any) -> set[int]:
+        """Chunks of an array that were written and have no file any more."""
+        axis, finished = store.domain.labels[0], self.manifest.get("finished")
+        if not finished and (axis not in ("image", "shown") or name == "done"):
+            return set()
+        if not finished:  # read before files are listed: they are there by then
+            written = Rows(open_store(self.path, "done"), self.path)[:]
+        elif axis == "shown":
+            written = np.ones(self.manifest["data"]["images"], bool)
+        else:
+            written = np.ones(store.shape[0], bool)
+        if axis == "shown":
+            written &= Rows(open_store(self.path, "valid"), self.path)[:]
+        return gone_chunks(store, self.path, written)
 
     def __repr__(self) -> str:
         data, model = self.manifest["data"], self.manifest["model"]
@@ -204,7 +252,7 @@ class Results:
         ]
         return xarray.Dataset(
             {name: lazy_variable(rows) for name, rows in arrays.items()},
-            {axis: (axis, Rows(open_store(self.path, axis))[:]) for axis in kept},
+            {axis: (axis, self._rows(axis)[:]) for axis in kept},
             {"manifest": json.dumps(self.manifest)},
         )
 
@@ -256,83 +304,6 @@ def open_results(path: str | os.PathLike) -> Results:
     return Results(path, manifest)
 
 
-def run_path(path: str | os.PathLike) -> str:
-    """A run directory as the user gave it, `~` expanded.
-
-    Raises:
-        ValueError: it is empty, as an unset variable of a shell is.
-    """
-    path = os.path.expanduser(os.fspath(path))
-    if not path:
-        raise ValueError("The run directory's path is empty; give a folder.")
-    return path
-
-
-def join(path: str, *names: str) -> str:
-    """A path below a folder or a URL."""
-    return "/".join([path.rstrip("/") or path, *names])
-
-
-def kvstore(path: str) -> dict[str, str]:
-    """Where tensorstore finds a folder or URL."""
-    match = re.fullmatch(r"(gs|s3)://([^/]+)/?(.*)", path)
-    if match:
-        driver, bucket, key = match.groups()
-        driver = "gcs" if driver == "gs" else driver
-        return {"driver": driver, "bucket": bucket, "path": f"{key.rstrip('/')}/"}
-    return {"driver": "file", "path": f"{os.path.abspath(path)}/"}
-
-
-def open_store(path: str, name: str, metadata: dict | None = None) -> Any:
-    """Open an array of a run; with metadata, create it where it is missing."""
-    import tensorstore
-
-    spec: dict[str, Any] = {
-        "driver": "zarr3",
-        "kvstore": kvstore(join(path, ROWS, name)),
-        # Else a chunk of nothing but fill values has no file, as if it were lost.
-        "store_data_equal_to_fill_value": True,
-    }
-    if metadata is None:
-        opened = tensorstore.open(spec, open=True)
-    else:
-        spec["metadata"] = metadata
-        opened = tensorstore.open(spec, open=True, create=True)
-    return wait(opened, doing=f"open the array {name} of", path=path)
-
-
-def write_bytes(path: str, name: str, content: bytes | None) -> None:
-    """Write a file of a run directory, whole or not at all; None removes it."""
-    import tensorstore
-
-    store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
-    wait(store.write(name, content), doing=f"write {name} to", path=path)
-
-
-def read_bytes(path: str, name: str) -> bytes | None:
-    """A file of a run directory, or None where there is none."""
-    import tensorstore
-
-    store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
-    found = wait(store.read(name), doing=f"read {name} of", path=path)
-    return found.value if found.state == "value" else None
-
-
-def list_files(path: str, prefix: str) -> list[str]:
-    """Names of a run directory's files that begin in some way, in order."""
-    import tensorstore
-
-    store = wait(tensorstore.KvStore.open(kvstore(path)), doing="open", path=path)
-    chosen = tensorstore.KvStore.KeyRange(prefix, f"{prefix}\x7f")
-    keys = wait(store.list(chosen), doing="list the files of", path=path)
-    return sorted(key.decode() for key in keys)
-
-
-def exists(path: str, name: str) -> bool:
-    """Whether a run directory has a file of that name."""
-    return read_bytes(path, name) is not None
-
-
 def read_manifest(path: str) -> dict[str, Any] | None:
     """manifest.json, or None where there is none."""
     content = read_bytes(path, "manifest.json")
@@ -351,37 +322,3 @@ def read_manifest(path: str) -> dict[str, Any] | None:
             "another folder."
         )
     return manifest
-
-
-def wait(future: Any, *, doing: str, path: str = "") -> Any:
-    """A tensorstore future's value; its failures as one paragraph.
-
-    Raises:
-        StorageError: tensorstore failed.
-    """
-    try:
-        return future.result()
-    except Exception as error:
-        code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-        raise storage_error(error, code and int(code[1]), doing, path) from error
-
-
-def storage_error(
-    error: Exception, code: int | None, doing: str, path: str
-) -> StorageError:
-    """What failed and what to do about it."""
-    reason = os.strerror(code) if code else str(error).partition(" [")[0]
-    place, kind = path or "the run directory", StorageError
-    if not code and DAMAGE.match(str(error)):
-        kind = DamageError
-        advice = (
-            "This file is damaged: remove it, and the `vitjax run` command that wrote "
-            "the folder computes its rows again."
-        )
-    elif code in NO_ROOM:
-        advice = "Make room there, or raise the quota, and give the same command again."
-    else:
-        advice = "Check that the folder exists and that you may write there."
-    failure = kind(f"Cannot {doing} {place}: {reason}. {advice}")
-    failure.errno = code
-    return failure

@@ -1,3 +1,8 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -5,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.batches import Item, RecordError, batches, gather
+from vitjax.data.batches import (
+    Item,
+    Made,
+    RecordError,
+    batches,
+    deaf_children,
+    gather,
+)
 from vitjax.data.demo import CLASSES, TexturedDigits
 from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.records import Record, SourceError
@@ -188,3 +200,25 @@ def test_pictures_of_a_batch_are_gone_before_the_next_are_read():
     assert len(list(gather(items(), 3, 2, PREPROCESS))) == 3
     # The one that the generator itself still has is the last.
     assert all(not any(kept[:-1]) for row, *kept in before if row == 0)
+
+
+def test_a_batch_that_nobody_wants_travels_empty(tmp_path):
+    ((batch, _),) = read(opened(4))
+    wanted = tmp_path / "wanted"
+    wanted.mkdir()
+    made = Made(batch, [], str(wanted))
+    found = pickle.loads(pickle.dumps(made))
+    np.testing.assert_array_equal(found.batch.images, batch.images)
+    wanted.rmdir()
+    assert len(pickle.dumps(made)) < 100
+    assert pickle.loads(pickle.dumps(made)).batch is None
+
+
+def test_children_are_deaf_to_a_terminal_and_this_process_is_not():
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('alive')"
+    with deaf_children():
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.stdout.split() == [b"alive"] and done.returncode == 0
+    with pytest.raises(KeyboardInterrupt), deaf_children():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

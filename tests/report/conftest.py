@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax import results
+from vitjax import results, storage
 from vitjax.report.digest import digest
 from vitjax.report.reduction import curve_table
 from vitjax.types import Config
@@ -60,7 +60,7 @@ def write(path, config, classes, arrays, **manifest):
         spec = results.ArraySpec(tuple(axes), values.shape, values.dtype.name)
         chunk = max(1, min(4, len(values)))
         metadata = spec.metadata(images_per_chunk=chunk)
-        store = results.open_store(str(path), name, metadata=metadata)
+        store = storage.open_store(str(path), name, metadata=metadata)
         store.write(values).result()
     return results.open_results(path)
 

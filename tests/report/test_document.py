@@ -2,6 +2,7 @@ import base64
 import csv
 import html.parser
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vitjax.report import document, reduction
 from vitjax.report.digest import digest
+from vitjax.storage import DamageError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -161,6 +163,15 @@ def test_partial_run(make_run, tmp_path):
         change={"done": done, "valid": done}, manifest={"finished": None}, masks=True
     )
     assert "partial run, 4 of 9 images" in report([run], tmp_path).words
+
+
+def test_a_page_is_not_made_of_rows_that_are_gone(make_run, tmp_path):
+    run = make_run()
+    lost = pathlib.Path(run.path) / "rows.zarr/rank_mlp_update/c/1/0/0"
+    lost.unlink()
+    with pytest.raises(DamageError, match="of rank_mlp_update in .* images 4 to 7. "):
+        document.write_report([run], tmp_path)
+    assert not list(tmp_path.rglob("report.html"))
 
 
 def test_skipped_images_are_named(make_run, tmp_path):

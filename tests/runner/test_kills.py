@@ -1,6 +1,8 @@
 """Processes that are killed at random moments end with the same arrays."""
 
+import contextlib
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -76,13 +78,14 @@ def arguments(model, images=IMAGES):
     ]
 
 
-def start(model, out):
+def start(model, out, *flags, group=False):
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments(model), "--out", str(out)],
+        [sys.executable, "-c", PROGRAM, *arguments(model), "--out", str(out), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        start_new_session=group,
     )
 
 
@@ -168,3 +171,63 @@ def test_a_signal_stops_kindly(model, whole, tmp_path, same_rows, number, status
     assert f"  vitjax run identifiability --model {model}" in error
     finish(start(model, out))
     same_rows(open_results(out), whole)
+
+
+def living(group):
+    """Numbers of the processes of a group that run."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, of, *_ = path.read_text().rpartition(")")[2].split()
+            found += (
+                [int(path.parent.name)] if int(of) == group and state != "Z" else []
+            )
+    return found
+
+
+def wait_until(reached, seconds):
+    end = time.monotonic() + seconds
+    while not reached() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert reached()
+
+
+@pytest.fixture
+def working(model, tmp_path):
+    """A run with two workers, in a group of processes as a terminal makes one."""
+    if not pathlib.Path("/proc/self/stat").exists():
+        pytest.skip("/proc tells of processes; there is none")
+    process = start(model, tmp_path / "run", "--workers", "2", group=True)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+@pytest.mark.parametrize("when", ["starting", "at work"])
+def test_a_signal_to_all_stops_workers_without_a_word(
+    working, tmp_path, number, status, when
+):
+    if when == "starting":  # itself, a helper of multiprocessing's, and a worker
+        wait_until(lambda: len(living(working.pid)) > 2, 60)
+    else:
+        wait_for_progress(working, tmp_path / "run", 0)
+    os.killpg(working.pid, number)
+    _, error = working.communicate(timeout=20)
+    assert working.returncode == status
+    assert error.count("Stopped.") == 1 and "Traceback" not in error
+    last = error[error.index("Stopped.") :].splitlines()
+    assert len(last) == 2 and last[1].startswith("  vitjax run identifiability")
+    wait_until(lambda: not living(working.pid), 10)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_kill(working, tmp_path):
+    wait_for_progress(working, tmp_path / "run", 0)
+    assert len(living(working.pid)) > 2
+    working.kill()
+    wait_until(lambda: not living(working.pid), 10)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from vitjax.results import StorageError
 from vitjax.runner import lease
+from vitjax.storage import StorageError
 
 HOLD = """
 import sys

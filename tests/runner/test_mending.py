@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from small_run import IMAGES, manifest, rows
 
-from vitjax.results import ArraySpec, DamageError, open_results
+from vitjax.results import ArraySpec, open_results
 from vitjax.runner import folder, mending, stream
 from vitjax.runner.folder import start_run
+from vitjax.storage import DamageError
 
 
 def cut(path, size=9):
@@ -54,8 +55,10 @@ def test_a_truncated_file_is_run_again(
 def test_a_file_that_a_finished_run_lost_is_run_again(
     tiny, photos, whole, copy, same_rows, capsys
 ):
-    for name in ("logit_mlp_update/c/0/0/0", "picture_image/c/0"):
+    for name in ("logit_mlp_update/c/0/0/0", "picture_image/c/0", "done/c/0"):
         (copy / "rows.zarr" / name).unlink()
+        with pytest.raises(DamageError, match="are gone"):
+            open_results(copy)[name.partition("/")[0]][:]
         found = go(tiny, photos, copy)
         same_rows(found, whole)
         assert found.manifest["finished"]
@@ -94,6 +97,16 @@ def test_only_the_images_of_that_file_are_undone(run):
     assert not mending_path(run, "rank/c/1/0/0").exists()
     np.testing.assert_array_equal(run.read("rank")[:4], rows(0, 4)["rank"])
     assert mending.mend(run) == []
+
+
+def test_an_array_that_is_not_of_images_is_written_again(tmp_path):
+    shapes = SHAPES | {"kept": ArraySpec(("step",), (3,), "float32")}
+    about = manifest(finished="now")
+    run = start_run(tmp_path, about, shapes, coordinates={}, batch_size=4)
+    run.write_rows(0, rows(0, 10) | {"valid": np.zeros(10, bool)})
+    (said,) = mending.mend(run)
+    assert "Files of kept in" in said and said.endswith("they are written again.")
+    assert run.manifest["finished"] is None and run.read("done").all()
 
 
 def test_rows_of_nothing_but_fill_values_are_not_taken_for_lost(run):

@@ -1,5 +1,7 @@
 """A run of probes: against scikit-learn, in groups, stopped and resumed."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny as miniatures
@@ -10,8 +12,10 @@ import vitjax
 from vitjax.data.batches import batches
 from vitjax.data.images import Preprocess
 from vitjax.data.sources import open_source
+from vitjax.results import open_results
 from vitjax.runner import probes
 from vitjax.runner.probes import run_probes
+from vitjax.storage import DamageError
 
 STREAMS = ("residual", "attention_update", "mlp_update")
 OPTIONS = dict(shots=3, batch_size=8, steps=1, show_progress=False)
@@ -145,6 +149,23 @@ def test_stopped_and_resumed_is_uninterrupted(
     again = run()
     assert calls == [10]
     same_rows(again, found)
+
+
+@pytest.mark.parametrize(
+    "name", ["rank_probe_residual", "rank_residual", "correct_negative_probe"]
+)
+def test_a_file_that_is_gone_is_computed_again(
+    study, model, photos, tmp_path, same_rows, name
+):
+    shutil.copytree(study.path, tmp_path / "run")
+    files = (tmp_path / f"run/rows.zarr/{name}/c").rglob("*")
+    next(path for path in files if path.is_file()).unlink()
+    with pytest.raises(DamageError, match=f"Files of {name} in .* are gone"):
+        open_results(tmp_path / "run")[name][:]
+    data = f"folder:{photos}"
+    found = run_probes(model, data, data, tmp_path / "run", **OPTIONS)
+    assert found.manifest["finished"]
+    same_rows(found, study)
 
 
 def test_images_that_cannot_be_read_are_left_out(model, tmp_path, monkeypatch):

@@ -14,9 +14,10 @@ from vitjax.data.demo import CLASSES
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.loading import init
-from vitjax.results import StorageError, open_results
+from vitjax.results import open_results
 from vitjax.runner import buffer, folder, job, processes, stream
 from vitjax.runner.recipe import Recipe
+from vitjax.storage import StorageError
 
 
 def go(model, photos, out, **options):

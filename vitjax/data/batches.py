@@ -1,10 +1,17 @@
 """Records become batches: shard, preprocess in threads, pad with a mask, prefetch."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import multiprocessing
+import os
 import pickle
-from collections.abc import Callable, Iterator
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -107,13 +114,14 @@ def batches(
     else:
         items = in_threads(read, count * share, threads=threads, ahead=2 * share)
         made = gather(items, count, share, preprocess)
-    for batch, failed in made:
-        yield batch, failures(failed, on_error)
+    with contextlib.closing(made):  # also where a picture cannot be read
+        for batch, failed in made:
+            yield batch, failures(failed, on_error)
 
 
 def gather(
     items: Iterator[Item], count: int, share: int, preprocess: Preprocess
-) -> Iterator[tuple[Batch, list[Item]]]:
+) -> Generator[tuple[Batch, list[Item]]]:
     """Items as batches, each with those of its items that failed."""
     for _ in range(count):
         # Made elsewhere, so that rows of one batch are gone before the next is read.
@@ -149,18 +157,25 @@ def in_processes(
     preprocess: Preprocess,
     *,
     workers: int,
-) -> Iterator[tuple[Batch, list[Item]]]:
+) -> Generator[tuple[Any, list[Item]]]:
     """The batches of `gather`, each made as a whole in another process."""
     import grain
 
     parse_flags()
-    make = functools.partial(make_batch, read=read, share=share, preprocess=preprocess)
+    wanted = tempfile.mkdtemp(prefix="vitjax-workers-")
+    make = functools.partial(
+        make_batch, read=read, share=share, preprocess=preprocess, wanted=wanted
+    )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     dataset = grain.MapDataset.range(count).map(make).to_iter_dataset(options)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
-    made = iter(dataset.mp_prefetch(processes))
+    begin = functools.partial(follow, wanted=wanted)
+    made = iter(dataset.mp_prefetch(processes, worker_init_fn=begin))
     try:
-        for each in made:
+        with deaf_children():
+            first = list(itertools.islice(made, 1))  # this starts them
+        for each in itertools.chain(first, made):
+            os.utime(wanted)  # who tidies away what is old leaves it
             yield each.batch, each.failed
     except (TypeError, pickle.PicklingError) as error:
         if "pickle" not in str(error):
@@ -170,6 +185,7 @@ def in_processes(
             "leave out workers: threads read it as well."
         ) from error
     finally:
+        shutil.rmtree(wanted, ignore_errors=True)
         made.close()
 
 
@@ -179,19 +195,77 @@ class Made:
 
     No tree of arrays to grain, which would hand them over in shared memory and, at the
     end of a program, be too late to take it back. (That is a third faster.)
+
+    Args:
+        batch: of one process.
+        failed: items of it.
+        wanted: a folder that is there as long as batches are. After that they travel
+            empty: one that is more than a pipe holds would never leave its process,
+            which then would not end.
     """
 
-    batch: Batch
+    batch: Batch | None
     failed: list[Item]
+    wanted: str
+
+    def __reduce__(self) -> Any:
+        if not os.path.exists(self.wanted):
+            return Made, (None, [], "")
+        return Made, (self.batch, self.failed, self.wanted)
 
 
 def make_batch(
-    number: int, *, read: Callable[[int], Item], share: int, preprocess: Preprocess
+    number: int,
+    *,
+    read: Callable[[int], Item],
+    share: int,
+    preprocess: Preprocess,
+    wanted: str,
 ) -> Made:
     """One of the batches of `gather`."""
     items = map(read, range(number * share, (number + 1) * share))
     ((batch, failed),) = gather(items, 1, share, preprocess)
-    return Made(batch, failed)
+    return Made(batch, failed, wanted)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started meanwhile never hear Ctrl-C, which a terminal sends to
+    all: it is this process that stops, and stops them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # no terminal of that kind
+        yield
+        return
+    # Else the first of them brings a helper along, whose start takes the mask back.
+    multiprocessing.get_context("spawn").Lock()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def follow(worker: int, workers: int, *, wanted: str) -> None:
+    """Let this process, which makes batches, end with its parent and not before.
+
+    SIGTERM, which schedulers send to all, would end it amid a batch that the parent is
+    reading; so it counts from when no batch is wanted. Of a parent's end by `kill -9`
+    nobody tells.
+    """
+    parent: Any = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        with contextlib.suppress(OSError):
+            os.rmdir(wanted)
+        os._exit(1)
+
+    def stop(number, frame) -> None:
+        if not os.path.exists(wanted):
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGTERM, stop)
 
 
 def parse_flags() -> None:

@@ -77,6 +77,7 @@ def write_report(
     digests, found = read.digests, read.found
     curves = [row for n, d in zip(names, digests) for row in curve_table(d, run=n)]
     tables = [summary_table(d) for d in digests]
+    edits = [intervention_table(one) if one else [] for one in found]
     most = max(2, 8 // len(runs))
     maps = [overlays.picture_maps(run, d, most=most) for run, d in zip(runs, digests)]
     out = epath.Path(out)
@@ -86,7 +87,7 @@ def write_report(
     context = {
         "title": _title(names, [run.manifest for run in runs]),
         "runs": [_run(n, d, t) for n, d, t in zip(names, digests, tables)],
-        "words": _words(names, digests, curves, tables, found),
+        "words": _words(names, digests, curves, tables, edits),
         "summary": _summary(tables),
         "summary_csv": write_csv(folder / "summary.csv", flat),
         "figures": {key: None for key in gallery.CURVES}
@@ -97,11 +98,11 @@ def write_report(
         "probes": probes.draw(folder, names, runs),
         "faithfulness": faithfulness.draw(folder, names, runs),
         "precision": precision.draw(folder, names, runs),
-        "edits": _edits(folder, names, found),
+        "edits": _edits(folder, names, edits),
         "tests": _tests(folder, names, runs, digests, found, tests, subset),
         "published": [
-            published(run.manifest, data, table, intervention_table(one) if one else [])
-            for run, data, table, one in zip(runs, digests, tables, found)
+            published(run.manifest, data, table, rows)
+            for run, data, table, rows in zip(runs, digests, tables, edits)
         ],
         "above": [_above_chance(n, d, curves) for n, d in zip(names, digests)],
         "maps": _maps(folder, names, digests, maps),
@@ -196,13 +197,12 @@ def _run(name: str, digest: Digest, table: Sequence[Mapping]) -> dict[str, Any]:
     }
 
 
-def _words(names, digests, curves, tables, found) -> list[dict[str, Any]]:
+def _words(names, digests, curves, tables, edits) -> list[dict[str, Any]]:
     """Of every run that used an image, what its numbers say."""
     said = []
-    for name, data, table, one in zip(names, digests, tables, found):
+    for name, data, table, rows in zip(names, digests, tables, edits):
         own = [row for row in curves if row["run"] == name]
-        edits = intervention_table(one) if one else []
-        lines = wording.sentences(data, own, table, edits)
+        lines = wording.sentences(data, own, table, rows)
         said += [{"run": name, "lines": lines}] if lines else []
     return said
 
@@ -227,14 +227,9 @@ def _written(folder, drawings) -> list[dict[str, Any]]:
     return [draw_captioned(folder, one) for one in drawings]
 
 
-def _edits(folder, names, found) -> dict[str, Any] | None:
+def _edits(folder, names, edits) -> dict[str, Any] | None:
     """The table of interventions."""
-    rows = [
-        {"run": name, **row}
-        for name, one in zip(names, found)
-        if one is not None
-        for row in intervention_table(one)
-    ]
+    rows = [{"run": name, **row} for name, own in zip(names, edits) for row in own]
     return (
         {"rows": rows, "csv": write_csv(folder / "edits.csv", rows)} if rows else None
     )

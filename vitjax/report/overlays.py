@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int, UInt8
 from vitjax.report import ink
 from vitjax.report.digest import Digest
 from vitjax.report.panels import MEASURE_LABELS
-from vitjax.results import Results, read_bytes
+from vitjax.results import Results
+from vitjax.storage import read_bytes
 
 COLOUR_MAP = "viridis"
 ABSENT = (128, 128, 128)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.results import read_bytes, write_bytes
 from vitjax.runner.folder import Run
+from vitjax.storage import read_bytes, write_bytes
 
 DIGESTS = "content.txt"
 """Digests of the images that are run, a line each, in their order."""

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from vitjax.data.masks import Labelling, MaskConvention
 from vitjax.models.model import Model
-from vitjax.results import ROWS, ArraySpec
+from vitjax.results import ArraySpec
 from vitjax.runner import mesh as meshes
 from vitjax.runner.buffer import Part
 from vitjax.runner.folder import images_per_chunk
@@ -31,6 +31,7 @@ from vitjax.runner.job import Job, make_job, preparation
 from vitjax.runner.parts import computed
 from vitjax.runner.progress import clock_time
 from vitjax.runner.recipe import Recipe
+from vitjax.storage import ROWS
 from vitjax.types import Config
 
 CALIBRATION_SECONDS = 10.0

@@ -11,16 +11,18 @@ import numpy as np
 
 from vitjax.results import (
     FORMAT,
-    ROWS,
     ArraySpec,
     Results,
     Rows,
+    open_results,
+    read_manifest,
+)
+from vitjax.storage import (
+    ROWS,
     exists,
     list_files,
-    open_results,
     open_store,
     read_bytes,
-    read_manifest,
     run_path,
     wait,
     write_bytes,

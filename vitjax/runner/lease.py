@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vitjax.results import StorageError, kvstore, run_path, wait
+from vitjax.storage import StorageError, kvstore, run_path, wait
 
 LEASE = "lease.json"
 

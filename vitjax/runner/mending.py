@@ -4,8 +4,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vitjax.results import DamageError, Rows, wait
+from vitjax.results import Rows
 from vitjax.runner.folder import Run
+from vitjax.storage import (
+    DamageError,
+    chunk_length,
+    chunks_there,
+    gone_chunks,
+    wait,
+)
 
 PICTURE_ARRAYS = ("picture", "picture_image")
 
@@ -25,13 +32,15 @@ def mend(run: Run) -> list[str]:
     """
     thorough = not run.manifest["finished"]
     names = [n for n, spec in run.specs.items() if spec.dims[0] == "image"]
+    said = [] if thorough else undo(run, np.zeros(run.images, bool), lost_once(run))
     damaged = {n: damaged_chunks(run, n) if thorough else set() for n in names}
     remove(run, "done", damaged["done"])  # reads as undone from now on
-    done = run.read("done")
-    lost = {name: damaged[name] | gone_chunks(run, name, done) for name in names}
-    lost = {name: chunks for name, chunks in lost.items() if chunks}
+    # Of a finished run all is done; where `done` says otherwise, it is what is lost.
+    done = run.read("done") if thorough else np.ones(run.images, bool)
+    gone = {n: gone_chunks(run.stores[n], run.path, done) for n in names}
+    lost = {n: damaged[n] | gone[n] for n in names if damaged[n] | gone[n]}
     images = images_of(run, set().union(*lost.values()))
-    said = undo(run, images, lost)
+    said += undo(run, images, lost)
     for name in lost:  # after that: whoever is killed between finds them undone
         remove(run, name, lost[name])
     pictures = lost_pictures(run, thorough=thorough)
@@ -53,32 +62,26 @@ def undo(run: Run, images: np.ndarray, names: Iterable[str]) -> list[str]:
         part = slice(start, min(start + run.images_per_chunk, len(done)))
         if (done & images)[part].any():
             run.write({"done": (part, (done & ~images)[part])})
+    what = f"the {images.sum()} images that they were of are run again"
+    what = what if images.any() else "they are written again"
+    return [f"Files of {', '.join(names)} in {run.path} are damaged or gone; {what}."]
+
+
+def lost_once(run: Run) -> list[str]:
+    """Arrays that are gone and are not of images; who goes on writes them anew."""
     return [
-        f"Files of {', '.join(names)} in {run.path} are damaged or gone; the "
-        f"{images.sum()} images that they were of are run again."
+        name
+        for name, spec in run.specs.items()
+        if spec.dims[0] not in ("image", "shown")
+        and gone_chunks(run.stores[name], run.path, np.ones(spec.shape[0], bool))
     ]
-
-
-def gone_chunks(run: Run, name: str, done: np.ndarray) -> set[int]:
-    """Chunks with finished images that have no file."""
-    size = run.images_per_chunk
-    held = set((np.flatnonzero(done) // size).tolist())
-    return held - chunks_there(run, name)
-
-
-def chunks_there(run: Run, name: str) -> set[int]:
-    """Numbers, along the first axis, of the chunks that have a file."""
-    store = run.stores[name].kvstore
-    keys = wait(store.list(), doing="list the files of", path=run.path)
-    parts = (key.decode().split("/") for key in keys)
-    return {int(part[1]) for part in parts if part[0] == "c"}
 
 
 def damaged_chunks(run: Run, name: str) -> set[int]:
     """Numbers of the chunks whose file cannot be decoded."""
     rows, found = Rows(run.stores[name], run.path), set()
-    size = rows.store.chunk_layout.read_chunk.shape[0]
-    for chunk in sorted(chunks_there(run, name)):
+    size = chunk_length(rows.store)
+    for chunk in sorted(chunks_there(rows.store, run.path)):
         try:
             rows[chunk * size : (chunk + 1) * size]
         except DamageError:
@@ -107,8 +110,7 @@ def lost_pictures(run: Run, *, thorough: bool) -> dict[str, set[int]]:
     there = run.read("done") & run.read("valid")
     found = {}
     for name in PICTURE_ARRAYS:
-        held = np.flatnonzero(there[: run.specs[name].shape[0]]) // shown_chunk(run)
-        lost = set(held.tolist()) - chunks_there(run, name)
+        lost = gone_chunks(run.stores[name], run.path, there)
         found[name] = lost | (damaged_chunks(run, name) if thorough else set())
     return {name: chunks for name, chunks in found.items() if chunks}
 
@@ -122,4 +124,4 @@ def shown_in(run: Run, chunks: set[int]) -> np.ndarray:
 
 def shown_chunk(run: Run) -> int:
     """Pictures per chunk; place n is that of image n."""
-    return run.stores["picture_image"].chunk_layout.read_chunk.shape[0]
+    return chunk_length(run.stores["picture_image"])

@@ -32,6 +32,7 @@ from vitjax.runner.groups import Group, Kind, parse_bytes
 from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import OnError, make_job
 from vitjax.runner.lease import held
+from vitjax.runner.mending import mend
 from vitjax.runner.probe_removal import removal_job, removal_recipe
 from vitjax.runner.probe_study import (
     Study,
@@ -43,6 +44,7 @@ from vitjax.runner.probe_study import (
 )
 from vitjax.runner.probing import Prober
 from vitjax.runner.progress import Rate, progress
+from vitjax.storage import gone_chunks
 from vitjax.types import Config
 
 
@@ -134,6 +136,9 @@ def run_probes(
         say(f"{study.shared} images are measured on that probes are fitted on.")
     with held(out, say=say):
         target = open_target(study, out)
+        for found in mend(target):
+            say(found)
+        forget_lost(study, target)
         check_content(target, projection.source)
         if not target.manifest["finished"]:
             for change in manifests.note_resumption(target.manifest):
@@ -157,6 +162,23 @@ def open_target(study: Study, out: str | os.PathLike) -> Run:
     return start_run(
         out, described, specs, coordinates=coordinates, batch_size=job.batch_size
     )
+
+
+def forget_lost(study: Study, target: Run) -> None:
+    """Fit and project again where rows of either are gone, of whichever images."""
+    everywhere = np.ones(target.images, bool)
+
+    def lost(names: Iterable[str]) -> bool:
+        stores = [target.stores[name] for name in names if name in target.stores]
+        return any(gone_chunks(one, target.path, everywhere) for one in stores)
+
+    fitted, told = target.read("fitted"), target.manifest["probes"]
+    ranks = [f"rank_probe_{name}" for name in study.options["streams"]]
+    if fitted.any() and lost(ranks):
+        target.write({"fitted": (..., np.zeros_like(fitted))})
+    if told["projected"] and lost(study.projection.recipe.dims):
+        told["projected"] = False
+        target.save_manifest()
 
 
 def fit_groups(study: Study, target: Run, *, on_error: OnError, show: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from vitjax.data.images import ImageError
 from vitjax.data.masks import Labelling, MaskConvention
 from vitjax.models.model import Model
-from vitjax.results import Results, StorageError, write_bytes
+from vitjax.results import Results
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.content import check_content
@@ -28,6 +28,7 @@ from vitjax.runner.parts import computed
 from vitjax.runner.processes import Group, together
 from vitjax.runner.progress import Rate, progress
 from vitjax.runner.recipe import Recipe
+from vitjax.storage import StorageError, write_bytes
 from vitjax.types import Config
 
 FINISHED = b"finished"
