@@ -84,7 +84,7 @@ class PatchEmbedding(nn.Module):
         rows, columns = height // size, width // size
         x = jnp.asarray(images)[:, : rows * size, : columns * size]
         x = x.reshape(batch, rows, size, columns, size * channels).swapaxes(2, 3)
-        x = x.reshape(batch, rows * columns, -1)
+        x = x.reshape(batch, rows * columns, channels * size**2)
         return x @ kernel.reshape(-1, self.dim) + bias.reshape(1, 1, -1)
 
 
