@@ -25,12 +25,11 @@ def here(monkeypatch):
     monkeypatch.setattr(topologies, "find_topology", lambda name: meshes.make_mesh())
 
 
-def test_the_plan_is_that_of_a_run_on_the_same_devices(here, tiny, photos):
-    found = plan("identifiability", tiny, topology="x", batch_size=6, masks=False)
-    job = make_job(
-        *("identifiability", tiny, f"folder:{photos}"),
-        **dict(batch_size=6, dtype="float32", limit=None),  # pyright: ignore
-    )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_plan_is_that_of_a_run_on_the_same_devices(here, tiny, photos, dtype):
+    same = {"batch_size": 6, "dtype": dtype}
+    found = plan("identifiability", tiny, topology="x", masks=False, **same)
+    job = make_job("identifiability", tiny, f"folder:{photos}", limit=None, **same)
     assert found.device_bytes == planned_bytes(job)
     assert found.batch_size == 8 and found.device == "4 x cpu"
     assert "4 x cpu (x), identifiability" in str(found)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vitjax.loading import init
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
-from vitjax.runner.estimate import at_peak, size, total_bytes
+from vitjax.runner.estimate import at_peak, size, total_bytes, weight_bytes
 from vitjax.runner.experiments import find_recipe
 from vitjax.runner.job import preparation
 from vitjax.runner.recipe import Recipe
@@ -104,9 +104,9 @@ def plan(
 
     def weights():
         made = model if isinstance(model, Model) else init(model)
-        return made.astype(dtype)
+        return made, made.astype(dtype)
 
-    shapes = jax.eval_shape(weights)
+    loaded, shapes = jax.eval_shape(weights)
     started = time.perf_counter()
     with jax.default_matmul_precision(precision):
         lying, batch, aux = placed(recipe, shapes, mesh, batch_size, masks)
@@ -122,7 +122,7 @@ def plan(
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         batch_size=batch_size,
         dtype=dtype,
-        device_bytes=total_bytes(shapes) + peak,
+        device_bytes=weight_bytes(loaded, shapes) + peak,
         compile_seconds=time.perf_counter() - started,
     )
 
