@@ -59,10 +59,10 @@ def test_masks_ask_more_of_the_paper(here, tiny):
 def test_what_goes_wrong_is_said(monkeypatch):
     from jax.experimental import topologies as known
 
-    def missing(name, platform):
+    def missing(name, platform, **chips):
         raise RuntimeError("no library")
 
-    def unknown(name, platform):
+    def unknown(name, platform, **chips):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such TPU\nmore")
 
     monkeypatch.setattr(known, "get_topology_desc", missing)
@@ -103,6 +103,11 @@ def test_surroundings_last_for_the_block_and_give_way_to_the_users(monkeypatch):
     assert "VITJAX_TEST_NEW" not in os.environ
 
 
+SIZES = """
+from vitjax.runner.topologies import find_topology
+for name in ("v4:2x2x2", "v5e:2x2", "v5e:1x1", "v6e:1x1"):
+    print(find_topology(name).size)
+"""
 SCRIPT = """
 import jax, vitjax
 from vitjax.runner import bench, mesh as meshes
@@ -143,6 +148,11 @@ def in_a_process(*arguments):
         timeout=300,
         check=True,
     ).stdout
+
+
+@pytest.mark.slow
+def test_a_chip_is_one_device():
+    assert in_a_process("-c", SIZES).split() == ["8", "4", "1", "1"]
 
 
 @pytest.mark.slow

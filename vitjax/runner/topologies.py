@@ -29,8 +29,11 @@ ALONE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Without these, the library looks for this machine's TPUs in the network."""
+"""Without these, the library looks for this machine's TPUs in the network, and wants
+them for one process alone.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,8 @@ def find_topology(name: str) -> Mesh:
 
     try:
         with surroundings(ALONE):
-            found = topologies.get_topology_desc(name, platform="tpu")
+            chips = chip_options(name)
+            found = topologies.get_topology_desc(name, platform="tpu", **chips)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -155,6 +159,21 @@ def find_topology(name: str) -> Mesh:
             "TPU_LIBRARY_PATH to the file libtpu.so."
         ) from error
     return meshes.make_mesh(found.devices)
+
+
+def chip_options(name: str) -> dict[str, Any]:
+    """What a topology's name leaves open, as JAX has it where the TPUs are.
+
+    Args:
+        name: of the topology.
+    """
+    kind, _, shape = name.partition(":")
+    options: dict[str, Any] = {}
+    if kind == "v4":  # else either core of a chip is a device with half its memory
+        options["chip_config_name"] = "megacore"
+    if shape in ("1x1", "1x1x1"):  # else four chips to a host
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return options
 
 
 @contextlib.contextmanager
