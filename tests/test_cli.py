@@ -1,6 +1,7 @@
 """Commands do what they say; failures are one paragraph and no traceback."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -17,8 +18,11 @@ from PIL import Image
 import vitjax
 from vitjax import cli, loading
 from vitjax.commands import compiled, running
+from vitjax.commands.measuring import Estimate
 from vitjax.data.demo import CLASSES
 from vitjax.results import open_results
+from vitjax.runner import estimate as estimating
+from vitjax.runner import topologies
 from vitjax.runner.folder import Run
 from vitjax.storage import StorageError
 
@@ -386,6 +390,26 @@ def test_estimate_prints_a_sentence_or_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 8 and found["device_bytes"] > 0 < found["disk_bytes"]
     assert found["host_bytes"] > 2 * 8 * 64 * 64 * 3 * 4  # two batches of pictures
+
+
+def test_estimate_takes_the_models_that_run_does(converted, monkeypatch):
+    asked = []
+
+    def answer(kind, *arguments, **options):
+        asked.append(arguments)
+        return object.__new__(kind)
+
+    for module, name, kind in (
+        (estimating, "estimate", estimating.Estimate),
+        (topologies, "plan", topologies.Plan),
+    ):
+        monkeypatch.setattr(module, name, functools.partial(answer, kind))
+    folder = Estimate(recipe="tokens", model=converted, data="textured_digits")
+    folder.estimate()
+    folder.plan("v5e:2x2")
+    assert [model.classes for _, model, *_ in asked] == [CLASSES, CLASSES]
+    Estimate(recipe="tokens", model="vit_ti16").plan("v5e:2x2")
+    assert asked[-1][1] == "vit_ti16"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vitjax.analysis.selection import (
+    GROUP,
     ROUNDS,
     descending,
     first,
@@ -89,6 +90,18 @@ def test_where_nothing_equals_the_maximum_the_largest_is_found_all_the_same(
     monkeypatch.setattr(jnp, "where", mistaken)
     np.testing.assert_array_equal(first_equal(jnp.asarray(x)), x.argmax(-1))
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_padding_is_never_found(k):
+    x = np.full((3, 4 * k * GROUP + 1), -np.inf, np.float32)
+    x[0, -1], x[1, :2] = 1, 1  # in the group that is filled up, elsewhere, nowhere
+    found = np.asarray(largest(x, k))
+    assert found.max() < x.shape[1]
+    assert all(len(set(row)) == k for row in found.tolist())
+    np.testing.assert_array_equal(
+        np.take_along_axis(x, found, -1), -np.sort(-x, -1)[:, :k]
+    )
 
 
 def test_k_out_of_range():

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.special import erf
 
 from vitjax.analysis.projection import project
 from vitjax.api import forward
-from vitjax.models.vit import VisionTransformer, pool
+from vitjax.models.vit import PatchEmbedding, VisionTransformer, pool
 from vitjax.types import TRACE_FIELDS, Config, Edits
 
 
@@ -212,3 +213,15 @@ def test_config_tells_its_tokens():
     )
     assert tiny.CONFIGS["wide"].grid == (2, 5)
     assert hash(config) == hash(Config(**tiny.SHAPE, registers=3))
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 16), (1, 8, 8), (2, 29, 23), (0, 16, 16)])
+def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
+    images = np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32)
+    convolution = nn.Conv(5, (8, 8), (8, 8), "VALID")
+    embedding = PatchEmbedding(8, 5)
+    params = embedding.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))
+    expected = convolution.apply(params, images)
+    patches = shape[1] // 8 * (shape[2] // 8)
+    found = embedding.apply(params, images)
+    np.testing.assert_allclose(found, expected.reshape(shape[0], patches, 5), atol=1e-5)

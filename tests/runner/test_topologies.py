@@ -25,12 +25,11 @@ def here(monkeypatch):
     monkeypatch.setattr(topologies, "find_topology", lambda name: meshes.make_mesh())
 
 
-def test_the_plan_is_that_of_a_run_on_the_same_devices(here, tiny, photos):
-    found = plan("identifiability", tiny, topology="x", batch_size=6, masks=False)
-    job = make_job(
-        *("identifiability", tiny, f"folder:{photos}"),
-        **dict(batch_size=6, dtype="float32", limit=None),  # pyright: ignore
-    )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_plan_is_that_of_a_run_on_the_same_devices(here, tiny, photos, dtype):
+    same = {"batch_size": 6, "dtype": dtype}
+    found = plan("identifiability", tiny, topology="x", masks=False, **same)
+    job = make_job("identifiability", tiny, f"folder:{photos}", limit=None, **same)
     assert found.device_bytes == planned_bytes(job)
     assert found.batch_size == 8 and found.device == "4 x cpu"
     assert "4 x cpu (x), identifiability" in str(found)
@@ -60,10 +59,10 @@ def test_masks_ask_more_of_the_paper(here, tiny):
 def test_what_goes_wrong_is_said(monkeypatch):
     from jax.experimental import topologies as known
 
-    def missing(name, platform):
+    def missing(name, platform, **chips):
         raise RuntimeError("no library")
 
-    def unknown(name, platform):
+    def unknown(name, platform, **chips):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such TPU\nmore")
 
     monkeypatch.setattr(known, "get_topology_desc", missing)
@@ -104,6 +103,11 @@ def test_surroundings_last_for_the_block_and_give_way_to_the_users(monkeypatch):
     assert "VITJAX_TEST_NEW" not in os.environ
 
 
+SIZES = """
+from vitjax.runner.topologies import find_topology
+for name in ("v4:2x2x2", "v5e:2x2", "v5e:1x1", "v6e:1x1"):
+    print(find_topology(name).size)
+"""
 SCRIPT = """
 import jax, vitjax
 from vitjax.runner import bench, mesh as meshes
@@ -144,6 +148,11 @@ def in_a_process(*arguments):
         timeout=300,
         check=True,
     ).stdout
+
+
+@pytest.mark.slow
+def test_a_chip_is_one_device():
+    assert in_a_process("-c", SIZES).split() == ["8", "4", "1", "1"]
 
 
 @pytest.mark.slow

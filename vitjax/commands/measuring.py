@@ -15,11 +15,13 @@ from vitjax.commands.terminal import (
     show_pipeline,
 )
 from vitjax.maps.methods import METHODS, Method
+from vitjax.models.model import Model
 from vitjax.runner import comparisons, topologies
 from vitjax.runner import estimate as estimating
 from vitjax.runner.bench import Benchmark, bench
 from vitjax.runner.faithfulness import Protocol
 from vitjax.runner.pipeline import bench_data
+from vitjax.variants import VARIANTS
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -129,7 +131,7 @@ class Estimate(Command):
         recipe: the question, as of run.
         model: a name that `vitjax list` shows, or a converted folder.
         data: the data set, as of run.
-        topology: TPUs to compile for, such as v5e:4x4.
+        topology: TPUs to compile for, such as v5e:4x4, as for data with masks.
         checkpoint: weights; by default random ones, which are as fast.
         batch_size: images per step over all devices.
         limit: only the first so many images.
@@ -166,6 +168,12 @@ class Estimate(Command):
         names = ("steps", "methods", "protocols")
         return {name: value for name in names if (value := getattr(self, name))}
 
+    def loaded(self) -> Model | None:
+        """The model that was asked for by its weights; names do without."""
+        if self.checkpoint or self.model not in VARIANTS:
+            return loading.load(self.model, checkpoint=self.checkpoint)
+        return None
+
     def estimate(self) -> estimating.Estimate:
         """On the devices that are here."""
         if self.data is None:
@@ -173,12 +181,8 @@ class Estimate(Command):
                 "Give --data, whose first images are run, or --topology, the TPUs to "
                 "compile for."
             )
-        if self.checkpoint:
-            model = loading.load(self.model, checkpoint=self.checkpoint)
-        else:
-            model = loading.init(self.model)
         return estimating.estimate(
-            *(self.recipe, model, self.data),
+            *(self.recipe, self.loaded() or loading.init(self.model), self.data),
             batch_size=self.batch_size,
             limit=self.limit,
             dtype=self.dtype,
@@ -189,7 +193,7 @@ class Estimate(Command):
     def plan(self, topology: str) -> topologies.Plan:
         """On TPUs that are not."""
         return topologies.plan(
-            *(self.recipe, self.model),
+            *(self.recipe, self.loaded() or self.model),
             topology=topology,
             batch_size=self.batch_size,
             dtype=self.dtype,

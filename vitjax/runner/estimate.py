@@ -247,10 +247,18 @@ def planned_bytes(job: Job) -> int:
         stepping = job.program.lower(job.placed, batch, job.prepared.aux).compile()
     held = total_bytes(batch) // job.mesh.size
     peak = at_peak(preparing, stepping, batch=held, prepared=total_bytes(job.prepared))
-    weights = total_bytes(job.placed)
-    if job.placed.dtype != job.model.dtype:  # else the first device has them once
-        weights += total_bytes(job.model)
-    return weights + peak
+    return weight_bytes(job.model, job.placed) + peak
+
+
+def weight_bytes(loaded: Model, placed: Model) -> int:
+    """Bytes of weights on the first device, which has most of them.
+
+    Args:
+        loaded: the model as it was loaded, there.
+        placed: the same in the dtype it computes in; of one dtype they share memory.
+    """
+    shared = loaded.dtype == placed.dtype
+    return total_bytes(placed) + (0 if shared else total_bytes(loaded))
 
 
 def at_peak(preparing: Any, stepping: Any, *, batch: int, prepared: int) -> int:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vitjax.loading import init
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
-from vitjax.runner.estimate import at_peak, size, total_bytes
+from vitjax.runner.estimate import at_peak, size, total_bytes, weight_bytes
 from vitjax.runner.experiments import find_recipe
 from vitjax.runner.job import preparation
 from vitjax.runner.recipe import Recipe
@@ -29,8 +29,11 @@ ALONE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Without these, the library looks for this machine's TPUs in the network."""
+"""Without these, the library looks for this machine's TPUs in the network, and wants
+them for one process alone.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +107,9 @@ def plan(
 
     def weights():
         made = model if isinstance(model, Model) else init(model)
-        return made.astype(dtype)
+        return made, made.astype(dtype)
 
-    shapes = jax.eval_shape(weights)
+    loaded, shapes = jax.eval_shape(weights)
     started = time.perf_counter()
     with jax.default_matmul_precision(precision):
         lying, batch, aux = placed(recipe, shapes, mesh, batch_size, masks)
@@ -122,7 +125,7 @@ def plan(
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         batch_size=batch_size,
         dtype=dtype,
-        device_bytes=total_bytes(shapes) + peak,
+        device_bytes=weight_bytes(loaded, shapes) + peak,
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -141,9 +144,12 @@ def find_topology(name: str) -> Mesh:
 
     try:
         with surroundings(ALONE):
-            found = topologies.get_topology_desc(name, platform="tpu")
+            chips = chip_options(name)
+            found = topologies.get_topology_desc(name, platform="tpu", **chips)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if not reason.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+            raise
         raise ValueError(
             f"There is no topology {name!r} ({reason}). Name a kind of TPU and its "
             f"shape in chips, such as {EXAMPLE}, v4:2x2x2 or v6e:2x2."
@@ -155,6 +161,21 @@ def find_topology(name: str) -> Mesh:
             "TPU_LIBRARY_PATH to the file libtpu.so."
         ) from error
     return meshes.make_mesh(found.devices)
+
+
+def chip_options(name: str) -> dict[str, Any]:
+    """What a topology's name leaves open, as JAX has it where the TPUs are.
+
+    Args:
+        name: of the topology.
+    """
+    kind, _, shape = name.partition(":")
+    options: dict[str, Any] = {}
+    if kind == "v4":  # else either core of a chip is a device with half its memory
+        options["chip_config_name"] = "megacore"
+    if shape in ("1x1", "1x1x1"):  # else four chips to a host
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return options
 
 
 @contextlib.contextmanager
@@ -211,6 +232,7 @@ def compile_for(mesh: Mesh, step: Any, *arguments: Any, **options: Any) -> Any:
             raise
         reason = str(error).strip().splitlines()[0]
         raise MemoryError(
-            f"The step does not fit {mesh.size} x {mesh.devices.flat[0].device_kind} "
-            f"({reason}). Give a smaller --batch-size, or more devices."
+            "The program does not fit "
+            f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({reason}). Give a smaller "
+            "--batch-size, or more devices."
         ) from error
