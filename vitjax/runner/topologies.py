@@ -233,6 +233,6 @@ def compile_for(mesh: Mesh, step: Any, *arguments: Any, **options: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise MemoryError(
             "The program does not fit "
-            f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({reason}). Give a smaller "
-            "--batch-size, or more devices."
+            f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({reason}). Give a "
+            "smaller --batch-size, or more devices."
         ) from error
