@@ -123,3 +123,29 @@ def test_flags_that_say_too_little(flags, message):
     flags = {"coordinator": None, "processes": None, "process": None} | flags
     with pytest.raises(ValueError, match=message):
         join(**flags)
+
+
+class Words:
+    """Last words that note their farewell."""
+
+    def __init__(self, *about):
+        self.withdrawn = False
+
+    def withdraw(self):
+        self.withdrawn = True
+
+
+def test_a_process_that_fails_says_farewell_after_its_own_words(tmp_path, monkeypatch):
+    words, at_exit = Words(), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "client", lambda: None)
+    monkeypatch.setattr(processes, "coordinator_address", lambda: "localhost:1")
+    monkeypatch.setattr(processes, "LastWords", lambda *about: words)
+    monkeypatch.setattr(processes.atexit, "register", at_exit.append)
+    monkeypatch.setattr(Group, "watch", lambda group: None)
+    with pytest.raises(PeerError), together(tmp_path):
+        raise PeerError("Process 0 of 2 is gone.")
+    assert not words.withdrawn and at_exit == [words.withdraw]
+    with together(tmp_path):
+        pass
+    assert words.withdrawn

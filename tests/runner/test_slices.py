@@ -134,17 +134,6 @@ def test_rows_of_precision_are_those_of_the_whole_batch(monkeypatch):
     assert {"same_rank_self_only", "same_removal_negative"} <= found.keys()
 
 
-@pytest.mark.slow
-def test_memory_of_precision_is_that_of_a_slice(monkeypatch):
-    """Also of its passes under an intervention, which are no `one_pass`."""
-    model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
-    step, aux = precision_step(model)
-    arguments = model, batch_of(model.config, np.arange(8)), aux
-    _, whole = in_slices_of(monkeypatch, model, 8, step, *arguments)
-    _, few = in_slices_of(monkeypatch, model, 2, step, *arguments)
-    assert few.temp_size_in_bytes < 0.5 * whole.temp_size_in_bytes
-
-
 def test_memory_is_that_of_a_slice(monkeypatch):
     model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
     batch = batch_of(model.config, np.arange(8))

@@ -297,12 +297,17 @@ def together(out: str | os.PathLike) -> Iterator[Group]:
     watcher = threading.Thread(target=group.watch, daemon=True)
     watcher.start()
     words = LastWords(os.fspath(out), group.index, group.count, coordinator_address())
+    farewell: Callable[[], Any] = words.withdraw
     try:
         with told(group):
             yield group
+    except BaseException:
+        # Not before the reason is said: JAX may end this process at any moment.
+        farewell = functools.partial(atexit.register, words.withdraw)
+        raise
     finally:
         group.over.set()
-        words.withdraw()
+        farewell()
         watcher.join(GRACE_SECONDS)
 
 
