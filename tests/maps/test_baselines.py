@@ -28,7 +28,7 @@ def ask(method, model, images):
     return jax.jit(method)(model, images, TARGET)
 
 
-def close(found, expected, tolerance=1e-5):
+def assert_close(found, expected, tolerance=1e-5):
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
@@ -67,7 +67,7 @@ def test_chefer_is_its_matrix_recursion(name):
     rows = (
         relevance[:, 0] if model.config.class_token else relevance[:, prefix:].mean(1)
     )
-    close(ask(baselines.chefer, model, images), rows[:, prefix:])
+    assert_close(ask(baselines.chefer, model, images), rows[:, prefix:])
 
 
 @pytest.mark.slow
@@ -86,18 +86,18 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     ]
     states = trace.residual[0, :, prefix:]
     expected = np.maximum((states * gradient.mean(1, keepdims=True)).sum(-1), 0)
-    close(ask(baselines.gradcam, model, images), expected)
+    assert_close(ask(baselines.gradcam, model, images), expected)
 
 
 def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
     model, images, prefix = made("plain")
     relevancy = api.relevancy(model, images, TARGET, loss="negative_logit")
     expected = np.maximum(relevancy[..., prefix:], 0) / 17
-    close(ask(baselines.legrad, model, images), expected)
+    assert_close(ask(baselines.legrad, model, images), expected)
     model, images, prefix = made("registers_gap")
     whole = api.attention_gradients(model, images, logit)[-1]
     expected = np.maximum(whole[:, :, prefix:], 0).sum(2)[..., prefix:] / 18
-    close(ask(baselines.legrad, model, images)[-1], expected)
+    assert_close(ask(baselines.legrad, model, images)[-1], expected)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_integrated_gradients_are_sums_over_pixels():
     )
     expected = np.asarray(total).reshape(3, 2, 8, 5, 8, 3).sum((2, 4, 5))
     found = api.explain(model, images, TARGET, method="integrated_gradients", steps=3)
-    close(found, expected.reshape(3, 10), 1e-4)
+    assert_close(found, expected.reshape(3, 10), 1e-4)
 
 
 @pytest.mark.parametrize("name", ("layer_scale", "registers_gap", "gap", "post_cls"))
@@ -161,14 +161,14 @@ def test_class_projection_is_what_each_token_writes(name):
         written = written * gamma[:, None, None, None, None]
         constant = constant * gamma[:, None, None]
     # The vectors and the constant are the update: nothing was forgotten.
-    close(written.sum((2, 4)) + constant, trace.attention_update[:, :, rows])
+    assert_close(written.sum((2, 4)) + constant, trace.attention_update[:, :, rows])
     state = np.asarray(trace.residual)[-1][:, rows].mean(1)
     sigma = np.sqrt(state.var(-1) + cfg.epsilon)
     read = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     read = (read - read.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, read) / written.shape[3]
     found = ask(baselines.class_projection, model, images)
-    close(found, expected[..., prefix:])
+    assert_close(found, expected[..., prefix:])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))

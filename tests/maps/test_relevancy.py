@@ -21,11 +21,12 @@ OPTIONS = {
 ask = jax.jit(relevancy, static_argnames=("of", "loss", "query"))
 
 
-def close(ours, raw, name):
+def assert_close(ours, raw, name):
     """Within a thousandth of each row's maximum; the oracle stores the raw sign."""
     ours = np.moveaxis(np.asarray(ours), 0, 1)
     # The published logit definition ascends the logit: its gradient is our relevancy.
     theirs = raw if name == "logit" else -raw
+    assert ours.shape == theirs.shape
     top = np.abs(theirs).max(-1, keepdims=True)
     assert (np.abs(ours - theirs) <= 1e-3 * top + 1e-9).all()
 
@@ -45,14 +46,14 @@ def test_every_token_equals_the_published(
         query="all",
         **OPTIONS[name],
     )
-    close(found, source["gradients"][f"grad_{name}_{target}"], name)
+    assert_close(found, source["gradients"][f"grad_{name}_{target}"], name)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_real_model_equals_the_published(name, oracle, published_model):
     source = oracle("setA")
     found = ask(published_model("setA"), source.images, source.label, **OPTIONS[name])
-    close(found, source["gradients"][f"grad_{name}_true"], name)
+    assert_close(found, source["gradients"][f"grad_{name}_true"], name)
 
 
 @pytest.mark.parametrize("name", ("plain", "registers", "layer_scale", "post_cls"))

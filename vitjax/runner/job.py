@@ -170,13 +170,8 @@ class Job:
     def blank(self, size: int | None = None) -> Batch:
         """A batch that holds nothing, by default as much of it as a process's share."""
         size = self.share if size is None else size
-        empty = Batch(
-            images=np.zeros((size, *self.model.config.shape, 3), np.float32),
-            label=np.full(size, -1, np.int32),
-            valid=np.zeros(size, bool),
-            index=np.full(size, self.images, np.int32),
-        )
-        return self.with_masks(empty)
+        config = self.model.config
+        return blank_batch(config, size, index=self.images, masks=self.masks)
 
     def step(self, batch: Batch) -> dict[str, jax.Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
@@ -233,6 +228,25 @@ class Job:
         values = np.array(values, spec.dtype)
         values[~known] = spec.fill_value
         return values
+
+
+def blank_batch(config: Config, size: int, *, index: int, masks: bool) -> Batch:
+    """A batch that holds nothing.
+
+    Args:
+        config: of the model that it is for.
+        size: how many images.
+        index: of all of them.
+        masks: whether it has masks.
+    """
+    kinds = np.full((size, config.patches), -1, np.int32) if masks else None
+    return Batch(
+        images=np.zeros((size, *config.shape, 3), np.float32),
+        label=np.full(size, -1, np.int32),
+        valid=np.zeros(size, bool),
+        index=np.full(size, index, np.int32),
+        token_class=kinds,
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vitjax.loading import init
@@ -19,7 +18,7 @@ from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
 from vitjax.runner.estimate import at_peak, size, total_bytes, weight_bytes
 from vitjax.runner.experiments import find_recipe
-from vitjax.runner.job import preparation
+from vitjax.runner.job import blank_batch, compiled, preparation
 from vitjax.runner.recipe import Recipe
 from vitjax.types import Batch, Config
 
@@ -114,8 +113,7 @@ def plan(
     with jax.default_matmul_precision(precision):
         lying, batch, aux = placed(recipe, shapes, mesh, batch_size, masks)
         preparing = compile_for(mesh, preparation(recipe, mesh), lying, seed=0)
-        step = jax.jit(meshes.on_each_device(recipe.rows, mesh))
-        stepping = compile_for(mesh, step, lying, batch, aux)
+        stepping = compile_for(mesh, compiled(recipe, mesh), lying, batch, aux)
     held, prepared = total_bytes(batch) // mesh.size, total_bytes(aux)
     peak = at_peak(preparing, stepping, batch=held, prepared=prepared)
     return Plan(
@@ -197,16 +195,7 @@ def placed(
     split, whole = meshes.along_batch(mesh), meshes.everywhere(mesh)
 
     def blank():
-        many = (batch_size,)
-        return Batch(
-            images=jnp.zeros((*many, *model.config.shape, 3), jnp.float32),
-            label=jnp.zeros(many, jnp.int32),
-            valid=jnp.zeros(many, bool),
-            index=jnp.zeros(many, jnp.int32),
-            token_class=jnp.zeros((*many, model.config.patches), jnp.int32)
-            if masks
-            else None,
-        )
+        return blank_batch(model.config, batch_size, index=0, masks=masks)
 
     def lying(sharding, tree):
         def place(leaf):
