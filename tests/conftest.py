@@ -20,8 +20,8 @@ import jax  # noqa: E402
 import published  # noqa: E402
 import pytest  # noqa: E402
 
-from vitjax.models.convert import convert, count_classes  # noqa: E402
-from vitjax.models.files import open_arrays  # noqa: E402
+from vitjax.checkpoints.convert import convert, count_classes  # noqa: E402
+from vitjax.checkpoints.files import open_arrays  # noqa: E402
 from vitjax.models.model import Model  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

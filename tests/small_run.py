@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from vitjax.results import ArraySpec
 from vitjax.runner.folder import start_run
+from vitjax.runner.results import ArraySpec
 
 IMAGES, LAYERS, TOKENS = 10, 3, 4
 

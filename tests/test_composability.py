@@ -17,8 +17,8 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vitjax
-from vitjax.maps.methods import METHODS
 from vitjax.runner.mesh import make_mesh
+from vitjax.saliency.methods import METHODS
 from vitjax.types import BLOCK_FIELDS, Config, Trace
 
 BATCH = 12

@@ -156,7 +156,7 @@ def test_notebooks_run_on_a_real_model(name, tmp_path, shared):
 @pytest.mark.slow
 def test_a_finished_run_is_shown_without_computing(tmp_path):
     import vitjax
-    from vitjax.data.demo import CLASSES
+    from vitjax.data.textured_digits import CLASSES
 
     shape = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=24)
     model = vitjax.init(shape, classes=CLASSES, seed=1)

@@ -16,7 +16,7 @@ USE = """
 import vitjax, numpy as np
 model = vitjax.load("textured_digits")
 logits, _ = vitjax.forward(model, np.zeros((1, 64, 64, 3), np.float32))
-from vitjax.data.sources import open_source
+from vitjax.data.datasets import open_source
 classes = dict(classes=model.classes, class_ids=model.class_ids)
 source = open_source("textured_digits", **classes)
 from vitjax.data.labels import imagenet1k

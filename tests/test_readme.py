@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax import cli
-from vitjax.maps.methods import METHODS
-from vitjax.runner.experiments import RECIPES
+from vitjax.cli.main import main
+from vitjax.recipes.registry import RECIPES
+from vitjax.saliency.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf8")
@@ -76,11 +76,11 @@ def test_every_command_line_parses(line):
     name, *rest = line.split()[1:]
     if name == "COMMAND":
         return
-    assert name in cli.COMMANDS, line
+    assert name in main.COMMANDS, line
     if not rest:  # prose about a command
         return
-    found = cli.parse(spelt_out(line))
-    assert isinstance(found, cli.COMMANDS[name])
+    found = main.parse(spelt_out(line))
+    assert isinstance(found, main.COMMANDS[name])
     if name in ("run", "estimate"):
         assert found.recipe in {*RECIPES, "probes"}
 
@@ -94,7 +94,7 @@ def test_every_extra_that_is_installed_exists():
 
 def test_everything_public_is_named():
     words = set(re.findall(r"\w+", " ".join(INLINE)))
-    names = {*vitjax.__all__, *METHODS, *RECIPES, *cli.COMMANDS, "probes"}
+    names = {*vitjax.__all__, *METHODS, *RECIPES, *main.COMMANDS, "probes"}
     assert names - words <= {"__version__", "Batch"}
     table = README[README.index("## The analyses") : README.index("**Two conv")]
     for name in (*RECIPES, "probes"):
@@ -195,7 +195,7 @@ def test_commands_of_the_readme_on_the_embedded_model(tmp_path, monkeypatch, cap
             words[-1] = "converted"
         if words[0] == "run" and "folder:photos" not in words:
             words[words.index("--out") + 1] = "again"
-        assert cli.main(words) == 0, f"{line}\n{capsys.readouterr().err}"
+        assert main.main(words) == 0, f"{line}\n{capsys.readouterr().err}"
     assert (tmp_path / "results/report.html").exists()
     assert (tmp_path / "vitjax-explain/explain.png").exists()
 

@@ -1,11 +1,11 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
-import vitjax.commands.starting  # noqa: F401  (first: what Ctrl-C does meanwhile)
+import vitjax.cli.starting  # noqa: F401  (first: what Ctrl-C does meanwhile)
 
 # isort: split
+from vitjax.analysis.class_space import identifiability, project, rank, top_k
 from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.analysis.mechanism import residual_composition, similarity_change
 from vitjax.analysis.memory import (
     MemoryClasses,
     class_value_agreement,
@@ -15,7 +15,7 @@ from vitjax.analysis.memory import (
     memory_coefficients,
 )
 from vitjax.analysis.probes import Probe, fit_ridge_probe
-from vitjax.analysis.projection import identifiability, project, rank, top_k
+from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.analysis.softmax_probes import fit_softmax_probe
 from vitjax.api import (
     attention_gradients,
@@ -30,14 +30,14 @@ from vitjax.api import (
     scan_blocks,
     self_only,
 )
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.loading import init, load, save
+from vitjax.checkpoints.registry import list_models
 from vitjax.data.images import Preprocess
-from vitjax.loading import init, load, save
-from vitjax.models.files import CheckpointError
 from vitjax.models.model import Model
-from vitjax.results import Results, open_results
+from vitjax.runner.results import Results, open_results
 from vitjax.runner.stream import run
 from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
-from vitjax.variants import list_models
 
 __version__ = "0.1.0"
 

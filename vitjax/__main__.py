@@ -2,7 +2,7 @@
 
 import sys
 
-from vitjax.cli import main
+from vitjax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

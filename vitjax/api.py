@@ -10,10 +10,11 @@ import jax
 from jaxtyping import Array, Float
 
 from vitjax.analysis import interventions
-from vitjax.maps import methods, removal
-from vitjax.maps import relevancy as relevancies
-from vitjax.models import capture, readout
+from vitjax.models import forward as capture
+from vitjax.models import heads as readout
 from vitjax.models.model import Model
+from vitjax.saliency import methods, removal
+from vitjax.saliency import relevancy as relevancies
 from vitjax.types import Edits
 
 forward = jax.jit(capture.forward, static_argnames=("capture",))

@@ -298,7 +298,7 @@ class Batch:
         label: true class, -1 where unknown.
         valid: False for padding and for images that could not be read.
         index: position in the data set.
-        token_class: per patch 1 = class, 0 = context, -1 = neither; None where the
+        patch_label: per patch 1 = class, 0 = context, -1 = neither; None where the
             data set has no masks.
     """
 
@@ -306,4 +306,4 @@ class Batch:
     label: Int[ArrayLike, " batch"]
     valid: Bool[ArrayLike, " batch"]
     index: Int[ArrayLike, " batch"]
-    token_class: Int[ArrayLike, "batch patch"] | None = None
+    patch_label: Int[ArrayLike, "batch patch"] | None = None

@@ -8,7 +8,7 @@ import tiny
 
 from vitjax import api
 from vitjax.analysis import interventions
-from vitjax.analysis.projection import project, rank
+from vitjax.analysis.class_space import project, rank
 from vitjax.types import Edits
 
 

@@ -16,7 +16,7 @@ from vitjax.analysis.memory import (
     memory_classes,
     memory_coefficients,
 )
-from vitjax.analysis.selection import largest
+from vitjax.analysis.top_k import fast_top_k_indices
 from vitjax.types import Trace
 
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
         whole = source["memories"]
         # Where the top five of a memory, or of a class, are not clear, a hit is not.
         certain = whole[f"mem_class_gap56_min_{key}"][layer] > 1e-4
-        strongest = np.asarray(largest(call, 5))
+        strongest = np.asarray(fast_top_k_indices(call, 5))
         top = np.sort(stored[f"mem_top5_{key}"][:, layer], -1)
         np.testing.assert_array_equal(np.sort(strongest, -1)[clear], top[clear])
         paper = key_value_agreement(model.class_space, call, known, label)

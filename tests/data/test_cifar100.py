@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vitjax.data.cifar100 import open_cifar100
+from vitjax.data.datasets import open_source, open_spec
 from vitjax.data.labels import CIFAR100
 from vitjax.data.records import SourceError
-from vitjax.data.sources import open_source, open_spec
 
 COUNT = 230
 
@@ -38,7 +38,7 @@ def test_every_form_of_the_archive(tmp_path, content, version, given):
     record = source[123]
     np.testing.assert_array_equal(record.image, images[123])
     assert record.label == CIFAR100[label[123]] and record.name == "test/00123"
-    assert source.names[123] == record.name and source.raw_labels[123] == record.label
+    assert source.names[123] == record.name and source.label_names[123] == record.label
 
 
 def test_the_papers_selection_is_the_first_five_of_each_class(tmp_path, content):

@@ -6,6 +6,7 @@ import fabricate
 import numpy as np
 import pytest
 
+from vitjax.data.datasets import open_source, open_spec
 from vitjax.data.imagenet_s import (
     MERGED,
     class_mask,
@@ -15,7 +16,6 @@ from vitjax.data.imagenet_s import (
 )
 from vitjax.data.labels import imagenet1k, imagenet_s
 from vitjax.data.records import SourceError
-from vitjax.data.sources import open_source, open_spec
 
 FIRST, SECOND = imagenet_s()[:2]
 
@@ -36,7 +36,7 @@ def test_a_mask_of_another_size_is_laid_on_the_picture():
 def test_the_official_layout(tmp_path):
     last = imagenet_s()[-1]
     source = open_imagenet_s(fabricate.imagenet_s(tmp_path, {FIRST: 2, last: 1}))
-    assert len(source) == 3 and source.raw_labels == (FIRST, FIRST, last)
+    assert len(source) == 3 and source.label_names == (FIRST, FIRST, last)
     record = source[2]
     assert record.label == last and record.name.startswith(f"validation/{last}/")
     assert record.mask[:, 0].tolist() == [1, 1, 1, 0, 0, 255]
@@ -68,7 +68,7 @@ def test_the_papers_selection(tmp_path):
     counts = {FIRST: 7, SECOND: 4, merged: 9, imagenet_s()[2]: 5}
     root = fabricate.imagenet_s(tmp_path, counts)
     source = open_imagenet_s(root, select="paper")
-    found = collections.Counter(source.raw_labels)
+    found = collections.Counter(source.label_names)
     assert found == {FIRST: 5, imagenet_s()[2]: 5}
     assert source.files == open_imagenet_s(root, select="paper").files
     other = open_spec(f"imagenet_s:{root}:paper,seed=1")
@@ -96,7 +96,7 @@ def test_the_authors_table_decides_where_it_lies(tmp_path):
     other = tmp_path / "other.csv"
     other.write_text(head + f"0,{FIRST},0,tench,{names_of(root, FIRST)[0]},0\n")
     spec = f"imagenet_s:{root}:paper,csv_file={other}"
-    assert open_spec(spec).raw_labels == (FIRST,)
+    assert open_spec(spec).label_names == (FIRST,)
     other.write_text(head + f"0,{FIRST},0,tench,no_such.JPEG,0\n")
     with pytest.raises(SourceError, match="names 1 images that are not there: no_such"):
         open_spec(spec)
@@ -121,7 +121,7 @@ def test_the_stand_in(shared):
     root = shared / "assets/imagenet_s_standin"
     names, ids = imagenet1k()
     source = open_source(f"imagenet_s:{root}", classes=names, class_ids=ids)
-    assert len(source) == 570 and len(set(source.source.raw_labels)) == 324
+    assert len(source) == 570 and len(set(source.source.label_names)) == 324
     assert None not in source.source.masks
     record = source[17]
     assert record.mask.shape == record.image.size[::-1]

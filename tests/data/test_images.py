@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.batches import batches
+from vitjax.data.datasets import open_source
 from vitjax.data.images import (
     ImageError,
     Preprocess,
@@ -12,7 +12,7 @@ from vitjax.data.images import (
     open_image,
     to_rgb,
 )
-from vitjax.data.sources import open_source
+from vitjax.data.loader import batches
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.demo import TexturedDigits
 from vitjax.data.images import Preprocess
-from vitjax.data.masks import IGNORE, Labelling, token_class
+from vitjax.data.masks import IGNORE, MaskRule, patch_label
+from vitjax.data.textured_digits import TexturedDigits
 
 SQUASH = Preprocess(32, 32)
 
 
 def label(mask, preprocess=SQUASH, grid=(4, 4), **options):
-    return token_class(mask, preprocess=preprocess, grid=grid, **options).reshape(grid)
+    return patch_label(mask, preprocess=preprocess, grid=grid, **options).reshape(grid)
 
 
 def test_half_of_the_pixels_make_a_class_token():
@@ -23,16 +23,16 @@ def test_half_of_the_pixels_make_a_class_token():
     np.testing.assert_array_equal(label(mask), expected)
     expected[1, 1] = 1
     np.testing.assert_array_equal(
-        label(mask, labelling=Labelling(threshold=31 / 64)), expected
+        label(mask, labelling=MaskRule(threshold=31 / 64)), expected
     )
-    np.testing.assert_array_equal(label(mask, labelling=Labelling(threshold=0.6)), 0)
+    np.testing.assert_array_equal(label(mask, labelling=MaskRule(threshold=0.6)), 0)
 
 
 def test_tokens_are_in_row_major_order():
     mask = np.zeros((32, 32), bool)
     mask[:8, 24:] = True
     assert (
-        token_class(mask, preprocess=SQUASH, grid=(4, 4)).tolist()
+        patch_label(mask, preprocess=SQUASH, grid=(4, 4)).tolist()
         == [0, 0, 0, 1] + [0] * 12
     )
 
@@ -70,12 +70,12 @@ def test_the_mask_goes_where_the_picture_goes(size):
 
 def test_every_embedded_picture_has_class_and_context_tokens():
     for mask in TexturedDigits().compose(np.arange(200)).mask:
-        tokens = token_class(mask, preprocess=Preprocess(64, 64), grid=(8, 8))
+        tokens = patch_label(mask, preprocess=Preprocess(64, 64), grid=(8, 8))
         assert 1 <= (tokens == 1).sum() <= 20
         assert (tokens == 0).sum() >= 40
 
 
-PUBLISHED = Labelling("vilas2023_code")
+PUBLISHED = MaskRule("vilas2023_code")
 
 
 def test_the_published_code_looks_at_the_upper_left_pixel_of_each_cell():
@@ -114,6 +114,6 @@ def test_the_published_pixels_are_the_first_of_their_cells(size, grid):
 
 def test_labellings_that_do_not_exist():
     with pytest.raises(ValueError, match="threshold 0"):
-        Labelling(threshold=0.0)
+        MaskRule(threshold=0.0)
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
-        Labelling("vilas")  # pyright: ignore
+        MaskRule("vilas")  # pyright: ignore

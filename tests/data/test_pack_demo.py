@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitjax.data import demo
+from vitjax.data import textured_digits
 from vitjax.data.pack_demo import main, pack_digits
 
 
@@ -18,7 +18,10 @@ def test_the_packed_material_is_what_its_sources_carry(tmp_path):
     datasets = pytest.importorskip("sklearn.datasets")
     pytest.importorskip("skimage.data")
     main(out=tmp_path / "again.npz")
-    with np.load(demo.MATERIAL) as shipped, np.load(tmp_path / "again.npz") as again:
+    with (
+        np.load(textured_digits.MATERIAL) as shipped,
+        np.load(tmp_path / "again.npz") as again,
+    ):
         assert set(shipped) == set(again)
         for name in ("digits", "labels"):
             np.testing.assert_array_equal(shipped[name], again[name])
@@ -32,4 +35,4 @@ def test_the_packed_material_is_what_its_sources_carry(tmp_path):
 
 
 def test_the_material_is_small():
-    assert demo.MATERIAL.stat().st_size < 1_000_000
+    assert textured_digits.MATERIAL.stat().st_size < 1_000_000

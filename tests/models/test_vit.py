@@ -12,7 +12,7 @@ import pytest
 import tiny
 from scipy.special import erf
 
-from vitjax.analysis.projection import project
+from vitjax.analysis.class_space import project
 from vitjax.api import forward
 from vitjax.models.vit import PatchEmbedding, VisionTransformer, pool
 from vitjax.types import TRACE_FIELDS, Config, Edits

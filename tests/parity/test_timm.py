@@ -6,7 +6,7 @@ import safetensors.numpy
 import tiny
 
 import vitjax
-from vitjax import variants
+from vitjax.checkpoints import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -101,7 +101,7 @@ def test_addresses_are_timms(timm):
     """Every row with a tag: timm knows the tag, and the same address."""
     from timm.models import get_pretrained_cfg
 
-    for row in variants.ROWS:
+    for row in registry.ROWS:
         if row.tag:
             name = row.tag.removeprefix("timm/")
             config = get_pretrained_cfg(name)

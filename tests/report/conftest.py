@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax import results, storage
-from vitjax.report.digest import digest
+from vitjax.report.per_image import digest
 from vitjax.report.reduction import curve_table
+from vitjax.runner import results, storage
 from vitjax.types import Config
 
 STREAMS = ("residual", "attention_update", "mlp_update")
@@ -93,7 +93,7 @@ def random_arrays(config, classes, *, images=9, pictures=2, masks=False, seed=0)
         arrays["picture_image"] = (("picture",), np.arange(pictures, dtype=np.int32))
     if masks:
         kinds = draw.integers(-1, 2, size=(images, config.patches)).astype(np.int8)
-        arrays["token_class"] = (("image", "patch"), kinds)
+        arrays["patch_label"] = (("image", "patch"), kinds)
     return arrays
 
 
@@ -120,7 +120,7 @@ def _by_hand(run, stream, kind, measure):
             }.get(kind)
             if tokens is None:
                 wanted = 1 if kind == "class" else 0
-                mask = run["token_class"][image]
+                mask = run["patch_label"][image]
                 tokens = [prefix + p for p in range(len(mask)) if mask[p] == wanted]
             found = [
                 ranks[image, layer, t] for t in tokens if ranks[image, layer, t] >= 0
@@ -188,7 +188,7 @@ def masked_run(tmp_path_factory):
 def paper_run(tmp_path_factory):
     """A real run of the recipe `paper`: a tiny model over the embedded pictures."""
     import vitjax
-    from vitjax.data.demo import CLASSES, TexturedDigits
+    from vitjax.data.textured_digits import CLASSES, TexturedDigits
     from vitjax.runner.stream import run
 
     shape = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=24)

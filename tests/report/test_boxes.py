@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from vitjax.report import boxes, figures, spreads
-from vitjax.report.digest import digest
 from vitjax.report.mechanism import mechanism
+from vitjax.report.per_image import digest
 
 
 @pytest.fixture(scope="module")

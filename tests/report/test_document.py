@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vitjax.report import document, reduction
-from vitjax.report.digest import digest
-from vitjax.storage import DamageError
+from vitjax.report.per_image import digest
+from vitjax.runner.storage import DamageError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitjax.report import document, explorer
-from vitjax.results import Results
+from vitjax.runner.results import Results
 
 KINDS = {"u8": "u1", "u16": "<u2", "u32": "<u4", "i16": "<i2", "f4": "<f4"}
 
@@ -77,7 +77,7 @@ def test_the_page_gets_what_the_run_holds(tokens_run: Results):
         )
         shares = arrays["probabilities"] / 255
         assert np.abs(shares - tokens_run["token_probabilities"][image]).max() < 0.002
-        kinds = tokens_run["token_class"][image]
+        kinds = tokens_run["patch_label"][image]
         np.testing.assert_array_equal(arrays["mask"], np.where(kinds < 0, 2, kinds))
         for name in ("attended", "helpful"):
             scale = arrays[f"{name}_scale"][..., None]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vitjax.report import figures
-from vitjax.report.digest import STREAMS
 from vitjax.report.panels import panels
+from vitjax.report.per_image import STREAMS
 
 
 def test_the_legend_names_every_run_once(make_run, curves):

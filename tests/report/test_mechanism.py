@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vitjax.report.digest import digest
 from vitjax.report.mechanism import is_paper, mechanism
+from vitjax.report.per_image import digest
 
 
 def test_which_runs_have_these_rows(paper_run, masked_run):
@@ -24,7 +24,7 @@ def test_change_is_the_share_of_tokens_whose_logit_rises(paper_run):
                 before = arrays["logit_residual"][image, layer - 1]
             mlp = arrays["logit_mlp_update"][image, layer]
             middle = arrays["logit_middle"][image, layer]
-            kinds = arrays["token_class"][image]
+            kinds = arrays["patch_label"][image]
             for name, rises in (
                 ("residual", arrays["logit_residual"][image, layer] > before),
                 (
@@ -91,7 +91,7 @@ def test_interventions_compare_the_same_tokens(paper_run):
 
 
 def test_windows_are_joined(paper_run, monkeypatch):
-    from vitjax.report import digest as digests
+    from vitjax.report import per_image as digests
 
     whole = mechanism(paper_run, digest(paper_run))
     monkeypatch.setattr(digests, "WINDOW_BYTES", 4 * 2 * 17 * 3)
@@ -113,8 +113,8 @@ def test_agreement_at_the_readout_is_that_of_cls(paper_run):
 
 def test_a_run_without_labels_has_a_page_all_the_same(tmp_path):
     import vitjax
-    from vitjax.data.demo import TexturedDigits
     from vitjax.data.records import Record
+    from vitjax.data.textured_digits import TexturedDigits
     from vitjax.report.document import write_report
 
     class Unlabelled:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vitjax.report import overlays
-from vitjax.report.digest import digest
+from vitjax.report.per_image import digest
 
 
 def all_maps(run, **options):
@@ -42,7 +42,7 @@ def test_maps_hold_the_rows(make_run):
         assert maps.image == image and maps.layers == (1, 3, 5, 7, 9, 11)
         expected = run["rank_residual"][image, 1::2, 2:].reshape(6, 2, 4)
         np.testing.assert_array_equal(maps.ranks, expected)
-        mask = run["token_class"][image].reshape(2, 4) == 1
+        mask = run["patch_label"][image].reshape(2, 4) == 1
         np.testing.assert_array_equal(maps.mask, mask)
         np.testing.assert_array_equal(maps.picture, run["picture"][image])
         label, prediction = run["label"][image], run["prediction"][image]

@@ -1,7 +1,7 @@
 import numpy as np
 
-from vitjax.report.digest import STREAMS
 from vitjax.report.panels import panels
+from vitjax.report.per_image import STREAMS
 
 
 def test_one_run_puts_kinds_of_tokens_together(make_run, curves):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitjax.report import boxes, document, precision
-from vitjax.report.digest import STREAMS
+from vitjax.report.per_image import STREAMS
 
 IMAGES, LAYERS, CLASSES = 9, 3, 5
 METHODS = ("chefer", "lrp")

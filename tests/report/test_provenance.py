@@ -1,6 +1,6 @@
 """The end of the page: how the rows were computed."""
 
-from vitjax.report.digest import digest
+from vitjax.report.per_image import digest
 from vitjax.report.provenance import listed, provenance
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from vitjax.report import reduction
-from vitjax.report.digest import MEASURES, digest
+from vitjax.report.per_image import MEASURES, digest
 
 
 def test_curve_table(make_run, by_hand):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vitjax.report import sections
-from vitjax.report.digest import digest
 from vitjax.report.document import write_report
 from vitjax.report.figures import png
+from vitjax.report.per_image import digest
 from vitjax.report.refinement import refinement
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vitjax.report import sections
-from vitjax.report.digest import digest
 from vitjax.report.figures import legend, png, svg
 from vitjax.report.mechanism import mechanism
+from vitjax.report.per_image import digest
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vitjax.report import spreads
-from vitjax.report.digest import digest
 from vitjax.report.mechanism import mechanism
+from vitjax.report.per_image import digest
 from vitjax.statistics import holm, sign_flip_test
 
 

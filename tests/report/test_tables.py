@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vitjax.report import tables
-from vitjax.report.digest import digest
 from vitjax.report.mechanism import mechanism
+from vitjax.report.per_image import digest
 from vitjax.report.reduction import summary_table
 
 
@@ -79,7 +79,7 @@ def test_tokens_as_units_are_an_option_that_names_its_subset(paper_run, kind):
     assert len(rows) == 3 * data.config.depth
     assert f"({kind.replace('_', ' ')}, 12 images)" in rows[0]["quantity"]
     ranks = paper_run["rank_residual"][:12, 0][:, 1:]
-    kinds = paper_run["token_class"][:12]
+    kinds = paper_run["patch_label"][:12]
     score = 1 - ranks / 10
     expected = score[kinds == 1].mean() - score[kinds == 0].mean()
     assert rows[0]["difference"] == pytest.approx(expected)

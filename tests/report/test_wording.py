@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vitjax.report import reduction, wording
-from vitjax.report.digest import digest
 from vitjax.report.mechanism import mechanism
+from vitjax.report.per_image import digest
 from vitjax.report.tables import intervention_table
 
 
@@ -64,7 +64,7 @@ def test_class_and_context_tokens_by_hand(make_run):
                            (2, 0, "is −0.400 [−0.400, −0.400] in the last"),
                            (1, 1, "do not differ beyond their interval")):  # fmt: skip
         ranks[..., 1:] = np.where(kinds == 1, on, off)[:, None]
-        change = {"rank_residual": ranks, "token_class": kinds}
+        change = {"rank_residual": ranks, "patch_label": kinds}
         assert words in said(make_run(masks=True, change=change))[-1]
 
 
@@ -72,7 +72,7 @@ def test_one_image_and_none(make_run):
     lines = said(make_run(images=1))
     assert "one image has no interval" in lines[1] and "[" not in lines[0]
     kinds = (np.arange(16) % 2).astype(np.int8)[None]
-    lines = said(make_run(images=1, masks=True, change={"token_class": kinds}))
+    lines = said(make_run(images=1, masks=True, change={"patch_label": kinds}))
     assert "have no interval: class minus context" in lines[-1]
     lines = said(make_run(fields={"depth": 1}))
     assert "after the only block (chance" in lines[1] and "goes from" not in lines[1]

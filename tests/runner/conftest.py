@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax.loading import init
+from vitjax.checkpoints.loading import init
 from vitjax.runner.stream import run
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")

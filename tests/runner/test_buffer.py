@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from small_run import SPECS, manifest, rows
 
-from vitjax.results import ArraySpec
 from vitjax.runner import buffer
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.folder import Run, start_run
-from vitjax.storage import StorageError
+from vitjax.runner.results import ArraySpec
+from vitjax.runner.storage import StorageError
 
 SHAPES = SPECS | {
     "picture": ArraySpec(

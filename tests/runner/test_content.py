@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from small_run import manifest
 
-from vitjax.data.demo import CLASSES
-from vitjax.data.sources import open_source
-from vitjax.results import ArraySpec
+from vitjax.data.datasets import open_source
+from vitjax.data.textured_digits import CLASSES
 from vitjax.runner.content import DIGESTS, PIECE, check_content, digest
 from vitjax.runner.folder import start_run
+from vitjax.runner.results import ArraySpec
 
 SPECS = {"valid": ArraySpec(("image",), (3,), "bool")}
 

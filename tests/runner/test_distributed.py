@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax import loading
-from vitjax.data.demo import CLASSES
-from vitjax.data.sources import open_source
-from vitjax.results import open_results
-from vitjax.runner.identifiability import STREAMS
+from vitjax.checkpoints import loading
+from vitjax.data.datasets import open_source
+from vitjax.data.textured_digits import CLASSES
+from vitjax.recipes.identifiability import STREAMS
+from vitjax.runner.results import open_results
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ SECONDS = 120
 # Some chunks for each, written after every batch; signs of life every few seconds.
 PROGRAM = """
 import sys, time
-from vitjax import cli
+from vitjax.cli.main import main
 from vitjax.runner import buffer, folder, job, processes
 buffer.FLUSH_SECONDS = 0.0
 folder.CHUNK_BYTES = 16 * 2 * 17 * 4
@@ -40,7 +40,7 @@ def slowly(self, batch):
     time.sleep(pause)
     return step(self, batch)
 job.Job.step = slowly
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(main.main(sys.argv[2:]))
 """
 
 
@@ -124,7 +124,7 @@ def margins(model):
 
 
 def assert_close(found, whole, margins):
-    for name in ("label", "valid", "token_class", "picture", "picture_image"):
+    for name in ("label", "valid", "patch_label", "picture", "picture_image"):
         np.testing.assert_array_equal(found[name][:], whole[name][:])
     for name in STREAMS:
         left, right = found[f"logit_{name}"][:], whole[f"logit_{name}"][:]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
-from vitjax.data.sources import open_source
 from vitjax.runner import groups
 from vitjax.runner.groups import Selected, first_of_each_class, make_groups, parse_bytes
 
@@ -54,7 +54,7 @@ class Pictures:
     def __init__(self, labels, *, names=None):
         self.labels, self.read = labels, []
         if names:
-            self.raw_labels = names
+            self.label_names = names
 
     def __len__(self):
         return len(self.labels)

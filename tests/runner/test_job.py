@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
-from vitjax.data.sources import open_source
 from vitjax.runner.job import has_masks, make_job
 
 
@@ -28,7 +28,7 @@ def test_shapes_are_known_before_anything_is_computed(tiny, photos):
     assert job.specs["top_logits"].shape == (29, 2, 5)
     assert job.specs["prediction"].shape == (29,)
     assert job.specs["picture"].shape == (8, 32, 32, 3)
-    assert "token_class" not in job.specs
+    assert "patch_label" not in job.specs
     assert job.specs["label"].dtype == "int32" and job.specs["valid"].dtype == "bool"
     sizes = {"image": 29, "layer": 2, "token": 17, "top": 5}
     assert {name: len(values) for name, values in job.coordinates.items()} == sizes

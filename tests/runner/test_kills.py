@@ -12,9 +12,9 @@ import time
 import pytest
 
 import vitjax
-from vitjax import loading
-from vitjax.data.demo import CLASSES
-from vitjax.results import open_results
+from vitjax.checkpoints import loading
+from vitjax.data.textured_digits import CLASSES
+from vitjax.runner.results import open_results
 
 CONFIG = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 IMAGES = 3000
@@ -22,11 +22,11 @@ IMAGES = 3000
 # Writes after every batch, to chunks of some batches, so that kills hit every stage.
 PROGRAM = """
 import sys
-from vitjax import cli
+from vitjax.cli.main import main
 from vitjax.runner import buffer, folder
 buffer.FLUSH_SECONDS = 0.0
 folder.CHUNK_BYTES = 40 * 2 * 17 * 4
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
 THREE = """
 import os, pathlib, random, signal, sys, time
 out, whole, *arguments = sys.argv[1:]
-from vitjax import cli
+from vitjax.cli.main import main
 from vitjax.runner import buffer, folder
 buffer.FLUSH_SECONDS = 0.0
 folder.CHUNK_BYTES = 8 * 2 * 17 * 4
@@ -50,7 +50,7 @@ draw = random.Random(0)
 for enough in (20, 40, 60, None, None):
     child = os.fork()
     if not child:
-        os._exit(cli.main([*arguments, "--out", out]))
+        os._exit(main.main([*arguments, "--out", out]))
     if enough is None:
         assert os.waitpid(child, 0)[1] == 0
         out = whole

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vitjax.runner import lease
-from vitjax.storage import StorageError
+from vitjax.runner.storage import StorageError
 
 HOLD = """
 import sys

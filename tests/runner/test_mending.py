@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small_run import IMAGES, manifest, rows
 
-from vitjax.results import ArraySpec, open_results
 from vitjax.runner import folder, mending, stream
 from vitjax.runner.folder import start_run
-from vitjax.storage import DamageError
+from vitjax.runner.results import ArraySpec, open_results
+from vitjax.runner.storage import DamageError
 
 
 def cut(path, size=9):

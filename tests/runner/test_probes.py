@@ -9,13 +9,13 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 
 import vitjax
-from vitjax.data.batches import batches
+from vitjax.data.datasets import open_source
 from vitjax.data.images import Preprocess
-from vitjax.data.sources import open_source
-from vitjax.results import open_results
+from vitjax.data.loader import batches
 from vitjax.runner import probes
 from vitjax.runner.probes import run_probes
-from vitjax.storage import DamageError
+from vitjax.runner.results import open_results
+from vitjax.runner.storage import DamageError
 
 STREAMS = ("residual", "attention_update", "mlp_update")
 OPTIONS = dict(shots=3, batch_size=8, steps=1, show_progress=False)

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax.data.demo import CLASSES
+from vitjax.checkpoints.loading import init
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
-from vitjax.loading import init
-from vitjax.results import open_results
+from vitjax.data.textured_digits import CLASSES
+from vitjax.recipes.recipe import Recipe
 from vitjax.runner import buffer, folder, job, processes, stream
-from vitjax.runner.recipe import Recipe
-from vitjax.storage import StorageError
+from vitjax.runner.results import open_results
+from vitjax.runner.storage import StorageError
 
 
 def go(model, photos, out, **options):
@@ -296,8 +296,8 @@ def test_masks_become_token_classes(tiny, tmp_path):
         batch_size=8,
         show_progress=False,
     )
-    kinds = found["token_class"][:]
-    assert found["token_class"].dims == ("image", "patch")
+    kinds = found["patch_label"][:]
+    assert found["patch_label"].dims == ("image", "patch")
     assert kinds.dtype == np.int8 and kinds.shape == (10, 16)
     assert set(np.unique(kinds)) == {0, 1}
     assert found.manifest["data"]["spec"] == "textured_digits"
@@ -332,11 +332,11 @@ def test_one_program_serves_all_batches_and_runs(tiny, tmp_path):
     recipe, traces = count_traces()
     options = {"batch_size": 8, "show_progress": False}
     found = stream.run(recipe, tiny, SomeMasks(), tmp_path / "a", **options)
-    assert (found["token_class"][0] == 1).all() and (
-        found["token_class"][1] == -1
+    assert (found["patch_label"][0] == 1).all() and (
+        found["patch_label"][1] == -1
     ).all()
-    assert (found["token_class"][9] == 1).all() and (
-        found["token_class"][19] == -1
+    assert (found["patch_label"][9] == 1).all() and (
+        found["patch_label"][19] == -1
     ).all()
     once = len(traces)
     stream.run(recipe, tiny, SomeMasks(), tmp_path / "b", **options)
@@ -460,7 +460,7 @@ def test_objects_that_vanish_are_named(tiny, tmp_path):
         stream.run("identifiability", tiny, data, tmp_path / "run", **options)
     found = stream.run("identifiability", tiny, data, tmp_path / "other", **options)
     assert found.manifest["vanished"] == []
-    assert found["token_class"][1].tolist() == [1] + [0] * 15
+    assert found["patch_label"][1].tolist() == [1] + [0] * 15
 
 
 @pytest.mark.parametrize(

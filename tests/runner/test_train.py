@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax.loading import load
+from vitjax.checkpoints.loading import load
 from vitjax.runner import train as training
 from vitjax.runner.train import Recipe, Train, accuracy, train
 from vitjax.types import Config

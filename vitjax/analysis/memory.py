@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vitjax.analysis.class_space import Labels
 from vitjax.analysis.interventions import Convention
-from vitjax.analysis.projection import Labels
-from vitjax.analysis.selection import largest
+from vitjax.analysis.top_k import fast_top_k_indices
 from vitjax.types import ArrayLike, ClassSpace, Trace, pytree
 
 System = Literal["attention", "mlp"]
@@ -104,7 +104,10 @@ def memory_classes(
 
     def one(values):
         logits = memory_logits(class_space, values)
-        return MemoryClasses(classes=largest(logits.T, k), memories=largest(logits, k))
+        return MemoryClasses(
+            classes=fast_top_k_indices(logits.T, k),
+            memories=fast_top_k_indices(logits, k),
+        )
 
     return over_leading(one, jnp.asarray(values))
 
@@ -188,7 +191,7 @@ def key_value_agreement(
             convention.
     """
     known = classes_of(class_space, values, k, coefficients.shape[-1])
-    strongest = largest(coefficients, k)
+    strongest = fast_top_k_indices(coefficients, k)
     label = spread(label, strongest.shape[:-1])
     return agreement(known, strongest, label, k=k, convention=convention)
 
@@ -239,7 +242,7 @@ def compositionality(
         ValueError: k is out of its range, or `predicted` has too many axes.
     """
     known = classes_of(class_space, values, k, coefficients.shape[-1])
-    strongest = largest(coefficients, k)
+    strongest = fast_top_k_indices(coefficients, k)
     return says(known, strongest, spread(predicted, strongest.shape[:-1]))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax.analysis.projection import rank
+from vitjax.analysis.class_space import rank
 from vitjax.types import ArrayLike, pytree
 
 BATCH = 1024

@@ -65,7 +65,7 @@ class Cifar100:
         return tuple(f"{self.part}/{place:05d}" for place in self.place)
 
     @property
-    def raw_labels(self) -> tuple[str, ...]:
+    def label_names(self) -> tuple[str, ...]:
         """One class name per image."""
         return tuple(CIFAR100[number] for number in self.label)
 

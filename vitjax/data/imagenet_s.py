@@ -85,7 +85,7 @@ class ImageNetS:
         return f"{where}:{len(self)} files,{self.selection},{digest}"
 
     @functools.cached_property
-    def raw_labels(self) -> tuple[str, ...]:
+    def label_names(self) -> tuple[str, ...]:
         """One WordNet id per file."""
         return tuple(wnid for wnid, _ in self.files)
 
@@ -99,7 +99,7 @@ class ImageNetS:
         """One path per file, relative to the subset's folder; None without mask."""
         folder = f"{self.part}-segmentation"
         present = set()
-        for wnid in dict.fromkeys(self.raw_labels):
+        for wnid in dict.fromkeys(self.label_names):
             here = self.folder / folder / wnid
             present |= {f"{wnid}/{name}" for name in listed(here)}
         paths = (f"{wnid}/{pathlib.PurePath(n).stem}.png" for wnid, n in self.files)

@@ -20,7 +20,7 @@ MaskConvention = Literal["area", "vilas2023_code"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelling:
+class MaskRule:
     """How a mask decides which tokens are of the class.
 
     Args:
@@ -49,12 +49,12 @@ class Labelling:
             raise ValueError(f"The mask threshold {self.threshold} is not in (0, 1].")
 
 
-def token_class(
+def patch_label(
     mask: Mask,
     *,
     preprocess: Preprocess,
     grid: tuple[int, int],
-    labelling: Labelling = Labelling(),
+    labelling: MaskRule = MaskRule(),
 ) -> Int8[np.ndarray, " patch"]:
     """Which image tokens show the class, and which its context.
 
@@ -90,7 +90,7 @@ def corners(mask: UInt8[np.ndarray, "height width"], grid: tuple[int, int]):
 def label_tiles(
     tiles: UInt8[np.ndarray, "patch pixel"], *, threshold: float
 ) -> Int8[np.ndarray, " patch"]:
-    """The rule of `token_class`, for pixels already sorted by token.
+    """The rule of `patch_label`, for pixels already sorted by token.
 
     Args:
         tiles: 1 class, 0 context, `IGNORE` neither.

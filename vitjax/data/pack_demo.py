@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitjax.data.demo import MATERIAL, TEXTURE_SIDE, TEXTURES
+from vitjax.data.textured_digits import MATERIAL, TEXTURE_SIDE, TEXTURES
 
 
 def pack_digits(digits: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Source(Protocol):
     """What every data set can do, and all that yours has to.
 
     `id` names the content: another list of pictures, another id. A picture that cannot
-    be read raises `ImageError`. Optional: `names`, one per picture, and `raw_labels`,
+    be read raises `ImageError`. Optional: `names`, one per picture, and `label_names`,
     all that occur, so that both are known before anything is decoded.
     """
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.capture import ATTENTION, apply_block, run_blocks
-from vitjax.models.links import split_edits
+from vitjax.models.edits import split_edits
+from vitjax.models.forward import ATTENTION, apply_block, run_blocks
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 

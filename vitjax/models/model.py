@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.readout import class_space
+from vitjax.models.heads import class_space
 from vitjax.models.vit import VisionTransformer
 from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
 

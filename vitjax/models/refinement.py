@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.initial import NORMAL
+from vitjax.models.initializers import NORMAL
 from vitjax.types import Config
 
 BATCH_NORM_EPSILON = 1e-5

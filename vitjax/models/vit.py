@@ -15,10 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax.models.initial import NEAR_ZERO, NORMAL, torch_uniform
-from vitjax.models.links import Links, check_edits, log_mask, patch_mask, split_edits
+from vitjax.models.backward_rules import Rules, dense
+from vitjax.models.edits import (
+    AttentionMasks,
+    check_edits,
+    log_mask,
+    patch_mask,
+    split_edits,
+)
+from vitjax.models.initializers import NEAR_ZERO, NORMAL, torch_uniform
 from vitjax.models.refinement import Refinement
-from vitjax.models.rules import Rules, dense
 from vitjax.types import ArrayLike, Config, Edits
 
 GELU: dict[str, Callable] = {
@@ -111,7 +117,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token dim"], *links: Links
+        self, x: Float[Array, "batch token dim"], *links: AttentionMasks
     ) -> Float[Array, "batch token dim"]:
         cfg, rules = self.config, self.rules
 
@@ -184,8 +190,8 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch token dim"],
-        shared: Links = Links(),
-        layered: Links = Links(),
+        shared: AttentionMasks = AttentionMasks(),
+        layered: AttentionMasks = AttentionMasks(),
         drop_path: Float[Array, ""] | float = 0.0,
         train: bool = False,
     ) -> tuple[Float[Array, "batch token dim"], None]:
@@ -245,7 +251,7 @@ class Encoder(nn.Module):
         self.encoderblock = blocks(self.config, self.dropout)
         self.encoder_norm = LayerNorm(self.config.epsilon)
 
-    def __call__(self, x, shared: Links, layered: Links, train: bool):
+    def __call__(self, x, shared: AttentionMasks, layered: AttentionMasks, train: bool):
         rates = jnp.linspace(0, self.drop_path, self.config.depth)
         return self.encoderblock(x, shared, layered, rates, train)[0]
 

@@ -16,7 +16,7 @@ from vitjax.report import (
     probes,
     wording,
 )
-from vitjax.report.digest import Digest
+from vitjax.report.per_image import Digest
 from vitjax.report.provenance import provenance
 from vitjax.report.reduction import curve_table, summary_table
 from vitjax.report.tables import (
@@ -30,7 +30,7 @@ from vitjax.report.tables import (
     token_tests,
 )
 from vitjax.report.writing import draw_captioned, write_csv
-from vitjax.results import Results
+from vitjax.runner.results import Results
 
 PAPER = "https://arxiv.org/abs/2310.18969"
 

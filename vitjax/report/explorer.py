@@ -27,7 +27,7 @@ from jaxtyping import Float, Int, Int16, UInt8
 
 from vitjax.report.overlays import image_names
 from vitjax.report.pictures import POSITIVE, SIGNED
-from vitjax.results import Results
+from vitjax.runner.results import Results
 from vitjax.types import Config
 
 MOST = 200
@@ -119,7 +119,7 @@ def chosen(run: Results, *, most: int = MOST) -> Iterator[Picture]:
 
 READ = (
     *("label", "prediction", "rank_residual", "token_classes", "token_probabilities"),
-    *("token_class", "attended", "helpful"),
+    *("patch_label", "attended", "helpful"),
 )
 
 
@@ -138,8 +138,8 @@ def told(rows: Mapping[str, Any], *, classes: int) -> dict[str, np.ndarray]:
         found["classes"] = rows["token_classes"].astype(numbers)
         shares = np.nan_to_num(rows["token_probabilities"])
         found["probabilities"] = np.rint(255 * shares).astype(np.uint8)
-    if "token_class" in rows and (rows["token_class"] >= 0).any():
-        kinds = rows["token_class"]
+    if "patch_label" in rows and (rows["patch_label"] >= 0).any():
+        kinds = rows["patch_label"]
         found["mask"] = np.where(kinds < 0, 2, kinds).astype(np.uint8)
     return dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from vitjax.report import writing
 from vitjax.report.panels import Panel, accuracy_panels
 from vitjax.report.writing import Captioned
-from vitjax.results import Results
+from vitjax.runner.results import Results
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 from vitjax.types import Config
 

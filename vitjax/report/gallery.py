@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vitjax.report import faithfulness, probes, sections
-from vitjax.report.digest import Digest, digest
 from vitjax.report.mechanism import Mechanism, is_paper, mechanism
 from vitjax.report.panels import panels
+from vitjax.report.per_image import Digest, digest
 from vitjax.report.reduction import curve_table
 from vitjax.report.refinement import refinement
 from vitjax.report.spreads import Spread, spreads
 from vitjax.report.writing import Captioned
-from vitjax.results import Results
+from vitjax.runner.results import Results
 
 CURVES = {
     "identifiability": (("residual",), "identifiability"),

@@ -27,7 +27,7 @@ from vitjax.report.tables import (
     test_table,
 )
 from vitjax.report.wording import number
-from vitjax.results import Results
+from vitjax.runner.results import Results
 
 Make = Callable[[], Sequence[Mapping[str, Any]]]
 """Makes the rows of a table."""

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vitjax.report import digest as digests
+from vitjax.report import per_image as digests
 from vitjax.report.composition import (
     chance_compositions,
     composition,
     published_composition,
 )
-from vitjax.report.digest import Digest
-from vitjax.results import Results
+from vitjax.report.per_image import Digest
+from vitjax.runner.results import Results
 
 CHANGES = {
     "residual": "block output against block input",
@@ -153,7 +153,7 @@ def reduced(run, digest: Digest, rows: slice, chosen) -> dict[str, Any]:
         return run[name][rows][chosen]
 
     config, kinds = digest.config, digest.tokens
-    mask = read("token_class") if "class" in kinds else None
+    mask = read("patch_label") if "class" in kinds else None
     members = {kind: digests.members(config, kind, mask) for kind in kinds}
     readout = "cls" if config.class_token else "image"
     before = previous(read("logit_embedding"), read("logit_residual"))

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.report import ink
-from vitjax.report.digest import Digest
 from vitjax.report.panels import MEASURE_LABELS
-from vitjax.results import Results
-from vitjax.storage import read_bytes
+from vitjax.report.per_image import Digest
+from vitjax.runner.results import Results
+from vitjax.runner.storage import read_bytes
 
 COLOUR_MAP = "viridis"
 ABSENT = (128, 128, 128)
@@ -96,8 +96,8 @@ def _maps(run, digest, place, image, name) -> Maps:
     if label >= 0:
         ranks = run["rank_residual"][image][list(layers), config.prefix :]
         ranks = ranks.reshape(shape)
-    if "token_class" in run:
-        mask = (run["token_class"][image] == 1).reshape(config.grid)
+    if "patch_label" in run:
+        mask = (run["patch_label"][image] == 1).reshape(config.grid)
     top = run["top_classes"][image][list(layers), 0] if "top_classes" in run else []
     return Maps(
         picture=run["picture"][place],

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vitjax.report.digest import STREAMS, TOKENS
+from vitjax.report.per_image import STREAMS, TOKENS
 
 MEASURE_LABELS = {
     "identifiability": "class identifiability",

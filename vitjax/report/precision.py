@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitjax.report import writing
-from vitjax.report.digest import STREAMS, TOKENS
 from vitjax.report.panels import Panel, Series
+from vitjax.report.per_image import STREAMS, TOKENS
 from vitjax.report.writing import Captioned
-from vitjax.results import Results
+from vitjax.runner.results import Results
 from vitjax.statistics import bootstrap_mean
 from vitjax.types import Config
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vitjax.report import digest as digests
+from vitjax.report import per_image as digests
 from vitjax.report import sections, writing
-from vitjax.report.digest import STREAMS, TOKENS
 from vitjax.report.panels import Panel, accuracy_panels
+from vitjax.report.per_image import STREAMS, TOKENS
 from vitjax.report.sections import Curve, Figure
 from vitjax.report.writing import Captioned
-from vitjax.results import Results
+from vitjax.runner.results import Results
 from vitjax.statistics import bootstrap_mean
 from vitjax.types import Config
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vitjax.report.digest import Digest
+from vitjax.report.per_image import Digest
 
 
 def provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vitjax.report.digest import MEASURES, TOKENS, Digest, digest
-from vitjax.results import Results
+from vitjax.report.per_image import MEASURES, TOKENS, Digest, digest
+from vitjax.runner.results import Results
 from vitjax.statistics import bootstrap_mean
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vitjax.report.digest import MEASURES, TOKENS, Digest
+from vitjax.report.per_image import MEASURES, TOKENS, Digest
 from vitjax.report.sections import BAND, Curve, Figure
-from vitjax.results import Results
+from vitjax.runner.results import Results
 
 
 def refinement(run: Results, digest: Digest) -> list[Figure]:

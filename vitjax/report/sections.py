@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitjax.report.composition import COMPOSITION
-from vitjax.report.digest import TOKENS
 from vitjax.report.mechanism import CHANGES, SYSTEMS, Mechanism
 from vitjax.report.panels import KIND_STYLE, Panel, Series
+from vitjax.report.per_image import TOKENS
 from vitjax.statistics import bootstrap_mean
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitjax.report.digest import TOKENS, Digest
 from vitjax.report.mechanism import SYSTEMS, Mechanism
 from vitjax.report.panels import KIND_STYLE, Drawn, Panel, Series
+from vitjax.report.per_image import TOKENS, Digest
 from vitjax.statistics import bootstrap_mean, holm, sign_flip_test, wilcoxon_test
 
 BINS = 50

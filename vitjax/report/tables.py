@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from vitjax.report.digest import Digest
 from vitjax.report.mechanism import SYSTEMS, Mechanism
-from vitjax.results import Results
+from vitjax.report.per_image import Digest
+from vitjax.runner.results import Results
 from vitjax.statistics import (
     benjamini_hochberg,
     bootstrap_mean,
@@ -100,7 +100,7 @@ def token_tests(
     if "class" not in digest.tokens:
         return []
     images = digest.image[:subset]
-    kinds, prefix = run["token_class"][images], digest.config.prefix
+    kinds, prefix = run["patch_label"][images], digest.config.prefix
     member, counted = kinds == 1, kinds >= 0
     rows, words = [], f"({kind.replace('_', ' ')}, {len(images)} images)"
     for stream in digest.curves:

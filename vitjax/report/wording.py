@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitjax.report.digest import TOKENS, Digest
+from vitjax.report.per_image import TOKENS, Digest
 
 Row = Mapping[str, Any]
 

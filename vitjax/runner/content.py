@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitjax.runner.folder import Run
-from vitjax.storage import read_bytes, write_bytes
+from vitjax.runner.storage import read_bytes, write_bytes
 
 DIGESTS = "content.txt"
 """Digests of the images that are run, a line each, in their order."""

@@ -21,17 +21,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vitjax.data.masks import Labelling, MaskConvention
+from vitjax.data.masks import MaskConvention, MaskRule
 from vitjax.models.model import Model
-from vitjax.results import ArraySpec
+from vitjax.recipes.recipe import Recipe
 from vitjax.runner import mesh as meshes
 from vitjax.runner.buffer import Part
 from vitjax.runner.folder import images_per_chunk
 from vitjax.runner.job import Job, make_job, preparation
 from vitjax.runner.parts import computed
 from vitjax.runner.progress import clock_time
-from vitjax.runner.recipe import Recipe
-from vitjax.storage import ROWS
+from vitjax.runner.results import ArraySpec
+from vitjax.runner.storage import ROWS
 from vitjax.types import Config
 
 CALIBRATION_SECONDS = 10.0
@@ -206,7 +206,7 @@ def estimate(
         batch_size=batch_size,
         dtype=dtype,
         limit=limit,
-        labelling=Labelling(mask_convention, mask_threshold),
+        labelling=MaskRule(mask_convention, mask_threshold),
         workers=workers,
         seed=seed,
         options=options,

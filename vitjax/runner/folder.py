@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.results import (
+from vitjax.runner.results import (
     FORMAT,
     ArraySpec,
     Results,
@@ -17,7 +17,7 @@ from vitjax.results import (
     open_results,
     read_manifest,
 )
-from vitjax.storage import (
+from vitjax.runner.storage import (
     ROWS,
     exists,
     list_files,

@@ -148,7 +148,7 @@ def first_of_each_class(source: Any, *, shots: int, classes: int) -> Selected:
 
 def labels_of(source: Any) -> Iterator[int]:
     """The label of every picture; decodes only where the source cannot tell."""
-    known = getattr(source.source, "raw_labels", ())
+    known = getattr(source.source, "label_names", ())
     if len(known) == len(source):
         yield from map(source.number, known)
         return

@@ -10,16 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vitjax.data.batches import RecordError, batches
+from vitjax.checkpoints.loading import load
+from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError, Preprocess
-from vitjax.data.masks import Labelling
-from vitjax.data.sources import open_source
-from vitjax.loading import load
+from vitjax.data.loader import RecordError, batches
+from vitjax.data.masks import MaskRule
 from vitjax.models.model import Model
-from vitjax.results import ArraySpec
+from vitjax.recipes.recipe import Prepared, Recipe
+from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.experiments import find_recipe
-from vitjax.runner.recipe import Prepared, Recipe
+from vitjax.runner.results import ArraySpec
 from vitjax.types import Batch, Config
 
 OnError = Literal["stop", "skip"]
@@ -61,7 +61,7 @@ class Job:
     dtype: str
     precision: str
     limit: int | None = None
-    labelling: Labelling = Labelling()
+    labelling: MaskRule = MaskRule()
     workers: int = 0
     seed: int = 0
 
@@ -107,7 +107,7 @@ class Job:
         specs["valid"] = self.per_image((), (), np.bool_)
         if self.masks:
             patches = (self.model.config.patches,)
-            specs["token_class"] = self.per_image(("patch",), patches, np.int8)
+            specs["patch_label"] = self.per_image(("patch",), patches, np.int8)
         shown = (self.recipe.pictures, *self.model.config.shape, 3)
         axes = ("shown", "height", "width", "channel")
         specs["picture"] = ArraySpec(axes, shown, "uint8")
@@ -159,13 +159,13 @@ class Job:
 
     def with_masks(self, batch: Batch) -> Batch:
         """The same batch, with masks exactly if the source has any."""
-        if self.masks == (batch.token_class is not None):
+        if self.masks == (batch.patch_label is not None):
             return batch
         kinds = None
         if self.masks:  # none in this batch
             shape = (len(batch.label), self.model.config.patches)
             kinds = np.full(shape, -1, np.int32)
-        return dataclasses.replace(batch, token_class=kinds)  # pyright: ignore
+        return dataclasses.replace(batch, patch_label=kinds)  # pyright: ignore
 
     def blank(self, size: int | None = None) -> Batch:
         """A batch that holds nothing, by default as much of it as a process's share."""
@@ -218,8 +218,8 @@ class Job:
             known = valid & (label >= 0) if name in self.recipe.labelled else valid
             rows[name] = self.blank_out(name, outputs[name][real], known)
         if self.masks:
-            kinds = np.asarray(batch.token_class)[real]
-            rows["token_class"] = self.blank_out("token_class", kinds, valid)
+            kinds = np.asarray(batch.patch_label)[real]
+            rows["patch_label"] = self.blank_out("patch_label", kinds, valid)
         return rows
 
     def blank_out(self, name: str, values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -245,7 +245,7 @@ def blank_batch(config: Config, size: int, *, index: int, masks: bool) -> Batch:
         label=np.full(size, -1, np.int32),
         valid=np.zeros(size, bool),
         index=np.full(size, index, np.int32),
-        token_class=kinds,
+        patch_label=kinds,
     )
 
 
@@ -270,7 +270,7 @@ def make_job(
     batch_size: int,
     dtype: str,
     limit: int | None,
-    labelling: Labelling = Labelling(),
+    labelling: MaskRule = MaskRule(),
     workers: int = 0,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,

@@ -59,7 +59,7 @@ def answers(address: str) -> bool:
 
 def note(out: str) -> str:
     """What is done, and how to go on."""
-    from vitjax.results import open_results
+    from vitjax.runner.results import open_results
 
     try:
         done = open_results(out)["done"][:]

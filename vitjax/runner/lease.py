@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vitjax.storage import StorageError, kvstore, run_path, wait
+from vitjax.runner.storage import StorageError, kvstore, run_path, wait
 
 LEASE = "lease.json"
 

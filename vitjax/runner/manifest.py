@@ -12,8 +12,8 @@ import numpy as np
 
 import vitjax
 from vitjax.models.model import Model
-from vitjax.results import FORMAT, FORMAT_VERSION
 from vitjax.runner.job import Job
+from vitjax.runner.results import FORMAT, FORMAT_VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore")
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vitjax.results import Rows
 from vitjax.runner.folder import Run
-from vitjax.storage import (
+from vitjax.runner.results import Rows
+from vitjax.runner.storage import (
     DamageError,
     chunk_length,
     chunks_there,

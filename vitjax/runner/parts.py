@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from vitjax.data.batches import RecordError
+from vitjax.data.loader import RecordError
 from vitjax.runner.buffer import Part
 from vitjax.runner.job import Job, OnError
 from vitjax.runner.mesh import fetch

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax.maps.relevancy import relevancy
-from vitjax.maps.removal import removal_curve
 from vitjax.models.model import Model
-from vitjax.results import Rows
+from vitjax.recipes.recipe import Prepared, Recipe
 from vitjax.runner import mesh as meshes
 from vitjax.runner.job import Job
-from vitjax.runner.recipe import Prepared, Recipe
+from vitjax.runner.results import Rows
+from vitjax.saliency.relevancy import relevancy
+from vitjax.saliency.removal import removal_curve
 from vitjax.types import ArrayLike, Batch
 
 ORDERS = ("negative", "positive")

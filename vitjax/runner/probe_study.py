@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.data.sources import open_source
-from vitjax.results import ArraySpec
+from vitjax.data.datasets import open_source
+from vitjax.recipes.identifiability import STREAMS
 from vitjax.runner.groups import (
     Group,
     Kind,
@@ -15,10 +15,10 @@ from vitjax.runner.groups import (
     first_of_each_class,
     make_groups,
 )
-from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import Job
 from vitjax.runner.probe_removal import removal_recipe
 from vitjax.runner.probing import Fit, RidgeFit, SoftmaxFit
+from vitjax.runner.results import ArraySpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from vitjax.data.masks import Labelling, MaskConvention
+from vitjax.data.masks import MaskConvention, MaskRule
 from vitjax.models.model import Model
-from vitjax.results import Results
+from vitjax.recipes.identifiability import STREAMS
 from vitjax.runner import manifest as manifests
 from vitjax.runner import processes, stream
 from vitjax.runner.buffer import Buffer
@@ -29,7 +29,6 @@ from vitjax.runner.content import check_content
 from vitjax.runner.dealing import undone
 from vitjax.runner.folder import Run, start_run
 from vitjax.runner.groups import Group, Kind, parse_bytes
-from vitjax.runner.identifiability import STREAMS
 from vitjax.runner.job import OnError, make_job
 from vitjax.runner.lease import held
 from vitjax.runner.mending import mend
@@ -44,7 +43,8 @@ from vitjax.runner.probe_study import (
 )
 from vitjax.runner.probing import Prober
 from vitjax.runner.progress import Rate, progress
-from vitjax.storage import gone_chunks
+from vitjax.runner.results import Results
+from vitjax.runner.storage import gone_chunks
 from vitjax.types import Config
 
 
@@ -120,7 +120,7 @@ def run_probes(
         batch_size=batch_size,
         dtype=dtype,
         limit=limit,
-        labelling=Labelling(mask_convention, mask_threshold),
+        labelling=MaskRule(mask_convention, mask_threshold),
         workers=workers,
         seed=seed,
     )

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Moments, Probe
 from vitjax.analysis.softmax_probes import fit_softmax_probe
-from vitjax.data.batches import RecordError
-from vitjax.models.capture import scan_blocks
+from vitjax.data.loader import RecordError
+from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
 from vitjax.runner.groups import Group

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vitjax.data.images import ImageError
-from vitjax.data.masks import Labelling, MaskConvention
+from vitjax.data.masks import MaskConvention, MaskRule
 from vitjax.models.model import Model
-from vitjax.results import Results
+from vitjax.recipes.recipe import Recipe
 from vitjax.runner import manifest as manifests
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.content import check_content
@@ -27,8 +27,8 @@ from vitjax.runner.mending import mend
 from vitjax.runner.parts import computed
 from vitjax.runner.processes import Group, together
 from vitjax.runner.progress import Rate, progress
-from vitjax.runner.recipe import Recipe
-from vitjax.storage import StorageError, write_bytes
+from vitjax.runner.results import Results
+from vitjax.runner.storage import StorageError, write_bytes
 from vitjax.types import Config
 
 FINISHED = b"finished"
@@ -64,7 +64,7 @@ def run(
     `out`, which they share. Where one stops or is gone, so do the others.
 
     Args:
-        recipe: a name out of `vitjax.runner.experiments.RECIPES`, or one of your own.
+        recipe: a name out of `vitjax.recipes.registry.RECIPES`, or one of your own.
         model: a model, or the name of one.
         data: a source such as "textured_digits" or "folder:photos", or a random-access
             source object.
@@ -102,7 +102,7 @@ def run(
             batch_size=batch_size,
             dtype=dtype,
             limit=limit,
-            labelling=Labelling(mask_convention, mask_threshold),
+            labelling=MaskRule(mask_convention, mask_threshold),
             workers=workers,
             seed=seed,
             options=options,
@@ -286,7 +286,7 @@ def sum_up(job: Job, run: Run, rate: Rate, measured: dict[str, Any] | None) -> N
 
 def vanished(job: Job, run: Run) -> list[dict[str, Any]]:
     """Images that have a mask and no token of the class: too small, or cropped away."""
-    kinds = run.read("token_class")
+    kinds = run.read("patch_label")
     masked = (kinds >= 0).any(axis=1)
     found = np.flatnonzero(masked & ~(kinds == 1).any(axis=1)).tolist()
     return [{"index": index, "name": job.source.name(index)} for index in found]

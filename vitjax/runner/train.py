@@ -31,13 +31,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from vitjax import loading, variants
-from vitjax.data.demo import CLASSES, TexturedDigits
+from vitjax.checkpoints import loading, registry
+from vitjax.data.textured_digits import CLASSES, TexturedDigits
 from vitjax.models.model import Model, Provenance, initialise
 from vitjax.runner import processes
 from vitjax.types import ArrayLike, Config
 
-DEMO = variants.VARIANTS["textured_digits"]
+DEMO = registry.VARIANTS["textured_digits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,127 @@
+"""Class-similarity change and residual composition, against the published outputs."""
+
+import jax
+import numpy as np
+import published
+import pytest
+
+from vitjax import api
+from vitjax.analysis.class_space import project
+from vitjax.analysis.residual_stream import residual_composition, similarity_change
+from vitjax.analysis.top_k import argmax
+
+RNG = np.random.default_rng(0)
+STREAMS = tuple(published.STREAMS)
+
+
+@pytest.fixture(scope="module")
+def read(oracle, published_model):
+    """name -> {stream: (class logits of label..., top class)} block by block."""
+    made = {}
+
+    @jax.jit
+    def project_all(model, images):
+        _, trace = api.forward(model, images, capture=STREAMS)
+        return {
+            name: jax.lax.map(
+                lambda x: project(model.class_space, x), getattr(trace, name)
+            )
+            for name in STREAMS
+        }
+
+    def get(name):
+        if name not in made:
+            source = oracle(name)
+            images = source.images[:8] if name == "setA" else source.images
+            made.clear()  # one model's logits at a time
+            made[name] = jax.device_get(project_all(published_model(name), images))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", published.SMALL_NAMES)
+def test_change_rates_equal_the_published(name, read, oracle):
+    logits, source = read(name), oracle(name)
+    label = source.label[:, None]
+    stored, prefix = source["aggregates"], published.CONFIGS[name].prefix
+    before = logits["residual"][:-1]
+    for stream, key in (("attention_update", "attn"), ("mlp_update", "mlp")):
+        change = np.asarray(similarity_change(before, logits[stream][1:], label))
+        rate = change[..., prefix:].mean((1, 2))
+        np.testing.assert_allclose(rate, stored[f"B1_{key}_image"], atol=1e-6)
+        if prefix:
+            rate = change[..., 0].mean(1)
+            np.testing.assert_allclose(rate, stored[f"B1_{key}_cls"], atol=1e-6)
+    change = np.asarray(similarity_change(before, logits["residual"][1:], label))
+    np.testing.assert_allclose(  # the published slice drops a patch of GAP
+        change[..., 1:].mean((1, 2)), stored["A7_change_rate"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", published.SMALL_NAMES)
+def test_composition_equals_the_published(name, read, oracle):
+    tops = {key: np.asarray(argmax(x)) for key, x in read(name).items()}
+    stored = oracle(name)["aggregates"]
+    options = dict(
+        before=tops["residual"][:-1],
+        attention=tops["attention_update"][1:],
+        mlp=tops["mlp_update"][1:],
+    )
+    after = tops["residual"][1:]
+    ours = residual_composition(after, **options)
+    theirs = residual_composition(after, **options, convention="vilas2023_code")
+    for key, short in (("previous", "prev"), ("attention", "attn"), ("mlp", "mlp")):
+        rate = 100 * np.asarray(ours[key]).mean((1, 2))
+        np.testing.assert_allclose(rate, stored[f"resid_only_{short}"], atol=1e-3)
+        rate = 100 * np.asarray(theirs[key]).mean((1, 2))
+        np.testing.assert_allclose(rate, stored[f"resid_published_{short}"], atol=1e-3)
+    rate = 100 * np.asarray(ours["several"]).mean((1, 2))
+    np.testing.assert_allclose(rate, stored["resid_several"], atol=1e-3)
+    rate = 100 * np.asarray(ours["composed"]).mean((1, 2))
+    np.testing.assert_allclose(rate, stored["resid_excl_comp"], atol=1e-3)
+    rate = 100 * np.asarray(theirs["composed"]).mean((1, 2))
+    np.testing.assert_allclose(rate, stored["resid_published_comp"], atol=1e-3)
+
+
+def test_top_classes_of_the_real_model_equal_the_published(read, oracle):
+    logits, stored = read("setA"), oracle("setA")["projections"]
+    for stream, key in published.STREAMS.items():
+        top = np.moveaxis(np.asarray(argmax(logits[stream])), 0, 1)
+        clear = stored[f"top5gap_{key}"][:8].astype(np.float32) > 1e-3
+        expected = stored[f"top5_{key}"][:8, ..., 0]
+        np.testing.assert_array_equal(top[clear], expected[clear])
+
+
+def test_categories_exclude_each_other_and_add_to_one():
+    ids = RNG.integers(3, size=(4, 5, 200))
+    found = residual_composition(ids[0], before=ids[1], attention=ids[2], mlp=ids[3])
+    total = sum(np.asarray(one).astype(int) for one in found.values())
+    np.testing.assert_array_equal(total, 1)
+    assert all(np.asarray(one).any() for one in found.values())
+
+
+def test_permuted_classes_change_nothing():
+    logits = RNG.normal(size=(2, 3, 4, 9)).astype(np.float32)
+    order = RNG.permutation(9)
+    label = RNG.integers(9, size=(3, 1))
+    inverse = np.argsort(order)
+    np.testing.assert_array_equal(
+        similarity_change(*logits[..., order], inverse[label]),
+        similarity_change(*logits, label),
+    )
+
+
+def test_misuse_is_refused():
+    logits = np.zeros((2, 3), np.float32)
+    with pytest.raises((ValueError, TypeError), match=r"one shape|\(1, 3\)|1,3"):
+        similarity_change(logits, logits[:1], 0)
+    ids = np.zeros(3, int)
+    with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
+        residual_composition(
+            ids,
+            before=ids,
+            attention=ids,
+            mlp=ids,
+            convention="code",  # pyright: ignore
+        )

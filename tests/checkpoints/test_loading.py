@@ -1,0 +1,384 @@
+"""Load, init, save; what is fetched and what is said where it cannot be."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import vitjax
+from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.models.tree import flatten
+from vitjax.models.vit import pool
+from vitjax.types import Config, Edits
+
+
+def same(left, right):
+    return jax.tree.all(jax.tree.map(np.array_equal, left.params, right.params))
+
+
+@pytest.mark.parametrize("name", ("plain", "gap", "registers", "tanh", "wide"))
+def test_save_and_load_are_inverse(tmp_path, name):
+    model = tiny.make(tiny.CONFIGS[name]).replace(
+        preprocess=vitjax.Preprocess(*tiny.CONFIGS[name].shape)
+    )
+    vitjax.save(model, tmp_path / "m")
+    for again in (
+        vitjax.load(str(tmp_path / "m")),
+        vitjax.load(model.config, checkpoint=tmp_path / "m"),
+    ):
+        assert same(model, again)
+        assert again.config == model.config
+        assert again.classes == model.classes
+        assert again.preprocess == model.preprocess
+
+
+def test_half_precision_on_disk_loads_as_float32(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    vitjax.save(model, tmp_path / "m", dtype="float16")
+    again = vitjax.load(str(tmp_path / "m"))
+    assert again.dtype == np.float32
+    for path, leaf in flatten(again.params).items():
+        half = np.asarray(flatten(model.params)[path]).astype(np.float16)
+        np.testing.assert_array_equal(leaf, half.astype(np.float32))
+
+
+def test_load_an_architecture_with_a_file(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=False)
+    counted = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
+    assert counted.classes == tuple("0123456")
+    named = vitjax.load(
+        model.config, checkpoint=tmp_path / "m.npz", classes=list("abcdefg")
+    )
+    assert named.class_ids == tuple("abcdefg")
+    assert named.preprocess == vitjax.Preprocess(32, 32)
+    with pytest.raises(CheckpointError, match="classes="):
+        vitjax.load(model.config, checkpoint=tmp_path / "m.npz", classes=3)
+    with pytest.raises(ValueError, match="distinct"):
+        vitjax.load(model.config, checkpoint=tmp_path / "m.npz", classes=["a"] * 7)
+    images = tiny.images(model.config)
+    np.testing.assert_allclose(
+        vitjax.forward(named, images)[0], vitjax.forward(model, images)[0], atol=1e-5
+    )
+
+
+def test_another_image_size_resizes_positions(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=False)
+    large = vitjax.load(model.config, checkpoint=tmp_path / "m.npz", image_size=64)
+    assert large.config.patches == 64
+    assert large.preprocess.height == 64
+    logits, _ = vitjax.forward(large, np.zeros((1, 64, 64, 3), np.float32))
+    assert np.isfinite(logits).all()
+    vitjax.save(large, tmp_path / "m")
+    again = vitjax.load(large.config, checkpoint=tmp_path / "m")
+    assert same(large, again)
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path):
+    vitjax.save(tiny.make(tiny.CONFIGS["plain"]), tmp_path / "m")
+    with pytest.raises(CheckpointError, match="vit_ti16"):
+        vitjax.load("vit_ti16", checkpoint=tmp_path / "m")
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(ValueError, match="Did you mean vit_b16"):
+        vitjax.load("vit_b61")
+    with pytest.raises(ValueError, match="vitjax.init"):
+        vitjax.load(tiny.CONFIGS["plain"])
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No network, an empty cache; what was asked for."""
+    import pooch
+
+    asked = []
+
+    def refuse(url, *args, **kwargs):
+        asked.append(url)
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("VITJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    return asked
+
+
+def test_without_network_the_message_says_where_to_put_the_file(tmp_path, offline):
+    with pytest.raises(FileNotFoundError, match="put it at") as error:
+        vitjax.load("vit_b16")
+    assert str(tmp_path) in str(error.value)
+    assert "--checkpoint" in str(error.value)
+
+
+def test_weights_that_have_no_address_say_who_has_them(offline):
+    with pytest.raises(FileNotFoundError, match="Google Drive.*--checkpoint"):
+        vitjax.load("vit_b16_cifar100")
+    assert not offline
+
+
+@pytest.mark.parametrize("torch", (True, False))
+def test_without_torch_the_same_weights_come_as_safetensors(
+    offline, monkeypatch, torch
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: torch or None if name == "torch" else real(name, *rest),
+    )
+    with pytest.raises(FileNotFoundError):
+        vitjax.load("vit_b16_miil")
+    original = "vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth"
+    exact = (
+        "timm/vit_base_patch16_224_miil.in21k_ft_in1k/resolve/main/model.safetensors"
+    )
+    assert offline[0].endswith(original if torch else exact)
+
+
+def test_a_cached_file_is_used_without_asking(tmp_path, offline):
+    row = registry.find("vit_ti16")
+    assert loading.cached(row) is None
+    target = loading.published(row)[0].cached
+    target.write_bytes(b"not a checkpoint")
+    assert loading.cached(row) == target
+    with pytest.raises(CheckpointError, match="truncated"):
+        vitjax.load("vit_ti16")
+    assert not offline
+
+
+def test_what_was_downloaded_is_checked_and_thrown_away(tmp_path, monkeypatch):
+    import pooch
+
+    def give(url, known_hash, name, folder, progressbar):
+        (folder / name).write_bytes(b"something else")
+
+    monkeypatch.setenv("VITJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(pooch, "retrieve", give)
+    row = dataclasses.replace(registry.find("vit_ti16"), sha256="abc123")
+    with pytest.raises(CheckpointError, match="abc123.*removed"):
+        loading.download(row)
+    assert not list(tmp_path.iterdir())
+    digest = hashlib.sha256(b"something else").hexdigest()
+    row = dataclasses.replace(row, sha256=digest[:8])
+    assert loading.download(row).read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("name", tiny.PUBLISHED)
+def test_every_row_in_its_own_dialect(tmp_path, name):
+    config = tiny.shrunk(registry.find(name).config)
+    model, path = tiny.write_row(tmp_path, name, config)
+    loaded = vitjax.load(config, checkpoint=path, classes=7)
+    assert same(loaded, model) and loaded.config == config
+    vitjax.save(loaded, tmp_path / "own")
+    again = vitjax.load(str(tmp_path / "own"))
+    assert same(again, loaded) and again.config == config
+    images = tiny.images(config)
+    logits, trace = vitjax.forward(again, images, capture=("residual",))
+    read = vitjax.project(again.class_space, pool(trace.residual[-1], Edits(), config))
+    np.testing.assert_allclose(read, logits, atol=1e-5)
+    pictures = [Image.fromarray(np.uint8(127 * (x + 1) % 256)) for x in images]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    table = "path,label\n0.png,3\n1.png,0\n2.png,6\n"
+    (tmp_path / "t.csv").write_text(table)
+    results = vitjax.run(
+        *("identifiability", again, f"csv:{tmp_path / 't.csv'}", tmp_path / "rows"),
+        show_progress=False,
+    )
+    ranks = results["rank_residual"][:]
+    assert ranks.shape == (3, config.depth, config.tokens) and (ranks >= 0).all()
+    assert ("rank_refined" in results) == config.refinement
+    if config.refinement:
+        refined = results["rank_refined"][:]
+        batch = np.stack([again.preprocess(picture) for picture in pictures])
+        logits = vitjax.refinement_logits(again, batch)
+        expected = vitjax.rank(logits, np.array([3, 0, 6]))
+        np.testing.assert_array_equal(refined, np.asarray(expected).T)
+
+
+@pytest.mark.parametrize("nest", (None, "model", "state_dict"))
+def test_torch_files(tmp_path, nest):
+    model = tiny.make(tiny.CONFIGS["no_qkv_bias"])
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", model, prefix="module.")
+    tiny.write_torch(tmp_path / "m.pth", arrays, nest=nest)
+    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.pth")
+    assert same(loaded, model)
+
+
+@pytest.mark.parametrize("kind", ("vit", "deit"))
+def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
+    registers = int(kind == "deit")
+    config = Config(**tiny.SHAPE, registers=registers, epsilon=1e-5, gelu="tanh")
+    model = tiny.make(config)
+    tiny.write_hugging_face(tmp_path / "model.safetensors", model, prefix=f"{kind}.")
+    written = {
+        "model_type": kind,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "id2label": {str(n): name for n, name in enumerate("abcdefg")},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    loaded = vitjax.load(tmp_path)
+    assert same(loaded, model)
+    assert loaded.config == config and loaded.classes == tuple("abcdefg")
+    assert loaded.preprocess == vitjax.Preprocess(32, 32)
+    pipeline = {"size": {"height": 40, "width": 40}, "crop_size": 32, "resample": 3}
+    pipeline |= {"do_center_crop": True, "image_mean": [0.1] * 3, "image_std": [2] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pipeline))
+    assert vitjax.load(tmp_path).preprocess == vitjax.Preprocess(
+        *(32, 32),
+        resize="square",
+        resize_size=40,
+        interpolation="bicubic",
+        mean=(0.1, 0.1, 0.1),
+        std=(2.0, 2.0, 2.0),
+    )
+    # By its file alone, the epsilon and the extra token travel with it as well.
+    asked = Config(**tiny.SHAPE)
+    assert (
+        vitjax.load(asked, checkpoint=tmp_path / "model.safetensors").config == config
+    )
+    (tmp_path / "config.json").unlink()
+    alone = vitjax.load(asked, checkpoint=tmp_path / "model.safetensors")
+    assert (alone.config.epsilon, alone.config.registers) == (1e-12, registers)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="neither vitjax nor a Hugging Face"):
+        vitjax.load(tmp_path)
+
+
+def test_init_is_the_papers_control():
+    config = dataclasses.replace(tiny.CONFIGS["plain"], dim=64, mlp_dim=256)
+    model, again = (
+        vitjax.init(config, seed=3, classes=5),
+        vitjax.init(config, seed=3, classes=5),
+    )
+    assert same(model, again)
+    assert not same(model, vitjax.init(config, seed=4, classes=5))
+    flat = flatten(model.params)
+    for path, leaf in flat.items():
+        leaf = np.asarray(leaf)
+        if path.endswith("scale"):
+            assert (leaf == 1).all()
+        elif path.endswith("bias") and not path.startswith("embedding"):
+            assert (leaf == 0).all()
+        elif path.startswith("embedding"):
+            limit = 1 / np.sqrt(3 * 8 * 8)
+            assert np.abs(leaf).max() <= limit
+            assert leaf.std() == pytest.approx(limit / np.sqrt(3), rel=0.15)
+        elif path == "cls":
+            assert 0 < np.abs(leaf).max() < 1e-5
+        elif leaf.size > 1000:
+            assert leaf.std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_gap_control_hardly_changes_over_depth():
+    config = dataclasses.replace(tiny.CONFIGS["gap"], depth=4)
+    model = vitjax.init(config, classes=5)
+    _, trace = vitjax.forward(
+        model, tiny.images(config), capture=("embedding", "residual")
+    )
+    assert np.abs(trace.residual[-1] - trace.embedding).max() < 2e-4
+
+
+def test_published_rows_load_their_own_file(shared):
+    (path,) = (shared / "assets/vit_ti16").glob("*.npz")
+    model = vitjax.load("vit_ti16", checkpoint=path)
+    assert model.classes[1] == "goldfish, Carassius auratus"
+    assert len(model.provenance.sha256) == 64
+    assert model.preprocess == vitjax.Preprocess(224, 224)
+
+
+def test_what_load_takes(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=False)
+    counted = vitjax.load(
+        model.config, checkpoint=tmp_path / "m.npz", classes=np.int64(7)
+    )
+    assert counted.num_classes == 7
+    listed = vitjax.load(
+        model.config, checkpoint=tmp_path / "m.npz", image_size=(64, 64)
+    )
+    assert listed.config.image_size == (64, 64) and hash(listed.config)
+    with pytest.raises(ValueError, match="classes is 0"):
+        vitjax.init(model.config, classes=0)
+    vitjax.save(model, tmp_path / "own")
+    assert same(vitjax.load(tmp_path / "own"), model)
+
+
+def test_our_own_folder_damaged_or_of_another_version(tmp_path):
+    vitjax.save(tiny.make(tiny.CONFIGS["plain"]), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"config": written["config"] | {"rope": 1}}, r"unknown fields \['rope'\]"),
+        ({"classes": None}, "lacks classes"),
+    ):
+        changed = {k: v for k, v in (written | change).items() if v is not None}
+        changed |= {"preprocess": None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            vitjax.load(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(CheckpointError, match="damaged"):
+        vitjax.load(tmp_path)
+
+
+def test_an_npz_damaged_in_the_middle_is_said_to_be_damaged(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    tiny.write_google(tmp_path / "m.npz", model, linen=True)
+    content = bytearray((tmp_path / "m.npz").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match="probably truncated"):
+        vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
+
+
+LARGE = """
+import pathlib, re, sys, vitjax, tiny
+if sys.argv[1] == "write":
+    tiny.write_google(sys.argv[2], vitjax.init("vit_l16"), linen=False)
+else:
+    vitjax.load("vit_l16", checkpoint=sys.argv[2])
+    # Not getrusage: a child begins with the peak of the process that started it.
+    status = pathlib.Path("/proc/self/status").read_text()
+    print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]))
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="no /proc")
+@pytest.mark.slow
+def test_loading_a_large_model_needs_about_twice_its_size(tmp_path):
+    """The whole process, libraries included, against the file."""
+    path = tmp_path / "L_16.npz"
+    peak = ""
+    for what in ("write", "read"):
+        done = subprocess.run(
+            [sys.executable, "-c", LARGE, what, str(path)],
+            env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        peak = done.stdout
+    assert int(peak) < 2.2 * path.stat().st_size

@@ -1,0 +1,82 @@
+"""The table of models: counts, labels, addresses, preprocessing."""
+
+import numpy as np
+import pytest
+
+import vitjax
+from vitjax.checkpoints import registry
+from vitjax.models.tree import parameter_shapes
+
+PARAMETERS = {
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_s32": 22_878_952,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_b8": 86_576_872,
+    "vit_l16": 304_326_632,
+    "vit_b16_384": 86_859_496,
+    "vit_b16_in21k": 102_595_923,
+    "deit_ti16": 5_717_416,
+    "deit_s16": 22_050_664,
+    "deit_b16": 86_567_656,
+    "vit_b16_miil": 86_540_008,
+    "vit_b16_gap": 86_538_472,
+    "vit_b16_refinement": 86_567_656,
+}
+"""The published counts."""
+
+PAPER = {
+    *("vit_b32", "vit_b16", "vit_l16", "vit_b16_cifar100", "vit_b16_miil"),
+    *("vit_b16_refinement", "vit_b16_gap"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_row_has_the_known_number_of_parameters(name):
+    row = registry.VARIANTS[name]
+    shapes = parameter_shapes(row.config, len(row.labels()[0]))
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+
+
+def test_all_models_of_the_paper_are_there():
+    assert set(vitjax.list_models()) >= PAPER | {"textured_digits", "vit_ti16"}
+    assert len(vitjax.list_models()) == len(set(vitjax.list_models()))
+
+
+@pytest.mark.parametrize("name", registry.VARIANTS)
+def test_every_row_is_whole(name):
+    row = registry.VARIANTS[name]
+    names, ids = row.labels()
+    assert len(names) == len(ids) == len(set(ids)) > 0
+    assert (row.preprocess.height, row.preprocess.width) == row.config.shape
+    assert row.licence and row.source
+    assert bool(row.url) + bool(row.packaged) + bool(row.obtain) == 1
+    if row.sha256:
+        assert row.url.endswith(f"-{row.sha256}.pth")
+
+
+def test_addresses_and_tags_name_the_same_weights():
+    for row in registry.ROWS:
+        if "augreg" not in row.tag:
+            continue
+        size = {"tiny": "Ti", "small": "S", "base": "B", "large": "L"}
+        _, timm, patch, rest = row.tag.split("_", 3)
+        resolution = rest.split(".")[0]
+        file = row.url.removeprefix(registry.AUGREG)
+        assert file.startswith(f"{size[timm]}_{patch.removeprefix('patch')}-i21k")
+        fine_tuned = row.tag.endswith("_ft_in1k")
+        assert file.endswith(f"-res_{resolution}.npz") == fine_tuned
+        assert ("imagenet2012" in file) == fine_tuned
+
+
+def test_the_papers_preprocessing():
+    rows = registry.VARIANTS
+    plain = vitjax.Preprocess(224, 224)
+    for name in ("vit_b32", "vit_b16", "vit_l16", "vit_b16_cifar100", "vit_b16_gap"):
+        assert rows[name].preprocess == plain
+    miil, refined = (rows[f"vit_b16_{n}"].preprocess for n in ("miil", "refinement"))
+    assert miil.geometry(500, 400) == ((320, 256), (48, 16))
+    assert (miil.mean, miil.std, miil.interpolation) == ((0,) * 3, (1,) * 3, "bilinear")
+    assert refined.geometry(500, 400) == ((256, 256), (16, 16))
+    assert (refined.interpolation, refined.mean[0]) == ("bicubic", 0.485)

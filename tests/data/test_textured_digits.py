@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+
+from vitjax.data import textured_digits
+from vitjax.data.textured_digits import CLASSES, CONTEXTS, TexturedDigits, open_demo
+
+
+@pytest.fixture
+def source():
+    return TexturedDigits(part="test", correlation=0.5)
+
+
+def test_a_picture_depends_on_its_index_alone(source):
+    batch = source.compose(np.array([41, 7, 4999]))
+    for row, index in enumerate([41, 7, 4999]):
+        record = source[index]
+        np.testing.assert_array_equal(record.image, batch.images[row])
+        np.testing.assert_array_equal(record.mask, batch.mask[row])
+        assert record.label == CLASSES[batch.label[row]]
+        assert record.context == batch.context[row]
+        assert record.name == source.names[index]
+
+
+def test_the_first_pictures_are_the_same_everywhere(source):
+    # Indices come from raw generator bits, so no numpy release may change them.
+    first = source.compose(np.arange(12))
+    assert first.label.tolist() == [1, 7, 8, 1, 7, 4, 3, 6, 0, 1, 3, 2]
+    assert first.context.tolist() == [7, 7, 1, 1, 7, 4, 3, 1, 0, 8, 6, 0]
+
+
+def test_another_seed_gives_other_pictures():
+    one, two = (TexturedDigits(seed=s).compose(np.arange(20)) for s in (0, 1))
+    assert (one.label != two.label).any()
+
+
+@pytest.mark.parametrize(
+    ("correlation", "low", "high"), [(0, 0, 0), (1, 1, 1), (0.5, 0.45, 0.55)]
+)
+def test_the_context_is_the_classes_own_with_the_given_probability(
+    correlation, low, high
+):
+    pictures = TexturedDigits(correlation=correlation).compose(np.arange(1000))
+    assert low <= (pictures.context == pictures.label).mean() <= high
+    assert set(pictures.context) == set(range(len(CONTEXTS)))
+
+
+def test_correlation_changes_nothing_but_the_context():
+    same, other = (TexturedDigits(correlation=c).compose(np.arange(64)) for c in (1, 0))
+    np.testing.assert_array_equal(same.label, other.label)
+    np.testing.assert_array_equal(same.mask, other.mask)
+    half = TexturedDigits(correlation=0.5).compose(np.arange(64))
+    own = half.context == half.label
+    np.testing.assert_array_equal(half.images[own], same.images[own])
+    np.testing.assert_array_equal(half.images[~own], other.images[~own])
+
+
+def test_the_mask_covers_what_the_digit_changes(source):
+    indices = np.arange(50)
+    draws = textured_digits.uniform((0, 1), indices)
+    pictures = source.compose(indices)
+    sheets = textured_digits.load_material("test").sheets
+    ground = textured_digits.paint_context(sheets, pictures.context, draws[:, 3:9])
+    change = np.abs(pictures.images / 255 - ground).max(axis=-1)
+    assert change[pictures.mask].mean() > 0.25
+    glyphs, labels, _ = textured_digits.load_material("test")
+    number = textured_digits.pick(draws[:, 0], len(labels))
+    ink = textured_digits.place_digits(glyphs, number, draws[:, 9:16], 0.0)
+    np.testing.assert_array_equal(pictures.mask, ink > 0.5)
+    assert change[ink == 0].max() < 0.51 / 255
+
+
+def test_every_digit_is_visible_and_inside(source):
+    mask = source.compose(np.arange(300)).mask
+    rows, columns = mask.any(axis=2), mask.any(axis=1)
+    assert (mask.mean(axis=(1, 2)) > 0.04).all()
+    for side in (rows, columns):
+        extent = side.sum(axis=1)
+        assert 15 <= np.median(extent) <= 45
+
+
+def test_parts_share_no_digit():
+    train, test = map(textured_digits.load_material, ("train", "test"))
+    assert (len(train.labels), len(test.labels)) == (1348, 449)
+    with np.load(textured_digits.MATERIAL) as file:
+        total = np.bincount(file["labels"])
+    found = np.bincount(train.labels) + np.bincount(test.labels)
+    np.testing.assert_array_equal(found, total)
+
+
+def test_parts_share_no_texture(tmp_path, monkeypatch):
+    with np.load(textured_digits.MATERIAL) as file:
+        content = dict(file)
+    stripes = np.tile(np.arange(384, dtype=np.uint8) % 7 * 30, (384, 1))
+    textures = np.concatenate([stripes.T[:, :192], stripes[:, :192]], axis=1)
+    content["textures"] = np.stack([textures] * 3)
+    np.savez(tmp_path / "textured_digits.npz", **content)
+    monkeypatch.setattr(textured_digits, "MATERIAL", tmp_path / "textured_digits.npz")
+    textured_digits.load_material.cache_clear()
+    train, test = (
+        textured_digits.load_material(part).sheets[0] for part in ("train", "test")
+    )
+    textured_digits.load_material.cache_clear()
+    np.testing.assert_allclose(train.std(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(test.std(axis=0), 0, atol=1e-5)
+    assert train.std() > 0.1 and test.std() > 0.1
+
+
+def test_deformation_changes_digits_but_not_their_ground():
+    plain, deformed = (
+        TexturedDigits(deform=d).compose(np.arange(30)) for d in (0.0, 1.0)
+    )
+    assert (plain.mask != deformed.mask).any(axis=(1, 2)).all()
+    both = ~(plain.mask | deformed.mask)
+    same = (plain.images == deformed.images).all(axis=-1)
+    assert same[both].mean() > 0.85
+
+
+@pytest.mark.parametrize("turn", [0, 90, 45])
+def test_rotation_moves_a_stripe(turn):
+    region = np.zeros((64, 128), np.float32)
+    region[30:34] = 1
+    sheet = textured_digits.rotate(region, turn, side=40)
+    along = {0: sheet[20], 90: sheet[:, 20], 45: np.diag(sheet)}[turn]
+    across = {0: sheet[:, 5], 90: sheet[5], 45: np.diag(sheet, 12)}[turn]
+    assert along.min() > 0.9 and across.min() < 0.1
+
+
+def test_splits():
+    assert open_demo("train").part == "train"
+    assert [open_demo(s).correlation for s in ("test", "test_0", "test_1")] == [
+        0.5,
+        0,
+        1,
+    ]
+    with pytest.raises(ValueError, match="no split 'validation'; known: train, test"):
+        open_demo("validation")
+    ids = {open_demo(s).id for s in ("train", "test_0", "test_0.5", "test_1")}
+    assert len(ids) == 4
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="part is 'valid'"):
+        TexturedDigits(part="valid")
+    with pytest.raises(ValueError, match="not in"):
+        TexturedDigits(correlation=1.5)
+    with pytest.raises(IndexError, match="picture 3 of 3"):
+        TexturedDigits(length=3)[3]

@@ -1,0 +1,106 @@
+"""The identifiability step: against the published outputs and a direct route."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax.analysis.class_space import project, rank, take_label, top_k
+from vitjax.models.forward import forward
+from vitjax.models.vit import pool
+from vitjax.recipes.identifiability import identifiability
+from vitjax.types import Edits
+
+step = jax.jit(identifiability)
+
+
+@pytest.mark.parametrize("name", published.CONFIGS)
+def test_rows_equal_the_published(name, oracle, published_model):
+    source = oracle(name)
+    rows = step(published_model(name), tiny.batch_of(source.images, source.label))
+    stored = source["projections"]
+    for stream, key in published.STREAMS.items():
+        ours = np.asarray(rows[f"rank_{stream}"])
+        margin = stored[f"margin_{key}"]
+        assert published.ranks_agree(ours, stored[f"rank_{key}"], margin)
+        logits = np.asarray(rows[f"logit_{stream}"])
+        np.testing.assert_allclose(logits, stored[f"logit_{key}"], atol=1e-3)
+    prediction = np.asarray(rows["prediction"])
+    expected = source["base"]["logits"].argmax(-1)
+    np.testing.assert_array_equal(prediction, expected)
+    np.testing.assert_array_equal(rows["top_classes"][:, -1, 0], expected)
+    np.testing.assert_array_equal(prediction == source.label, source["base"]["acc"])
+
+
+@pytest.mark.parametrize("name", ("setA", "plain"))
+def test_published_rates_follow_from_the_rows(name, oracle, published_model):
+    source = oracle(name)
+    rows = step(published_model(name), tiny.batch_of(source.images, source.label))
+    last = np.asarray(rows["rank_residual"])[:, -1, 1:]
+    stored = source["aggregates"]
+    rate, any_token = (last == 0).mean(), (last == 0).any(-1).mean()
+    assert 100 * rate == pytest.approx(
+        float(stored["A2_ident_rate_last_block"]), abs=0.03
+    )
+    assert 100 * any_token == pytest.approx(
+        float(stored["A3_images_with_identifiable_token"]), abs=1e-3
+    )
+    score = 1 - np.asarray(rows["rank_residual"]) / source["base"]["logits"].shape[-1]
+    np.testing.assert_allclose(
+        score[:, :, 0].mean(0), stored["ident_mean_cls"], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_rows_equal_projecting_every_stream(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
+    rows = step(model, tiny.batch_of(images, label))
+    fields = tuple(published.STREAMS)
+    logits, trace = jax.jit(forward, static_argnames="capture")(
+        model, images, capture=fields
+    )
+    for stream in fields:
+        direct = project(model.class_space, getattr(trace, stream))
+        true = np.asarray(take_label(direct, label[:, None]))
+        ours = np.asarray(rows[f"logit_{stream}"]).swapaxes(0, 1)
+        np.testing.assert_allclose(ours, true, atol=1e-4)
+        nearest = np.sort(np.abs(np.asarray(direct) - true[..., None]), -1)[..., 1]
+        ranks = np.asarray(rows[f"rank_{stream}"]).swapaxes(0, 1)
+        same = ranks == np.asarray(rank(direct, label[:, None]))
+        assert same[nearest > 1e-3].all()
+    pooled = project(model.class_space, pool(trace.residual, Edits(), model.config))
+    best = top_k(pooled, k=5)
+    np.testing.assert_array_equal(rows["top_classes"].swapaxes(0, 1), best.classes)
+    np.testing.assert_allclose(
+        rows["top_logits"].swapaxes(0, 1), best.logits, atol=1e-4
+    )
+    np.testing.assert_array_equal(rows["prediction"], np.argmax(logits, -1))
+
+
+def test_an_unknown_label_changes_nothing_else_and_nan_ranks_last():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    known = step(model, tiny.batch_of(images, [1, 2, 3]))
+    unknown = step(model, tiny.batch_of(images, [1, -1, 3]))
+    for name in ("rank_residual", "logit_mlp_update"):
+        np.testing.assert_array_equal(known[name][::2], unknown[name][::2])
+    images[1] = np.nan
+    broken = step(model, tiny.batch_of(images, [1, 2, 3]))
+    assert (np.asarray(broken["rank_residual"])[1] == 6).all()
+    np.testing.assert_array_equal(
+        broken["rank_residual"][::2], known["rank_residual"][::2]
+    )
+
+
+def test_the_step_runs_in_bfloat16():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    batch = tiny.batch_of(tiny.images(model.config), [1, 2, 3])
+    exact, rough = step(model, batch), step(model.astype(jnp.bfloat16), batch)
+    for name in rough:
+        assert rough[name].dtype == exact[name].dtype
+    np.testing.assert_allclose(
+        rough["logit_residual"], exact["logit_residual"], atol=0.3
+    )

@@ -1,0 +1,147 @@
+"""Rules of relevance one by one, and what they conserve."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.models.backward_rules import layer_norm
+from vitjax.saliency import lrp
+
+TARGET = np.array([1, 4, 2], np.int32)
+
+
+@pytest.fixture
+def draw():
+    """Numbers that do not depend on which tests ran before."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+
+def test_positive_contributions_get_all_the_relevance(draw):
+    """z+ (Chefer et al. 2021, equation 5), written out."""
+    x, kernel, bias, relevance = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
+    parts = np.maximum(x[:, :, None] * kernel, 0)
+    expected = (parts / parts.sum(1, keepdims=True) * relevance[:, None]).sum(-1)
+    y, back = jax.vjp(lambda x: lrp.positive_dense(x, kernel, bias), x)
+    np.testing.assert_allclose(y, x @ kernel + bias, rtol=1e-5)
+    (found,) = back(relevance)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.sum(), relevance.sum(), rtol=1e-4)
+
+
+def test_the_factors_of_a_product_get_half_each(draw):
+    left, right, relevance = draw(3, 4), draw(4, 2), draw(3, 2)
+    y, back = jax.vjp(lambda a, b: lrp.shared_product("ij,jk->ik", a, b), left, right)
+    shares = back(relevance)
+    parts = left[:, :, None] * right[None] / y[:, None] * relevance[:, None]
+    np.testing.assert_allclose(shares[0], parts.sum(2) / 2, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(shares[1], parts.sum(0) / 2, rtol=1e-3, atol=1e-5)
+    halves = [share.sum() for share in shares]
+    np.testing.assert_allclose(halves, relevance.sum() / 2, rtol=1e-3)
+
+
+def test_an_addition_keeps_the_total(draw):
+    x, update, relevance = draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)
+    _, back = jax.vjp(lrp.normalised_add, x, update)
+    parts = back(relevance)
+    assert all(np.isfinite(part).all() for part in parts)
+    total = sum(part.sum((1, 2)) for part in parts)
+    np.testing.assert_allclose(total, relevance.sum((1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_what_only_scales_hands_relevance_on(draw):
+    x, relevance = draw(2, 4), draw(2, 4)
+    _, back = jax.vjp(lambda x: lrp.unchanged(x, jax.nn.gelu(x)), x)
+    np.testing.assert_array_equal(back(relevance)[0], relevance)
+
+
+def test_rules_that_are_derivatives_of_something_frozen(draw):
+    """AttnLRP: relevance over value is the cotangent (Achtibat et al. 2024)."""
+    x, cotangent = draw(2, 6), draw(2, 6)
+    scale, bias = draw(6), draw(6)
+    norm = lrp.attention_aware(0.0).norm
+    y, back = jax.vjp(lambda x: norm(x, scale, bias, epsilon=1e-6), jnp.asarray(x))
+    np.testing.assert_allclose(
+        y, layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6), rtol=1e-5, atol=1e-6
+    )
+    sigma = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    through = scale * cotangent / sigma
+    expected = through - through.mean(-1, keepdims=True)
+    np.testing.assert_allclose(back(cotangent)[0], expected, rtol=1e-4, atol=1e-5)
+    _, back = jax.vjp(lambda x: lrp.proportional(x, jax.nn.gelu(x)), x)
+    np.testing.assert_allclose(
+        back(cotangent)[0] * x, cotangent * jax.nn.gelu(x), rtol=1e-4, atol=1e-6
+    )
+    product = lrp.attention_aware(0.0).product
+    left, right = draw(3, 4), draw(4, 2)
+    y, back = jax.vjp(lambda a, b: product("ij,jk->ik", a, b), left, right)
+    for factor, gradient in zip((left, right), back(jnp.ones((3, 2)))):
+        np.testing.assert_allclose((factor * gradient).sum(), y.sum() / 2, rtol=1e-3)
+
+
+def test_the_gamma_rule_favours_contributions_of_the_outputs_sign(draw):
+    x, kernel, bias, cotangent = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
+    gamma = 0.3
+    y = x @ kernel + bias
+    parts = np.concatenate(
+        [x[:, :, None] * kernel, np.broadcast_to(bias, (2, 1, 4))], axis=1
+    )
+    same = np.where(np.sign(parts) == np.sign(y)[:, None], parts, 0)
+    weighed = parts + gamma * same
+    share = weighed / weighed.sum(1, keepdims=True)
+    expected = (share * (cotangent * y)[:, None]).sum(-1)[:, :5]
+    _, back = jax.vjp(lambda x: lrp.gamma_dense(gamma, x, kernel, bias), x)
+    np.testing.assert_allclose(back(cotangent)[0] * x, expected, rtol=1e-3, atol=1e-4)
+
+
+def without_biases(model):
+    """Nothing is added anywhere: what comes in is all that can be handed on."""
+
+    def drop(path, leaf):
+        added = path[-1].key == "bias"
+        return jnp.zeros_like(leaf) if added else leaf
+
+    params = jax.tree_util.tree_map_with_path(drop, model.params)
+    return model.replace(params=params)
+
+
+@pytest.mark.parametrize("name", ("registers", "registers_gap"))
+def test_attnlrp_conserves_the_logit(name):
+    """Exactly, through stream, norms, MLP and head; softmax would absorb some."""
+    model = silence_attention(without_biases(tiny.make(tiny.CONFIGS[name])))
+    images = tiny.images(model.config)
+    logits = api.forward(model, images)[0][np.arange(3), TARGET]
+    x, gradient = lrp.attnlrp_gradient(model, images, TARGET, gamma=0.0, edits=None)
+    np.testing.assert_allclose((x * gradient).sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
+
+
+def silence_attention(model):
+    """No value gets through: stream, norms and MLP are left."""
+
+    def drop(path, leaf):
+        names = [getattr(key, "key", "") for key in path]
+        return jnp.zeros_like(leaf) if "out" in names else leaf
+
+    params = jax.tree_util.tree_map_with_path(drop, model.params)
+    return model.replace(params=params)
+
+
+@pytest.mark.parametrize("method", ("lrp", "attnlrp"))
+@pytest.mark.parametrize("name", ("gap", "post_cls"))
+def test_every_architecture_has_maps(name, method):
+    model = tiny.make(tiny.CONFIGS[name])
+    images = tiny.images(model.config)
+    found = api.explain(model, images, TARGET, method=method)
+    assert found.shape == (3, 16)
+    assert np.isfinite(found).all() and np.ptp(found) > 0
+    if method == "lrp":
+        assert found.min() >= 0
+
+
+def test_a_negative_gamma_is_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    with pytest.raises(ValueError, match="gamma"):
+        lrp.attnlrp(model, tiny.images(model.config), 1, gamma=-1.0)

@@ -1,0 +1,148 @@
+"""The one call: what it chooses, what it refuses, how it batches."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import vitjax
+from vitjax.saliency import methods
+
+TARGET = np.array([1, 4, 2], np.int32)
+MODEL = tiny.make(tiny.CONFIGS["plain"])
+IMAGES = tiny.images(MODEL.config)
+SLOW = pytest.mark.slow
+FEW = ("relevancy", "chefer", "integrated_presence")
+EVERY = [
+    name if name in FEW else pytest.param(name, marks=SLOW) for name in methods.METHODS
+]
+
+
+def tolerance(method):
+    """Chefer's LRP divides by sums that nearly cancel: last bits count there."""
+    return 5e-4 if method == "lrp" else 1e-4
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_one_image_is_its_row_in_a_batch(method):
+    ask = jax.jit(lambda x, t: methods.explain(MODEL, x, t, method=method))
+    found = np.asarray(ask(IMAGES, TARGET))
+    assert found.shape == (3, 16)
+    alone = ask(IMAGES[1:2], TARGET[1:2])
+    top = np.abs(found).max()
+    np.testing.assert_allclose(alone[0], found[1], atol=tolerance(method) * top)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_vmap_is_a_loop(method):
+    def ask(x):
+        return methods.explain(MODEL, x, TARGET, method=method)
+
+    batches = np.stack([IMAGES, IMAGES[::-1]])
+    found = np.asarray(jax.jit(jax.vmap(ask))(batches))
+    loop = np.stack([jax.jit(ask)(batch) for batch in batches])
+    top = np.abs(loop).max()
+    np.testing.assert_allclose(found, loop, atol=tolerance(method) * top)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("name", ("registers_gap", "one_block"))
+def test_registers_are_never_in_the_map(name, method):
+    model = tiny.make(tiny.CONFIGS[name])
+    found = vitjax.explain(model, tiny.images(model.config), TARGET, method=method)
+    assert found.shape == (3, 16) and np.isfinite(found).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_half_precision_gives_maps_too(method):
+    model = MODEL.astype("bfloat16")
+    found = vitjax.explain(model, IMAGES, TARGET, method=method)
+    assert found.shape == (3, 16) and np.isfinite(found.astype(np.float32)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])
+def test_a_selection_has_a_map_of_its_patches(method):
+    if method == "occlusion":
+        pytest.skip("removes patches of the whole picture")
+    edits = vitjax.select_tokens(np.tile(np.arange(0, 16, 2, dtype=np.int32), (3, 1)))
+    found = vitjax.explain(MODEL, IMAGES, TARGET, method=method, edits=edits)
+    assert found.shape == (3, 8) and np.isfinite(found).all()
+
+
+KEPT = np.arange(16) % 3 != 0
+SCALED = ("legrad", "gradcam")
+"""Methods that divide by the number of tokens, absent ones included."""
+
+
+NOT_PATCH_BY_PATCH = ("random", "occlusion", "consensus", "helpful_minus_attended")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("relevancy", "chefer") else pytest.param(name, marks=SLOW)
+        for name in methods.METHODS
+        if name not in NOT_PATCH_BY_PATCH
+    ],
+)
+def test_a_patch_that_is_masked_is_no_patch_of_the_mean(method):
+    model = tiny.make(tiny.CONFIGS["gap"])
+    places = np.tile(np.flatnonzero(KEPT).astype(np.int32), (3, 1))
+    ask = jax.jit(
+        lambda e: methods.explain(model, IMAGES, TARGET, method=method, edits=e)
+    )
+    masked = np.asarray(ask(vitjax.keep_tokens(np.tile(KEPT, (3, 1)))))
+    chosen = np.asarray(ask(vitjax.select_tokens(places)))
+    top = np.abs(chosen).max()
+    if method not in ("relevancy", *SCALED):  # what attention to it would do
+        assert np.abs(masked[:, ~KEPT]).max() <= 1e-6 * top
+    scale = np.abs(masked[:, KEPT]).max() / top if method in SCALED else 1
+    np.testing.assert_allclose(
+        masked[:, KEPT], chosen * scale, atol=tolerance(method) * top
+    )
+
+
+def test_blocks_and_heads_are_chosen_and_added():
+    parts = np.asarray(vitjax.relevancy(MODEL, IMAGES, TARGET))[..., 1:]
+    ask = {"layers": (-1,), "heads": (0, 1)}
+    found = methods.explain(MODEL, IMAGES, TARGET, **ask)
+    np.testing.assert_allclose(found, parts[-1].sum(1), rtol=1e-4, atol=1e-5)
+    found = methods.explain(MODEL, IMAGES, TARGET)
+    np.testing.assert_allclose(found, parts.sum((0, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_raw_attention_is_the_last_blocks_by_default():
+    _, trace = vitjax.forward(MODEL, IMAGES, capture=("attention_weights",))
+    last = np.asarray(trace.attention_weights)[-1, :, :, 0, 1:].sum(1)
+    found = vitjax.explain(MODEL, IMAGES, TARGET, method="raw_attention")
+    np.testing.assert_allclose(found, last, rtol=1e-5)
+
+
+def test_the_target_may_be_one_for_all():
+    every = vitjax.explain(MODEL, IMAGES, np.full(3, 5), method="legrad")
+    np.testing.assert_array_equal(
+        vitjax.explain(MODEL, IMAGES, 5, method="legrad"), every
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        ({"method": "chefer", "layers": (0,)}, "one map of the whole model"),
+        ({"method": "relevancy", "layers": (2,)}, "no block of"),
+        ({"method": "relevancy", "heads": (-3,)}, "no head of"),
+        ({"method": "relevancy", "heads": ()}, "no head of"),
+    ),
+)
+def test_what_does_not_exist_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        methods.explain(MODEL, IMAGES, TARGET, **options)
+
+
+def test_a_method_that_does_not_exist_has_a_near_one():
+    with pytest.raises(ValueError, match="Did you mean rollout"):
+        methods.check("rolout")

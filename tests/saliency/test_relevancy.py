@@ -1,0 +1,186 @@
+"""Relevancy against the published gradients and against the whole network's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.saliency.relevancy import relevancy, shares
+
+OPTIONS = {
+    "double": dict(of="attention_update", loss="softmax_cross_entropy_of_probability"),
+    "single": dict(of="attention_update", loss="cross_entropy"),
+    "logit": dict(of="attention_update", loss="negative_logit"),
+    "paper": dict(),
+}
+ask = jax.jit(relevancy, static_argnames=("of", "loss", "query"))
+
+
+def assert_close(ours, raw, name):
+    """Within a thousandth of each row's maximum; the oracle stores the raw sign."""
+    ours = np.moveaxis(np.asarray(ours), 0, 1)
+    # The published logit definition ascends the logit: its gradient is our relevancy.
+    theirs = raw if name == "logit" else -raw
+    assert ours.shape == theirs.shape
+    top = np.abs(theirs).max(-1, keepdims=True)
+    assert (np.abs(ours - theirs) <= 1e-3 * top + 1e-9).all()
+
+
+@pytest.mark.parametrize("target", ("true", "other"))
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("variant", published.SMALL_NAMES)
+def test_every_token_equals_the_published(
+    variant, name, target, oracle, published_model
+):
+    source = oracle(variant)
+    label = source.label if target == "true" else source["base"]["other_class"]
+    found = ask(
+        published_model(variant),
+        source.images,
+        np.asarray(label, np.int32),
+        query="all",
+        **OPTIONS[name],
+    )
+    assert_close(found, source["gradients"][f"grad_{name}_{target}"], name)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_real_model_equals_the_published(name, oracle, published_model):
+    source = oracle("setA")
+    found = ask(published_model("setA"), source.images, source.label, **OPTIONS[name])
+    assert_close(found, source["gradients"][f"grad_{name}_true"], name)
+
+
+@pytest.mark.parametrize("name", ("plain", "registers", "layer_scale", "post_cls"))
+def test_the_last_block_is_the_whole_networks_gradient(name):
+    """There, the loss of the block's output is the loss of the model's answer."""
+    model = tiny.make(tiny.CONFIGS[name])
+    images = tiny.images(model.config)
+    label = np.array([1, 4, 2], np.int32)
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(model, images, loss)[-1]
+    found = ask(model, images, label)[-1]
+    top = np.abs(whole).max()
+    np.testing.assert_allclose(found, -whole[:, :, 0], atol=1e-4 * top)
+
+
+def test_an_earlier_block_is_the_last_one_of_a_shorter_network():
+    """Its gradient, through the whole network that ends there."""
+    model = tiny.make(tiny.CONFIGS["registers"])
+    images, label = tiny.images(model.config), np.array([1, 4, 2], np.int32)
+    encoder = model.params["Transformer"]
+    first = jax.tree.map(lambda leaf: leaf[:1], encoder["encoderblock"])
+    short = model.replace(
+        params=model.params | {"Transformer": encoder | {"encoderblock": first}},
+        config=dataclasses.replace(model.config, depth=1),
+    )
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(short, images, loss)[0]
+    found = ask(model, images, label)[0]
+    top = np.abs(whole).max()
+    np.testing.assert_allclose(found, -whole[:, :, 0], atol=1e-4 * top)
+
+
+@pytest.mark.parametrize("name", ("gap", "registers_gap"))
+def test_without_cls_it_is_the_pooled_readouts_summed_over_rows(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    label = np.array([1, 4, 2], np.int32)
+
+    def loss(logits):
+        return -jax.nn.log_softmax(logits)[np.arange(3), label].sum()
+
+    whole = api.attention_gradients(model, images, loss)[-1]
+    found = ask(model, images, label)[-1]
+    expected = -whole[:, :, prefix:].sum(2)
+    top = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * top)
+
+
+def test_the_row_of_cls_is_that_of_all_queries():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    every = ask(model, images, 3, query="all")
+    assert every.shape == (2, 3, 2, 17, 17)
+    np.testing.assert_allclose(
+        ask(model, images, np.full(3, 3)), every[:, :, :, 0], atol=1e-6
+    )
+
+
+def test_it_is_the_derivative_of_the_state_itself():
+    """Numerically: a little more attention, a little less loss."""
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, label = tiny.images(model.config, 1), np.array([2])
+    found = np.asarray(ask(model, images, label))
+    _, trace = api.forward(
+        model, images, capture=("attention_weights", "values", "residual", "embedding")
+    )
+    from vitjax.analysis.class_space import project
+    from vitjax.models.partial_block import block_output
+
+    params = jax.tree.map(lambda leaf: leaf[0], model.block_params)
+
+    def loss(weights):
+        mixed = jnp.einsum("bhqt,bthk->bqhk", weights, trace.values[0])
+        state = block_output(model.config, params, mixed, trace.embedding[:, :1])
+        logits = project(model.class_space, state)
+        return float(-jax.nn.log_softmax(logits)[0, 0, 2])
+
+    weights = np.array(trace.attention_weights[0][:, :, :1])
+    for head, token in ((0, 3), (1, 11)):
+        step = np.zeros_like(weights)
+        step[0, head, 0, token] = 1e-2
+        slope = (loss(weights + step) - loss(weights - step)) / 2e-2
+        assert -slope == pytest.approx(found[0, 0, head, token], rel=0.02, abs=1e-4)
+
+
+def test_vmap_equals_the_batch_and_misuse_is_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, label = tiny.images(model.config), np.array([1, 4, 2], np.int32)
+    whole = ask(model, images, label)
+    one = lambda image, c: relevancy(model, image[None], c)[:, 0]  # noqa: E731
+    mapped = jax.jit(jax.vmap(one, out_axes=1))(images, label)
+    np.testing.assert_allclose(mapped, whole, atol=1e-5)
+    for options in ({"of": "mlp"}, {"loss": "hinge"}, {"query": "cls"}):
+        with pytest.raises((ValueError, TypeError)):
+            relevancy(model, images, label, **options)
+
+
+@pytest.mark.parametrize("name", ("plain", "registers_gap"))
+def test_what_is_neglected_is_a_difference_of_two_shares(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, prefix = tiny.images(model.config), model.config.prefix
+    label = np.array([1, 4, 2], np.int32)
+    found = np.asarray(api.helpful_minus_attended(model, images, label))
+    assert found.shape == (2, 3, 2, 16)
+    assert np.abs(found).max() <= 1
+    helpful = np.maximum(ask(model, images, label)[..., prefix:], 0)
+    helps = helpful.sum(-1) > 0
+    assert helps.any()
+    np.testing.assert_allclose(found.sum(-1), np.where(helps, 0, -1), atol=1e-6)
+    # Written another way: attention from the trace, relevancy by itself.
+    _, trace = api.forward(model, images, capture=("attention_weights",))
+    weights = np.asarray(trace.attention_weights)
+    rows = slice(0, 1) if model.config.class_token else slice(prefix, None)
+    attended = weights[..., rows, prefix:].mean(3)
+    attended = attended / attended.sum(-1, keepdims=True)
+    total = np.where(helps, helpful.sum(-1), 1)[..., None]
+    np.testing.assert_allclose(found, helpful / total - attended, atol=1e-6)
+
+
+def test_where_nothing_would_help_only_attention_is_left():
+    values = jnp.array([[0, 0, 0], [1, 0, 3]], jnp.float32)
+    np.testing.assert_array_equal(shares(values), [[0, 0, 0], [0.25, 0, 0.75]])
+    slopes = jax.jacobian(lambda x: shares(x[None])[0])(values[0])
+    assert np.isfinite(slopes).all()

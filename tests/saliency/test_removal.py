@@ -1,0 +1,123 @@
+"""Removal curves: the published hits, shorter sequences, every edge of an order."""
+
+import jax
+import numpy as np
+import published
+import pytest
+import tiny
+
+from vitjax import api
+from vitjax.saliency import removal
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Two lengths a curve are enough to test, and compile in a fourth of the time."""
+    monkeypatch.setattr(removal, "BUCKETS", 2)
+
+
+NAMES = [name for name in published.SMALL_NAMES if name != "gap"]
+
+
+@pytest.mark.parametrize("kind", ("", "chefer_"))
+@pytest.mark.parametrize("order", ("negative", "positive"))
+@pytest.mark.parametrize("variant", NAMES)
+def test_hits_equal_the_published(variant, order, kind, oracle, published_model):
+    source = oracle(variant)
+    data = source["removal"]
+    stored = data[f"{kind}order_{order}"] - 1  # tokens from 1, [CLS] being 0
+    place = np.argsort(stored, axis=1).astype(np.float32)
+    # The stored order keeps its first tokens: most important first, or least.
+    importance = -place if order == "negative" else place
+    counts = tuple(map(int, data["n_kept"]))
+    found = api.removal_curve(
+        *(published_model(variant), source.images, source.label, importance),
+        keep_counts=counts,
+        order=order,
+    )
+    clear = np.abs(data[f"{kind}margin_{order}"]) > 1e-2
+    hits = data[f"{kind}hit_{order}"].astype(bool)
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(np.asarray(found)[clear], hits[clear])
+
+
+@pytest.mark.parametrize("name", ("plain", "gap", "registers", "registers_gap"))
+def test_a_step_is_the_model_without_the_other_patches(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    images, patches = tiny.images(model.config), model.config.patches
+    importance = np.random.default_rng(1).normal(size=(3, patches)).astype(np.float32)
+    counts = (16, 5, 0, 1, 12)
+    for order, sign in (("negative", -1), ("positive", 1)):
+        kept_first = np.argsort(sign * importance, axis=1)
+        logits = np.stack(
+            [
+                api.forward(
+                    model,
+                    images,
+                    edits=api.interventions.keep_tokens(
+                        np.argsort(kept_first, axis=1) < count
+                    ),
+                )[0]
+                for count in counts
+            ]
+        )
+        answer = logits.argmax(-1)
+        label = answer[1].astype(np.int32)
+        found = api.removal_curve(
+            model, images, label, importance, keep_counts=counts, order=order
+        )
+        np.testing.assert_array_equal(found, (answer == label).T)
+        assert found[:, 1].all()
+
+
+def test_at_most_eight_lengths_that_hold_every_count(monkeypatch):
+    monkeypatch.undo()
+    groups = removal.buckets(range(1, 50))
+    assert len(groups) == 8
+    assert sorted(sum(groups, [])) == list(range(1, 50))
+    assert all(max(a) < min(b) for a, b in zip(groups, groups[1:]))
+    assert removal.buckets((7, 3, 7)) == [[3], [7]]
+    # What shorter sequences save, in tokens: 0.62 of full length at most.
+    assert sum(len(g) * max(g) for g in groups) < 0.6 * 49 * 49
+
+
+def test_ties_go_by_position_and_nan_is_least_important():
+    values = np.array([[1.0, 2.0, np.nan, 2.0, 1.0]], np.float32)
+    most_first = removal.patch_order(values, "negative")
+    np.testing.assert_array_equal(most_first, [[1, 3, 0, 4, 2]])
+    least_first = removal.patch_order(values, "positive")
+    np.testing.assert_array_equal(least_first, [[2, 0, 4, 1, 3]])
+
+
+def test_no_intermediate_is_longer_than_its_bucket():
+    """Shorter sequences really cost less: no attention over all tokens."""
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config, 1)
+
+    def curve(images, importance):
+        return removal.removal_curve(model, images, 0, importance, keep_counts=(3, 6))
+
+    text = str(jax.make_jaxpr(curve)(images, np.zeros((1, 16), np.float32)))
+    assert "1,2,7,7]" in text
+    assert "17,17]" not in text
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        (dict(keep_counts=()), "keep_counts"),
+        (dict(keep_counts=(17,)), "keep_counts"),
+        (dict(keep_counts=(-1,)), "keep_counts"),
+    ),
+)
+def test_what_does_not_exist_is_refused(options, message):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)
+    with pytest.raises(ValueError, match=message):
+        removal.removal_curve(
+            model, images, 1, np.zeros((3, 16), np.float32), **options
+        )
+    with pytest.raises(ValueError, match="one number per patch"):
+        removal.removal_curve(
+            model, images, 1, np.zeros((3, 17), np.float32), keep_counts=(1,)
+        )

@@ -1,0 +1,87 @@
+"""Class logits of a block's three streams of information for the price of two products.
+
+With W = diag(norm_scale).E^T, centred over `dim`, a state's class logits are
+`x.W / sigma(x) + beta`, where beta = norm_shift.E^T + b. The product is linear, so the
+stream after a block is the stream before it plus both updates in class space as well.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vitjax.analysis.class_space import over_last
+from vitjax.types import ArrayLike, ClassSpace
+
+
+class FoldedClassSpace(NamedTuple):
+    """A class space in the form in which products add up."""
+
+    weight: Float[Array, "dim class"]
+    beta: Float[Array, " class"]
+    epsilon: float
+
+
+def fold(class_space: ClassSpace) -> FoldedClassSpace:
+    """The class space with its norm folded into the class embedding."""
+    embedding = jnp.asarray(class_space.embedding)
+    exact = embedding.astype(np.promote_types(embedding.dtype, jnp.float32))
+    weight = (exact * over_last(class_space.norm_scale, exact)).T
+    weight = weight - weight.mean(0, keepdims=True)
+    shift = jnp.asarray(class_space.norm_shift, exact.dtype)
+    bias = jnp.asarray(class_space.bias, exact.dtype)
+    beta = jnp.matmul(exact, shift, precision="highest") + bias
+    return FoldedClassSpace(weight.astype(embedding.dtype), beta, class_space.epsilon)
+
+
+def product(
+    space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
+) -> Float[Array, "*any class"]:
+    """x.W: what adds up over updates."""
+    dtype = space.beta.dtype
+    states = jnp.asarray(states, space.weight.dtype)
+    return jnp.matmul(states, space.weight, preferred_element_type=dtype)
+
+
+def inverse_sigma(
+    space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
+) -> Float[Array, "*any"]:
+    """1 / sqrt(variance + epsilon), what LayerNorm divides by."""
+    x = jnp.asarray(states, space.beta.dtype)
+    x = x - x.mean(-1, keepdims=True)
+    return jax.lax.rsqrt(jnp.square(x).mean(-1) + space.epsilon)
+
+
+def logits(
+    space: FoldedClassSpace,
+    products: Float[Array, "*any class"],
+    states: Float[ArrayLike, "*any dim"],
+) -> Float[Array, "*any class"]:
+    """Class logits of states whose products are known."""
+    inverse = inverse_sigma(space, states)[..., None]
+    return products * inverse + over_last(space.beta, products)
+
+
+def rank_and_logit(
+    space: FoldedClassSpace,
+    products: Float[Array, "batch token class"],
+    states: Float[ArrayLike, "batch token dim"],
+    label: Int[ArrayLike, " batch"],
+) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
+    """Rank and logit of each image's label at every token.
+
+    The label itself is left out of the count: the compiler may round its logit in one
+    way inside the comparison and in another outside it.
+    """
+    label = jnp.asarray(label)
+    index = label[:, None, None]
+    true = jnp.take_along_axis(products, index, axis=-1)[..., 0]
+    true = true * inverse_sigma(space, states) + space.beta[label][:, None]
+    others = (
+        jax.lax.broadcasted_iota(label.dtype, (1, 1, products.shape[-1]), 2) != index
+    )
+    larger = (logits(space, products, states) > true[..., None]) & others
+    rank = larger.sum(-1, dtype=jnp.int32)
+    return jnp.where(jnp.isnan(true), products.shape[-1] - 1, rank), true

@@ -1,0 +1,1 @@
+"""A checkpoint file becomes a model."""

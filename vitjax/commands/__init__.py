@@ -1,1 +1,0 @@
-"""The commands, one file for those that belong together."""

@@ -1,0 +1,1 @@
+"""What is computed for every image of a data set."""
