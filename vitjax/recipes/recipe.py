@@ -74,6 +74,7 @@ class Pass:
             leading image axis. One object for equal programs: it is jitted by identity.
         dims: axes of the arrays that it returns.
         setup: `setup() -> Setup`, called before the first step if anything is left to do.
+        carry_shape: its carry as a pytree of `jax.ShapeDtypeStruct`.
         region: axis -> (start, stop), where the arrays are a part of what the run holds.
         title: shown beside the progress, such as "fit 2/9".
         previews: how many of the first images are kept as the model saw them.
@@ -82,6 +83,7 @@ class Pass:
     step: Callable[[Model, Batch, Any], dict[str, Array]]
     dims: Dims
     setup: Callable[[], Setup] = Setup
+    carry_shape: Any = ()
     region: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     title: str = ""
     previews: int = 0
