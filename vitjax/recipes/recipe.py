@@ -61,7 +61,10 @@ class Context(Protocol):
         ...
 
     def rows(self, name: str) -> np.ndarray:
-        """An array as it is on disk, of the images that are this process's."""
+        """An array of the run as it is on disk, image i in row i, to be read in slices.
+
+        Rows of images that are not this process's may hold fill values.
+        """
         ...
 
 
@@ -73,9 +76,11 @@ class Pass:
         step: `step(model, batch, carry) -> {array name: rows}`; every array has a
             leading image axis. One object for equal programs: it is jitted by identity.
         dims: axes of the arrays that it returns.
-        setup: `setup() -> Setup`, called before the first step if anything is left to do.
+        setup: `setup() -> Setup`, called before the first step if anything is left to
+            do, under the run's matmul precision.
         carry_shape: its carry as a pytree of `jax.ShapeDtypeStruct`.
-        region: axis -> (start, stop), where the arrays are a part of what the run holds.
+        region: axis -> (start, stop), where the arrays are a part of what the run
+            holds. All passes that write an array cut its axes at multiples of one size.
         title: shown beside the progress, such as "fit 2/9".
         previews: how many of the first images are kept as the model saw them.
     """
@@ -115,8 +120,8 @@ class Recipe:
         benchmark: None, or `benchmark(model, batch, **options) -> JSON`, called once a
             run is through; it goes into the manifest as "measured".
         previews: how many of the first images are kept as the model saw them.
-        passes: None, or `passes(context, **options) -> [Pass]` instead of `step`; `dims`
-            then hold the arrays of all of them.
+        passes: None, or `passes(context, **options) -> [Pass]` instead of `step`;
+            `dims` then hold the arrays of all of them.
         describe: None, or `describe(context, **options) -> JSON` for the manifest, as
             "study"; what it says does not identify the run.
 

@@ -11,6 +11,7 @@ A family stands for arrays of one meaning: `RANK("residual") == "rank_residual"`
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
 STREAMS = {
     "residual": "block output",
@@ -50,15 +51,15 @@ METHODS = {
     "relevancy": "relevancy (Vilas et al. 2023)",
     "raw_attention": "attention weights",
     "legrad": "LeGrad",
-    "integrated_presence": "integrated presence",
-    "consensus": "consensus",
+    "class_projection": "class projection",
     "chefer": "Chefer et al. 2021",
-    "attnlrp": "AttnLRP",
-    "lrp": "LRP of Chefer et al. 2021",
     "rollout": "attention rollout",
     "gradcam": "Grad-CAM",
     "integrated_gradients": "integrated gradients",
-    "class_projection": "class projection",
+    "integrated_presence": "integrated presence",
+    "consensus": "consensus",
+    "lrp": "LRP of Chefer et al. 2021",
+    "attnlrp": "AttnLRP",
     "occlusion": "occlusion",
     "random": "random",
 }
@@ -83,6 +84,13 @@ CONTROLS = {
     "control": "a randomly initialized model",
     "shuffled": "value vectors with permuted components",
 }
+
+if TYPE_CHECKING:
+    Stream = Intervention = Method = str
+else:  # choices of the command line
+    Stream = Literal[tuple(STREAMS)]
+    Intervention = Literal[tuple(INTERVENTIONS)]
+    Method = Literal[tuple(METHODS)]
 
 
 @dataclasses.dataclass(frozen=True)
