@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from vitjax.checkpoints.loading import init
 from vitjax.models.model import Model
-from vitjax.recipes.recipe import Pass, Recipe
+from vitjax.recipes.recipe import Recipe
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
 from vitjax.runner.options import PRECISION, RunOptions
@@ -173,8 +173,8 @@ def estimate(
     job = make_job(recipe, model, data, recipe_options=options, options=settings)
     if job.recipe.passes is not None:
         raise ValueError(
-            f"The recipe {job.recipe.name!r} runs several passes, whose time depends on "
-            "what is fitted; there is no estimate of it."
+            f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
+            "on what is fitted: run it, its progress tells the time left."
         )
     part, started = job.passes[0], time.monotonic()
     jax.block_until_ready(job.step(part, job.empty_batch(), job.setup.carry))
@@ -314,8 +314,8 @@ LIBTPU_ENV = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Without these, libtpu looks for this machine's TPUs in the network, and wants them for
-one process alone."""
+"""Without these, libtpu looks for this machine's TPUs in the network, and wants them
+for one process alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,8 +441,8 @@ def find_topology(name: str) -> Mesh:
         if not reason.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
             raise
         raise ValueError(
-            f"There is no topology {name!r} ({reason}). Name a kind of TPU and its shape "
-            "in chips, such as v5e:4x4, v4:2x2x2 or v6e:2x2."
+            f"There is no topology {name!r} ({reason}). Name a kind of TPU and its "
+            "shape in chips, such as v5e:4x4, v4:2x2x2 or v6e:2x2."
         ) from error
     except (ImportError, RuntimeError) as error:
         raise ImportError(

@@ -4,6 +4,7 @@ Chunk i of the rows belongs to process i mod n. A process computes its pending c
 its own devices and writes each once, whole; it needs nothing from the others.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -592,7 +593,7 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
     if any(left.values()) or not existing.issuperset(writer.static_keys()):
         for change in session_changes(writer.manifest) if show else ():
-            report(f"{change}; the last bits of new rows may differ from those of old.")
+            report(f"{change}: the last bits of new rows may differ.")
         if job.batch_size % job.options.batch_size and show:
             report(f"Batches of {job.batch_size} images on {job.mesh.size} devices.")
         writer.create_arrays()
@@ -658,24 +659,29 @@ def check_unchanged(job: Job, chunks: list[int]) -> None:
     Raises:
         ValueError: it names the first images that have changed.
     """
-    writer = job.writer
+    writer, digest_of = job.writer, getattr(job.source.source, "digest", None)
     assert writer is not None
-    if not chunks or not hasattr(job.source, "digest"):
+    if not chunks or digest_of is None:
         return
+
+    def is_changed(index: int, before: np.uint64) -> bool:
+        try:
+            return bool(before) and int(before) != digest_of(index)
+        except ImageError:  # it is gone
+            return True
+
     changed: list[int] = []
     array = writer.array(DIGEST)
-    for start, stop in map(writer.span, chunks):
-        before = np.asarray(array[start:stop])
-        digests = np.array(
-            [job.source.digest(i) for i in range(start, stop)], np.uint64
-        )
-        changes = np.flatnonzero((before != 0) & (before != digests))
-        changed += (start + changes).tolist()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for start, stop in map(writer.span, chunks):
+            indices, before = range(start, stop), np.asarray(array[start:stop])
+            flags = pool.map(is_changed, indices, before)
+            changed += [index for index, flag in zip(indices, flags) if flag]
     if changed:
         names = ", ".join(job.source.name(index) for index in changed[:3])
         raise ValueError(
-            f"{len(changed)} of the images that {writer.folder.path} holds rows of have "
-            f"changed since: {names}. Restore them, or give another --out to run them "
+            f"{len(changed)} of the images in {writer.folder.path} have changed since "
+            f"they were run: {names}. Restore them, or give another --out to run them "
             "as they are now."
         )
 
@@ -709,8 +715,8 @@ def progress_note(folder: Folder) -> str:
     except (StorageError, ValueError, FileNotFoundError):
         return f"What was written to {folder.path} is kept."
     return (
-        f"{done} of {images} images are done and kept in {folder.path}; the same command "
-        "resumes from there."
+        f"{done} of {images} images are done and kept in {folder.path}; the same "
+        "command resumes from there."
     )
 
 

@@ -125,9 +125,9 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
         ) from error
     if version != (FORMAT, FORMAT_VERSION):
         raise ValueError(
-            f"{folder.path} holds {version[0]!r} of version {version[1]!r}; this vitjax "
-            f"reads {FORMAT!r} of version {FORMAT_VERSION}. Run again into another "
-            "folder, or use the version of vitjax that wrote it."
+            f"{folder.path} holds {version[0]!r} of version {version[1]!r}; this "
+            f"vitjax reads {FORMAT!r} of version {FORMAT_VERSION}. Run again into "
+            "another folder, or use the version of vitjax that wrote it."
         )
     return manifest
 

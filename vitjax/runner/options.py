@@ -25,9 +25,9 @@ class RunOptions:
         dtype: what the model computes in: float32 with matrix products at the highest
             precision, or bfloat16, which is faster on accelerators and safe for rates,
             mean scores and most maps, not for ranks of single tokens.
-        mask_convention: where a data set has masks, which tokens are on the object: area
-            by the share of their pixels, through the model's own resize and crop;
-            vilas2023_code looks at one pixel, as the published code does.
+        mask_convention: where a data set has masks, which tokens are on the object:
+            area by the share of their pixels, through the model's own resize and crop;
+            vilas2023_code by one pixel, as the published code does.
         mask_threshold: that share, in (0, 1].
         workers: processes that decode and preprocess images; 0 for threads.
 

@@ -71,8 +71,8 @@ def open_results(path: str | os.PathLike | Any) -> Results:
     manifest = read_manifest(folder)
     if manifest is None:
         raise FileNotFoundError(
-            f"There is no run in {folder.path}: it has no manifest.json. Give the folder "
-            "that `vitjax run ... --out` wrote."
+            f"There is no run in {folder.path}: it has no manifest.json. Give the "
+            "folder that `vitjax run ... --out` wrote."
         )
     store = CheckedStore(ObjectStore(folder.store, read_only=True))
     # A store of its own type needs neither dask nor consolidated metadata.

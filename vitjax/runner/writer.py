@@ -350,8 +350,8 @@ def create_or_resume(
     existing = read_manifest(folder)
     if existing is None and rows is not None:
         raise ValueError(
-            f"{folder.path} holds rows but no {MANIFEST}, so that nothing says what they "
-            "are. Restore it, or give another --out."
+            f"{folder.path} holds rows but no {MANIFEST} that says what they are. "
+            "Restore it, or give another --out."
         )
     if existing is None:
         manifest["images_per_chunk"] = choose_chunk()
