@@ -6,7 +6,6 @@ for each.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +23,7 @@ from vitjax.data.records import Record
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes.recipe import Context
+from vitjax.types import ArrayLike
 
 Kind = Literal["ridge", "softmax"]
 
@@ -44,6 +44,11 @@ class Group(NamedTuple):
     streams: tuple[str, ...]
     layers: range
     tokens: range
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of streams, blocks and tokens."""
+        return len(self.streams), len(self.layers), len(self.tokens)
 
     @property
     def region(self) -> dict[str, tuple[int, int]]:
@@ -148,6 +153,15 @@ def labels_of(source: Any) -> Iterator[int]:
             yield -1
 
 
+def empty_probe(shape: tuple[int, ...], *, classes: int, dim: int) -> Probe:
+    """Probes of zeros."""
+    return Probe(
+        weights=np.zeros((*shape, classes, dim), np.float32),
+        bias=np.zeros((*shape, classes), np.float32),
+        centre=np.zeros((*shape, dim), np.float32),
+    )
+
+
 def fit_group(
     context: Context, source: Subset, group: Group, *, kind: Kind, alpha: float
 ) -> Probe:
@@ -166,14 +180,14 @@ Examples = Iterable[tuple[Array, np.ndarray]]
 def stream_states(context: Context, source: Subset, group: Group) -> Examples:
     """States and labels of a source, batch by batch."""
     sharding = NamedSharding(context.mesh, PartitionSpec(*context.mesh.axis_names))
-    starts = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
+    first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
     for batch in context.batches(source, 0, len(source)):
         images = jax.device_put(batch.images, sharding)
         labels = np.where(batch.valid, batch.label, -1).astype(np.int32)
         states = jitted_states(
             context.model,
             images,
-            starts,
+            first,
             streams=group.streams,
             layers=len(group.layers),
             tokens=len(group.tokens),
@@ -184,7 +198,7 @@ def stream_states(context: Context, source: Subset, group: Group) -> Examples:
 def read_states(
     model: Model,
     images: Float[Array, "batch height width channel"],
-    starts: tuple[Int[Array, ""], Int[Array, ""]],
+    first: tuple[Int[ArrayLike, ""], Int[ArrayLike, ""]],
     *,
     streams: tuple[str, ...],
     layers: int,
@@ -192,16 +206,16 @@ def read_states(
 ) -> Float[Array, "batch stream layer token dim"]:
     """The states that a group of probes reads; others are not kept.
 
-    `starts` are the first block and token; their numbers, `layers` and `tokens`, are
+    `first` are the first block and token; their numbers, `layers` and `tokens`, are
     static.
     """
 
     def read(params, stream_in, trace):
         states = jnp.stack([getattr(trace, name) for name in streams])
-        return jax.lax.dynamic_slice_in_dim(states, starts[1], tokens, axis=2)
+        return jax.lax.dynamic_slice_in_dim(states, first[1], tokens, axis=2)
 
     _, reads = scan_blocks(model, images, read)
-    reads = jax.lax.dynamic_slice_in_dim(reads, starts[0], layers, axis=0)
+    reads = jax.lax.dynamic_slice_in_dim(reads, first[0], layers, axis=0)
     return reads.transpose(2, 1, 0, 3, 4).astype(jnp.float32)
 
 

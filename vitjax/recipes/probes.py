@@ -12,14 +12,14 @@ gradients, and at random.
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vitjax.analysis.probes import Probe
 from vitjax.messages import unknown
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
@@ -29,6 +29,7 @@ from vitjax.recipes.probe_fits import (
     Kind,
     Subset,
     bytes_per_probe,
+    empty_probe,
     first_of_each_class,
     fit_group,
     make_groups,
@@ -43,74 +44,80 @@ WINDOW = 1024
 """Images whose ranks are read at once."""
 
 
-def make_passes(
-    context: Context,
-    *,
-    train: str | None,
-    shots: int,
-    alpha: float,
-    probe: Kind,
-    streams: tuple[str, ...],
-    steps: int,
-    max_memory: str | int,
-) -> list[Pass]:
-    """One pass for each group of probes, and a last one that removes tokens."""
-    source, groups = plan(
-        context,
-        train=train,
-        shots=shots,
-        probe=probe,
-        streams=streams,
-        max_memory=max_memory,
-    )
+class RankCarry(NamedTuple):
+    """A group's probes [stream layer token], and the first block and token of them."""
 
-    def setup(group: Group) -> Setup:
-        fitted = fit_group(context, source, group, kind=probe, alpha=alpha)
-        starts = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
-        return Setup((fitted, starts))
+    probe: Probe
+    layer: Int[ArrayLike, ""]
+    token: Int[ArrayLike, ""]
+
+
+class RemovalCarry(NamedTuple):
+    """Importance of every image's patches by the probes, and the seed of random ones."""
+
+    importance: Float[ArrayLike, "image patch"]
+    seed: Int[ArrayLike, ""]
+
+
+def make_passes(context: Context, **keywords: Any) -> list[Pass]:
+    """One pass for each group of probes, and a last one that removes tokens."""
+    options = ProbeOptions(**keywords)
+    source, groups = plan(context, options)
+    config, classes = context.model.config, context.model.num_classes
+
+    def fit(group: Group) -> Setup:
+        probe = fit_group(
+            context, source, group, kind=options.probe, alpha=options.alpha
+        )
+        return Setup(carry(group, probe))
+
+    def carry(group: Group, probe: Probe) -> RankCarry:
+        first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
+        return RankCarry(probe, *first)
+
+    def shape(group: Group) -> RankCarry:
+        probe = empty_probe(group.shape, classes=classes, dim=config.dim)
+        return jax.eval_shape(lambda: carry(group, probe))
 
     fits = [
         Pass(
             step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
             dims={name: DIMS[name] for name in map(schema.RANK_PROBE, group.streams)},
-            setup=functools.partial(setup, group),
+            setup=functools.partial(fit, group),
+            carry_shape=shape(group),
             region=group.region,
             title=f"fit {number}/{len(groups)}",
         )
         for number, group in enumerate(groups, start=1)
     ]
-    counts = keep_counts(context.model.config.patches, steps=steps)
     removal = Pass(
-        step=make_removal_step(counts),
+        step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
         dims=base.DIMS | REMOVAL_DIMS,
-        setup=functools.partial(setup_removal, context, counts),
+        setup=functools.partial(rank_patches, context),
+        carry_shape=jax.eval_shape(
+            lambda: RemovalCarry(
+                jnp.zeros((context.images, config.patches)), jnp.int32(0)
+            )
+        ),
         title="removal",
         previews=PROBES.previews,
     )
     return [*fits, removal]
 
 
-def describe(
-    context: Context,
-    *,
-    train: str | None,
-    shots: int,
-    probe: Kind,
-    streams: tuple[str, ...],
-    max_memory: str | int,
-    **options: Any,
-) -> dict[str, Any]:
-    """What is fitted, on which images, in which groups, and what that takes."""
-    source, groups = plan(
-        context,
-        train=train,
-        shots=shots,
-        probe=probe,
-        streams=streams,
-        max_memory=max_memory,
-    )
+def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
+    """How many patches removal curves keep."""
+    counts = keep_counts(model.config.patches, steps=steps)
+    return Setup(static={"kept": jnp.asarray(counts, jnp.float32)})
+
+
+def describe(context: Context, **keywords: Any) -> dict[str, Any]:
+    """What is fitted, on which images, in which groups, and how many bytes that is."""
+    options = ProbeOptions(**keywords)
+    source, groups = plan(context, options)
     config, classes = context.model.config, context.model.num_classes
-    dim, count = config.dim, len(streams) * config.depth * config.tokens
+    dim = config.dim
+    count = len(options.streams) * config.depth * config.tokens
     shared = 0
     if source.whole.id == context.source.id:
         shared = sum(index < context.images for index in source.indices)
@@ -119,11 +126,7 @@ def describe(
         "shared_images": shared,
         "probes": count,
         "groups": len(groups),
-        "group": {
-            "stream": len(groups[0].streams),
-            "layer": len(groups[0].layers),
-            "token": len(groups[0].tokens),
-        },
+        "group": dict(zip(("stream", "layer", "token"), groups[0].shape)),
         "bytes": {
             "states": 4 * dim * count * len(source),  # of all images, never kept
             "sums": 8 * dim * (dim + classes) * count,
@@ -133,36 +136,33 @@ def describe(
     }
 
 
-def plan(
-    context: Context,
-    *,
-    train: str | None,
-    shots: int,
-    probe: Kind,
-    streams: Sequence[str],
-    max_memory: str | int,
-) -> tuple[Subset, list[Group]]:
+def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]]:
     """The images to fit on, and the probes that are fitted in one sweep.
 
     Raises:
         ValueError: there is no training set, or one probe takes too much memory.
     """
-    if train is None:
+    if options.train is None:
         raise ValueError(
             "The recipe 'probes' fits probes on other images than --data: pass "
-            "--train SOURCE, in Python the option train=."
+            "--train SOURCE (in Python, the option train)."
         )
     config, classes = context.model.config, context.model.num_classes
-    whole = context.open_data(train)
-    source = first_of_each_class(whole, shots=shots, classes=classes)
-    size = bytes_per_probe(probe, dim=config.dim, classes=classes, examples=len(source))
-    limit = parse_bytes(max_memory) // size
+    source = first_of_each_class(
+        context.open_data(options.train), shots=options.shots, classes=classes
+    )
+    size = bytes_per_probe(
+        options.probe, dim=config.dim, classes=classes, examples=len(source)
+    )
+    limit = parse_bytes(options.max_memory) // size
     if limit < 1:
         raise ValueError(
-            f"max_memory={max_memory!r} is too small: one probe takes "
+            f"max_memory={options.max_memory!r} is too small: one probe takes "
             f"{size / 2**20:.1f} MiB."
         )
-    groups = make_groups(streams, depth=config.depth, tokens=config.tokens, limit=limit)
+    groups = make_groups(
+        options.streams, depth=config.depth, tokens=config.tokens, limit=limit
+    )
     return source, groups
 
 
@@ -193,20 +193,19 @@ def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int) -> Any:
-    """The step that ranks classes by a group of probes; groups of a size share it."""
+def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
+    """The step that ranks classes by a group of probes; groups of one size share it."""
 
-    def step(model: Model, batch: Batch, carry: Any) -> dict[str, Array]:
-        probe, starts = carry
+    def step(model: Model, batch: Batch, carry: RankCarry) -> dict[str, Array]:
         states = read_states(
             model,
             jnp.asarray(batch.images),
-            starts,
+            (carry.layer, carry.token),
             streams=streams,
             layers=layers,
             tokens=tokens,
         )
-        ranks = probe.rank(states, jnp.maximum(batch.label, 0))
+        ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
         names = map(schema.RANK_PROBE, streams)
         return {name: ranks[:, place] for place, name in enumerate(names)}
 
@@ -214,26 +213,25 @@ def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def make_removal_step(counts: tuple[int, ...]) -> Any:
-    """The step that ranks by projection and keeps only `counts` patches."""
+def make_removal_step(counts: tuple[int, ...]):
+    """The step that ranks by projection, and then keeps only `counts` patches."""
 
-    def step(model: Model, batch: Batch, carry: Any) -> dict[str, Array]:
+    def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
         rows = base.identifiability(model, batch)
         return rows | removal_rows(model, batch, carry, keep_counts=counts)
 
     return step
 
 
-def setup_removal(context: Context, counts: tuple[int, ...]) -> Setup:
-    """Importances of all patches by the ranks of the probes, and the seed."""
+def rank_patches(context: Context) -> Setup:
+    """The importance of all patches, once all probes have ranked."""
     ranks = context.rows(schema.RANK_PROBE("residual"))
     prefix = context.model.config.prefix
     windows = [
         importance_of(ranks[start : start + WINDOW, :, prefix:])
         for start in range(0, len(ranks), WINDOW)
     ]
-    carry = {"importance": np.concatenate(windows), "seed": np.int32(context.seed)}
-    return Setup(carry, {"kept": jnp.asarray(counts, jnp.float32)})
+    return Setup(RemovalCarry(np.concatenate(windows), np.int32(context.seed)))
 
 
 def importance_of(
@@ -244,14 +242,11 @@ def importance_of(
 
 
 def removal_rows(
-    model: Model, batch: Batch, carry: dict[str, Any], *, keep_counts: tuple[int, ...]
+    model: Model, batch: Batch, carry: RemovalCarry, *, keep_counts: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Whether the model is right with part of its patches, in five orders of removal.
-
-    `carry` holds the "importance" of every image's patches, and the "seed".
-    """
+    """Whether the model is right with part of its patches, in five orders of removal."""
     label = jnp.maximum(batch.label, 0)
-    probe = jnp.take(carry["importance"], batch.index, axis=0, mode="clip")
+    probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
     gradient = relevancy(model, batch.images, label).sum((0, 2))
     gradient = gradient[:, model.config.prefix :]
     orders = {
@@ -260,7 +255,7 @@ def removal_rows(
         schema.CORRECT("positive", "probe"): -probe,
         schema.CORRECT("positive", "gradient"): -gradient,
         "correct_random": random_importance(
-            carry["seed"], batch.index, model.config.patches
+            carry.seed, batch.index, model.config.patches
         ),
     }
 
@@ -334,10 +329,11 @@ DIMS = base.DIMS | REMOVAL_DIMS | schema.dims(schema.RANK_PROBE)
 
 PROBES = Recipe(
     name="probes",
-    passes=make_passes,
     dims=DIMS,
     needs_label=schema.needs_label(DIMS),
     options=ProbeOptions(),
+    setup=setup,
     static=schema.dims(schema.KEPT),
+    passes=make_passes,
     describe=describe,
 )
