@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from vitjax.data.matching import match_label
 
 from vitjax.data.labels import imagenet1k
-from vitjax.data.matching import match_label
 from vitjax.data.records import SourceError
 
 NAMES = ("tench, Tinca tinca", "crane", "great white shark", "crane", "hen")

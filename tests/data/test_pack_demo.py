@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from vitjax.data.pack_demo import main, pack_digits
 
 from vitjax.data import textured_digits
-from vitjax.data.pack_demo import main, pack_digits
 
 
 def test_two_pixels_to_a_byte():

@@ -5,13 +5,13 @@ import sys
 import fabricate
 import numpy as np
 import pytest
+from vitjax.data.tfds_builders import prepare
 
 from vitjax.data.datasets import open_source
 from vitjax.data.imagenet_s import open_imagenet_s
 from vitjax.data.labels import CIFAR100, imagenet1k, imagenet_s
 from vitjax.data.records import SourceError
 from vitjax.data.tfds import open_prepared
-from vitjax.data.tfds_builders import prepare
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
+from vitjax.runner.train import Recipe, Train, accuracy, train
 
 from vitjax.checkpoints.loading import load
 from vitjax.runner import train as training
-from vitjax.runner.train import Recipe, Train, accuracy, train
 from vitjax.types import Config
 
 TINY = Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)

@@ -1,4 +1,4 @@
-"""CIFAR-100, read from the archive that its authors publish, binary or Python.
+"""CIFAR-100 from the archive that its authors publish, binary or Python.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
@@ -39,19 +39,15 @@ STEPS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cifar100:
-    """Pictures of one part, held in memory.
+    """Images of one part ("train" or "test"), held in memory.
 
-    Args:
-        part: "train" or "test".
-        images: the pictures.
-        label: number of the fine label of each.
-        place: of each in its part.
+    `label` is the number of the fine label of each, `position` its index in the part.
     """
 
     part: str
     images: UInt8[np.ndarray, "image 32 32 3"]
     label: Int[np.ndarray, " image"]
-    place: Int[np.ndarray, " image"]
+    position: Int[np.ndarray, " image"]
 
     @functools.cached_property
     def id(self) -> str:
@@ -61,8 +57,8 @@ class Cifar100:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """Part and place in it."""
-        return tuple(f"{self.part}/{place:05d}" for place in self.place)
+        """One name per image: part and position in it."""
+        return tuple(f"{self.part}/{position:05d}" for position in self.position)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -75,7 +71,7 @@ class Cifar100:
         return len(self.label)
 
     def __getitem__(self, index: int) -> Record:
-        name = f"{self.part}/{self.place[index]:05d}"
+        name = f"{self.part}/{self.position[index]:05d}"
         label = CIFAR100[self.label[index]]
         return Record(image=self.images[index], label=label, name=name)
 
@@ -86,41 +82,35 @@ def open_cifar100(
     part: Part = "test",
     per_class: int | None = None,
 ) -> Cifar100:
-    """A part of CIFAR-100.
+    """A part of CIFAR-100, with the names of the fine labels.
 
-    Args:
-        path: the archive `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`, the
-            folder that it lies in, or the unpacked folder.
-        part: "test", 10,000 images, or "train", 50,000.
-        per_class: only the first so many of each class; the paper's experiments take 5
-            of the test part.
-
-    Returns:
-        The source; its labels are the names of the fine labels.
-
-    Raises:
-        SourceError: there is no such archive, or it is damaged.
+    `path` is the archive `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`, its
+    folder, or the unpacked folder. `per_class` takes only the first so many images of
+    each class; the paper's experiments take 5 of the test part.
     """
     if per_class is not None and per_class < 1:
-        raise SourceError(f"per_class is {per_class}; it must be at least 1.")
+        raise SourceError(f"per_class={per_class} must be at least 1.")
     images, label = read(pathlib.Path(path).expanduser(), part)
-    place = np.arange(len(label))
+    position = np.arange(len(label))
     if per_class is not None:
         seen: collections.Counter = collections.Counter()
         first = []
         for number in label.tolist():
             seen[number] += 1
             first.append(seen[number] <= per_class)
-        place = place[np.array(first, bool)]
-    return Cifar100(part, images[place], label[place], place)
+        position = position[np.array(first, bool)]
+    return Cifar100(part, images[position], label[position], position)
 
 
 def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures, fine labels) of a part, wherever they are."""
+    """(images, fine labels) of a part, wherever they are."""
     try:
         for name, content in itertools.chain(unpacked(path, part), packed(path, part)):
             reader = from_binary if name.endswith(".bin") else from_pickle
-            return reader(content)
+            images, label = reader(content)
+            if len(label) and not 0 <= label.min() <= label.max() < len(CIFAR100):
+                raise ValueError("a label is not in [0, 100)")
+            return images, label
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
         raise SourceError(f"{path} cannot be read ({error}). {STEPS}") from error
     except pickle.UnpicklingError as error:
@@ -131,14 +121,12 @@ def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def unpacked(path: pathlib.Path, part: str) -> list[tuple[str, bytes]]:
     """(name, content) of a part in an unpacked folder."""
     files = (path / folder / n for folder in FOLDERS for n in (f"{part}.bin", part))
-    found = next((file for file in files if file.is_file()), None)
-    return [] if found is None else [(found.name, found.read_bytes())]
+    return [(file.name, file.read_bytes()) for file in files if file.is_file()]
 
 
 def packed(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of a part in an archive, or in a folder's archive."""
-    archives = [path, *(path / name for name in ARCHIVES)]
-    for archive in archives:
+    for archive in (path, *(path / name for name in ARCHIVES)):
         if not archive.is_file():
             continue
         with tarfile.open(archive) as tar:
@@ -152,35 +140,23 @@ def packed(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
 def from_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Rows of coarse label, fine label, red, green and blue plane."""
     rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * SIDE * SIDE)
-    return as_images(rows[:, 2:]), as_labels(rows[:, 1])
+    return as_images(rows[:, 2:]), rows[:, 1].astype(np.int64)
 
 
 def from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """A dict of `data` and `fine_labels`."""
     loaded = Unpickler(io.BytesIO(content), encoding="latin1").load()
     rows = np.asarray(loaded["data"], np.uint8)
-    return as_images(rows), as_labels(loaded["fine_labels"])
-
-
-def as_labels(numbers: Any) -> np.ndarray:
-    """Fine labels.
-
-    Raises:
-        ValueError: one is none of the hundred.
-    """
-    label = np.asarray(numbers, np.int64)
-    if len(label) and not 0 <= label.min() <= label.max() < len(CIFAR100):
-        raise ValueError("a label is not in [0, 100)")
-    return label
+    return as_images(rows), np.asarray(loaded["fine_labels"], np.int64)
 
 
 def as_images(planes: np.ndarray) -> np.ndarray:
-    """Planes of colour as pictures."""
+    """Color planes as images."""
     return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).copy()
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds arrays and nothing else: a pickle may otherwise run any code."""
+    """Loads arrays and nothing else: a pickle may otherwise run any code."""
 
     ALLOWED = frozenset(
         (
@@ -193,11 +169,7 @@ class Unpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that an array needs.
-
-        Raises:
-            UnpicklingError: another is asked for.
-        """
+        """The few names that an array needs."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         module = module.replace("numpy.core", "numpy._core")

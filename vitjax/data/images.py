@@ -1,37 +1,25 @@
-"""Decode, resize, crop, normalise; `Preprocess` travels with the model."""
+"""Image decoding and preprocessing: resize, crop, normalize.
+
+`Preprocess` travels with the model, so that weights get the pixels they expect.
+"""
 
 import dataclasses
 import functools
+import hashlib
+import io
 import os
-import struct
-import zlib
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = Image.Image | UInt8[np.ndarray, "rows columns 3"]
-"""What a picture may be before preprocessing."""
-
-DECODING_ERRORS = (
-    OSError,  # also UnidentifiedImageError and truncated files
-    SyntaxError,  # PIL's word for a broken PNG chunk
-    ValueError,
-    struct.error,
-    zlib.error,
-    EOFError,
-    Image.DecompressionBombError,
-)
+"""An image before preprocessing: of any mode, or RGB pixels."""
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read.
-
-    Args:
-        name: which one, as its data set calls it.
-        reason: what went wrong.
-    """
+    """An image that cannot be read: its name in the data set, and the reason."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -43,7 +31,7 @@ class ImageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """From a picture to a model's input: resize, crop, (x / 255 - mean) / std.
+    """From an image to a model's input: resize, crop, (x / 255 - mean) / std.
 
     The default is the published pipeline bit for bit: PIL converts to RGB and resizes
     to the input size with an antialiased bilinear filter, whatever the aspect ratio;
@@ -52,14 +40,14 @@ class Preprocess:
     Args:
         height, width: of the model's input, in pixels.
         resize: "squash" resizes to the input size; "shorter" resizes the shorter side
-            to `resize_size` and crops the centre; "square" resizes both sides to
-            `resize_size` and crops the centre.
+            to `resize_size` and crops the center; "square" resizes both sides to
+            `resize_size` and crops the center.
         resize_size: pixels, at least the input size; None is the input's longer side.
             Not used by "squash".
         interpolation: PIL's filter, antialiased.
-        mean, std: of each colour channel, for pixels scaled to [0, 1].
-        orient: turn photographs as their EXIF tag says. The published pipelines do not,
-            nor do torchvision and timm.
+        mean, std: of each color channel, for pixels scaled to [0, 1].
+        apply_exif: rotate photographs as their EXIF tag says. The published pipelines
+            do not, nor do torchvision and timm.
 
     Raises:
         ValueError: an unknown option, or a crop larger than what it is cut from.
@@ -73,26 +61,26 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    orient: bool = False
+    apply_exif: bool = False
 
     def __post_init__(self):
         for name in ("mean", "std"):  # also lists, which have no hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.resize not in ("squash", "shorter", "square"):
             raise ValueError(
-                f"Preprocess.resize is {self.resize!r}; known: squash, shorter, square."
+                f"resize={self.resize!r} is not one of squash, shorter, square."
             )
         if self.interpolation.upper() not in Image.Resampling.__members__:
             raise ValueError(
-                f"Preprocess.interpolation is {self.interpolation!r}; known: bilinear, "
+                f"interpolation={self.interpolation!r} is not one of bilinear, "
                 "bicubic, lanczos, nearest."
             )
         if min(self.height, self.width) < 1 or min(self.std) <= 0:
             raise ValueError(f"Sizes and std of a Preprocess must be positive: {self}")
         if self.resize != "squash" and self.side < max(self.height, self.width):
             raise ValueError(
-                f"Preprocess.resize_size {self.side} is smaller than the crop of "
-                f"{self.height} x {self.width}; make it at least as large."
+                f"resize_size={self.side} is smaller than the crop of {self.height} x "
+                f"{self.width}; make it at least as large."
             )
 
     @property
@@ -101,193 +89,89 @@ class Preprocess:
         return self.resize_size or max(self.height, self.width)
 
     def __call__(self, image: Pixels) -> Float[np.ndarray, "height width 3"]:
-        """The model's input.
-
-        Args:
-            image: a picture of any mode, or RGB pixels.
-
-        Returns:
-            float32 pixels.
-        """
-        return self.normalise(self.resized(image))
+        """The model's input, float32."""
+        return self.normalize(self.resized(image))
 
     def resized(self, image: Pixels) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture as the model sees it, before normalisation.
-
-        Args:
-            image: a picture of any mode, or RGB pixels.
-
-        Returns:
-            RGB pixels at the input size.
-        """
+        """The image as the model sees it, before normalization."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        elif self.orient:
-            from PIL import ImageOps
-
+        elif self.apply_exif:
             image = ImageOps.exif_transpose(image)
-        return np.asarray(self.place(to_rgb(image), self.interpolation))
+        return np.asarray(self.resize_and_crop(to_rgb(image), self.interpolation))
 
-    def place(self, image: Image.Image, interpolation: str) -> Image.Image:
-        """The geometry alone, for a picture or for a mask that lies on it.
-
-        Args:
-            image: of any size and mode.
-            interpolation: PIL's name of a filter.
-
-        Returns:
-            The same picture at the input size.
-        """
-        size, corner = self.geometry(*image.size)
+    def resize_and_crop(self, image: Image.Image, interpolation: str) -> Image.Image:
+        """The geometry alone, for an image or a mask, by PIL's name of a filter."""
+        size, (left, top) = self.geometry(*image.size)
         resample = Image.Resampling[interpolation.upper()]
         # An equal size would be resampled to itself; this is quicker, and the same.
         image = image if image.size == size else image.resize(size, resample)
         if image.size == (self.width, self.height):
             return image
-        left, top = corner
         return image.crop((left, top, left + self.width, top + self.height))
 
     def geometry(
         self, width: int, height: int
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What a picture of this size is resized to, and where the crop begins.
-
-        Args:
-            width, height: in pixels.
-
-        Returns:
-            (width, height) after resizing, and (left, top) of the crop.
-        """
+        """(width, height) after resizing an image, and (left, top) of the crop."""
         if self.resize == "squash":
             return (self.width, self.height), (0, 0)
         size = (self.side, self.side)
         if self.resize == "shorter":
             short = min(width, height)
-            # Rounded down, as torchvision does; the centre's half pixel to even.
+            # Rounded down, as torchvision does; the center's half pixel to even.
             size = (self.side * width // short, self.side * height // short)
         corner = (round((size[0] - self.width) / 2), round((size[1] - self.height) / 2))
         return size, corner
 
-    def normalise(
+    def normalize(
         self, pixels: UInt8[np.ndarray, "*any 3"]
     ) -> Float[np.ndarray, "*any 3"]:
-        """(x / 255 - mean) / std in float32, in this order of operations.
-
-        Args:
-            pixels: RGB.
-
-        Returns:
-            float32 of the same shape.
-        """
-        table = normal_values(self.mean, self.std)
+        """(x / 255 - mean) / std in float32, in this order of operations."""
+        table = normalization_table(self.mean, self.std)
         return np.stack([table[c][pixels[..., c]] for c in range(3)], axis=-1)
 
-    def denormalise(
+    def denormalize(
         self, image: Float[np.ndarray, "*any 3"]
     ) -> UInt8[np.ndarray, "*any 3"]:
-        """The picture that normalised pixels came from, for looking at.
-
-        Args:
-            image: normalised pixels.
-
-        Returns:
-            RGB, clipped to [0, 255] and rounded.
-        """
+        """The RGB pixels of a normalized image, clipped to [0, 255] and rounded."""
         pixels = np.asarray(image, np.float64) * self.std + np.array(self.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
+    denormalise = denormalize  # the former name
+
     def resized_to(self, height: int, width: int) -> "Preprocess":
-        """The same pipeline for another input size.
-
-        Args:
-            height, width: of the new input, in pixels.
-
-        Returns:
-            `resize_size` in the same proportion to the longer side.
-        """
+        """The same pipeline for another input size, `resize_size` in proportion."""
         side = self.resize_size
         if side is not None:
             side = round(side * max(height, width) / max(self.height, self.width))
         return dataclasses.replace(self, height=height, width=width, resize_size=side)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values; `from_dict` reads it back."""
+        """All fields as JSON values; `from_dict` is the inverse."""
         fields = dataclasses.asdict(self)
         return fields | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocess":
-        """What `to_dict` wrote.
-
-        Args:
-            fields: name to value.
+        """What `to_dict` wrote, now or when `apply_exif` was called `orient`.
 
         Raises:
             ValueError: a field that this version does not know.
         """
+        values = {"apply_exif" if k == "orient" else k: v for k, v in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(fields) - known:
+        if unknown := set(values) - known:
             raise ValueError(
                 f"Preprocessing with unknown fields {sorted(unknown)}; another version "
                 f"of vitjax wrote it. Known: {sorted(known)}."
             )
-        tuples = {key: tuple(fields[key]) for key in ("mean", "std") if key in fields}
-        values: dict[str, Any] = {**fields, **tuples}
-        return cls(**values)
-
-
-PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of its filters, which Hugging Face files hold."""
-
-
-def from_hugging_face(written: dict[str, Any]) -> Preprocess:
-    """The pipeline that a preprocessor_config.json describes.
-
-    Args:
-        written: its content.
-
-    Raises:
-        ValueError: it describes something that `Preprocess` cannot.
-    """
-    size, crop = written.get("size", 224), written.get("crop_size", 224)
-    shorter = isinstance(size, dict) and "shortest_edge" in size
-    height, width = sides(size)
-    fields: dict[str, Any] = {}
-    if written.get("do_center_crop", False):
-        if height != width:
-            raise ValueError(f"A crop from {height} x {width} pixels is not supported.")
-        fields = {"resize": "shorter" if shorter else "square", "resize_size": height}
-        height, width = sides(crop)
-    filters = written.get("resample", 2)
-    if not written.get("do_resize", True) or filters not in PILLOW_FILTERS:
-        raise ValueError(f"Preprocessing without resizing, or by filter {filters}.")
-    if abs(written.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise ValueError(f"rescale_factor {written['rescale_factor']} is not 1/255.")
-    plain = not written.get("do_normalize", True)
-    mean = (0.0,) * 3 if plain else written.get("image_mean", (0.5,) * 3)
-    std = (1.0,) * 3 if plain else written.get("image_std", (0.5,) * 3)
-    interpolation: Any = PILLOW_FILTERS[filters]
-    return Preprocess(
-        *(height, width),
-        interpolation=interpolation,
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-        **fields,
-    )
-
-
-def sides(size: int | list | dict[str, int]) -> tuple[int, int]:
-    """(height, width) of a size as Hugging Face writes it."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge")
-        return (edge, edge) if edge else (size["height"], size["width"])
-    return size[0], size[-1]
+        lists = {key: tuple(values[key]) for key in ("mean", "std") if key in values}
+        return cls(**(values | lists))
 
 
 @functools.lru_cache(maxsize=32)
-def normal_values(
+def normalization_table(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[np.ndarray, "3 256"]:
     """The float32 value of every byte, per channel."""
@@ -297,61 +181,123 @@ def normal_values(
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB, as PIL converts it; 16-bit grey keeps its upper eight bits.
+PILLOW_FILTERS: dict[int, Any] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}
+"""Pillow's numbers of its filters, which Hugging Face files hold."""
 
-    Transparency is dropped and the colour below it shows, as in the published pipeline.
 
-    Args:
-        image: of any mode that has a range: not of floating-point pixels.
+def from_hugging_face(config: dict[str, Any]) -> Preprocess:
+    """The pipeline that a preprocessor_config.json describes.
 
     Raises:
-        ImageError: the pixels are floating-point numbers.
+        ValueError: it describes something that `Preprocess` cannot.
+    """
+    size, crop = config.get("size", 224), config.get("crop_size", 224)
+    shorter = isinstance(size, dict) and "shortest_edge" in size
+    height, width = height_and_width(size)
+    fields: dict[str, Any] = {}
+    if config.get("do_center_crop", False):
+        if height != width:
+            raise ValueError(f"A crop from {height} x {width} pixels is not supported.")
+        fields = {"resize": "shorter" if shorter else "square", "resize_size": height}
+        height, width = height_and_width(crop)
+    resample = config.get("resample", 2)
+    if not config.get("do_resize", True) or resample not in PILLOW_FILTERS:
+        raise ValueError(
+            f"Preprocessing without resizing or by filter {resample} is not supported."
+        )
+    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor={config['rescale_factor']} is not 1/255.")
+    normalized = config.get("do_normalize", True)
+    for name, default, off in (("mean", 0.5, 0.0), ("std", 0.5, 1.0)):
+        values = (
+            config.get(f"image_{name}", (default,) * 3) if normalized else (off,) * 3
+        )
+        fields[name] = tuple(map(float, values))
+    return Preprocess(height, width, interpolation=PILLOW_FILTERS[resample], **fields)
+
+
+def height_and_width(size: int | list | dict[str, int]) -> tuple[int, int]:
+    """(height, width) of a size as Hugging Face writes it."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+    return size[0], size[-1]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB, as PIL converts it; 16-bit gray keeps its upper eight bits.
+
+    Transparency is dropped and the color below it shows, as in the published pipeline.
+
+    Raises:
+        ImageError: the pixels are floating-point numbers, which have no known range.
     """
     if image.mode == "F":
         raise ImageError(
-            str(getattr(image, "filename", "in memory")),
+            "in memory",
             "its pixels are floating-point numbers of no known range; save it as 8-bit",
         )
     if image.mode == "I" or image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(deep >> 8, 0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
+        image = Image.fromarray(np.clip(deep >> 8, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns otherwise; the colours are the same
+        image = image.convert("RGBA")  # PIL warns otherwise; the colors are the same
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_image(path: str | os.PathLike, *, name: str | None = None) -> Image.Image:
-    """Read and decode a picture file.
+    """Read and decode an image file, in its own mode and orientation.
 
-    Args:
-        path: local, or what `etils.epath` opens (`gs://`).
-        name: what an error calls it; by default the path.
-
-    Returns:
-        The decoded picture, in the mode and orientation of the file.
+    `path` is local or what `etils.epath` opens (`gs://`); errors call it `name`.
 
     Raises:
-        ImageError: it is missing, truncated, or no picture.
+        ImageError: it is missing, truncated, or not an image.
     """
+    name = os.fspath(path) if name is None else name
+    return decode_image(read_file(path, name=name), name=name)
+
+
+def read_file(path: str | os.PathLike, *, name: str) -> bytes:
+    """The bytes of an image file; whatever prevents reading is an `ImageError`."""
     from etils import epath
 
-    name = os.fspath(path) if name is None else name
     try:
-        with epath.Path(path).open("rb") as file:
-            image = Image.open(file)
-            image.load()
-    except DECODING_ERRORS as error:
+        return epath.Path(path).read_bytes()
+    except Exception as error:  # clients of remote stores have errors of their own
+        raise ImageError(name, describe(error)) from error
+
+
+def decode_image(content: bytes, *, name: str) -> Image.Image:
+    """An image from its bytes; whatever prevents decoding is an `ImageError`."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's readers of formats raise almost anything
         raise ImageError(name, describe(error)) from error
     return image
 
 
+def content_digest(*contents: bytes) -> int:
+    """64 bits that tell whether an image, or its mask, has changed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def describe(error: Exception) -> str:
-    """Why decoding failed, for a person."""
+    """The reason of a failed decoding, for a person."""
+    if isinstance(error, ImageError):
+        return error.reason
     if isinstance(error, UnidentifiedImageError):
-        return "it is no picture in a format that Pillow knows, or it is damaged"
+        return "it is not an image in a format that Pillow knows, or it is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).rstrip(".") or type(error).__name__

@@ -1,42 +1,42 @@
-"""Label spaces: names and ids of classes, in the order of the logits."""
+"""Class names and ids of data sets, and the matching of labels to a model's classes."""
 
+import collections
+import difflib
 import functools
 import pathlib
+import re
+from collections.abc import Sequence
+
+from vitjax.data.records import Label, SourceError
 
 Labels = tuple[tuple[str, ...], tuple[str, ...]]
-"""(class names, class ids)."""
+"""(class names, class ids), in the order of the logits."""
 
-HERE = pathlib.Path(__file__).parent
-
-CIFAR100 = (
-    *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle"),
-    *("bicycle", "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel"),
-    *("can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock"),
-    *("cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur"),
-    *("dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster"),
-    *("house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion"),
-    *("lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse"),
-    *("mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear"),
-    *("pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine"),
-    *("possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea"),
-    *("seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider"),
-    *("squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank"),
-    *("telephone", "television", "tiger", "tractor", "train", "trout", "tulip"),
-    *("turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"),
-)
+CIFAR100_NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+    bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
+    cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox
+    girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
+    pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+    road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+    streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+    trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100 = tuple(CIFAR100_NAMES.split())
 """The fine labels, in the order of their numbers (Krizhevsky 2009)."""
 
 
-def rows(name: str) -> list[list[str]]:
+def read_table(name: str) -> list[list[str]]:
     """The cells of a table beside this file."""
-    text = (HERE / name).read_text("utf8")
+    text = pathlib.Path(__file__).with_name(name).read_text("utf8")
     return [line.split("\t") for line in text.splitlines()]
 
 
 @functools.cache
 def imagenet1k() -> Labels:
     """Names and WordNet ids of ImageNet-1k (ILSVRC 2012)."""
-    table = rows("imagenet1k.tsv")
+    table = read_table("imagenet1k.tsv")
     return tuple(name for _, _, name in table), tuple(wnid for _, wnid, _ in table)
 
 
@@ -47,21 +47,70 @@ def imagenet21k() -> Labels:
     The list is that of `imagenet21k_wordnet_ids.txt`, which the BiT and ViT projects
     publish; the names are WordNet 3.0's lemmas.
     """
-    table = rows("imagenet21k.tsv")
+    table = read_table("imagenet21k.tsv")
     return tuple(name for _, name in table), tuple(wnid for wnid, _ in table)
 
 
 @functools.cache
 def imagenet_s(classes: int = 919) -> tuple[str, ...]:
-    """WordNet ids of an ImageNet-S subset; a mask's class is the place, from 1.
-
-    Args:
-        classes: 919, 300 or 50.
-    """
-    wanted = {919: lambda row: True, 300: lambda row: row[1], 50: lambda row: row[2]}
-    return tuple(row[0] for row in rows("imagenet_s.tsv") if wanted[classes](row))
+    """WordNet ids of ImageNet-S919, 300 or 50; masks number them from 1."""
+    selected = {919: lambda row: True, 300: lambda row: row[1], 50: lambda row: row[2]}
+    rows = read_table("imagenet_s.tsv")
+    return tuple(row[0] for row in rows if selected[classes](row))
 
 
 def cifar100() -> Labels:
     """Names of CIFAR-100's fine labels, which are also the ids."""
     return CIFAR100, CIFAR100
+
+
+def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) -> int:
+    """The number of the class that a label means: by id, then name, then number.
+
+    Names match whatever their case and with underscores for spaces; of ImageNet's
+    "tench, Tinca tinca" either part will do, if no other class has it.
+
+    Raises:
+        SourceError: no class matches, or a name matches several.
+    """
+    ids, names = label_tables(tuple(classes), tuple(class_ids))
+    text = str(label)
+    if isinstance(label, str):
+        numbers = (ids[label],) if label in ids else names.get(normalize(label), ())
+        if len(numbers) == 1:
+            return numbers[0]
+        if numbers:
+            raise SourceError(
+                f"The label {label!r} is the name of {len(numbers)} classes; use their "
+                f"ids instead: {' and '.join(class_ids[n] for n in numbers)}."
+            )
+    if re.fullmatch(r"\d+", text) and int(text) < len(classes):
+        return int(text)
+    near = difflib.get_close_matches(normalize(text), [*map(normalize, ids), *names])
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    examples = ", ".join(dict.fromkeys((*class_ids[:2], *classes[:2])))
+    raise SourceError(
+        f"The label {label!r} is none of the model's {len(classes)} classes "
+        f"({examples}, ...).{hint} Labels are matched against class id, then name, "
+        "then number from 0; give one of them, or load the model with the data set's "
+        "own classes."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def label_tables(
+    classes: tuple[str, ...], class_ids: tuple[str, ...]
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """(id -> number, normalized name -> numbers); whole names override parts."""
+    ids = {key: number for number, key in enumerate(class_ids) if key}
+    whole, parts = collections.defaultdict(set), collections.defaultdict(set)
+    for number, name in enumerate(classes):
+        whole[normalize(name)].add(number)
+        for part in name.split(","):
+            parts[normalize(part)].add(number)
+    return ids, {name: tuple(sorted(rows)) for name, rows in (parts | whole).items()}
+
+
+def normalize(name: str) -> str:
+    """A class name in the form in which names are compared."""
+    return " ".join(name.replace("_", " ").casefold().split())

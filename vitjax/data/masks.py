@@ -1,4 +1,4 @@
-"""Segmentation to per-token labels, through the geometry of the picture."""
+"""Segmentation masks to patch labels, through the geometry of the image."""
 
 import dataclasses
 from typing import Literal
@@ -10,30 +10,26 @@ from PIL import Image
 from vitjax.data.images import Preprocess
 
 IGNORE = 255
-"""Value of a mask's pixels that count neither as class nor as context."""
+"""Value of mask pixels that count neither as object nor as context."""
 
 Mask = Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"]
-"""True or 1 on the class, False or 0 on the context, `IGNORE` on neither."""
+"""True or 1 on the object, False or 0 on the context, `IGNORE` on neither."""
 
+IGNORED_NUMBER = 1000
+"""The number of ignored pixels in a segmentation of many classes."""
 
 MaskConvention = Literal["area", "vilas2023_code"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskRule:
-    """How a mask decides which tokens are of the class.
+    """How a mask decides which patches lie on the object.
 
-    Args:
-        convention: "area" lets the mask go where the picture goes, the same resize (by
-            nearest pixel) and crop; a token is of the class if at least `threshold` of
-            its pixels are, ignored ones left out of the fraction. "vilas2023_code"
-            squashes the whole mask to the grid and takes the upper left pixel of each
-            cell, whatever the picture's crop; ignored pixels are context. A published
-            number that depends on masks needs it.
-        threshold: in (0, 1]; for "area".
-
-    Raises:
-        ValueError: an unknown convention, or a threshold out of its range.
+    "area" resizes (by nearest pixel) and crops the mask as the image; a patch is on the
+    object if at least `threshold` of its pixels are, in (0, 1], ignored ones left out
+    of the fraction. "vilas2023_code" squashes the whole mask to the grid and takes the
+    upper left pixel of each cell, whatever the image's crop; ignored pixels are
+    context. A published number that depends on masks needs it.
     """
 
     convention: MaskConvention = "area"
@@ -42,64 +38,68 @@ class MaskRule:
     def __post_init__(self):
         if self.convention not in ("area", "vilas2023_code"):
             raise ValueError(
-                f"The mask convention {self.convention!r} is none of area, "
+                f"mask_convention={self.convention!r} is not one of area, "
                 "vilas2023_code."
             )
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"The mask threshold {self.threshold} is not in (0, 1].")
+            raise ValueError(f"mask_threshold={self.threshold} is not in (0, 1].")
 
 
-def patch_label(
+def label_patches(
     mask: Mask,
     *,
     preprocess: Preprocess,
     grid: tuple[int, int],
-    labelling: MaskRule = MaskRule(),
+    mask_rule: MaskRule = MaskRule(),
 ) -> Int8[np.ndarray, " patch"]:
-    """Which image tokens show the class, and which its context.
+    """Label patches: 1 object, 0 context, -1 neither (every pixel is ignored).
 
-    Args:
-        mask: at the resolution of the picture file.
-        preprocess: the picture's.
-        grid: patches as (rows, columns).
-        labelling: what decides.
-
-    Returns:
-        1 class, 0 context, -1 neither: every pixel is ignored.
+    The mask has the resolution of the image file; `grid` is (rows, columns) of patches.
     """
-    if labelling.convention == "vilas2023_code":
-        return (corners(mask.astype(np.uint8), grid) == 1).astype(np.int8).reshape(-1)
-    place = preprocess.place
-    placed = np.asarray(place(Image.fromarray(mask.astype(np.uint8)), "nearest"))
+    pixels = mask.astype(np.uint8)
+    if mask_rule.convention == "vilas2023_code":
+        return (upper_left(pixels, grid) == 1).astype(np.int8).reshape(-1)
+    image = preprocess.resize_and_crop(Image.fromarray(pixels), "nearest")
     rows, columns = grid
-    height, width = placed.shape
-    tiles = placed.reshape(rows, height // rows, columns, width // columns)
-    tiles = tiles.transpose(0, 2, 1, 3).reshape(rows * columns, -1)
-    return label_tiles(tiles, threshold=labelling.threshold)
+    tiles = np.asarray(image).reshape(
+        rows, image.height // rows, columns, image.width // columns
+    )
+    counted = (tiles != IGNORE).sum(axis=(1, 3))
+    on_object = (tiles == 1).sum(axis=(1, 3))
+    label = on_object >= mask_rule.threshold * np.maximum(counted, 1)
+    return np.where(counted == 0, -1, label).astype(np.int8).reshape(-1)
 
 
-def corners(mask: UInt8[np.ndarray, "height width"], grid: tuple[int, int]):
+def upper_left(mask: UInt8[np.ndarray, "height width"], grid: tuple[int, int]):
     """The upper left pixel of each cell: OpenCV's INTER_NEAREST, in its arithmetic."""
-    places = []
+    indices = []
     for count, side in zip(grid, mask.shape):
         step = 1.0 / (count / side)
-        places.append(np.floor(np.arange(count) * step).astype(int).clip(0, side - 1))
-    return mask[np.ix_(*places)]
+        indices.append(np.floor(np.arange(count) * step).astype(int).clip(0, side - 1))
+    return mask[np.ix_(*indices)]
 
 
-def label_tiles(
-    tiles: UInt8[np.ndarray, "patch pixel"], *, threshold: float
-) -> Int8[np.ndarray, " patch"]:
-    """The rule of `patch_label`, for pixels already sorted by token.
+def object_mask(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    """A mask from a one-channel image: 0 context, 1 object, 255 neither.
 
-    Args:
-        tiles: 1 class, 0 context, `IGNORE` neither.
-        threshold: in (0, 1].
-
-    Returns:
-        1 class, 0 context, -1 neither.
+    Black and white (0 and 255) also does: where no pixel is 1, every pixel that is not
+    0 is on the object.
     """
-    counted = (tiles != IGNORE).sum(axis=1)
-    on_class = (tiles == 1).sum(axis=1)
-    label = on_class >= threshold * np.maximum(counted, 1)
-    return np.where(counted == 0, -1, label).astype(np.int8)
+    mask = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
+    return mask if (mask == 1).any() else (mask > 0).astype(np.uint8)
+
+
+def class_mask(
+    segmentation: Image.Image, number: int, *, size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """One class of a segmentation: 1 on it, 255 where ignored, 0 elsewhere.
+
+    Pixels hold the number R + 256 G; `size` is (width, height) of the image.
+    """
+    if segmentation.size != size:
+        segmentation = segmentation.resize(size, Image.Resampling.NEAREST)
+    pixels = np.asarray(segmentation.convert("RGB")).astype(np.int32)
+    numbers = pixels[..., 0] + 256 * pixels[..., 1]
+    mask = (numbers == number).astype(np.uint8)
+    mask[numbers == IGNORED_NUMBER] = IGNORE
+    return mask

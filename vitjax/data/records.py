@@ -1,4 +1,4 @@
-"""What every data set hands out, and what a data set is."""
+"""Records and the data-set protocol: what a data set is and what it returns."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -19,15 +19,17 @@ Label = str | int | np.integer
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture of a data set.
+    """One image of a data set.
 
     Args:
         image: decoded.
-        label: as the data set has it: an id, a name, a number; None where unknown. Of a
-            source that `open_source` made: the class's number, -1 where unknown.
-        name: which one, relative to the data set.
-        mask: on the picture, True or 1 class, False or 0 context, 255 neither.
-        context: which context, where the data set knows.
+        label: as the data set has it: an id, a name, a number; None where unknown. From
+            `open_data`: the class's number, -1 where unknown.
+        name: of the image, relative to the data set.
+        mask: on the image: True or 1 object, False or 0 context, 255 neither.
+        context: number of the context, where the data set knows it.
+        digest: `content_digest` of the files it was decoded from; None where it was
+            decoded from none, then the loader takes that of the pixels.
     """
 
     image: Pixels
@@ -37,20 +39,22 @@ class Record:
         Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"] | None
     ) = None
     context: int | None = None
+    digest: int | None = None
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What every data set can do, and all that yours has to.
+    """A data set: `id`, `len` and `getitem`, which is all that yours needs.
 
-    `id` names the content: another list of pictures, another id. A picture that cannot
-    be read raises `ImageError`. Optional: `names`, one per picture, and `label_names`,
-    all that occur, so that both are known before anything is decoded.
+    `id` identifies the content: another list of images has another id. `getitem` raises
+    `ImageError` for an image that cannot be read. Optional attributes: `names`, one per
+    image, `label_names`, all labels that occur, and `masks`, one entry per image and
+    None where there is no mask; they are known before anything is decoded.
     """
 
     @property
     def id(self) -> str:
-        """What the pictures depend on."""
+        """Identifies the content of the data set."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,14 +1,15 @@
-"""The embedded data set `textured_digits`: real digits on real textures.
+"""The embedded data set `textured_digits`: real handwritten digits on real textures.
 
-A 64x64 RGB picture shows one handwritten digit (its class) at a random scale and place
-on a texture (its context). Every class owns one of ten contexts (texture x rotation x
-tint); a picture shows its class's own with probability `correlation`, otherwise one of
-the other nine. The exact pixels of the digit are known, so are those of the context.
+A 64x64 RGB image shows one digit (its class) at a random scale and position on a
+texture (its context). Every class has one of ten contexts (texture x rotation x tint);
+an image shows its class's own with probability `correlation`, otherwise one of the
+other nine. The exact pixels of the digit are known, so are those of the context.
 
-Picture i is a pure function of (split, seed, i); the same i at another correlation is
-the same digit at the same place, perhaps on another texture. Three quarters of the
-digits and the left half of each texture belong to training, the rest to testing.
-Sources and licences of the raw material stand in `pack_demo.py`, which packs it.
+Image i is a pure function of (split, seed, i); the same i at another correlation is the
+same digit at the same position, perhaps on another texture. Three quarters of the
+digits and the left half of each texture are for training, the rest for testing.
+Sources and licenses of the raw material are in `checkpoints/pack_textured_digits.py`,
+which packs it.
 """
 
 import dataclasses
@@ -19,16 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vitjax.data.records import Record
+from vitjax.data.records import Record, SourceError
 
 MATERIAL = pathlib.Path(__file__).with_name("textured_digits.npz")
 SIDE = 64
 TEXTURES = ("brick", "grass", "gravel")
 TEXTURE_SIDE = 384
-CLASSES = (
-    *("zero", "one", "two", "three", "four"),
-    *("five", "six", "seven", "eight", "nine"),
-)
+CLASSES = ("zero", "one", "two", "three", "four")
+CLASSES += ("five", "six", "seven", "eight", "nine")
 
 TINTS = {
     "red": (1.0, 0.60, 0.52),
@@ -51,7 +50,7 @@ CONTEXTS = (
     ("brick", 135, "violet"),
 )
 """(texture, rotation in degrees, tint) of each class's own context; a tint alone, or
-a texture alone, does not tell the context."""
+a texture alone, does not determine the context."""
 
 SPLITS = {
     "train": ("train", 0.5),
@@ -63,19 +62,12 @@ SPLITS = {
 """Name after `textured_digits:` -> (part of the material, correlation)."""
 
 LENGTHS = {"train": 100_000, "test": 5_000}
-GLYPH = 32  # pixels of a digit's smooth enlargement, from which pictures are sampled
-DRAWS = 20  # random numbers per picture
+GLYPH = 32  # pixels of a digit's smooth enlargement, from which images are sampled
+DRAWS = 20  # random numbers per image
 
 
-class Pictures(NamedTuple):
-    """A composed batch.
-
-    Args:
-        images: the pictures.
-        label: which digit.
-        context: which of `CONTEXTS`.
-        mask: True on the digit's pixels.
-    """
+class Images(NamedTuple):
+    """A composed batch: pixels, digits, indices into `CONTEXTS`, exact masks."""
 
     images: UInt8[np.ndarray, "batch height width 3"]
     label: Int[np.ndarray, " batch"]
@@ -86,10 +78,8 @@ class Pictures(NamedTuple):
 class Material(NamedTuple):
     """What one part (training or testing) is composed of.
 
-    Args:
-        glyphs: enlarged digits, ink in [0, 1], with one empty pixel around.
-        labels: which digit.
-        sheets: one large grey picture per context, in [0, 1].
+    `glyphs` are enlarged digits, ink in [0, 1], with one empty pixel around; `sheets`
+    one large gray image per context, in [0, 1].
     """
 
     glyphs: Float[np.ndarray, "digit side side"]
@@ -101,16 +91,10 @@ class Material(NamedTuple):
 class TexturedDigits:
     """The embedded data set as a random-access source.
 
-    Args:
-        part: which digits and texture regions, "train" or "test".
-        correlation: probability in [0, 1] that the context is the class's own.
-        seed: other seeds give other pictures of the same material.
-        deform: strength in [0, 1] of random rotation, shear, stretch and stroke width
-            of the digits; the training recipe has its own.
-        length: number of pictures.
-
-    Raises:
-        ValueError: an unknown part, or a correlation outside [0, 1].
+    `part`, "train" or "test", decides on digits and texture regions, `correlation` in
+    [0, 1] is the probability that the context is the class's own, `deform` in [0, 1]
+    the strength of random rotation, shear, stretch and stroke width of the digits.
+    Other seeds give other images of the same material.
     """
 
     part: str = "test"
@@ -121,13 +105,13 @@ class TexturedDigits:
 
     def __post_init__(self):
         if self.part not in LENGTHS:
-            raise ValueError(f"part is {self.part!r}; known: {', '.join(LENGTHS)}.")
+            raise ValueError(f"part={self.part!r} is not one of {', '.join(LENGTHS)}.")
         if not 0 <= self.correlation <= 1:
-            raise ValueError(f"correlation {self.correlation} is not in [0, 1].")
+            raise ValueError(f"correlation={self.correlation} is not in [0, 1].")
 
     @property
     def id(self) -> str:
-        """What the pictures depend on."""
+        """Identifies the content of the data set."""
         return (
             f"textured_digits/1:{self.part},correlation={self.correlation:g},"
             f"seed={self.seed},deform={self.deform:g}"
@@ -143,12 +127,12 @@ class TexturedDigits:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """What each picture is called."""
+        """One name per image."""
         return tuple(f"{self.part}_{index:06d}" for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range [0, {len(self)})")
         images, label, context, mask = self.compose(np.array([index]))
         return Record(
             image=images[0],
@@ -158,15 +142,8 @@ class TexturedDigits:
             context=int(context[0]),
         )
 
-    def compose(self, indices: Int[np.ndarray, " batch"]) -> Pictures:
-        """Many pictures at once; equal to taking them one by one.
-
-        Args:
-            indices: numbers of pictures; those beyond the length exist too.
-
-        Returns:
-            The pictures, with what is on them.
-        """
+    def compose(self, indices: Int[np.ndarray, " batch"]) -> Images:
+        """Many images at once, also beyond the length; equal to `getitem` of each."""
         part = ("train", "test").index(self.part)
         draws = uniform((self.seed, part), indices)
         material = load_material(self.part)
@@ -176,27 +153,18 @@ class TexturedDigits:
         context = np.where(draws[:, 2] < self.correlation, label, other)
         ground = paint_context(material.sheets, context, draws[:, 3:9])
         ink = place_digits(material.glyphs, number, draws[:, 9:16], self.deform)
-        colour = (1 - 0.25 * draws[:, 16:19]).astype(np.float32)
+        color = (1 - 0.25 * draws[:, 16:19]).astype(np.float32)
         opacity = (0.7 + 0.25 * draws[:, 19]).astype(np.float32)
         alpha = (ink * opacity[:, None, None])[..., None]
-        images = ground + alpha * (colour[:, None, None] - ground)
+        images = ground + alpha * (color[:, None, None] - ground)
         images = (images * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-        return Pictures(images, label, context, ink > 0.5)
+        return Images(images, label, context, ink > 0.5)
 
 
-def open_demo(split: str) -> TexturedDigits:
-    """The source behind `textured_digits:SPLIT`.
-
-    Args:
-        split: a name of `SPLITS`.
-
-    Raises:
-        ValueError: an unknown split.
-    """
+def open_split(split: str) -> TexturedDigits:
+    """The source that `textured_digits:SPLIT` names."""
     if split not in SPLITS:
-        raise ValueError(
-            f"textured_digits has no split {split!r}; known: {', '.join(SPLITS)}."
-        )
+        raise SourceError(f"split={split!r} is not one of {', '.join(SPLITS)}.")
     part, correlation = SPLITS[split]
     return TexturedDigits(part=part, correlation=correlation)
 
@@ -204,7 +172,7 @@ def open_demo(split: str) -> TexturedDigits:
 def uniform(
     key: tuple[int, ...], indices: Int[np.ndarray, " batch"]
 ) -> Float[np.ndarray, "batch draw"]:
-    """`DRAWS` numbers in [0, 1) per index, from the raw bits of a generator of its own.
+    """`DRAWS` numbers in [0, 1) per index, from raw bits of a generator per index.
 
     Raw bits are the same in every numpy release, a distribution's values need not be.
     """
@@ -226,16 +194,16 @@ def paint_context(
     context: Int[np.ndarray, " batch"],
     draws: Float[np.ndarray, "batch draw"],
 ) -> Float[np.ndarray, "batch side side 3"]:
-    """A window of each context's sheet, perhaps turned upside down, tinted."""
-    room = sheets.shape[1] - SIDE + 1
-    corner = pick(draws[:, :2], room)
+    """A window of each context's sheet, perhaps upside down, tinted."""
+    span = sheets.shape[1] - SIDE + 1
+    corner = pick(draws[:, :2], span)
     windows = np.lib.stride_tricks.sliding_window_view(sheets, (SIDE, SIDE), (1, 2))
-    grey = windows[context, corner[:, 0], corner[:, 1]]
-    turned = draws[:, 2] < 0.5
-    grey = np.where(turned[:, None, None], grey[:, ::-1, ::-1], grey)
+    gray = windows[context, corner[:, 0], corner[:, 1]]
+    flipped = draws[:, 2] < 0.5
+    gray = np.where(flipped[:, None, None], gray[:, ::-1, ::-1], gray)
     tint = np.array([TINTS[name] for _, _, name in CONTEXTS])[context]
     tint = tint * (1 + 0.1 * (draws[:, 3:6] - 0.5)) * 0.95
-    return (0.1 + 0.6 * grey)[..., None] * tint[:, None, None].astype(np.float32)
+    return (0.1 + 0.6 * gray)[..., None] * tint[:, None, None].astype(np.float32)
 
 
 def place_digits(
@@ -244,7 +212,7 @@ def place_digits(
     draws: Float[np.ndarray, "batch draw"],
     deform: float | int,
 ) -> Float[np.ndarray, "batch row column"]:
-    """The ink of each digit in [0, 1], at a random scale and place in the picture."""
+    """The ink of each digit in [0, 1], at a random scale and position."""
     scale = 34 + 10 * draws[:, 0]
     corner = draws[:, 1:3] * (SIDE - scale)[:, None]
     angle, shear, stretch, weight = (2 * draws[:, 3:7].T - 1) * deform
@@ -288,21 +256,14 @@ def sample(
 
 @functools.lru_cache(maxsize=2)
 def load_material(part: str) -> Material:
-    """Unpack one part of the raw material.
-
-    Args:
-        part: "train" or "test".
-
-    Returns:
-        Its digits and its ten sheets of texture.
-    """
+    """The digits and the ten sheets of texture of one part, "train" or "test"."""
     with np.load(MATERIAL) as file:
         packed, labels, textures = file["digits"], file["labels"], file["textures"]
     testing = np.arange(len(labels)) % 4 == 3
     chosen = testing if part == "test" else ~testing
     middle = TEXTURE_SIDE // 2
     half = slice(middle, None) if part == "test" else slice(None, middle)
-    regions = [equalise(texture[:, half]) for texture in textures]
+    regions = [equalize(texture[:, half]) for texture in textures]
     sheets = [rotate(regions[TEXTURES.index(name)], turn) for name, turn, _ in CONTEXTS]
     return Material(
         glyphs=enlarge(packed[chosen]),
@@ -311,11 +272,11 @@ def load_material(part: str) -> Material:
     )
 
 
-def equalise(texture: UInt8[np.ndarray, "height width"]) -> np.ndarray:
+def equalize(texture: UInt8[np.ndarray, "height width"]) -> np.ndarray:
     """Mean 0.5 and standard deviation 0.18 for every texture, within [0, 1]."""
-    grey = texture.astype(np.float32)
-    grey = (grey - grey.mean()) / grey.std()
-    return np.clip(0.5 + 0.18 * grey, 0, 1)
+    gray = texture.astype(np.float32)
+    gray = (gray - gray.mean()) / gray.std()
+    return np.clip(0.5 + 0.18 * gray, 0, 1)
 
 
 def rotate(
@@ -354,8 +315,8 @@ def enlarge(
 
 def cubic_weights(small: int, large: int) -> Float[np.ndarray, "large small"]:
     """Catmull-Rom interpolation, zero beyond the edges, as a matrix."""
-    centre = (np.arange(large) + 0.5) * small / large - 0.5
-    t = np.abs(centre[:, None] - np.arange(small))
+    center = (np.arange(large) + 0.5) * small / large - 0.5
+    t = np.abs(center[:, None] - np.arange(small))
     near = 1.5 * t**3 - 2.5 * t**2 + 1
     far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
     return np.where(t < 1, near, np.where(t < 2, far, 0.0))

@@ -1,19 +1,16 @@
-"""Any image-classification set that TensorFlow Datasets has prepared as array_record.
+"""TensorFlow Datasets, read without TensorFlow from prepared array_record files.
 
-Reading needs no TensorFlow: records are random access, their pictures are decoded by
-Pillow from the stored bytes, as everywhere else here.
+Records are random access; Pillow decodes their stored bytes, as everywhere else here.
 """
 
 import dataclasses
-import io
 import os
 import re
 from typing import Any
 
-from PIL import Image
-
-from vitjax.data.imagenet_s import NO_MASK, class_mask
-from vitjax.data.images import DECODING_ERRORS, ImageError, describe
+from vitjax.data.imagenet_s import NO_MASK
+from vitjax.data.images import content_digest, decode_image
+from vitjax.data.masks import class_mask
 from vitjax.data.records import Record, SourceError
 
 SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
@@ -21,13 +18,10 @@ SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """A split of a prepared data set.
+    """A split of a prepared data set; `records` hold images as bytes.
 
-    Args:
-        name: with config and version.
-        split: as TensorFlow Datasets reads it; slices too.
-        records: random access; pictures are bytes.
-        classes: what `label` numbers mean; empty without labels.
+    `name` has config and version, `split` may be a slice, `classes` are the meanings of
+    label numbers, empty without labels.
     """
 
     name: str
@@ -45,51 +39,32 @@ class Prepared:
 
     def __getitem__(self, index: int) -> Record:
         record = self.records[index]
-        name = text(record.get("file_name", index))
-        image = decode(record["image"], name)
+        name = record.get("file_name", index)
+        name = name.decode() if isinstance(name, bytes) else str(name)
+        contents = [record[key] for key in ("image", "segmentation") if key in record]
+        image, *segmentations = [decode_image(c, name=name) for c in contents]
         number = int(record.get("label", -1))
-        if not 0 <= number < len(self.classes):
-            return Record(image=image, label=None, name=name)
+        known = 0 <= number < len(self.classes)
         mask = None
-        if "segmentation" in record:
-            segmentation = decode(record["segmentation"], name)
-            if segmentation.size != NO_MASK:
-                # The classes of such a set stand in the order of its masks' numbers.
-                mask = class_mask(segmentation, number + 1, size=image.size)
-        return Record(image=image, label=self.classes[number], name=name, mask=mask)
-
-
-def decode(content: bytes, name: str) -> Image.Image:
-    """A picture from its bytes."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except DECODING_ERRORS as error:
-        raise ImageError(name, describe(error)) from error
-    return image
-
-
-def text(value: Any) -> str:
-    """A stored string or number, for people."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+        if known and segmentations and segmentations[0].size != NO_MASK:
+            # The classes of such a set stand in the order of its masks' numbers.
+            mask = class_mask(segmentations[0], number + 1, size=image.size)
+        return Record(
+            image=image,
+            label=self.classes[number] if known else None,
+            name=name,
+            mask=mask,
+            digest=content_digest(*contents),
+        )
 
 
 def open_prepared(spec: str, *, data_dir: str | os.PathLike | None = None) -> Prepared:
     """A split of a data set that was prepared as array_record.
 
-    Args:
-        spec: NAME[/CONFIG][:VERSION]:SPLIT, such as `imagenet2012:validation` or
-            `cifar100:test[:500]`; without a split, the only one, `test` or
-            `validation`.
-        data_dir: where data sets are kept; by default `TFDS_DATA_DIR` or
-            ~/tensorflow_datasets.
-
-    Returns:
-        The source; its labels are the names of the set's classes.
-
-    Raises:
-        SourceError: it is not prepared, not as array_record, or holds no pictures; the
-            message gives the command that prepares it.
+    `spec` is NAME[/CONFIG][:VERSION]:SPLIT, such as `imagenet2012:validation` or
+    `cifar100:test[:500]`; without a split, `test`, `validation` or the only one.
+    `data_dir` is by default `TFDS_DATA_DIR` or ~/tensorflow_datasets. Labels are the
+    names of the set's classes.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -103,35 +78,36 @@ def open_prepared(spec: str, *, data_dir: str | os.PathLike | None = None) -> Pr
             name, data_dir=None if data_dir is None else os.fspath(data_dir)
         )
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
-        raise SourceError(steps(name, data_dir)) from error
+        raise SourceError(how_to_prepare(name, data_dir)) from error
     info: Any = builder.info
     features = dict(info.features)
     if "image" not in features:
         raise SourceError(
             f"{info.full_name} has no feature `image` but {', '.join(features)}; only "
-            "sets of pictures with one label are read."
+            "sets of images with one label are read."
         )
-    split = match["split"] or only_split(info)
+    split = match["split"] or default_split(info)
     if split.partition("[")[0] not in info.splits:
         raise SourceError(
             f"{info.full_name} has no split {split!r} but {', '.join(info.splits)}."
         )
-    raw = {n: tfds.decode.SkipDecoding() for n in PICTURES if n in features}
+    encoded = {
+        key: tfds.decode.SkipDecoding()
+        for key in ("image", "segmentation")
+        if key in features
+    }
     try:
-        records = builder.as_data_source(split, decoders=raw)
+        records = builder.as_data_source(split, decoders=encoded)
     except (RuntimeError, ValueError) as error:  # the format has no random access
         raise SourceError(
-            f"{info.full_name} cannot be read at random ({error}). "
-            + steps(name, data_dir)
+            f"{info.full_name} has no random access ({error}). "
+            + how_to_prepare(name, data_dir)
         ) from error
     label = features.get("label")
     return Prepared(info.full_name, split, records, tuple(getattr(label, "names", ())))
 
 
-PICTURES = ("image", "segmentation")
-
-
-def only_split(info: Any) -> str:
+def default_split(info: Any) -> str:
     """The split that a spec without one means."""
     splits = list(info.splits)
     for name in ("test", "validation", *splits[: len(splits) == 1]):
@@ -143,20 +119,21 @@ def only_split(info: Any) -> str:
     )
 
 
-def steps(name: str, data_dir: str | os.PathLike | None) -> str:
-    """How to get a data set that is not there."""
+def how_to_prepare(name: str, data_dir: str | os.PathLike | None) -> str:
+    """The command that prepares a data set that is missing."""
     from tensorflow_datasets.core import constants
 
-    where = os.fspath(data_dir or constants.DATA_DIR)
-    ours = {"imagenet_s": name, "vitjax_cifar100": "cifar100"}.get(name.split("/")[0])
-    if ours:
+    folder = os.fspath(data_dir or constants.DATA_DIR)
+    own = {"imagenet_s": name, "vitjax_cifar100": "cifar100"}.get(name.split("/")[0])
+    if own:
         return (
-            f"{name} is not prepared in {where}. Prepare it once from its files by: "
-            f"python -m vitjax.data.tfds_builders {ours} PATH --data-dir {where}"
+            f"{name} is not prepared in {folder}. Prepare it once from its files, in a "
+            f"clone of vitjax: python checkpoints/prepare_tfds.py {own} PATH "
+            f"--data-dir {folder}"
         )
     return (
-        f"{name} is not prepared as array_record in {where}. Where TensorFlow is "
-        f"installed (pip install tensorflow tensorflow-datasets), prepare it once by: "
-        f"tfds build {name} --file_format=array_record --data_dir={where}; reading it "
-        "then needs no TensorFlow. A set that lies elsewhere: set TFDS_DATA_DIR."
+        f"{name} is not prepared as array_record in {folder}. Where TensorFlow is "
+        f"installed (pip install tensorflow tensorflow-datasets), prepare it once: "
+        f"tfds build {name} --file_format=array_record --data_dir={folder}; reading it "
+        "then needs no TensorFlow. If it is elsewhere, set TFDS_DATA_DIR."
     )

@@ -78,6 +78,7 @@ class Pass:
         dims: axes of the arrays that it returns.
         setup: `setup() -> Setup`, called before the first step if anything is left to
             do, under the run's matmul precision.
+        carry_shape: its carry as a pytree of `jax.ShapeDtypeStruct`.
         region: axis -> (start, stop), where the arrays are a part of what the run
             holds. All passes that write an array cut its axes at multiples of one size.
         title: shown beside the progress, such as "fit 2/9".
@@ -87,6 +88,7 @@ class Pass:
     step: Callable[[Model, Batch, Any], dict[str, Array]]
     dims: Dims
     setup: Callable[[], Setup] = Setup
+    carry_shape: Any = ()
     region: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     title: str = ""
     previews: int = 0
