@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from vitjax.checkpoints.loading import load
 from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError, Preprocess
-from vitjax.data.loader import RecordError, batches
+from vitjax.data.loader import ExampleError, batches
 from vitjax.data.masks import MaskRule
 from vitjax.models.model import Model
 from vitjax.recipes.recipe import Prepared, Recipe
@@ -135,23 +135,23 @@ class Job:
 
     def batches(
         self, start: int, stop: int, *, on_error: OnError
-    ) -> Iterator[tuple[Batch, list[RecordError]]]:
+    ) -> Iterator[tuple[Batch, list[ExampleError]]]:
         """Of a range of images, the batches that this process hands to the devices, all
         of one structure; the index of padding is that of no image.
         """
         loaded = batches(
             self.source,
             preprocess=self.preprocess,
-            batch_size=self.share,
+            local_batch_size=self.share,
             start=start,
             stop=stop,
             config=self.model.config if self.masks else None,
             on_error=on_error,
-            labelling=self.labelling,
+            mask_rule=self.labelling,
             threads=min(16, os.cpu_count() or 1),
             workers=self.workers,
         )
-        for batch, errors in loaded:
+        for batch, errors, _ in loaded:
             index = np.asarray(batch.index)
             index = np.where(index < stop, index, np.maximum(index, self.images))
             batch = dataclasses.replace(batch, index=index.astype(np.int32))

@@ -1,6 +1,5 @@
 """Batches through a job: what each leaves behind, while the next is computed."""
 
-import dataclasses
 import functools
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
@@ -8,14 +7,14 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from vitjax.data.loader import RecordError
+from vitjax.data.loader import ExampleError
 from vitjax.runner.buffer import Part
 from vitjax.runner.job import Job, OnError
 from vitjax.runner.mesh import fetch
 from vitjax.types import Batch
 
 Item = TypeVar("Item")
-Dispatch = tuple[Batch, list[RecordError], dict[str, jax.Array]]
+Dispatch = tuple[Batch, list[ExampleError], dict[str, jax.Array]]
 
 
 def computed(
@@ -49,9 +48,12 @@ def left_behind(job: Job, dispatch: Dispatch, *, pictures: int) -> Part:
     return Part(
         start=int(batch.index[0]),
         rows=rows,
-        skipped=[dataclasses.asdict(error) for error in errors],
+        skipped=[
+            {"index": error.index, "name": error.name, "reason": error.error}
+            for error in errors
+        ],
         pictures=[
-            (int(batch.index[i]), job.preprocess.denormalise(images[i]))
+            (int(batch.index[i]), job.preprocess.denormalize(images[i]))
             for i in np.flatnonzero(kept)
         ],
     )
