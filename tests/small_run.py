@@ -1,8 +1,8 @@
 """A run directory of a few small arrays, and rows to put into it."""
 
 import numpy as np
-
 from vitjax.runner.folder import start_run
+
 from vitjax.runner.results import ArraySpec
 
 IMAGES, LAYERS, TOKENS = 10, 3, 4

@@ -1,8 +1,8 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
-import vitjax.cli.starting  # noqa: F401  (first: what Ctrl-C does meanwhile)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# isort: split
 from vitjax.analysis.class_space import identifiability, project, rank, top_k
 from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import keep_tokens, select_tokens
@@ -35,11 +35,27 @@ from vitjax.checkpoints.loading import init, load, save
 from vitjax.checkpoints.registry import list_models
 from vitjax.data.images import Preprocess
 from vitjax.models.model import Model
-from vitjax.runner.results import Results, open_results
-from vitjax.runner.stream import run
 from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
 
+if TYPE_CHECKING:
+    from vitjax.runner.loop import run
+    from vitjax.runner.results import Results, open_results
+
 __version__ = "0.1.0"
+
+LAZY = {
+    "run": "vitjax.runner.loop",
+    "Results": "vitjax.runner.results",
+    "open_results": "vitjax.runner.results",
+}
+"""Names whose modules import Zarr and xarray: loaded at their first use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'vitjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(LAZY[name]), name)
+
 
 __all__ = [
     "Batch",

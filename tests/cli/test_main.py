@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from vitjax.runner.folder import Run
+from vitjax.runner.storage import StorageError
 
 import vitjax
 from vitjax.checkpoints import loading
@@ -23,9 +25,7 @@ from vitjax.cli.main import run as running
 from vitjax.data.textured_digits import CLASSES
 from vitjax.runner import estimate as estimating
 from vitjax.runner import tpu_estimate
-from vitjax.runner.folder import Run
 from vitjax.runner.results import open_results
-from vitjax.runner.storage import StorageError
 
 TINY = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vitjax.runner.stream import run
 
 import vitjax
 from vitjax.analysis.faithfulness import localisation
@@ -14,7 +15,6 @@ from vitjax.data.records import Record
 from vitjax.recipes import faithfulness
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner.results import open_results
-from vitjax.runner.stream import run
 from vitjax.saliency.removal import removal_curve
 
 CLASSES = ("ant", "bee", "cat", "dog")

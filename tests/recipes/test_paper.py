@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from vitjax.runner.stream import run
 
 import vitjax
 from vitjax.analysis.top_k import argmax
 from vitjax.data.textured_digits import TexturedDigits
 from vitjax.recipes import paper
 from vitjax.recipes.identifiability import IDENTIFIABILITY, STREAMS
-from vitjax.runner.stream import run
 from vitjax.types import Batch, Edits
 
 K = 3

@@ -187,9 +187,10 @@ def masked_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def paper_run(tmp_path_factory):
     """A real run of the recipe `paper`: a tiny model over the embedded pictures."""
+    from vitjax.runner.stream import run
+
     import vitjax
     from vitjax.data.textured_digits import CLASSES, TexturedDigits
-    from vitjax.runner.stream import run
 
     shape = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=24)
     model = vitjax.init(shape, classes=CLASSES, seed=1)

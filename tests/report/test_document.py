@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
+from vitjax.runner.storage import DamageError
 
 from vitjax.report import document, reduction
 from vitjax.report.per_image import digest
-from vitjax.runner.storage import DamageError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

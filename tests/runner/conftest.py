@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from vitjax.runner.stream import run
 
 import vitjax
 from vitjax.checkpoints.loading import init
-from vitjax.runner.stream import run
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 TINY = vitjax.Config(32, 8, dim=16, depth=2, heads=2, mlp_dim=32)

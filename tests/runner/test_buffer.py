@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from small_run import SPECS, manifest, rows
-
-from vitjax.runner import buffer
 from vitjax.runner.buffer import Buffer, Part
 from vitjax.runner.folder import Run, start_run
-from vitjax.runner.results import ArraySpec
 from vitjax.runner.storage import StorageError
+
+from vitjax.runner import buffer
+from vitjax.runner.results import ArraySpec
 
 SHAPES = SPECS | {
     "picture": ArraySpec(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_run import manifest
+from vitjax.runner.content import DIGESTS, PIECE, check_content, digest
+from vitjax.runner.folder import start_run
 
 from vitjax.data.datasets import open_source
 from vitjax.data.textured_digits import CLASSES
-from vitjax.runner.content import DIGESTS, PIECE, check_content, digest
-from vitjax.runner.folder import start_run
 from vitjax.runner.results import ArraySpec
 
 SPECS = {"valid": ArraySpec(("image",), (3,), "bool")}

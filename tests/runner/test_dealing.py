@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vitjax.runner.dealing import batch_sizes, deal, dealt, undone
 
 

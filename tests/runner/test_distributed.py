@@ -238,8 +238,9 @@ def test_what_one_cannot_read_stops_all_or_is_listed(saved, tmp_path):
 
 def test_no_device_talks_to_another():
     """No gather, no sum: what is computed of an image stays on its device."""
-    from vitjax.runner import mesh as meshes
     from vitjax.runner.job import make_job
+
+    from vitjax.runner import mesh as meshes
 
     model = vitjax.init(CONFIG, classes=CLASSES)
     for recipe in ("identifiability", "one_pass"):

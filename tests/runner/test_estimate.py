@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny as tiny_models
+from vitjax.runner.buffer import Part
+from vitjax.runner.folder import images_per_chunk
+from vitjax.runner.job import Job, make_job
 
 import vitjax
 from vitjax.data.images import ImageError
 from vitjax.recipes.recipe import Prepared, Recipe
 from vitjax.runner import estimate as estimating
 from vitjax.runner import mesh as meshes
-from vitjax.runner.buffer import Part
 from vitjax.runner.estimate import Calibration, encoded_bytes, estimate, rate_of, size
-from vitjax.runner.folder import images_per_chunk
-from vitjax.runner.job import Job, make_job
 from vitjax.runner.results import ArraySpec
 from vitjax.types import Config
 

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 from small_run import IMAGES, SPECS, manifest, rows, start
-
 from vitjax.runner.folder import images_per_chunk, join_run, start_run
-from vitjax.runner.results import ArraySpec, open_results
 from vitjax.runner.storage import StorageError
+
+from vitjax.runner.results import ArraySpec, open_results
 
 
 def test_opening_the_same_run_again_keeps_its_rows(tmp_path):

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from vitjax.runner.job import has_masks, make_job
 
 from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
-from vitjax.runner.job import has_masks, make_job
 
 
 def make(tiny, photos, limit=None):

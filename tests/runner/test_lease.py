@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from vitjax.runner.storage import StorageError
 
 from vitjax.runner import lease
-from vitjax.runner.storage import StorageError
 
 HOLD = """
 import sys

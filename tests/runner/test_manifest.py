@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vitjax.runner.job import make_job
 
 from vitjax.runner import manifest as manifests
-from vitjax.runner.job import make_job
 
 
 def test_the_hash_of_parameters_sees_values_shapes_dtypes_and_names():

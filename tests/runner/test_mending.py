@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from small_run import IMAGES, manifest, rows
+from vitjax.runner.folder import start_run
+from vitjax.runner.storage import DamageError
 
 from vitjax.runner import folder, mending, stream
-from vitjax.runner.folder import start_run
 from vitjax.runner.results import ArraySpec, open_results
-from vitjax.runner.storage import DamageError
 
 
 def cut(path, size=9):

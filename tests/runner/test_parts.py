@@ -3,10 +3,10 @@
 import weakref
 
 import pytest
-
-from vitjax.runner import parts
 from vitjax.runner.buffer import Part
 from vitjax.runner.job import Job
+
+from vitjax.runner import parts
 
 NO_JOB = object.__new__(Job)
 

@@ -7,6 +7,7 @@ import pytest
 import tiny as miniatures
 from PIL import Image
 from sklearn.linear_model import Ridge
+from vitjax.runner.storage import DamageError
 
 import vitjax
 from vitjax.data.datasets import open_source
@@ -15,7 +16,6 @@ from vitjax.data.loader import batches
 from vitjax.runner import probes
 from vitjax.runner.probes import run_probes
 from vitjax.runner.results import open_results
-from vitjax.runner.storage import DamageError
 
 STREAMS = ("residual", "attention_update", "mlp_update")
 OPTIONS = dict(shots=3, batch_size=8, steps=1, show_progress=False)

@@ -2,9 +2,9 @@
 
 import jax
 import pytest
+from vitjax.runner.processes import Group, PeerError, join, refuse, together
 
 from vitjax.runner import processes
-from vitjax.runner.processes import Group, PeerError, join, refuse, together
 
 
 class Service:

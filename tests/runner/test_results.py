@@ -14,11 +14,11 @@ from small_run import (
     rows,
     start,
 )
+from vitjax.runner.folder import start_run
+from vitjax.runner.storage import DamageError
 
 from vitjax.runner import folder
-from vitjax.runner.folder import start_run
 from vitjax.runner.results import ArraySpec, Rows, open_results
-from vitjax.runner.storage import DamageError
 
 
 def test_unwritten_rows_read_as_their_fill_values(tmp_path):

@@ -8,9 +8,9 @@ import urllib.parse
 import numpy as np
 import pytest
 from small_run import IMAGES, rows, start
+from vitjax.runner.storage import DamageError, kvstore, ranges, write_bytes
 
 from vitjax.runner.results import open_results
-from vitjax.runner.storage import DamageError, kvstore, ranges, write_bytes
 
 
 def test_urls_name_their_bucket():

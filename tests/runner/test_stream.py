@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from vitjax.runner.storage import StorageError
 
 import vitjax
 from vitjax.checkpoints.loading import init
@@ -17,7 +18,6 @@ from vitjax.data.textured_digits import CLASSES
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner import buffer, folder, job, processes, stream
 from vitjax.runner.results import open_results
-from vitjax.runner.storage import StorageError
 
 
 def go(model, photos, out, **options):

@@ -8,12 +8,12 @@ import sys
 
 import jax
 import pytest
+from vitjax.runner.job import make_job
+from vitjax.runner.tpu_estimate import compile_for, find_topology, plan, surroundings
 
 from vitjax.runner import mesh as meshes
 from vitjax.runner import tpu_estimate
 from vitjax.runner.estimate import planned_bytes
-from vitjax.runner.job import make_job
-from vitjax.runner.tpu_estimate import compile_for, find_topology, plan, surroundings
 
 LIBRARY = os.environ.get("LIBTPU", "")
 """The file libtpu.so, where tests may use it; the extra `tpu` installs one."""

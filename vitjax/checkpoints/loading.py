@@ -271,7 +271,7 @@ def is_folder(path) -> bool:
 
 def packaged(folder: str) -> pathlib.Path:
     """A checkpoint that comes with vitjax: in a wheel, or in a clone beside it."""
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     for root in (package / "checkpoints", package.parent / "checkpoints"):
         if (root / folder / files.CONFIG).exists():
             return root / folder

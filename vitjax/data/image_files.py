@@ -43,13 +43,21 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    def contents(self, index: int) -> list[bytes]:
+        """An image's file and, where there is one, its mask's."""
+        names = [self.names[index], self.masks[index] if self.masks else None]
+        return [read_file(self.root / name, name=name) for name in names if name]
+
+    def digest(self, index: int) -> int:
+        """The digest of an image's record, without decoding it."""
+        return content_digest(*self.contents(index))
+
     def __getitem__(self, index: int) -> Record:
         name, label = self.names[index], self.label_names[index]
-        contents = [read_file(self.root / name, name=name)]
+        contents = self.contents(index)
         image, mask = decode_image(contents[0], name=name), None
         mask_name = self.masks[index] if self.masks else None
         if mask_name is not None:
-            contents.append(read_file(self.root / mask_name, name=mask_name))
             mask_image = decode_image(contents[1], name=mask_name)
             if self.numbers is None:
                 mask = object_mask(mask_image)

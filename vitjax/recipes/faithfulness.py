@@ -1,15 +1,16 @@
-"""The recipe `faithfulness`: maps of several methods, put to the test on one data set.
+"""Faithfulness of explanation maps: token removal, pixel perturbation, segmentation.
 
 Protocols, by name:
 
 - `vilas_removal` (Vilas et al. 2023, section 7): patches are removed after position
   embedding, least important first (negative) or most important first (positive).
 - `chefer_perturbation` (Chefer et al. 2021, section 4.2): pixels are blackened in steps
-  of a tenth of the picture, by the map enlarged bilinearly, in both orders.
+  of a tenth of the image, by the map enlarged bilinearly, in both orders.
 - `segmentation` (the same): the map as a mask of the object, at the resolution of
   patches, where the data has masks.
 """
 
+import dataclasses
 import time
 from typing import Any, Literal, get_args
 
@@ -20,124 +21,85 @@ from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.faithfulness import localisation
+from vitjax.messages import unknown
 from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
-from vitjax.recipes.recipe import Prepared, Recipe
-from vitjax.saliency.methods import METHODS, check, explain
+from vitjax.recipes import schema
+from vitjax.recipes.recipe import Recipe, Setup
+from vitjax.saliency.methods import explain
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch, Edits
 
 Protocol = Literal["vilas_removal", "chefer_perturbation", "segmentation"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-ORDERS = ("negative", "positive")
-MEASURES = (
-    *("pixel_accuracy", "mean_iou", "average_precision", "average_precision_both"),
-    *("true_positives", "false_positives", "false_negatives", "true_negatives"),
-)
-IMPORTANCES = tuple(name for name in METHODS if name != "helpful_minus_attended")
-"""Methods whose maps say how important a patch is."""
-
 LEVELS = 10
-STEPS = 20
-
-
-def kept_counts(patches: int, steps: int) -> tuple[int, ...]:
-    """How many patches each step of a curve keeps, between none and all.
-
-    Args:
-        patches: how many there are.
-        steps: equal parts of the way from all to none; `patches` for every count.
-
-    Returns:
-        Increasing, 0 and `patches` left out: they are the same for every order.
-
-    Raises:
-        ValueError: fewer than two steps.
-    """
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; a curve needs at least 2.")
-    counts = np.unique(np.round(np.linspace(0, patches, min(steps, patches) + 1)))
-    return tuple(int(count) for count in counts if 0 < count < patches)
 
 
 def faithfulness(
     model: Model,
     batch: Batch,
-    aux: Any,
+    carry: Any,
     *,
-    methods: tuple[str, ...],
+    methods: tuple[Any, ...],
     protocols: tuple[str, ...],
     steps: int,
     target: Literal["label", "predicted"],
 ) -> dict[str, Array]:
-    """Maps of every method, and what each protocol says about them.
+    """Compute the map of every method, and what each protocol says about it.
 
     Args:
         model: the model.
         batch: images and labels.
-        aux: the seed of the method "random": an order of its own for every picture.
-        methods: names of `explain`.
-        protocols: names out of `PROTOCOLS`.
+        carry: the seed of the method "random": an order of its own for every image.
+        methods: names out of `schema.METHODS`.
+        protocols: names of protocols.
         steps: of a removal curve.
-        target: whose class is explained: the label, or the model's answer.
+        target: whose class is explained: the label, or the model's prediction.
 
     Returns:
-        map_METHOD [image patch]; removal_ORDER_METHOD [image step], whether the answer
-        is right with `kept` patches; pixels_ORDER_METHOD [image level], with a tenth
-        and more of the pixels black; MEASURE_METHOD [image]; prediction_empty [image],
-        the answer without any patch; and the rows of `identifiability`.
-
-    Raises:
-        ValueError: an unknown method or protocol.
+        The arrays of `DIMS` that belong to the methods and protocols; those of
+        segmentation only where the batch has masks.
     """
-    check_names(methods, protocols)
     rows = base.identifiability(model, batch)
     label = jnp.maximum(batch.label, 0)
-    asked = rows["prediction"] if target == "predicted" else label
-    named: Any = methods  # checked above
+    explained = rows["prediction"] if target == "predicted" else label
     maps = {
-        name: explain(model, batch.images, asked, method=name, seed=aux)
-        for name in named
+        name: explain(model, batch.images, explained, method=name, seed=carry)
+        for name in methods
     }
-    rows |= {f"map_{name}": maps[name] for name in methods}
+    rows |= {schema.MAP(name): maps[name] for name in methods}
     stacked = jnp.stack([maps[name] for name in methods])
-    # In the negative order the least important go first, in the other the contrary.
+    # The negative order removes the least important first, the positive the contrary.
     both = jnp.concatenate([stacked, -stacked])
-    names = [f"{order}_{name}" for order in ORDERS for name in methods]
+    names = [(order, name) for order in schema.ORDERS for name in methods]
     if "vilas_removal" in protocols:
         counts = kept_counts(model.config.patches, steps)
-        right = removal_rows(model, batch, both, counts, label)
-        rows |= {f"removal_{name}": row for name, row in zip(names, right)}
+        correct = removal_rows(model, batch, both, counts, label)
+        rows |= {schema.REMOVAL(*key): row for key, row in zip(names, correct)}
         none = Edits(keep=jnp.zeros((1, model.config.patches), bool))
         empty, _ = final_residual(model, batch.images, edits=none)
         rows["prediction_empty"] = jnp.argmax(empty, -1).astype(jnp.int32)
     if "chefer_perturbation" in protocols:
-        right = perturbation_rows(model, batch, both, label)
-        rows |= {f"pixels_{name}": row for name, row in zip(names, right)}
+        correct = perturbation_rows(model, batch, both, label)
+        rows |= {schema.PIXELS(*key): row for key, row in zip(names, correct)}
     if "segmentation" in protocols and batch.patch_label is not None:
         kind = jnp.asarray(batch.patch_label)
         for name in methods:
-            found = localisation(maps[name], kind == 1, where=kind >= 0)
-            rows |= {f"{measure}_{name}": found[measure] for measure in MEASURES}
+            measures = localisation(maps[name], kind == 1, where=kind >= 0)
+            rows |= {
+                schema.SEGMENTATION(measure, name): measures[measure]
+                for measure in schema.MEASURES
+            }
     return rows
 
 
-def check_names(methods, protocols) -> None:
-    """Refuse methods and protocols that do not exist."""
-    for method in methods:
-        check(method)
-        if method not in IMPORTANCES:
-            raise ValueError(
-                f"{method!r} says what a model neglects, not how important a patch is; "
-                "no protocol tests that."
-            )
-    unknown = [name for name in protocols if name not in PROTOCOLS]
-    if unknown or not methods or not protocols:
-        raise ValueError(
-            f"protocols={tuple(protocols)} must be out of {', '.join(PROTOCOLS)}, and "
-            "there must be at least one method."
-        )
+def kept_counts(patches: int, steps: int) -> tuple[int, ...]:
+    """How many patches each step of a curve keeps: `steps` equal parts of the way.
+
+    Increasing; 0 and `patches` are left out, being the same for every order.
+    """
+    counts = np.unique(np.round(np.linspace(0, patches, min(steps, patches) + 1)))
+    return tuple(int(count) for count in counts if 0 < count < patches)
 
 
 def removal_rows(model, batch, maps, counts, label) -> Bool[Array, "map image step"]:
@@ -150,7 +112,7 @@ def removal_rows(model, batch, maps, counts, label) -> Bool[Array, "map image st
 
 
 def perturbation_rows(model, batch, maps, label) -> Bool[Array, "map image level"]:
-    """Whether the answer is right with 10, 20 ... 90 % of the pixels black."""
+    """Whether the prediction is right with 10, 20 ... 90 % of the pixels black."""
     images = model.check_images(batch.images)
     height, width = images.shape[1:3]
     black = black_level(model, images.dtype)
@@ -182,55 +144,46 @@ def pixel_order(
 
 
 def black_level(model: Model, dtype: Any) -> Float[Array, "one one one channel"]:
-    """What a black pixel is after normalisation; -1 for a model without its own."""
+    """A black pixel after normalization; -1 for a model without preprocessing."""
     known = model.preprocess
     mean, std = (0.5, 0.5) if known is None else (known.mean, known.std)
     level = np.broadcast_to(-np.asarray(mean) / np.asarray(std), (3,))
     return jnp.asarray(level, dtype).reshape(1, 1, 1, 3)
 
 
-def prepare(model: Model, *, seed: int, steps: int, **options: Any) -> Prepared:
-    """The counts that removal curves keep, and the seed.
-
-    Args:
-        model: the model.
-        seed: of the method "random".
-        steps: of a curve.
-        options: of the step, not used here.
-
-    Returns:
-        The seed for the steps; once: kept [step].
-    """
+def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
+    """The seed for the steps, and how many patches removal curves keep."""
     counts = kept_counts(model.config.patches, steps)
-    return Prepared(jnp.int32(seed), {"kept": jnp.asarray(counts, jnp.float32)})
+    return Setup(jnp.int32(seed), {"kept": jnp.asarray(counts, jnp.float32)})
 
 
-def measure(
-    model: Model, batch: Batch, *, methods: tuple[str, ...], **options: Any
+def benchmark(
+    model: Model, batch: Batch, *, methods: tuple[Any, ...], **options: Any
 ) -> dict[str, Any]:
-    """Images per second of every method, compiled, at the batch size of the run.
+    """Images per second of every method and of a plain forward pass, compiled.
 
     Args:
-        model: the model, placed.
+        model: the model, on the devices.
         batch: of the run's size.
         methods: names of `explain`.
         options: of the step, not used here.
 
     Returns:
-        "images_per_second": method -> the median of three calls; "forward" is a plain
-        forward pass.
+        "images_per_second": "forward" or method -> the median of three calls.
     """
     target = jnp.maximum(jnp.asarray(batch.label), 0)
 
-    def plain(model, images, target):
+    def forward(model, images, target):
         return take_label(final_residual(model, images)[0], target)
 
-    def of_method(name: Any):
+    def map_of(name: Any):
         return lambda model, images, target: explain(model, images, target, method=name)
 
-    programs = {"forward": plain} | {name: of_method(name) for name in methods}
-    found = {}
-    for name, function in programs.items():
+    speeds = {}
+    for name, function in {
+        "forward": forward,
+        **{m: map_of(m) for m in methods},
+    }.items():
         compiled = jax.jit(function).lower(model, batch.images, target).compile()
         jax.block_until_ready(compiled(model, batch.images, target))
         laps = []
@@ -238,29 +191,58 @@ def measure(
             start = time.perf_counter()
             jax.block_until_ready(compiled(model, batch.images, target))
             laps.append(time.perf_counter() - start)
-        found[name] = len(target) / sorted(laps)[1]
-    return {"images_per_second": found}
+        speeds[name] = len(target) / sorted(laps)[1]
+    return {"images_per_second": speeds}
 
 
-TESTED: dict[str, tuple[str, ...]] = {
-    **{f"map_{name}": ("patch",) for name in IMPORTANCES},
-    **{f"removal_{o}_{name}": ("step",) for o in ORDERS for name in IMPORTANCES},
-    **{f"pixels_{o}_{name}": ("level",) for o in ORDERS for name in IMPORTANCES},
-    **{f"{measure}_{name}": () for measure in MEASURES for name in IMPORTANCES},
-}
+@dataclasses.dataclass(frozen=True)
+class FaithfulnessOptions:
+    """Options of `faithfulness`.
+
+    Args:
+        methods: explanation methods to put to the test.
+        protocols: by which; segmentation needs a data set with masks.
+        steps: points of a removal curve: equal parts of the way from all patches to
+            none.
+        target: whose class is explained: the label's, or the predicted one.
+    """
+
+    methods: tuple[schema.Method, ...] = tuple(schema.METHODS)
+    protocols: tuple[Protocol, ...] = get_args(Protocol)
+    steps: int = 20
+    target: Literal["label", "predicted"] = "label"
+
+    def __post_init__(self):
+        for name in self.methods:
+            if name not in schema.METHODS:
+                raise ValueError(unknown("method", name, schema.METHODS))
+        for name in self.protocols:
+            if name not in get_args(Protocol):
+                raise ValueError(unknown("protocol", name, get_args(Protocol)))
+        if not self.methods or not self.protocols:
+            raise ValueError(
+                f"methods={self.methods} and protocols={self.protocols} must hold at "
+                "least one name each."
+            )
+        if self.steps < 2:
+            raise ValueError(f"steps={self.steps}: a curve needs at least 2.")
+
+
+DIMS = base.DIMS | schema.dims(
+    schema.MAP,
+    schema.REMOVAL,
+    schema.PIXELS,
+    schema.SEGMENTATION,
+    schema.PREDICTION_EMPTY,
+)
 
 FAITHFULNESS = Recipe(
     name="faithfulness",
     step=faithfulness,
-    dims={**base.DIMS, **TESTED, "prediction_empty": ()},
-    labelled=(*base.IDENTIFIABILITY.labelled, *TESTED),
-    options={
-        "methods": IMPORTANCES,
-        "protocols": PROTOCOLS,
-        "steps": STEPS,
-        "target": "label",
-    },
-    prepare=prepare,
-    once={"kept": ("step",)},
-    measure=measure,
+    dims=DIMS,
+    needs_label=schema.needs_label(DIMS),
+    options=FaithfulnessOptions(),
+    setup=setup,
+    static=schema.dims(schema.KEPT),
+    benchmark=benchmark,
 )

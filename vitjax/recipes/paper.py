@@ -1,63 +1,66 @@
-"""The recipe `paper`: sections 5 and 6 of the paper, in as few passes as possible.
+"""Sections 5 and 6 of Vilas et al. 2023: identifiability, its sources, interventions.
 
-One forward pass answers everything that needs no intervention; every intervention is
-one more.
+`one_pass` answers from a single forward pass everything that needs no intervention: how
+identifiable tokens are, which classes sub-layers add, and what key-value memories say.
+`paper` adds one forward pass for each intervention.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vitjax.analysis import fused_projection, interventions, memory
 from vitjax.analysis.class_space import project, rank
-from vitjax.analysis.top_k import argmax
+from vitjax.analysis.top_k import argmax, fast_top_k_indices
+from vitjax.messages import unknown
 from vitjax.models.forward import block_counter, final_residual, scan_blocks
 from vitjax.models.heads import memory_values
 from vitjax.models.model import Model, initialise
 from vitjax.recipes import identifiability as base
-from vitjax.recipes.memories import SYSTEMS, memory_rows
+from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
-from vitjax.recipes.recipe import Prepared, Recipe
-from vitjax.types import ArrayLike, Batch, Edits
+from vitjax.recipes.recipe import Recipe, Setup
+from vitjax.types import ArrayLike, Batch, Edits, Trace
 
-K = 5
 PERMUTATIONS = 4
-"""Of the classes: the chance level of the key-value agreement is their mean."""
+"""Of the classes: chance levels are means over them."""
+
+
+class Carry(NamedTuple):
+    """What every step needs of the model.
+
+    Args:
+        memories: system -> its memories in class space, layer by layer.
+        permutations: of the classes, for chance levels.
+        key: of random keep-sets.
+    """
+
+    memories: dict[str, memory.MemoryClasses]
+    permutations: Int[Array, "permutation class"]
+    key: Array
 
 
 @microbatched
 def one_pass(
-    model: Model,
-    batch: Batch,
-    aux: dict[str, Any],
-    *,
-    top: int,
-    k: int,
-    heads: bool,
+    model: Model, batch: Batch, carry: Carry, *, top: int, k: int, heads: bool
 ) -> dict[str, Array]:
-    """Everything that needs no intervention, from one forward pass.
+    """Compute everything that needs no intervention, from one forward pass.
 
     Args:
         model: the model.
         batch: images and labels.
-        aux: of `prepare`.
-        top: classes of the readout state to keep.
+        carry: of `setup`.
+        top: classes of the pooled token to keep.
         k: memories of a token, and classes of a memory, that count.
         heads: rows of every attention head too.
 
     Returns:
-        The rows of `identifiability`; logit_middle [image layer token], of the stream
-        between attention and MLP; first_* [image layer token], the top class of every
-        stream; logit_embedding and first_embedding [image token], of the stream
-        entering block 0; for both memory systems agreement_* and agreement_code_*,
-        key-value agreement as the paper and as its code define it, chance_* [image
-        layer] the same with permuted classes, mean over tokens, and simple_*, whether
-        the top class is that of a single memory (NOT composed), with chance_simple_*;
-        with `heads` also agreement_head, simple_head and their chance_* [image layer
-        head], means over tokens: see `memories.head_rows`.
+        The arrays of `ONE_PASS.dims`.
     """
     space = fused_projection.fold(model.class_space)
     label = jnp.maximum(batch.label, 0)
@@ -75,20 +78,22 @@ def one_pass(
         products, rows = base.stream_products(space, before, trace), {}
         for name, product in products.items():
             states = getattr(trace, name)
-            place, logit = fused_projection.rank_and_logit(
-                space, product, states, label
+            rows[schema.RANK(name)], rows[schema.LOGIT(name)] = (
+                fused_projection.rank_and_logit(space, product, states, label)
             )
-            rows |= {f"rank_{name}": place, f"logit_{name}": logit}
-            rows[f"first_{name}"] = argmax(
+            rows[schema.FIRST(name)] = argmax(
                 fused_projection.logits(space, product, states)
             )
         middle = stream_in + trace.attention_update
-        rows["logit_middle"] = true_logit(before + products[base.STREAMS[1]], middle)
+        rows["logit_middle"] = true_logit(before + products["attention_update"], middle)
         after, stream = products["residual"], trace.residual
-        rows |= base.readout_rows(model, space, after, stream, top=top)
+        rows |= base.top_class_rows(model, space, after, stream, top=top)
         rows |= base.refined_rows(model, index, stream, label)
-        tops = {system: rows[f"first_{system}_update"] for system in SYSTEMS}
-        rows |= memory_rows(aux, index, trace, label, tops, k=k, heads=heads)
+        tops: dict[memory.System, Array] = {
+            "attention": rows[schema.FIRST("attention_update")],
+            "mlp": rows[schema.FIRST("mlp_update")],
+        }
+        rows |= memory_rows(carry, index, trace, label, tops, k=k, heads=heads)
         return (after, index + 1), rows
 
     logits, reads = scan_blocks(model, batch.images, read, state=embed)
@@ -96,45 +101,183 @@ def one_pass(
     images = model.check_images(batch.images)
     embedding = model.apply(images, Edits(), method="embed")
     product = fused_projection.product(space, embedding)
-    return base.as_rows(reads) | {
+    return base.images_first(reads) | {
         "logit_embedding": true_logit(product, embedding),
         "first_embedding": argmax(fused_projection.logits(space, product, embedding)),
         "prediction": jnp.argmax(logits, -1).astype(jnp.int32),
     }
 
 
-Builder = Callable[[Model, Batch, Array], Edits | None]
+def memory_rows(
+    carry: Carry,
+    index: Int[Array, ""],
+    trace: Trace,
+    label: Int[Array, " batch"],
+    tops: dict[memory.System, Int[Array, "batch token"]],
+    *,
+    k: int,
+    heads: bool,
+) -> dict[str, Array]:
+    """What the strongest memories of every token in block `index` say.
+
+    `tops` is the top class of what each memory system writes.
+    """
+    coefficients = {
+        convention: memory.memory_coefficients(trace, convention=convention)
+        for convention in get_args(interventions.Convention)
+    }
+    orders, rows = carry.permutations, {}
+    for system, top in tops.items():
+        known = jax.tree.map(lambda leaf: leaf[index], carry.memories[system])
+        count = min(k, known.classes.shape[-1])
+        paper, vilas2023 = (
+            fast_top_k_indices(coefficients[convention][system], count)
+            for convention in ("paper", "vilas2023_code")
+        )
+        agree = functools.partial(agreement, known, paper, k=count)
+        rows[schema.AGREEMENT(system)] = agree(label)
+        rows[schema.CHANCE(system)] = chance(agree, label, orders)
+        agree = functools.partial(
+            agreement, known, vilas2023, k=count, convention="vilas2023_code"
+        )
+        rows[schema.AGREEMENT_VILAS2023(system)] = agree(label)
+        rows[schema.CHANCE_VILAS2023(system)] = chance(agree, label, orders)
+        says = functools.partial(memory.says, known, paper)
+        rows[schema.SIMPLE(system)] = says(top)
+        rows[schema.CHANCE_SIMPLE(system)] = chance(says, top, orders)
+        if heads and system == "attention":
+            mixed = jnp.asarray(trace.mixed_values)
+            rows |= head_rows(known, mixed, label, top, orders, k=count)
+    return rows
 
 
-def of_attention(builder, **options) -> Builder:
-    """An intervention on attention, which needs no masks."""
+def head_rows(
+    known: memory.MemoryClasses,
+    mixed: Float[Array, "batch token head key"],
+    label: Int[Array, " batch"],
+    top: Int[Array, "batch token"],
+    permutations: Int[Array, "permutation class"],
+    *,
+    k: int,
+) -> dict[str, Float[Array, "batch head"]]:
+    """The same within every attention head, means over tokens.
 
-    def build(model, batch, key):
-        if builder is interventions.no_cls and not model.config.class_token:
+    A head's memories are `key` consecutive ones of the layer's, `mixed` their
+    coefficients; k of them count, or all. `top` is the class that all heads together
+    write.
+    """
+    heads, key = mixed.shape[-2:]
+    first = (key * jnp.arange(heads, dtype=jnp.int32)).reshape(1, 1, heads, 1)
+    strongest = fast_top_k_indices(mixed, min(k, key)) + first
+    agree = functools.partial(agreement, known, strongest, k=k)
+
+    def says(top):
+        top = jnp.broadcast_to(top[..., None], strongest.shape[:-1])
+        return memory.says(known, strongest, top)
+
+    return {
+        "agreement_head": agree(label).mean(1),
+        "chance_head": chance(agree, label, permutations),
+        "simple_head": says(top).mean(1),
+        "chance_simple_head": chance(says, top, permutations),
+    }
+
+
+def agreement(
+    known: memory.MemoryClasses,
+    strongest: Int[Array, "batch token *head top"],
+    label: Int[Array, " batch"],
+    **options: Any,
+) -> Bool[Array, "batch token *head"]:
+    """`memory.agreement` of every token with its image's label."""
+    label = label.reshape(-1, *(1,) * (strongest.ndim - 2))
+    label = jnp.broadcast_to(label, strongest.shape[:-1])
+    return memory.agreement(known, strongest, label, **options)
+
+
+def chance(
+    hits: Callable[[Array], Bool[Array, "batch token *head"]],
+    classes: Int[Array, " batch *token"],
+    permutations: Int[Array, "permutation class"],
+) -> Float[Array, " batch *head"]:
+    """Share of tokens that hit, with permuted classes in place of `classes`."""
+    return jnp.stack([hits(order[classes]).mean(1) for order in permutations]).mean(0)
+
+
+@microbatched
+def paper(
+    model: Model,
+    batch: Batch,
+    carry: Carry,
+    *,
+    top: int,
+    k: int,
+    heads: bool,
+    interventions: tuple[str, ...],
+) -> dict[str, Array]:
+    """Compute the rows of `one_pass`, and those of interventions on the last block.
+
+    Args:
+        model: the model.
+        batch: images and labels.
+        carry: of `setup`.
+        top: classes of the pooled token to keep.
+        k: memories and classes that count.
+        heads: rows of every attention head too.
+        interventions: names out of `schema.INTERVENTIONS`.
+
+    Returns:
+        The arrays of `PAPER.dims`; of interventions, those that the model and its data
+        have.
+    """
+    rows = one_pass(model, batch, carry, top=top, k=k, heads=heads)
+    for name in interventions:
+        edits = make_edits(name, model, batch, carry.key)
+        if edits is not None:
+            rows[schema.RANK_EDITED(name)], rows[schema.PREDICTION_EDITED(name)] = (
+                intervene(model, batch, edits)
+            )
+    return rows
+
+
+ATTENTION_EDITS: dict[str, Callable[..., Edits]] = {
+    "self_only": interventions.self_only,
+    "self_only_renormalized": functools.partial(
+        interventions.self_only, renormalize=True
+    ),
+    "self_only_vilas2023": functools.partial(
+        interventions.self_only, convention="vilas2023_code"
+    ),
+    "no_cls": interventions.no_cls,
+    "no_cls_renormalized": functools.partial(interventions.no_cls, renormalize=True),
+}
+
+KEPT_PATCH_LABELS = {
+    "without_context": 1,
+    "without_class": 0,
+    "random_as_class": 1,
+    "random_as_context": 0,
+}
+
+
+def make_edits(name: str, model: Model, batch: Batch, key: Array) -> Edits | None:
+    """The edits of an intervention; None without a [CLS] or without masks."""
+    if name in ATTENTION_EDITS:
+        if name.startswith("no_cls") and not model.config.class_token:
             return None
-        return builder(model.config, **options)
-
-    return build
-
-
-def of_tokens(kind: int, *, random: bool) -> Builder:
-    """Only tokens of one kind stay, or as many of any kind; needs masks."""
-
-    def build(model, batch, key):
-        if batch.patch_label is None:
-            return None
-        keep = batch.patch_label == kind
-        if random:
-            keep = as_many_at_random(keep, batch.index, key)
-        return interventions.keep_tokens(keep)
-
-    return build
+        return ATTENTION_EDITS[name](model.config)
+    if batch.patch_label is None:
+        return None
+    keep = batch.patch_label == KEPT_PATCH_LABELS[name]
+    if name.startswith("random"):
+        keep = as_many_at_random(keep, batch.index, key)
+    return interventions.keep_tokens(keep)
 
 
 def as_many_at_random(
     keep: Bool[ArrayLike, "batch patch"], index: Int[ArrayLike, " batch"], key: Array
 ) -> Bool[Array, "batch patch"]:
-    """For every image as many patches, any of them; the same for the same image."""
+    """As many patches of every image, any of them; they depend on `index` alone."""
 
     def draw(index, row):
         noise = jax.random.uniform(jax.random.fold_in(key, index), row.shape)
@@ -143,183 +286,134 @@ def as_many_at_random(
     return jax.vmap(draw)(index, keep)
 
 
-INTERVENTIONS: dict[str, Builder] = {
-    "self_only": of_attention(interventions.self_only),
-    "self_only_renormalized": of_attention(interventions.self_only, renormalize=True),
-    "self_only_code": of_attention(
-        interventions.self_only, convention="vilas2023_code"
-    ),
-    "no_cls": of_attention(interventions.no_cls),
-    "no_cls_renormalized": of_attention(interventions.no_cls, renormalize=True),
-    "without_context": of_tokens(1, random=False),
-    "without_class": of_tokens(0, random=False),
-    "random_as_class": of_tokens(1, random=True),
-    "random_as_context": of_tokens(0, random=True),
-}
-"""Name -> what builds the edits; None where a model or its data have none."""
-
-
 def intervene(
     model: Model, batch: Batch, edits: Edits
 ) -> tuple[Int[Array, "batch token"], Int[Array, " batch"]]:
-    """Ranks of the true class in the last block, and the answer, under edits.
-
-    Args:
-        model: the model.
-        batch: images and labels.
-        edits: the intervention.
-
-    Returns:
-        Ranks, -1 at tokens that were removed; predictions.
-    """
+    """Ranks of the true class in the last block, -1 at removed tokens; predictions."""
     logits, stream = final_residual(model, batch.images, edits=edits)
     label = jnp.maximum(batch.label, 0)
     ranks = rank(project(model.class_space, stream), label[:, None])
     if edits.keep is not None:
-        there = jnp.asarray(edits.keep)
-        prefix = jnp.ones((there.shape[0], model.config.prefix), bool)
-        ranks = jnp.where(jnp.concatenate([prefix, there], axis=1), ranks, -1)
+        keep = jnp.asarray(edits.keep)
+        prefix = jnp.ones((keep.shape[0], model.config.prefix), bool)
+        ranks = jnp.where(jnp.concatenate([prefix, keep], axis=1), ranks, -1)
     return ranks, jnp.argmax(logits, -1).astype(jnp.int32)
 
 
-@microbatched
-def step(
-    model: Model,
-    batch: Batch,
-    aux: dict[str, Any],
-    *,
-    top: int,
-    k: int,
-    heads: bool,
-    interventions: tuple[str, ...],
-) -> dict[str, Array]:
-    """One pass, and one more for each intervention.
+def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
+    """Project the memories onto the class space, and compare them with two controls.
 
     Args:
         model: the model.
-        batch: images and labels.
-        aux: of `prepare`.
-        top: classes of the readout state to keep.
-        k: memories and classes that count.
-        heads: rows of every attention head too.
-        interventions: names out of `INTERVENTIONS`.
-
-    Returns:
-        The rows of `one_pass`; rank_NAME [image token] and prediction_NAME [image] of
-        every intervention that the model and its data have.
-    """
-    rows = one_pass(model, batch, aux, top=top, k=k, heads=heads)
-    for name in interventions:
-        edits = INTERVENTIONS[name](model, batch, aux["key"])
-        if edits is not None:
-            rows[f"rank_{name}"], rows[f"prediction_{name}"] = intervene(
-                model, batch, edits
-            )
-    return rows
-
-
-def prepare(model: Model, *, seed: int, k: int, **options: Any) -> Prepared:
-    """What the weights alone say: memories in class space, and their controls.
-
-    Args:
-        model: the model.
-        seed: of the permutations of classes, of the random keep-sets, and of the
-            random-init control.
+        seed: of permutations, random keep-sets and the randomly initialized control.
         k: memories and classes that count.
         options: of the step, not used here.
 
     Returns:
-        Memories and permutations for the steps; once: class_value_* [layer class],
-        class-value agreement of attention, MLP and every head of attention
-        (class_value_head [layer head class]); the same of a randomly initialised model
-        (_control) and of value vectors with permuted components (_shuffled).
+        The carry, and the static arrays of `STATIC`.
     """
     space, values = model.class_space, memory_values(model.params)
+    config, classes = model.config, model.num_classes
     keys = jax.random.split(jax.random.key(seed), 3)
-    classes = model.num_classes
     permutations = jax.vmap(lambda key: jax.random.permutation(key, classes))(
         jax.random.split(keys[0], PERMUTATIONS)
     )
-    aux: dict[str, Any] = {"permutations": permutations, "key": keys[1]}
-    control = initialise(model.config, classes=model.classes, seed=seed)
-    order = jax.random.permutation(keys[2], model.config.dim)
-    once, agree = {}, memory.class_value_agreement
-    for system in SYSTEMS:
+    control = initialise(config, classes=model.classes, seed=seed)
+    control_values = memory_values(control.params)
+    order = jax.random.permutation(keys[2], config.dim)
+    memories, static, agree = {}, {}, memory.class_value_agreement
+    for system in schema.SYSTEMS:
         count = min(k, classes, values[system].shape[1])
-        aux[system] = memory.memory_classes(space, values[system], k=count)
-        shuffled = values[system][..., order]
-        random_values = memory_values(control.params)[system]
-        once[f"class_value_{system}"] = agree(space, values[system])
-        once[f"class_value_{system}_shuffled"] = agree(space, shuffled)
-        once[f"class_value_{system}_control"] = agree(
-            control.class_space, random_values
+        memories[system] = memory.memory_classes(space, values[system], k=count)
+        static[schema.CLASS_VALUE(system)] = agree(space, values[system])
+        static[schema.CLASS_VALUE_CONTROL(system, "shuffled")] = agree(
+            space, values[system][..., order]
         )
-    cfg = model.config
-    shape = (cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
-    once["class_value_head"] = agree(space, values["attention"].reshape(shape))
-    return Prepared(aux, once)
+        static[schema.CLASS_VALUE_CONTROL(system, "control")] = agree(
+            control.class_space, control_values[system]
+        )
+    shape = config.depth, config.heads, config.head_dim, config.dim
+    static["class_value_head"] = agree(space, values["attention"].reshape(shape))
+    return Setup(Carry(memories, permutations, keys[1]), static)
 
 
-PER_TOKEN = {
-    **{f"first_{stream}": ("layer", "token") for stream in base.STREAMS},
-    "logit_middle": ("layer", "token"),
-    "logit_embedding": ("token",),
-    "first_embedding": ("token",),
-    **{f"simple_{system}": ("layer", "token") for system in SYSTEMS},
-}
+@dataclasses.dataclass(frozen=True)
+class OnePassOptions:
+    """Options of `one_pass`.
 
-AGREEMENT = {
-    f"{kind}_{which}{system}": axes
-    for kind, axes in (("agreement", ("layer", "token")), ("chance", ("layer",)))
-    for which in ("", "code_")
-    for system in SYSTEMS
-} | {f"chance_simple_{system}": ("layer",) for system in SYSTEMS}
+    Args:
+        top: classes of the pooled token to keep, block by block.
+        k: memories of a token, and classes of a memory, that count as its strongest.
+        heads: also measure the memories of every attention head by themselves.
+    """
 
-OF_HEADS = {
-    name: ("layer", "head")
-    for name in ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
-}
+    top: int = 5
+    k: int = 5
+    heads: bool = False
 
-INTERVENED = {
-    f"{kind}_{name}": axes
-    for name in INTERVENTIONS
-    for kind, axes in (("rank", ("token",)), ("prediction", ()))
-}
 
-PAPER = Recipe(
-    name="paper",
-    step=step,
-    dims={**base.DIMS, **PER_TOKEN, **AGREEMENT, **OF_HEADS, **INTERVENED},
-    labelled=(
-        *base.IDENTIFIABILITY.labelled,
-        *("logit_middle", "logit_embedding"),
-        *AGREEMENT,
-        *("agreement_head", "chance_head"),
-        *(name for name in INTERVENED if name.startswith("rank")),
-    ),
-    options={
-        **{"top": base.TOP, "k": K, "heads": True},
-        "interventions": tuple(INTERVENTIONS),
-    },
-    prepare=prepare,
-    once={
-        **{
-            f"class_value_{system}{control}": ("layer", "class")
-            for system in SYSTEMS
-            for control in ("", "_control", "_shuffled")
-        },
-        "class_value_head": ("layer", "head", "class"),
-    },
+@dataclasses.dataclass(frozen=True)
+class PaperOptions:
+    """Options of `paper`.
+
+    Args:
+        top: classes of the pooled token to keep, block by block.
+        k: memories of a token, and classes of a memory, that count as its strongest.
+        heads: also measure the memories of every attention head by themselves.
+        interventions: which; each is one more forward pass. Those that remove tokens
+            need a data set with masks.
+    """
+
+    top: int = 5
+    k: int = 5
+    heads: bool = True
+    interventions: tuple[schema.Intervention, ...] = tuple(schema.INTERVENTIONS)
+
+    def __post_init__(self):
+        for name in self.interventions:
+            if name not in schema.INTERVENTIONS:
+                raise ValueError(unknown("intervention", name, schema.INTERVENTIONS))
+
+
+DIMS = base.DIMS | schema.dims(
+    schema.FIRST,
+    schema.LOGIT_MIDDLE,
+    schema.LOGIT_EMBEDDING,
+    schema.FIRST_EMBEDDING,
+    schema.AGREEMENT,
+    schema.CHANCE,
+    schema.AGREEMENT_VILAS2023,
+    schema.CHANCE_VILAS2023,
+    schema.SIMPLE,
+    schema.CHANCE_SIMPLE,
+    schema.AGREEMENT_HEAD,
+    schema.CHANCE_HEAD,
+    schema.SIMPLE_HEAD,
+    schema.CHANCE_SIMPLE_HEAD,
+)
+
+EDITED_DIMS = DIMS | schema.dims(schema.RANK_EDITED, schema.PREDICTION_EDITED)
+
+STATIC = schema.dims(
+    schema.CLASS_VALUE, schema.CLASS_VALUE_CONTROL, schema.CLASS_VALUE_HEAD
 )
 
 ONE_PASS = Recipe(
     name="one_pass",
     step=one_pass,
-    dims={**base.DIMS, **PER_TOKEN, **AGREEMENT},
-    labelled=tuple(
-        name for name in PAPER.labelled if name not in {**INTERVENED, **OF_HEADS}
-    ),
-    options={"top": base.TOP, "k": K, "heads": False},
-    prepare=prepare,
-    once=PAPER.once,
+    dims=DIMS,
+    needs_label=schema.needs_label(DIMS),
+    options=OnePassOptions(),
+    setup=setup,
+    static=STATIC,
+)
+
+PAPER = Recipe(
+    name="paper",
+    step=paper,
+    dims=EDITED_DIMS,
+    needs_label=schema.needs_label(EDITED_DIMS),
+    options=PaperOptions(),
+    setup=setup,
+    static=STATIC,
 )

@@ -1,99 +1,188 @@
-"""What a recipe is: a step, the axes of what it returns, and what it prepares once."""
+"""The recipe protocol: what is computed for every image of a data set.
+
+A recipe is `setup(model) -> carry, static arrays` and `step(model, batch, carry) ->
+rows`. Both are pure and traceable; neither knows disks, processes or devices. A recipe
+that needs more than one sweep over the images, such as one that fits something on other
+images first, gives `passes` instead of a step.
+"""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from jaxtyping import Array
 
+from vitjax.messages import unknown
 from vitjax.models.model import Model
 from vitjax.types import Batch
 
+Dims = Mapping[str, tuple[str, ...]]
+"""Array name -> names of its axes after `image`."""
 
-class Prepared(NamedTuple):
+
+class Setup(NamedTuple):
     """What depends on the model alone.
 
     Args:
-        aux: a pytree that every step is handed.
-        once: array name -> values that are written once, without an image axis.
+        carry: a pytree that every step is handed.
+        static: array name -> values that are written once, without an image axis.
     """
 
-    aux: Any
-    once: Mapping[str, Array]
+    carry: Any = ()
+    static: Mapping[str, Array] = {}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+class Context(Protocol):
+    """What a pass may ask of the run that it belongs to.
+
+    Args:
+        model: on the devices, in the dtype of the run.
+        source: the data set, labels as class numbers; with `id` and `len`.
+        images: how many of it are run.
+        batch_size: images per step over the devices of this process.
+        seed: of whatever is random.
+        mesh: the devices of this process.
+    """
+
+    model: Model
+    source: Any
+    images: int
+    batch_size: int
+    seed: int
+    mesh: Any
+
+    def open_data(self, spec: Any) -> Any:
+        """Another data set, labels matched against the same classes."""
+        ...
+
+    def batches(self, source: Any, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of one shape of images of a source; padding has `valid` False."""
+        ...
+
+    def rows(self, name: str) -> np.ndarray:
+        """An array of the run as it is on disk, image i in row i, to be read in slices.
+
+        Rows of images that are not this process's may hold fill values.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Pass:
+    """One sweep over all images.
+
+    Args:
+        step: `step(model, batch, carry) -> {array name: rows}`; every array has a
+            leading image axis. One object for equal programs: it is jitted by identity.
+        dims: axes of the arrays that it returns.
+        setup: `setup() -> Setup`, called before the first step if anything is left to
+            do, under the run's matmul precision.
+        carry_shape: its carry as a pytree of `jax.ShapeDtypeStruct`.
+        region: axis -> (start, stop), where the arrays are a part of what the run
+            holds. All passes that write an array cut its axes at multiples of one size.
+        title: shown beside the progress, such as "fit 2/9".
+        previews: how many of the first images are kept as the model saw them.
+    """
+
+    step: Callable[[Model, Batch, Any], dict[str, Array]]
+    dims: Dims
+    setup: Callable[[], Setup] = Setup
+    carry_shape: Any = ()
+    region: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    title: str = ""
+    previews: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of a recipe that has none."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Recipe:
-    """A question asked of every image.
+    """What is computed for every image, and the names of the axes of what comes out.
 
     Args:
         name: what it is called on the command line.
-        step: `step(model, batch, **options) -> {array name: rows}`; with `prepare`, it
-            is `step(model, batch, aux, **options)`. Pure and traceable; every array it
-            returns has a leading image axis.
+        step: `step(model, batch, **options) -> {array name: rows}`; with `setup`, it is
+            `step(model, batch, carry, **options)`. Every array that it returns has a
+            leading image axis, and an image's rows do not depend on its batch.
         dims: for every array that the step may return, the names of its axes after
             `image`.
-        labelled: arrays that mean nothing for an image without a known class; the
-            stream leaves them unwritten there.
-        options: keywords of the step, recorded in the manifest.
-        prepare: None, or `prepare(model, seed=seed, **options) -> Prepared`.
-        once: for every array that `prepare` may return, the names of its axes.
-        measure: None, or `measure(model, batch, **options) -> JSON`, called once a run
-            is through: what to put into the manifest as "measured", such as speeds.
-        pictures: how many of the first images are kept as the model saw them.
+        needs_label: arrays that mean nothing for an image without a known class; they
+            hold fill values there.
+        options: a frozen dataclass, its fields the keywords of `step` and `setup`; they
+            become flags of `vitjax run NAME` and part of the manifest. A mapping is
+            made into one.
+        setup: None, or `setup(model, *, seed, **options) -> Setup`.
+        static: for every array that `setup` may return, the names of its axes.
+        benchmark: None, or `benchmark(model, batch, **options) -> JSON`, called once a
+            run is through; it goes into the manifest as "measured".
+        previews: how many of the first images are kept as the model saw them.
+        passes: None, or `passes(context, **options) -> [Pass]` instead of `step`;
+            `dims` then hold the arrays of all of them.
+        describe: None, or `describe(context, **options) -> JSON` for the manifest, as
+            "study"; what it says does not identify the run.
+
+    Example:
+        >>> Recipe(name="entropy", step=entropy, dims={"entropy": ("layer", "token")})
     """
 
     name: str
-    step: Callable[..., dict[str, Array]]
-    dims: Mapping[str, tuple[str, ...]]
-    labelled: tuple[str, ...] = ()
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prepare: Callable[..., Prepared] | None = None
-    once: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    measure: Callable[..., dict[str, Any]] | None = None
-    pictures: int = 8
+    step: Callable[..., dict[str, Array]] | None = None
+    dims: Dims
+    needs_label: tuple[str, ...] = ()
+    options: Any = NoOptions()
+    setup: Callable[..., Setup] | None = None
+    static: Dims = dataclasses.field(default_factory=dict)
+    benchmark: Callable[..., dict[str, Any]] | None = None
+    previews: int = 8
+    passes: Callable[..., Sequence[Pass]] | None = None
+    describe: Callable[..., dict[str, Any]] | None = None
 
-    def asked(self, options: Mapping[str, Any]) -> "Recipe":
-        """The same question with other options.
+    def __post_init__(self):
+        if isinstance(self.options, Mapping):
+            fields = [
+                (name, type(value), dataclasses.field(default=value))
+                for name, value in self.options.items()
+            ]
+            kind = dataclasses.make_dataclass("Options", fields, frozen=True)
+            object.__setattr__(self, "options", kind())
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The options as keywords of the step."""
+        return {
+            field.name: getattr(self.options, field.name)
+            for field in dataclasses.fields(self.options)
+        }
+
+    def with_options(self, options: Any) -> "Recipe":
+        """A copy of the recipe with other options.
 
         Args:
-            options: keywords of the step, to replace those of the recipe.
+            options: a whole options dataclass, or a mapping of those to replace.
 
         Raises:
             ValueError: the recipe has no such option.
         """
-        unknown = [name for name in options if name not in self.options]
-        if unknown:
-            raise ValueError(
-                f"The recipe {self.name!r} has no option {', '.join(unknown)}; it has "
-                f"{', '.join(self.options) or 'none'}."
-            )
-        return dataclasses.replace(self, options={**self.options, **options})
+        if isinstance(options, Mapping):
+            for name in options:
+                if name not in self.keywords:
+                    what = f"option of the recipe {self.name!r}"
+                    raise ValueError(unknown(what, name, tuple(self.keywords)))
+            options = dataclasses.replace(self.options, **options)
+        return dataclasses.replace(self, options=options)
 
-    def make(self, model: Model, seed: int) -> Prepared:
-        """What the steps need of a model beside itself.
+    def run_setup(self, model: Model, seed: int) -> Setup:
+        """The carry and the static arrays of a model; nothing without `setup`."""
+        if self.setup is None:
+            return Setup()
+        return self.setup(model, seed=seed, **self.keywords)
 
-        Args:
-            model: the model.
-            seed: of whatever is random.
-
-        Returns:
-            Nothing, where the recipe prepares nothing.
-        """
-        if self.prepare is None:
-            return Prepared((), {})
-        return self.prepare(model, seed=seed, **self.options)
-
-    def rows(self, model: Model, batch: Batch, aux: Any) -> dict[str, Array]:
-        """The rows of one batch.
-
-        Args:
-            model: the model.
-            batch: images and labels.
-            aux: of `make`.
-
-        Returns:
-            Array name to rows.
-        """
-        extra = () if self.prepare is None else (aux,)
-        return self.step(model, batch, *extra, **self.options)
+    def run_step(self, model: Model, batch: Batch, carry: Any) -> dict[str, Array]:
+        """The rows of one batch."""
+        assert self.step is not None
+        extra = () if self.setup is None else (carry,)
+        return self.step(model, batch, *extra, **self.keywords)

@@ -19,7 +19,7 @@ from vitjax.report import ink
 from vitjax.report.panels import MEASURE_LABELS
 from vitjax.report.per_image import Digest
 from vitjax.runner.results import Results
-from vitjax.runner.storage import read_bytes
+from vitjax.runner.store import read_bytes
 
 COLOUR_MAP = "viridis"
 ABSENT = (128, 128, 128)

@@ -1,42 +1,44 @@
-"""What a run will take: memory as compiled, disk and time from its first batches.
+"""Estimates of a run's memory, disk and time, before it or from its first batches.
 
-memory per device   what lies there (weights, what the recipe prepared) and what the
-compiler planned: for preparing, or for a step, where that is more,
-with two batches and their results: while the host writes one, the
-devices compute the next
-memory of the host  images that were read for the next batches, and rows that wait to
-be written; CPUs take theirs out of the same memory
+memory per device   what is there (weights, the recipe's carry) and what the compiler
+                    planned, for the setup or for a step, whichever is more, with two
+                    batches and their results: while the host writes one, the devices
+                    compute the next
+memory of the host  images read for the next batches, and rows that wait to be written;
+                    CPUs take theirs out of the same memory
 disk                bytes of the first rows as they are stored, times the images
 time                compiling, and the images at the rate of the first batches
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
+import obstore.store
 from jax.sharding import Mesh
 
-from vitjax.data.masks import MaskConvention, MaskRule
+from vitjax.checkpoints.loading import init
 from vitjax.models.model import Model
 from vitjax.recipes.recipe import Recipe
+from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.buffer import Part
-from vitjax.runner.folder import images_per_chunk
-from vitjax.runner.job import Job, make_job, preparation
-from vitjax.runner.parts import computed
+from vitjax.runner.options import PRECISION, RunOptions
 from vitjax.runner.progress import clock_time
-from vitjax.runner.results import ArraySpec
-from vitjax.runner.storage import ROWS
+from vitjax.runner.store import ROWS, Folder
+from vitjax.runner.writer import ArraySpec, RunWriter, images_per_chunk
 from vitjax.types import Config
 
-CALIBRATION_SECONDS = 10.0
-CALIBRATION_LAPS = 3
-"""Batches after the first, which also fills the pipeline, that are timed at least."""
+if TYPE_CHECKING:
+    from vitjax.runner.loop import Job
+
+LAPS, LAP_SECONDS = 3, 10.0
+"""Batches after the first that are timed: so many, or as many as fit the time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +50,10 @@ class Estimate:
         batch_size: images per step over all devices.
         device: number and kind.
         device_bytes: of memory on each device at the peak.
-        device_limit: what one device has, None where it does not say; of CPUs, what
-            the host leaves of the machine's, in equal parts.
-        host_bytes: of the host's memory at the peak, for images and rows on their way:
-            of one process with its workers, beside Python and its libraries.
+        device_limit: what one device has, None where it does not say; of CPUs, what the
+            host leaves of the machine's, in equal parts.
+        host_bytes: of the host's memory at the peak, for images and rows: of one
+            process with its workers, beside Python and its libraries.
         disk_bytes: of all rows.
         objects: files, or objects of a bucket.
         compile_seconds: tracing and compiling the step.
@@ -72,90 +74,69 @@ class Estimate:
     seconds: float
 
     def __str__(self) -> str:
-        lines = [
+        text = (
             f"Estimated for {self.images:,} images in batches of {self.batch_size} on "
             f"{self.device}: {size(self.device_bytes)} of memory on each device and "
             f"{size(self.host_bytes)} of the host's, "
             f"{size(self.disk_bytes)} on disk in {self.objects:,} objects, "
             f"{clock_time(self.seconds)} ({self.images_per_second:,.1f} images/s, "
             f"{self.compile_seconds:.0f} s of it to compile)."
-        ]
+        )
         if self.device_limit is not None and self.device_bytes > self.device_limit:
-            lines += [
-                f"That is more than the {size(self.device_limit)} there are: give a "
+            text += (
+                f"\nThat is more than the {size(self.device_limit)} there are: give a "
                 "smaller --batch-size."
-            ]
-        return "\n".join(lines)
+            )
+        return text
 
 
-class Calibration:
-    """Watches a run's first batches, and says what the whole will take.
+class RunEstimator:
+    """Watches the first batches of a run and estimates the whole.
 
     Args:
         job: what is run.
-        images: still to run, by all processes.
-        chunk: images per chunk of the rows.
-        clock: seconds, monotonic.
+        images: still to run by this process.
+        compile_seconds: of the step.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        *,
-        images: int,
-        chunk: int,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self.job, self.images, self.chunk, self.clock = job, images, chunk, clock
-        started = clock()
-        self.device_bytes = planned_bytes(job)
-        self.started = clock()
-        self.compile_seconds = self.started - started
+    def __init__(self, job: "Job", *, images: int, compile_seconds: float):
+        self.job, self.images, self.compile_seconds = job, images, compile_seconds
+        self.started = time.monotonic()
+        self.rows: list[Mapping[str, np.ndarray]] = []
+        self.arrivals: list[float] = []
+        self.estimated = False
 
-    def watch(
-        self, parts: Iterable[Part], say: Callable[[Estimate], None]
-    ) -> Iterator[Part]:
-        """The same parts; as soon as the first few are there, what is left is said.
+    def observe(self, rows: Mapping[str, np.ndarray]) -> Estimate | None:
+        """Take a batch's rows; the estimate once enough have come."""
+        if self.estimated:
+            return None
+        self.rows.append(rows)
+        self.arrivals.append(time.monotonic())
+        laps, elapsed = len(self.rows) - 1, self.arrivals[-1] - self.started
+        images = sum(map(count_images, self.rows))
+        late = elapsed > LAP_SECONDS and laps >= 1
+        if laps < LAPS and not late and images < self.images:
+            return None
+        self.estimated = True
+        return self.estimate()
 
-        Args:
-            parts: what the batches leave behind.
-            say: told once.
-        """
-        parts = iter(parts)
-        first: list[Part] = []
-        arrived: list[float] = []
-        try:
-            for part in parts:
-                first.append(part)
-                arrived.append(self.clock())
-                laps, over = len(first) - 1, arrived[-1] - self.started
-                if over > CALIBRATION_SECONDS and laps >= 1 or laps == CALIBRATION_LAPS:
-                    break
-        except Exception:
-            yield from first  # what is computed is kept
-            raise
-        real = [part.stop > part.start for part in first]  # others are blank
-        if any(real):
-            chosen = [
-                [one for one, kept in zip(ones, real) if kept]
-                for ones in (first, arrived)
-            ]
-            say(self.conclude(*chosen))  # pyright: ignore
-        yield from first
-        yield from parts
-
-    def conclude(self, parts: list[Part], arrived: list[float]) -> Estimate:
-        """What these parts, and when they came, say about the whole."""
-        mesh, processes = self.job.mesh, self.job.batch_size / self.job.share
-        rate = rate_of(parts, arrived, self.started) * processes
-        disk, objects = stored(self.job, parts, chunk=self.chunk)
-        host = host_bytes(self.job, chunk=self.chunk)
+    def estimate(self) -> Estimate:
+        """The whole run, from the batches so far."""
+        job = self.job
+        images = [count_images(rows) for rows in self.rows]
+        if len(images) == 1:
+            rate = images[0] / max(self.arrivals[0] - self.started, 1e-9)
+        else:  # the first batch also fills the pipeline
+            rate = sum(images[1:]) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
+        chunk = job.writer.images_per_chunk if job.writer else sum(images)
+        disk, objects = stored(job.specs, self.rows, images=job.images, chunk=chunk)
+        host = host_bytes(job, chunk=chunk)
         return Estimate(
             images=self.images,
-            batch_size=self.job.batch_size,
-            device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-            device_bytes=self.device_bytes,
-            device_limit=memory_limit(mesh, host=host),
+            batch_size=job.batch_size,
+            device=f"{job.mesh.size} x {job.mesh.devices.flat[0].device_kind}",
+            device_bytes=planned_bytes(job),
+            device_limit=memory_limit(job.mesh, host=host),
             host_bytes=host,
             disk_bytes=disk,
             objects=objects,
@@ -165,212 +146,336 @@ class Calibration:
         )
 
 
+def count_images(rows: Mapping[str, np.ndarray]) -> int:
+    """Images of a batch."""
+    return len(next(iter(rows.values())))
+
+
 def estimate(
     recipe: str | Recipe,
     model: str | Config | Model,
     data: Any,
     *,
-    batch_size: int = 32,
-    limit: int | None = None,
-    seed: int = 0,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    mask_convention: MaskConvention = "area",
-    mask_threshold: float = 0.5,
-    workers: int = 0,
-    options: Mapping[str, Any] | None = None,
+    options: Any = None,
+    **run_options: Any,
 ) -> Estimate:
-    """What `run` with the same arguments would take; nothing is written.
+    """Estimate what `run` with the same arguments would take; nothing is written.
 
-    Args:
-        recipe: as for `run`, like all that follow.
-        model: a model, or the name of one.
-        data: a source.
-        batch_size: images per step over all devices.
-        limit: only the first so many images.
-        seed: for recipes that draw random numbers.
-        dtype: what the model computes in.
-        mask_convention: which tokens are of the class.
-        mask_threshold: share of their pixels.
-        workers: processes that decode and preprocess.
-        options: of the recipe.
-
-    Returns:
-        Memory, disk and time. The first batches of the data are run, about ten seconds.
+    The first batches of the data are run, about ten seconds.
 
     Raises:
-        ValueError: an argument is unknown or out of its range, or no image of the first
-            batches can be read.
+        ValueError: an argument is unknown or out of its range, or the recipe has more
+            than one pass.
     """
-    job = make_job(
-        *(recipe, model, data),
-        batch_size=batch_size,
-        dtype=dtype,
-        limit=limit,
-        labelling=MaskRule(mask_convention, mask_threshold),
-        workers=workers,
-        seed=seed,
-        options=options,
+    from vitjax.runner.loop import make_job, run_batches
+
+    settings = RunOptions(**{"on_error": "skip", **run_options})
+    job = make_job(recipe, model, data, recipe_options=options, options=settings)
+    if job.recipe.passes is not None:
+        raise ValueError(
+            f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
+            "on what is fitted: run it, its progress tells the time left."
+        )
+    part, started = job.passes[0], time.monotonic()
+    jax.block_until_ready(job.step(part, job.empty_batch(), job.setup.carry))
+    seconds = time.monotonic() - started
+    estimator = RunEstimator(job, images=job.images, compile_seconds=seconds)
+    indices = np.arange(job.images)
+    for result in run_batches(job, part, job.setup.carry, indices):
+        if found := estimator.observe(result.rows):
+            break
+    else:
+        found = estimator.estimate()
+    step = max(1, job.batch_size)
+    chunk = images_per_chunk(
+        job.specs,
+        images=job.images,
+        batch_size=step,
+        batch_seconds=step / found.images_per_second,
+        processes=1,
     )
-    chunk = images_per_chunk(job.specs.values(), batch_size=job.share)
-    calibration = Calibration(job, images=job.images, chunk=chunk)
-    found: list[Estimate] = []
-    parts = computed(job, [(0, job.images)], on_error="skip", pictures=0)
-    for _ in calibration.watch(parts, found.append):
-        break
-    parts.close()
-    return found[0]
+    disk, objects = stored(job.specs, estimator.rows, images=job.images, chunk=chunk)
+    host = host_bytes(job, chunk=chunk)
+    return dataclasses.replace(
+        found,
+        host_bytes=host,
+        device_limit=memory_limit(job.mesh, host=host),
+        disk_bytes=disk,
+        objects=objects,
+    )
 
 
-def rate_of(parts: list[Part], arrived: list[float], started: float) -> float:
-    """Images per second; the first batch counts only where it is the only one.
+def planned_bytes(job: "Job") -> int:
+    """Peak memory on each device: of a step, or of the setup before it."""
+    from vitjax.runner.loop import jitted_step
 
-    Args:
-        parts: the first batches.
-        arrived: when each came, in seconds.
-        started: when the first was begun.
+    with jax.default_matmul_precision(job.options.precision):
+        preparing = job.setup_program.lower(job.model, seed=job.seed).compile()
+        batch = meshes.shard(job.empty_batch(), job.mesh)
+        program = jitted_step(job.passes[-1].step, job.mesh)
+        stepping = program.lower(job.model, batch, job.setup.carry).compile()
+    share = total_bytes(batch) // job.mesh.size
+    peak = peak_bytes(preparing, stepping, batch=share, setup=total_bytes(job.setup))
+    return weight_bytes(job.loaded_model, job.model) + peak
+
+
+def weight_bytes(loaded: Model, model: Model) -> int:
+    """Bytes of weights on the first device, which also holds those as they were loaded;
+    of one dtype they share memory.
     """
-    images = [part.stop - part.start for part in parts]
-    if len(parts) == 1:
-        return images[0] / max(arrived[0] - started, 1e-9)
-    return sum(images[1:]) / max(arrived[-1] - arrived[0], 1e-9)
+    return total_bytes(model) + (
+        0 if loaded.dtype == model.dtype else total_bytes(loaded)
+    )
 
 
-def planned_bytes(job: Job) -> int:
-    """Peak memory on each device: of a step, or of what the recipe prepares before.
-
-    Compiles both, as their first calls would.
+def peak_bytes(preparing: Any, stepping: Any, *, batch: int, setup: int) -> int:
+    """Bytes on each device beside the weights, in the setup or in a step, of which two
+    batches and their results are there at once.
     """
-    with jax.default_matmul_precision(job.precision):
-        make = preparation(job.recipe, job.mesh)
-        preparing = make.lower(job.placed, seed=job.seed).compile()
-        batch = meshes.shard(job.blank(), job.mesh)
-        stepping = job.program.lower(job.placed, batch, job.prepared.aux).compile()
-    held = total_bytes(batch) // job.mesh.size
-    peak = at_peak(preparing, stepping, batch=held, prepared=total_bytes(job.prepared))
-    return weight_bytes(job.model, job.placed) + peak
 
+    def planned(compiled: Any, results: int) -> int:
+        memory = compiled.memory_analysis()
+        return memory.temp_size_in_bytes + results * memory.output_size_in_bytes
 
-def weight_bytes(loaded: Model, placed: Model) -> int:
-    """Bytes of weights on the first device, which has most of them.
-
-    Args:
-        loaded: the model as it was loaded, there.
-        placed: the same in the dtype it computes in; of one dtype they share memory.
-    """
-    shared = loaded.dtype == placed.dtype
-    return total_bytes(placed) + (0 if shared else total_bytes(loaded))
-
-
-def at_peak(preparing: Any, stepping: Any, *, batch: int, prepared: int) -> int:
-    """Bytes on each device beside the weights, while preparing or in a step.
-
-    Args:
-        preparing: the compiled program that makes what the recipe prepares.
-        stepping: the compiled step; two batches and their results are there at once.
-        batch: bytes of a device's share of a batch.
-        prepared: bytes of what the recipe prepared.
-    """
-    step = planned(stepping, results=2) + prepared + 2 * batch
-    return max(planned(preparing, results=1), step)
-
-
-def planned(compiled: Any, *, results: int) -> int:
-    """Bytes of scratch on each device, and of so many results of a program."""
-    memory = compiled.memory_analysis()
-    return memory.temp_size_in_bytes + results * memory.output_size_in_bytes
+    return max(planned(preparing, 1), planned(stepping, 2) + setup + 2 * batch)
 
 
 def total_bytes(tree: Any) -> int:
-    """Of all arrays of a tree, or of those that it describes."""
+    """Of all arrays of a tree, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def host_bytes(job: Job, *, chunk: int) -> int:
+def host_bytes(job: "Job", *, chunk: int) -> int:
     """Peak memory of one process's host for images and rows.
 
     Two batches are always there: the one that the devices compute, and the next. Of
     what is read for the one after, threads hold the images of two batches and those
     that are being put together; a worker holds such images and their batch, and two
     finished batches on their way.
-
-    Args:
-        job: what is run.
-        chunk: images per chunk of the rows.
     """
-    images = total_bytes(job.blank())
-    read = 4 * job.workers or 3
-    rows = chunk * sum(
-        math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
-        for spec in job.specs.values()
-        if spec.dims[0] == "image"
-    )
+    images = total_bytes(job.empty_batch())
+    read = 4 * job.options.workers or 3
+    specs = job.specs.values()
+    rows = chunk * sum(spec.row_bytes for spec in specs if spec.dims[0] == "image")
     # A chunk is written while nothing is put together: its rows as they came, in one
     # array, and encoded.
     return max((read + 2) * images + rows, read * images + 3 * rows)
 
 
 def memory_limit(mesh: Mesh, *, host: int) -> int | None:
-    """Memory of each device; CPUs share what the host leaves of the machine's.
-
-    Args:
-        mesh: the devices.
-        host: bytes that the host takes.
-    """
-    device = mesh.local_devices[0]
+    """Memory of each device; CPUs share what the host leaves of the machine's."""
+    device = mesh.devices.flat[0]
     if device.platform == "cpu":
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return max(whole - host, 0) // len(mesh.local_devices)
+        return max(whole - host, 0) // mesh.size
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def stored(job: Job, parts: list[Part], *, chunk: int) -> tuple[int, int]:
-    """Bytes and objects of a whole run, from the rows of its first batches."""
-    chunks, done = (
-        -(-job.images // chunk),
-        sum(part.stop - part.start for part in parts),
-    )
-    total, objects = 0, 2  # the manifest and images.csv, which are small
-    for name, spec in job.specs.items():
-        if spec.dims[0] != "image":
-            shape, pieces = list(spec.shape), 1
-            if spec.dims[0] == "shown":
-                shape[0] = min(shape[0], job.images)
-                pieces = -(-shape[0] // chunk)
-            total += math.prod(shape) * np.dtype(spec.dtype).itemsize
-            objects += 1 + pieces
-            continue
-        rows = np.concatenate([part.rows[name] for part in parts])
-        total += round(encoded_bytes(spec, rows) * job.images / done)
-        objects += 1 + chunks
-    return total, objects + 1 + chunks  # `done`
-
-
-def encoded_bytes(spec: ArraySpec, rows: np.ndarray) -> int:
-    """What rows take on disk, by the same codecs and in memory."""
-    import tensorstore as ts
-
-    context = ts.Context()
-    few = dataclasses.replace(spec, shape=rows.shape)
-    where = {"driver": "memory", "path": f"{ROWS}/"}
-    store = ts.open(
-        {
-            "driver": "zarr3",
-            "kvstore": where,
-            "metadata": few.metadata(images_per_chunk=len(rows)),
-            "create": True,
-        },
-        context=context,
-    ).result()
-    store.write(rows).result()
-    kept = ts.KvStore.open(where, context=context).result()
-    keys = [key for key in kept.list().result() if not key.endswith(b"zarr.json")]
-    return sum(len(kept.read(key).result().value) for key in keys)
+def stored(
+    specs: Mapping[str, ArraySpec],
+    batches: list[Mapping[str, np.ndarray]],
+    *,
+    images: int,
+    chunk: int,
+) -> tuple[int, int]:
+    """Bytes and objects of a whole run, from its first rows as the writer stores them
+    in memory.
+    """
+    done, chunks = sum(map(count_images, batches)), -(-images // chunk)
+    rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    few = {
+        name: dataclasses.replace(specs[name], shape=(done, *specs[name].shape[1:]))
+        for name in [*rows, "done"]
+    }
+    manifest = {"data": {"images": done}, "images_per_chunk": done}
+    writer = RunWriter(Folder(obstore.store.MemoryStore()), manifest, few)
+    writer.create_arrays()
+    writer.write_chunk(0, rows, region={})
+    sizes = [len(writer.folder.read(key) or b"") for key in writer.folder.list(ROWS)]
+    static = [spec for spec in specs.values() if spec.dims[0] != "image"]
+    rest = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in static)
+    objects = 3 + len(specs) + chunks * len(few) + len(static)
+    return round(sum(sizes) * images / done) + rest, objects
 
 
 def size(count: int | float) -> str:
-    """Bytes for a person."""
+    """Bytes in a unit that a person reads."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.2f} {unit}"
+
+
+LIBTPU_ENV = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""Without these, libtpu looks for this machine's TPUs in the network, and wants them
+for one process alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuEstimate:
+    """A step as it was compiled ahead of time for a TPU topology.
+
+    Args:
+        recipe: its name.
+        model: its name.
+        topology: as it was given.
+        device: number and kind.
+        batch_size: images per step over all devices.
+        dtype: what the model computes in.
+        device_bytes: of memory on each device at the peak, as `Estimate` has it.
+        compile_seconds: tracing and compiling here.
+    """
+
+    recipe: str
+    model: str
+    topology: str
+    device: str
+    batch_size: int
+    dtype: str
+    device_bytes: int
+    compile_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"Compiled for {self.device} ({self.topology}), {self.recipe} of "
+            f"{self.model} in {self.dtype} and batches of {self.batch_size}: "
+            f"{size(self.device_bytes)} of memory on each device "
+            f"({self.compile_seconds:.0f} s to compile here). Time and disk need the "
+            "devices and data."
+        )
+
+
+def estimate_tpu(
+    recipe: str | Recipe,
+    model: str | Config | Model,
+    *,
+    topology: str,
+    batch_size: int = 32,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    masks: bool = True,
+    options: Any = None,
+) -> TpuEstimate:
+    """Compile a recipe's step for TPUs that need not be here; nothing is run.
+
+    Args:
+        recipe: a recipe, or its name.
+        model: a model, or what `vitjax.init` takes; its weights are not made.
+        topology: JAX's name for the TPUs, kind and shape: "v5e:4x4", "v4:2x2x2".
+        batch_size: images per step over all devices; rounded up to a multiple of them.
+        dtype: what the model computes in.
+        masks: whether the data set has masks, for which a recipe may do more.
+        options: of the recipe.
+
+    Raises:
+        ValueError: an argument is unknown or out of its range.
+        ImportError: libtpu, the compiler for TPUs, is not installed.
+        MemoryError: the devices have less memory than the step needs.
+    """
+    from vitjax.runner.loop import empty_batch, jitted_setup, jitted_step
+
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe.with_options(options) if options else recipe
+    mesh = find_topology(topology)
+    batch_size = meshes.fit_batch_size(batch_size, mesh)
+
+    def weights():
+        made = model if isinstance(model, Model) else init(model)
+        return made, made.astype(dtype)
+
+    def with_sharding(sharding: Any, tree: Any) -> Any:
+        def place(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(place, tree)
+
+    loaded, shapes = jax.eval_shape(weights)
+    started = time.perf_counter()
+    with jax.default_matmul_precision(PRECISION[dtype]), fits_in_memory(mesh):
+        program = jitted_setup(recipe, mesh)
+        placed = with_sharding(meshes.replicated(mesh), shapes)
+        setup = program.eval_shape(shapes, seed=0)
+        carry = with_sharding(meshes.replicated(mesh), setup.carry)
+        batch = jax.eval_shape(
+            lambda: empty_batch(shapes.config, batch_size, masks=masks)
+        )
+        batch = with_sharding(meshes.batch_sharding(mesh), batch)
+        preparing = program.lower(placed, seed=0).compile()
+        step = jitted_step(recipe.run_step, mesh)
+        stepping = step.lower(placed, batch, carry).compile()
+    share = total_bytes(batch) // mesh.size
+    peak = peak_bytes(preparing, stepping, batch=share, setup=total_bytes(setup))
+    return TpuEstimate(
+        recipe=recipe.name,
+        model=shapes.provenance.name or "unnamed",
+        topology=topology,
+        device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        batch_size=batch_size,
+        dtype=dtype,
+        device_bytes=weight_bytes(loaded, shapes) + peak,
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def find_topology(name: str) -> Mesh:
+    """The devices of a topology as a mesh to compile for."""
+    from jax.experimental import topologies
+
+    kind, _, shape = name.partition(":")
+    chips: dict[str, Any] = {}
+    if kind == "v4":  # else either core of a chip is a device with half its memory
+        chips["chip_config_name"] = "megacore"
+    if shape in ("1x1", "1x1x1"):  # else four chips to a host
+        chips["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        with environment(LIBTPU_ENV):
+            topology = topologies.get_topology_desc(name, platform="tpu", **chips)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if not reason.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+            raise
+        raise ValueError(
+            f"There is no topology {name!r} ({reason}). Name a kind of TPU and its "
+            "shape in chips, such as v5e:4x4, v4:2x2x2 or v6e:2x2."
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"Compiling for {name} needs libtpu, JAX's compiler for TPUs, which is not "
+            'here: pip install "vitjax[tpu]" on a Linux machine, or set '
+            "TPU_LIBRARY_PATH to the file libtpu.so."
+        ) from error
+    return meshes.make_mesh(topology.devices)
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while; those that are set stay as they are."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def fits_in_memory(mesh: Mesh) -> Iterator[None]:
+    """Turn the compiler's refusal for lack of memory into a `MemoryError`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise MemoryError(
+            "The program does not fit "
+            f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({reason}). Give a "
+            "smaller --batch-size, or more devices."
+        ) from error

@@ -1,9 +1,10 @@
-"""What a run is: everything its rows depend on, and what it was run with."""
+"""The manifest of a run: everything that its rows depend on, and what it ran with."""
 
 import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import platform
 from typing import Any
 
@@ -12,43 +13,30 @@ import numpy as np
 
 import vitjax
 from vitjax.models.model import Model
-from vitjax.runner.job import Job
-from vitjax.runner.results import FORMAT, FORMAT_VERSION
+from vitjax.runner.store import Folder
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore")
+FORMAT, FORMAT_VERSION = "vitjax-run", 2
+MANIFEST = "manifest.json"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "zarr")
 
+IDENTITY = (
+    "format_version",
+    "recipe",
+    "recipe_options",
+    "model",
+    "data",
+    "batch_size",
+    "dtype",
+    "matmul_precision",
+    "seed",
+    "limit",
+    "masks",
+    "arrays",
+)
+"""What must be equal for a run to be resumed."""
 
-def describe(job: Job) -> dict[str, Any]:
-    """A new run's manifest.
-
-    Args:
-        job: what is run.
-
-    Returns:
-        A dict that JSON can hold.
-    """
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "recipe": job.recipe.name,
-        "recipe_options": dict(job.recipe.options),
-        "model": describe_model(job.model),
-        "data": {"spec": job.spec, "id": job.source.id, "images": job.images},
-        "batch_size": job.asked,
-        "dtype": job.dtype,
-        "matmul_precision": job.precision,
-        "seed": job.seed,
-        "limit": job.limit,
-        "masks": dataclasses.asdict(job.labelling) if job.masks else None,
-        "versions": versions(),
-        "devices": devices(),
-        "created": now(),
-        "finished": None,
-        "images_per_second": None,
-        "resumed": [],
-        "skipped": [],
-        "vanished": [],
-    }
+LOCATIONS = ("model.checkpoint", "data.spec")
+"""Paths may change; `model.sha256` and `data.id` say whether the content did."""
 
 
 def describe_model(model: Model) -> dict[str, Any]:
@@ -80,43 +68,94 @@ def hash_parameters(params: Any) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Of Python, this package, and those that numbers depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"vitjax": vitjax.__version__, "python": platform.python_version(), **found}
-
-
-def devices() -> dict[str, Any]:
-    """What a run computes on."""
-    first = jax.devices()[0]
+def describe_session() -> dict[str, Any]:
+    """Versions and devices that a process computes with."""
+    first = jax.local_devices()[0]
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": jax.device_count(),
-        "processes": jax.process_count(),
+        "versions": {
+            "vitjax": vitjax.__version__,
+            "python": platform.python_version(),
+            **packages,
+        },
+        "devices": {
+            "platform": first.platform,
+            "kind": first.device_kind,
+            "count": jax.local_device_count(),
+        },
     }
 
 
-def note_resumption(manifest: dict[str, Any]) -> list[str]:
-    """Record versions and devices that are not those the run began with.
-
-    Returns:
-        What changed, a phrase each; rows computed from here on may differ in the last
-        bits from those computed before.
-    """
-    session = {"versions": versions(), "devices": devices()}
-    past = manifest["resumed"][-1] if manifest["resumed"] else manifest
-    changed = [
-        f"{name} was {past[part].get(name)} and is {value}"
-        for part in session
-        for name, value in session[part].items()
-        if past[part].get(name) != value
+def session_changes(manifest: dict[str, Any]) -> list[str]:
+    """How this session differs from the one that created the run, a phrase each."""
+    return [
+        f"{name} was {manifest[part].get(name)} and is {value}"
+        for part, values in describe_session().items()
+        for name, value in values.items()
+        if manifest[part].get(name) != value
     ]
-    if changed:
-        manifest["resumed"].append({"at": now(), **session})
-    return changed
 
 
 def now() -> str:
     """The present moment: UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def encode_manifest(manifest: dict[str, Any]) -> bytes:
+    """The manifest as it is written."""
+    return json.dumps(manifest, indent=1).encode()
+
+
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
+    """The manifest of a run directory, None where there is none.
+
+    Raises:
+        ValueError: it is no manifest, or of a format that this version does not read.
+    """
+    content = folder.read(MANIFEST)
+    if content is None:
+        return None
+    try:
+        manifest = json.loads(content)
+        version = manifest["format"], manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{MANIFEST} in {folder.path} is no manifest of a run ({error!r}). Restore "
+            "it, or give another folder."
+        ) from error
+    if version != (FORMAT, FORMAT_VERSION):
+        raise ValueError(
+            f"{folder.path} holds {version[0]!r} of version {version[1]!r}; this "
+            f"vitjax reads {FORMAT!r} of version {FORMAT_VERSION}. Run again into "
+            "another folder, or use the version of vitjax that wrote it."
+        )
+    return manifest
+
+
+def check_same_run(path: str, existing: dict, manifest: dict) -> None:
+    """Raise a ValueError that names what differs between two runs."""
+    manifest = json.loads(json.dumps(manifest))  # tuples become lists, as on disk
+    lines = [
+        line
+        for key in IDENTITY
+        for line in differences(key, existing.get(key), manifest.get(key))
+    ]
+    if lines:
+        raise ValueError(
+            f"{path} holds another run: {'; '.join(lines)}. Give another --out, or the "
+            "options of that run to resume it."
+        )
+
+
+def differences(name: str, there: Any, here: Any) -> list[str]:
+    """What differs between two JSON values, one short phrase each."""
+    if name in LOCATIONS or there == here:
+        return []
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*there, *(key for key in here if key not in there)]
+        parts = (differences(f"{name}.{k}", there.get(k), here.get(k)) for k in keys)
+        return [line for part in parts for line in part]
+    shown = [json.dumps(value) for value in (there, here)]
+    if max(map(len, shown)) > 80:
+        return [f"{name} differs"]
+    return [f"{name} is {shown[0]} there and {shown[1]} here"]

@@ -44,7 +44,7 @@ from vitjax.runner.probe_study import (
 from vitjax.runner.probing import Prober
 from vitjax.runner.progress import Rate, progress
 from vitjax.runner.results import Results
-from vitjax.runner.storage import gone_chunks
+from vitjax.runner.store import gone_chunks
 from vitjax.types import Config
 
 

@@ -9,7 +9,9 @@ Advance = Callable[[int], None]
 
 
 class Rate:
-    """Images per second since the first step ended, which had to compile.
+    """Images per second of a session, from its first step to its last result.
+
+    Compiling is told apart: the clock starts when the first batch has been compiled.
 
     Args:
         total: images to do.
@@ -17,39 +19,28 @@ class Rate:
     """
 
     def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic):
-        self.total = total
-        self.clock = clock
-        self.started = clock()
+        self.total, self.clock = total, clock
         self.done = 0
-        self.first: tuple[int, float] | None = None
+        self.started: float | None = None
 
-    def advance(self, images: int) -> None:
-        """Count images that are done."""
-        self.done += images
-        if self.first is None:
-            self.first = (self.done, self.clock())
+    def start(self) -> None:
+        """The program is compiled: computing begins."""
+        if self.started is None:
+            self.started = self.clock()
 
     @property
     def images_per_second(self) -> float | None:
         """None before the first image is done."""
-        if self.first is None:
+        if self.started is None or self.done == 0:
             return None
-        images, seconds = self.done - self.first[0], self.clock() - self.first[1]
-        if images == 0:  # one step only: its compilation is in the figure
-            images, seconds = self.done, self.clock() - self.started
-        return images / max(seconds, 1e-9)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """None before the first image is done."""
-        rate = self.images_per_second
-        return None if rate is None else (self.total - self.done) / rate
+        return self.done / max(self.clock() - self.started, 1e-9)
 
     def __str__(self) -> str:
-        if self.first is None:
-            return "compiling"
-        left = clock_time(self.seconds_left or 0.0)
-        return f"{self.images_per_second:.1f} images/s, {left} left"
+        rate = self.images_per_second
+        if rate is None:
+            return "compiling" if self.started is None else "computing"
+        left = clock_time((self.total - self.done) / rate)
+        return f"{rate:.1f} images/s, {left} left"
 
 
 def clock_time(seconds: float) -> str:
@@ -60,64 +51,49 @@ def clock_time(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(rate: Rate, *, title: str, done: int, show: bool) -> Iterator[Advance]:
-    """Show a run's progress on stderr while the context is open.
+    """Show a run's progress on stderr; gives a function to call with images just done.
 
     Args:
         rate: counts what this session does.
         title: what is running.
         done: images that an earlier session did.
         show: False for silence.
-
-    Returns:
-        A function to call with the number of images just done.
     """
+    from rich import progress as bars
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not show:
-        yield rate.advance
-    elif console.is_terminal or console.is_jupyter:
-        with bar(console, rate, title, done) as advance:
+    console, total = Console(stderr=True), done + rate.total
+    if show and (console.is_terminal or console.is_jupyter):
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+        )
+        with bars.Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, completed=done, rate=str(rate))
+
+            def advance(images: int) -> None:
+                rate.done += images
+                bar.update(task, advance=images, rate=str(rate))
+
             yield advance
-    else:
-        yield lines(console, rate, title, done)
+        return
 
+    def print_line() -> None:
+        state = f"{title}: {done + rate.done}/{total} images, {rate}"
+        console.print(state, highlight=False, soft_wrap=True)
 
-@contextlib.contextmanager
-def bar(console, rate: Rate, title: str, done: int) -> Iterator[Advance]:
-    """A rich progress bar with images/s and time left."""
-    from rich import progress as rich_progress
-
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[rate]}"),
-    )
-    with rich_progress.Progress(*columns, console=console) as shown:
-        total = done + rate.total
-        task = shown.add_task(title, total=total, completed=done, rate=str(rate))
-
-        def advance(images: int) -> None:
-            rate.advance(images)
-            shown.update(task, advance=images, rate=str(rate))
-
-        yield advance
-
-
-def lines(console, rate: Rate, title: str, done: int) -> Advance:
-    """A line at the start, every LINE_SECONDS, and at the end."""
-    total = done + rate.total
-    state = f"{title}: {done}/{total} images, {rate}"
-    console.print(state, highlight=False, soft_wrap=True)
-    shown = rate.clock()
+    printed = rate.clock()
 
     def advance(images: int) -> None:
-        nonlocal shown
-        rate.advance(images)
-        if rate.clock() - shown >= LINE_SECONDS or rate.done == rate.total:
-            shown = rate.clock()
-            state = f"{title}: {done + rate.done}/{total} images, {rate}"
-            console.print(state, highlight=False, soft_wrap=True)
+        nonlocal printed
+        rate.done += images
+        due = rate.clock() - printed >= LINE_SECONDS or rate.done == rate.total
+        if show and due:
+            printed = rate.clock()
+            print_line()
 
-    return advance
+    if show:
+        print_line()
+    yield advance

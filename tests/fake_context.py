@@ -1,0 +1,87 @@
+"""A run in memory: the passes of a recipe over a source, without disk or processes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitjax.data.datasets import open_source
+from vitjax.data.images import Preprocess
+from vitjax.data.loader import batches
+from vitjax.models.model import Model
+from vitjax.recipes.recipe import Pass, Recipe
+
+FILL = {"i": -1, "f": np.nan, "b": False}
+
+
+@dataclasses.dataclass
+class FakeContext:
+    """A `recipe.Context`; `run` fills `arrays` and `static`."""
+
+    model: Model
+    data: Any
+    batch_size: int = 8
+    limit: int | None = None
+    seed: int = 0
+    masks: bool = False
+    on_error: Any = "stop"
+
+    def __post_init__(self):
+        self.source = self.open_data(self.data)
+        self.images = min(len(self.source), self.limit or len(self.source))
+        self.mesh = Mesh(np.asarray(jax.devices()[:1]), ("batch",))
+        self.arrays, self.static = {}, {}
+
+    def open_data(self, spec):
+        classes, ids = self.model.classes, self.model.class_ids
+        return open_source(spec, classes=classes, class_ids=ids)
+
+    def batches(self, source, start, stop):
+        model = self.model
+        loaded = batches(
+            source,
+            preprocess=model.preprocess or Preprocess(*model.config.shape),
+            batch_size=self.batch_size,
+            start=start,
+            stop=stop,
+            config=model.config if self.masks else None,
+            on_error=self.on_error,
+        )
+        yield from (batch for batch, _ in loaded)
+
+    def rows(self, name):
+        return self.arrays[name]
+
+    def run(self, recipe: Recipe) -> dict[str, np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            if recipe.passes is None:
+                setup = jax.jit(lambda model: recipe.run_setup(model, self.seed))
+                step, dims = recipe.run_step, recipe.dims
+                passes = [Pass(step=step, dims=dims, setup=lambda: setup(self.model))]
+            else:
+                passes = recipe.passes(self, **recipe.keywords)
+            for sweep in passes:
+                self.run_pass(sweep, recipe.needs_label)
+        return self.arrays
+
+    def run_pass(self, sweep: Pass, needs_label: tuple[str, ...]) -> None:
+        carry, static = sweep.setup()
+        self.static |= jax.device_get(dict(static))
+        step = jax.jit(sweep.step)
+        for batch in self.batches(self.source, 0, self.images):
+            for name, values in jax.device_get(step(self.model, batch, carry)).items():
+                valid = np.asarray(batch.valid)
+                labeled = valid & (np.asarray(batch.label) >= 0)
+                known = labeled if name in needs_label else valid
+                axes, config = sweep.dims[name], self.model.config
+                sizes = dict(zip(axes, values.shape[1:], strict=True))
+                if sweep.region:
+                    sizes |= {"layer": config.depth, "token": config.tokens}
+                if name not in self.arrays:
+                    shape, fill = (self.images, *sizes.values()), values.dtype.kind
+                    self.arrays[name] = np.full(shape, FILL[fill], values.dtype)
+                region = [slice(*sweep.region.get(axis, (None,))) for axis in axes]
+                index = np.asarray(batch.index)[known]
+                self.arrays[name][index, *region] = values[known]

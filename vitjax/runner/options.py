@@ -1,0 +1,66 @@
+"""Options that every run has, whatever its recipe."""
+
+import dataclasses
+from typing import Literal
+
+from vitjax.data.masks import MaskConvention, MaskRule
+from vitjax.messages import unknown
+
+PRECISION = {"float32": "highest", "bfloat16": "default"}
+"""Matmul precision by dtype. JAX's own default rounds float32 factors to TF32 on GPUs
+and to bfloat16 on TPUs, which moves ranks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a recipe meets a data set.
+
+    Args:
+        batch_size: images per step over all devices of a process; rounded up to a
+            multiple of them, and no larger than the data set.
+        limit: run only the first so many images.
+        seed: of whatever a recipe draws at random.
+        on_error: what to do with an image that cannot be read: stop with its name, or
+            skip it, recorded in the manifest.
+        dtype: what the model computes in: float32 with matrix products at the highest
+            precision, or bfloat16, which is faster on accelerators and safe for rates,
+            mean scores and most maps, not for ranks of single tokens.
+        mask_convention: where a data set has masks, which tokens are on the object:
+            area by the share of their pixels, through the model's own resize and crop;
+            vilas2023_code by one pixel, as the published code does.
+        mask_threshold: that share, in (0, 1].
+        workers: processes that decode and preprocess images; 0 for threads.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+
+    batch_size: int = 32
+    limit: int | None = None
+    seed: int = 0
+    on_error: Literal["stop", "skip"] = "stop"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    mask_convention: MaskConvention = "area"
+    mask_threshold: float = 0.5
+    workers: int = 0
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("workers", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        if self.dtype not in PRECISION:
+            raise ValueError(unknown("dtype", self.dtype, PRECISION))
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(unknown("on_error", self.on_error, ("stop", "skip")))
+        _ = self.mask_rule
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """How masks become labels of patches."""
+        return MaskRule(self.mask_convention, self.mask_threshold)
+
+    @property
+    def precision(self) -> str:
+        """JAX's matmul precision for the dtype."""
+        return PRECISION[self.dtype]

@@ -1,0 +1,362 @@
+"""The writing side of a run directory: whole chunks, owned by index.
+
+A chunk of rows is written once, whole, and what it holds is a function of the manifest
+alone. Writing it twice is harmless, so that no lock and no coordination are needed: any
+number of processes, of the same run or of two commands on one folder, write the same
+bytes. A chunk is pending as long as one of its objects is missing or corrupt; its part
+of `done` is written last.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+
+from vitjax.recipes import schema
+from vitjax.runner.manifest import (
+    MANIFEST,
+    check_same_run,
+    encode_manifest,
+    now,
+    read_manifest,
+)
+from vitjax.runner.store import ROWS, Folder, is_intact, storage_errors
+
+FILL = {"b": False, "i": -1, "u": 0, "f": float("nan")}
+"""What rows hold where there is no image or no label, by kind of dtype."""
+
+PREVIEWS = (schema.PREVIEW(), schema.PREVIEW_INDEX())
+COORDINATES = ("image", "layer", "token", "top", "patch", "head")
+CHUNK_BYTES = 4 << 20
+CHUNK_SECONDS = 60.0
+CHUNKS_PER_PROCESS = 4
+THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array of a run before it exists.
+
+    Args:
+        dims: names of its axes; `image`, where there is one, is the first.
+        shape: their lengths.
+        dtype: numpy's name for it.
+        region: lengths of the parts that are written at once, of axes that are not
+            written whole.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    region: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fill_value(self) -> Any:
+        """What rows hold where there is no image or no label."""
+        return FILL[np.dtype(self.dtype).kind]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image, in memory."""
+        return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
+
+    def chunk_shape(self, images_per_chunk: int) -> list[int]:
+        """Lengths of a chunk's axes."""
+        whole = {"image": images_per_chunk, "preview": images_per_chunk, **self.region}
+        sizes = zip(self.dims, self.shape)
+        return [max(1, min(whole.get(dim, size), size)) for dim, size in sizes]
+
+    def metadata(self, name: str, images_per_chunk: int) -> bytes:
+        """The array's zarr.json."""
+        meaning = schema.SCHEMA[name].meaning if name in schema.SCHEMA else ""
+        kind = np.dtype(self.dtype).kind
+        chunk = self.chunk_shape(images_per_chunk)
+        metadata = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "dimension_names": list(self.dims),
+            "fill_value": "NaN" if kind == "f" else self.fill_value,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "chunk_key_encoding": {
+                "name": "default",
+                "configuration": {"separator": "/"},
+            },
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
+                {"name": "crc32c"},
+            ],
+            "attributes": {"description": meaning} if meaning else {},
+        }
+        return json.dumps(metadata).encode()
+
+
+def images_per_chunk(
+    specs: Mapping[str, ArraySpec],
+    *,
+    images: int,
+    batch_size: int,
+    batch_seconds: float,
+    processes: int,
+) -> int:
+    """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
+    array and CHUNK_SECONDS at most, and some chunks for every process.
+    """
+    rows = [spec for spec in specs.values() if spec.dims[0] == "image"]
+    widest = max(spec.row_bytes for spec in rows)
+    batches = -(-images // batch_size)
+    most = min(
+        CHUNK_BYTES // (widest * batch_size),
+        CHUNK_SECONDS // max(batch_seconds, 1e-9),
+        batches // (CHUNKS_PER_PROCESS * processes),
+    )
+    return batch_size * max(1, int(most))
+
+
+class RunWriter:
+    """A run directory that is being written.
+
+    Args:
+        folder: where it is.
+        manifest: what is run.
+        specs: every array.
+    """
+
+    def __init__(
+        self, folder: Folder, manifest: dict[str, Any], specs: Mapping[str, ArraySpec]
+    ):
+        self.folder, self.manifest, self.specs = folder, manifest, specs
+        self.images: int = manifest["data"]["images"]
+        self.images_per_chunk: int = manifest["images_per_chunk"]
+
+    @property
+    def chunks(self) -> range:
+        """Numbers of all chunks."""
+        return range(-(-self.images // self.images_per_chunk))
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """First image of a chunk, and the one after its last."""
+        start = chunk * self.images_per_chunk
+        return start, min(start + self.images_per_chunk, self.images)
+
+    @functools.cached_property
+    def group(self) -> zarr.Group:
+        """The open arrays."""
+        return self.folder.group(read_only=False)
+
+    def array(self, name: str) -> Any:
+        """An array for writing; a chunk of fill values is written as well."""
+        array: Any = self.group[name]
+        return array.with_config({"write_empty_chunks": True})
+
+    def create_arrays(self) -> None:
+        """Write the metadata of group and arrays, and the coordinates."""
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+        self.folder.write(f"{ROWS}/zarr.json", json.dumps(group).encode())
+        sizes = {
+            dim: size
+            for spec in self.specs.values()
+            for dim, size in zip(spec.dims, spec.shape)
+        }
+        axes = {name: sizes[name] for name in COORDINATES if name in sizes}
+        specs = {
+            name: ArraySpec((name,), (size,), "int32") for name, size in axes.items()
+        }
+        for name, spec in {**self.specs, **specs}.items():
+            whole = self.images if name in axes else self.images_per_chunk
+            metadata = spec.metadata(name, max(whole, 1))
+            self.folder.write(f"{ROWS}/{name}/zarr.json", metadata)
+        self.write_static(
+            {n: np.arange(size, dtype=np.int32) for n, size in axes.items()}
+        )
+
+    def static_keys(self) -> list[str]:
+        """Objects of the arrays' metadata, and of arrays without an image axis."""
+        keys = [f"{ROWS}/{name}/zarr.json" for name in self.specs]
+        for name, spec in self.specs.items():
+            if spec.dims[0] not in ("image", "preview"):
+                keys.append(f"{ROWS}/{name}/c" + "/0" * len(spec.shape))
+        return keys
+
+    def write_static(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write arrays that have no image axis."""
+        with storage_errors("write rows to", self.folder.path):
+            for name, array in values.items():
+                self.array(name)[...] = array
+
+    def write_chunk(
+        self,
+        chunk: int,
+        rows: Mapping[str, np.ndarray],
+        *,
+        region: Mapping[str, tuple[int, int]],
+        previews: Mapping[int, np.ndarray] | None = None,
+        errors: Sequence[Mapping[str, Any]] = (),
+        last: bool = True,
+    ) -> None:
+        """Write a chunk's rows and what belongs to it; `done` after all of it.
+
+        Args:
+            chunk: its number.
+            rows: array name -> values of all its images.
+            region: axis -> (start, stop) of what the rows are a part of.
+            previews: image -> pixels; of the rest there is none.
+            errors: images of it that could not be read.
+            last: whether nothing of the chunk is left to write after this.
+
+        Raises:
+            StorageError: it cannot be written; the chunk stays pending.
+        """
+        start, stop = self.span(chunk)
+        with storage_errors("write rows to", self.folder.path):
+            for name, values in rows.items():
+                dims = self.specs[name].dims[1:]
+                index = (
+                    slice(*region[dim]) if dim in region else slice(None)
+                    for dim in dims
+                )
+                self.array(name)[(slice(start, stop), *index)] = values
+            if previews is not None:
+                self.write_previews(start, stop, previews)
+            if errors:
+                self.folder.write(
+                    skipped_name(chunk), json.dumps(list(errors)).encode()
+                )
+            if last:
+                self.array("done")[start:stop] = np.ones(stop - start, bool)
+
+    def write_previews(
+        self, start: int, stop: int, previews: Mapping[int, np.ndarray]
+    ) -> None:
+        """Write the first images as the model saw them, each at its own index."""
+        stop = min(stop, self.specs[PREVIEWS[0]].shape[0])
+        if start >= stop:
+            return
+        blank = np.zeros(self.specs[PREVIEWS[0]].shape[1:], np.uint8)
+        pixels = [previews.get(i, blank) for i in range(start, stop)]
+        index = [i if i in previews else -1 for i in range(start, stop)]
+        self.array(PREVIEWS[0])[start:stop] = np.stack(pixels)
+        self.array(PREVIEWS[1])[start:stop] = np.array(index, np.int32)
+
+    def chunk_keys(
+        self, chunk: int, names: Sequence[str], region: Mapping[str, tuple[int, int]]
+    ) -> list[str]:
+        """Objects of a chunk, of some arrays."""
+        keys = []
+        for name in names:
+            spec = self.specs[name]
+            sizes = spec.chunk_shape(self.images_per_chunk)
+            if spec.dims[0] == "preview" and chunk * sizes[0] >= spec.shape[0]:
+                continue
+            parts = [
+                region[dim][0] // size if dim in region else 0
+                for dim, size in zip(spec.dims[1:], sizes[1:])
+            ]
+            keys.append(f"{ROWS}/{name}/c/" + "/".join(map(str, (chunk, *parts))))
+        return keys
+
+    def pending(
+        self,
+        chunks: Sequence[int],
+        names: Sequence[str],
+        region: Mapping[str, tuple[int, int]],
+        existing: set[str],
+    ) -> list[int]:
+        """Those of some chunks of which an object is missing or corrupt.
+
+        Their parts of `done` are removed: done exists only where all is written.
+        """
+
+        def is_pending(chunk: int) -> bool:
+            keys = self.chunk_keys(chunk, names, region)
+            if not existing.issuperset(keys):
+                return True
+            return not all(is_intact(self.folder.read(key) or b"") for key in keys)
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            pending = [c for c, yes in zip(chunks, pool.map(is_pending, chunks)) if yes]
+        done = [self.chunk_keys(chunk, ["done"], {})[0] for chunk in pending]
+        self.folder.delete([key for key in done if key in existing])
+        return pending
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Images that could not be read, of all chunks that are written."""
+        contents = map(self.folder.read, self.folder.list("skipped"))
+        lines = [line for content in contents for line in json.loads(content or b"[]")]
+        return sorted(lines, key=lambda line: line["index"])
+
+    def finalize(self, name_of: Callable[[int], str], facts: Mapping[str, Any]) -> None:
+        """Write images.csv and the finished manifest.
+
+        Args:
+            name_of: what the data set calls an image.
+            facts: further entries of the manifest.
+        """
+        with storage_errors("read rows of", self.folder.path):
+            label: np.ndarray = np.asarray(self.array(schema.LABEL())[:])
+        classes, text = self.manifest["model"]["classes"], io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(("index", "name", "label_name", "label"))
+        for index, number in enumerate(label.tolist()):
+            class_name = classes[number] if number >= 0 else ""
+            table.writerow((index, name_of(index), class_name, number))
+        # Names of files need not be valid Unicode.
+        self.folder.write(
+            "images.csv", text.getvalue().encode(errors="surrogateescape")
+        )
+        self.manifest |= {"skipped": self.skipped(), **facts, "finished": now()}
+        self.folder.write(MANIFEST, encode_manifest(self.manifest))
+
+
+def skipped_name(chunk: int) -> str:
+    """The object that lists a chunk's images that could not be read."""
+    return f"skipped/{chunk:06d}.json"
+
+
+def create_or_resume(
+    folder: Folder,
+    manifest: dict[str, Any],
+    specs: Mapping[str, ArraySpec],
+    choose_chunk: Callable[[], int],
+) -> RunWriter:
+    """Create a run directory, or resume the same run in it.
+
+    Args:
+        folder: where.
+        manifest: what is to be run.
+        specs: every array.
+        choose_chunk: gives the images per chunk of a new run.
+
+    Returns:
+        The run, with the manifest that is in the folder.
+
+    Raises:
+        ValueError: the folder holds another run, or rows without a manifest.
+        StorageError: the folder cannot be written.
+    """
+    manifest["arrays"] = {name: list(spec.dims) for name, spec in specs.items()}
+    rows = folder.read(
+        f"{ROWS}/zarr.json"
+    )  # before the manifest, which is written first
+    existing = read_manifest(folder)
+    if existing is None and rows is not None:
+        raise ValueError(
+            f"{folder.path} holds rows but no {MANIFEST} that says what they are. "
+            "Restore it, or give another --out."
+        )
+    if existing is None:
+        manifest["images_per_chunk"] = choose_chunk()
+        folder.create(MANIFEST, encode_manifest(manifest))
+        existing = read_manifest(folder)  # of whoever was first
+    assert existing is not None
+    check_same_run(folder.path, existing, manifest)
+    return RunWriter(folder, existing, specs)
