@@ -45,20 +45,10 @@ def faithfulness(
     steps: int,
     target: Literal["label", "predicted"],
 ) -> dict[str, Array]:
-    """Compute the map of every method, and what each protocol says about it.
+    """Compute the map of every method, and put it to the test by every protocol.
 
-    Args:
-        model: the model.
-        batch: images and labels.
-        carry: the seed of the method "random": an order of its own for every image.
-        methods: names out of `schema.METHODS`.
-        protocols: names of protocols.
-        steps: of a removal curve.
-        target: whose class is explained: the label, or the model's prediction.
-
-    Returns:
-        The arrays of `DIMS` that belong to the methods and protocols; those of
-        segmentation only where the batch has masks.
+    `carry` is the seed of the method "random": an order of its own for every image.
+    There are no rows of segmentation where the batch has no masks.
     """
     rows = base.identifiability(model, batch)
     label = jnp.maximum(batch.label, 0)
@@ -160,16 +150,8 @@ def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
 def benchmark(
     model: Model, batch: Batch, *, methods: tuple[Any, ...], **options: Any
 ) -> dict[str, Any]:
-    """Images per second of every method and of a plain forward pass, compiled.
-
-    Args:
-        model: the model, on the devices.
-        batch: of the run's size.
-        methods: names of `explain`.
-        options: of the step, not used here.
-
-    Returns:
-        "images_per_second": "forward" or method -> the median of three calls.
+    """Images per second of every method and of a plain forward pass, compiled: the
+    median of three calls.
     """
     target = jnp.maximum(jnp.asarray(batch.label), 0)
 

@@ -25,14 +25,6 @@ def identifiability(
 
     Class logits are those of `project(model.class_space, state)`; the residual stream's
     are carried through the blocks, see `analysis.fused_projection`.
-
-    Args:
-        model: the model.
-        batch: images and labels.
-        top: how many classes of the pooled token to keep.
-
-    Returns:
-        The arrays of `DIMS`, those of refinement modules if the model has any.
     """
     space = fused_projection.fold(model.class_space)
     label = jnp.maximum(batch.label, 0)

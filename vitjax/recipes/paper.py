@@ -49,19 +49,7 @@ class Carry(NamedTuple):
 def one_pass(
     model: Model, batch: Batch, carry: Carry, *, top: int, k: int, heads: bool
 ) -> dict[str, Array]:
-    """Compute everything that needs no intervention, from one forward pass.
-
-    Args:
-        model: the model.
-        batch: images and labels.
-        carry: of `setup`.
-        top: classes of the pooled token to keep.
-        k: memories of a token, and classes of a memory, that count.
-        heads: rows of every attention head too.
-
-    Returns:
-        The arrays of `ONE_PASS.dims`.
-    """
+    """Compute everything that needs no intervention, from one forward pass."""
     space = fused_projection.fold(model.class_space)
     label = jnp.maximum(batch.label, 0)
 
@@ -215,21 +203,7 @@ def paper(
     heads: bool,
     interventions: tuple[str, ...],
 ) -> dict[str, Array]:
-    """Compute the rows of `one_pass`, and those of interventions on the last block.
-
-    Args:
-        model: the model.
-        batch: images and labels.
-        carry: of `setup`.
-        top: classes of the pooled token to keep.
-        k: memories and classes that count.
-        heads: rows of every attention head too.
-        interventions: names out of `schema.INTERVENTIONS`.
-
-    Returns:
-        The arrays of `PAPER.dims`; of interventions, those that the model and its data
-        have.
-    """
+    """Compute the rows of `one_pass`, and those of interventions on the last block."""
     rows = one_pass(model, batch, carry, top=top, k=k, heads=heads)
     for name in interventions:
         edits = make_edits(name, model, batch, carry.key)
@@ -303,14 +277,7 @@ def intervene(
 def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
     """Project the memories onto the class space, and compare them with two controls.
 
-    Args:
-        model: the model.
-        seed: of permutations, random keep-sets and the randomly initialized control.
-        k: memories and classes that count.
-        options: of the step, not used here.
-
-    Returns:
-        The carry, and the static arrays of `STATIC`.
+    Permutations, random keep-sets and the randomly initialized control depend on `seed`.
     """
     space, values = model.class_space, memory_values(model.params)
     config, classes = model.config, model.num_classes
@@ -353,19 +320,14 @@ class OnePassOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperOptions:
+class PaperOptions(OnePassOptions):
     """Options of `paper`.
 
     Args:
-        top: classes of the pooled token to keep, block by block.
-        k: memories of a token, and classes of a memory, that count as its strongest.
-        heads: also measure the memories of every attention head by themselves.
         interventions: which; each is one more forward pass. Those that remove tokens
             need a data set with masks.
     """
 
-    top: int = 5
-    k: int = 5
     heads: bool = True
     interventions: tuple[schema.Intervention, ...] = tuple(schema.INTERVENTIONS)
 

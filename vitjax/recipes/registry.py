@@ -4,12 +4,13 @@ from vitjax.messages import unknown
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
 from vitjax.recipes.paper import ONE_PASS, PAPER
+from vitjax.recipes.probes import PROBES
 from vitjax.recipes.recipe import Recipe
 from vitjax.recipes.tokens import TOKENS
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, TOKENS)
+    for recipe in (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, PROBES, TOKENS)
 }
 
 

@@ -9,6 +9,7 @@ A family stands for arrays of one meaning: `RANK("residual") == "rank_residual"`
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
@@ -136,10 +137,10 @@ class Family:
 
     def __iter__(self) -> Iterator[Array]:
         axes = self.axes if self.static else ("image", *self.axes)
-        for pairs in itertools.product(*(mapping.items() for mapping in self.keys)):
-            name = self.template.format(*(key for key, _ in pairs))
-            meaning = self.meaning.format(*(words for _, words in pairs))
-            yield Array(name, axes, meaning, self.needs_label)
+        for keys in itertools.product(*self.keys):
+            words = (mapping[key] for mapping, key in zip(self.keys, keys))
+            meaning = self.meaning.format(*words)
+            yield Array(self(*keys), axes, meaning, self.needs_label)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,88 +148,74 @@ class Family:
         return tuple(array.name for array in self)
 
 
-TOKEN, LAYER = ("layer", "token"), ("layer",)
+labeled = functools.partial(Family, needs_label=True)
+static = functools.partial(Family, static=True)
+
+LAYER, TOKEN, HEAD = ("layer",), ("layer", "token"), ("layer", "head")
 
 # Every run.
 LABEL = Family("label", (), "True class, -1 where unknown.")
 VALID = Family("valid", (), "False for an image that could not be read.")
 DIGEST = Family("digest", (), "Hash of the image's content, 0 if it was not read.")
 PATCH_LABEL = Family("patch_label", ("patch",), "1 object, 0 context, -1 neither.")
-PREVIEW = Family(
+PREVIEW = static(
     "preview_image",
     ("preview", "height", "width", "channel"),
     "The first images as the model saw them.",
-    static=True,
 )
-PREVIEW_INDEX = Family(
-    "preview_index", ("preview",), "Image of each preview, -1: none.", static=True
+PREVIEW_INDEX = static(
+    "preview_index", ("preview",), "Image of each preview, -1: none."
 )
 
 # identifiability, and every recipe that contains its rows.
-RANK = Family(
-    "rank_{}", TOKEN, "Rank of the true class in the {}, 0 first.", (STREAMS,), True
+RANK = labeled(
+    "rank_{}", TOKEN, "Rank of the true class in the {}, 0 first.", (STREAMS,)
 )
-LOGIT = Family(
-    "logit_{}", TOKEN, "Logit of the true class in the {}.", (STREAMS,), True
-)
+LOGIT = labeled("logit_{}", TOKEN, "Logit of the true class in the {}.", (STREAMS,))
 TOP_CLASSES = Family(
     "top_classes", ("layer", "top"), "Classes of the pooled token, best first."
 )
 TOP_LOGITS = Family("top_logits", ("layer", "top"), "Logits of `top_classes`.")
 PREDICTION = Family("prediction", (), "Class with the largest logit.")
-RANK_REFINED = Family(
-    "rank_refined",
-    ("refined",),
-    "Rank of the true class in a refinement module.",
-    (),
-    True,
+RANK_REFINED = labeled(
+    "rank_refined", ("refined",), "Rank of the true class in a refinement module."
 )
-LOGIT_REFINED = Family(
-    "logit_refined", ("refined",), "Logit of the true class there.", (), True
-)
+LOGIT_REFINED = labeled("logit_refined", ("refined",), "Logit of the true class there.")
 
 # one_pass and paper.
 FIRST = Family("first_{}", TOKEN, "Class with the largest logit in the {}.", (STREAMS,))
-LOGIT_MIDDLE = Family(
-    "logit_middle",
-    TOKEN,
-    "Logit of the true class between attention and MLP.",
-    (),
-    True,
+LOGIT_MIDDLE = labeled(
+    "logit_middle", TOKEN, "Logit of the true class between attention and MLP."
 )
-LOGIT_EMBEDDING = Family(
-    "logit_embedding", ("token",), "Logit of the true class entering block 0.", (), True
+LOGIT_EMBEDDING = labeled(
+    "logit_embedding", ("token",), "Logit of the true class entering block 0."
 )
 FIRST_EMBEDDING = Family(
     "first_embedding", ("token",), "Class with the largest logit entering block 0."
 )
-AGREEMENT = Family(
+AGREEMENT = labeled(
     "agreement_{}",
     TOKEN,
     "Key-value agreement of {} with the true class, section 6.2.",
     (SYSTEMS,),
-    True,
 )
-AGREEMENT_VILAS2023 = Family(
+AGREEMENT_VILAS2023 = labeled(
     "agreement_vilas2023_{}",
     TOKEN,
     "Key-value agreement of {} as the published code defines it.",
     (SYSTEMS,),
-    True,
 )
-CHANCE = Family(
+CHANCE = labeled(
     "chance_{}",
     LAYER,
     "`agreement` of {} with permuted classes, mean over tokens.",
     (SYSTEMS,),
-    True,
 )
-CHANCE_VILAS2023 = Family(
+CHANCE_VILAS2023 = labeled(
     "chance_vilas2023_{}",
     LAYER,
     "`agreement_vilas2023` of {} with permuted classes.",
     (SYSTEMS,),
-    True,
 )
 SIMPLE = Family(
     "simple_{}",
@@ -236,131 +223,102 @@ SIMPLE = Family(
     "Whether the top class of {} is that of a single memory: not composed.",
     (SYSTEMS,),
 )
-CHANCE_SIMPLE = Family(
+CHANCE_SIMPLE = labeled(
     "chance_simple_{}",
     LAYER,
     "`simple` of {} with permuted classes, mean over tokens.",
     (SYSTEMS,),
-    True,
 )
-AGREEMENT_HEAD = Family(
-    "agreement_head",
-    ("layer", "head"),
-    "`agreement_attention` within each head, mean over tokens.",
-    (),
-    True,
+AGREEMENT_HEAD = labeled(
+    "agreement_head", HEAD, "`agreement_attention` within each head, mean over tokens."
 )
-CHANCE_HEAD = Family(
-    "chance_head",
-    ("layer", "head"),
-    "`agreement_head` with permuted classes.",
-    (),
-    True,
-)
-SIMPLE_HEAD = Family(
-    "simple_head", ("layer", "head"), "`simple_attention` within each head."
-)
+CHANCE_HEAD = labeled("chance_head", HEAD, "`agreement_head` with permuted classes.")
+SIMPLE_HEAD = Family("simple_head", HEAD, "`simple_attention` within each head.")
 CHANCE_SIMPLE_HEAD = Family(
-    "chance_simple_head", ("layer", "head"), "`simple_head` with permuted classes."
+    "chance_simple_head", HEAD, "`simple_head` with permuted classes."
 )
-RANK_EDITED = Family(
+RANK_EDITED = labeled(
     "rank_{}",
     ("token",),
     "Rank of the true class in the last block: {}; -1 at removed tokens.",
     (INTERVENTIONS,),
-    True,
 )
 PREDICTION_EDITED = Family(
     "prediction_{}", (), "Class with the largest logit: {}.", (INTERVENTIONS,)
 )
-CLASS_VALUE = Family(
+CLASS_VALUE = static(
     "class_value_{}",
     ("layer", "class"),
     "Class-value agreement of {}, section 6.2.",
     (SYSTEMS,),
-    static=True,
 )
-CLASS_VALUE_CONTROL = Family(
+CLASS_VALUE_CONTROL = static(
     "class_value_{}_{}",
     ("layer", "class"),
     "Class-value agreement of {} in {}.",
     (SYSTEMS, CONTROLS),
-    static=True,
 )
-CLASS_VALUE_HEAD = Family(
+CLASS_VALUE_HEAD = static(
     "class_value_head",
     ("layer", "head", "class"),
     "Class-value agreement of each attention head.",
-    static=True,
 )
 
 # tokens.
 TOKEN_CLASSES = Family(
-    "token_classes", ("layer", "token", "top"), "Classes of every token, best first."
+    "token_classes", (*TOKEN, "top"), "Classes of every token, best first."
 )
 TOKEN_PROBABILITIES = Family(
-    "token_probabilities",
-    ("layer", "token", "top"),
-    "Softmax of `token_classes`, [0, 1].",
+    "token_probabilities", (*TOKEN, "top"), "Softmax of `token_classes`, [0, 1]."
 )
 ATTENDED = Family(
-    "attended",
-    ("layer", "head", "patch"),
-    "Attention weights of the pooled token's row.",
+    "attended", (*HEAD, "patch"), "Attention weights of the pooled token's row."
 )
 HELPFUL = Family(
     "helpful",
-    ("layer", "head", "patch"),
+    (*HEAD, "patch"),
     "Relevancy for the label or, without one, for the prediction.",
 )
 
 # faithfulness.
-MAP = Family("map_{}", ("patch",), "Map of {}, signed.", (METHODS,), True)
-REMOVAL = Family(
+MAP = labeled("map_{}", ("patch",), "Map of {}, signed.", (METHODS,))
+REMOVAL = labeled(
     "removal_{}_{}",
     ("step",),
-    "Whether the model is right with `kept` patches, {}, by {}.",
+    "Whether the prediction is right with `kept` patches, {}, by {}.",
     (ORDERS, METHODS),
-    True,
 )
-PIXELS = Family(
+PIXELS = labeled(
     "pixels_{}_{}",
     ("level",),
-    "Whether the model is right, a tenth more of the pixels black each, {}, by {}.",
+    "Whether it is right, a tenth more of the pixels black each, {}, by {}.",
     (ORDERS, METHODS),
-    True,
 )
-SEGMENTATION = Family(
-    "{}_{}", (), "Segmentation, {}, by {}.", (MEASURES, METHODS), True
-)
-PREDICTION_EMPTY = Family("prediction_empty", (), "The answer without any patch.")
-KEPT = Family(
-    "kept", ("step",), "How many patches stay at each step of a curve.", static=True
-)
+SEGMENTATION = labeled("{}_{}", (), "Segmentation, {}, by {}.", (MEASURES, METHODS))
+PREDICTION_EMPTY = Family("prediction_empty", (), "The prediction without any patch.")
+KEPT = static("kept", ("step",), "How many patches stay at each step of a curve.")
 
 # probes.
-RANK_PROBE = Family(
+RANK_PROBE = labeled(
     "rank_probe_{}",
     TOKEN,
     "Rank of the true class by a linear probe on the {}.",
     (STREAMS,),
-    True,
 )
-CORRECT = Family(
+CORRECT = labeled(
     "correct_{}_{}",
     ("step",),
-    "Whether the model is right, {} by {}.",
+    "Whether the prediction is right with `kept` patches, {}, by {}.",
     (ORDERS, RANKERS),
-    True,
 )
-CORRECT_RANDOM = Family(
-    "correct_random", ("step",), "Whether the model is right, random order.", (), True
+CORRECT_RANDOM = labeled(
+    "correct_random", ("step",), "Whether the prediction is right, in random order."
 )
 
-FAMILIES: tuple[Family, ...] = tuple(
-    value for value in list(globals().values()) if isinstance(value, Family)
+FAMILIES = tuple(
+    family for family in list(globals().values()) if isinstance(family, Family)
 )
-SCHEMA: dict[str, Array] = {array.name: array for f in FAMILIES for array in f}
+SCHEMA = {array.name: array for family in FAMILIES for array in family}
 """Every array by name."""
 
 

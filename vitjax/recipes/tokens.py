@@ -25,14 +25,6 @@ def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     """Compute the rows of `identifiability`, token classes, attention and relevancy.
 
     Relevancy explains the label or, without one, the model's own prediction.
-
-    Args:
-        model: the model.
-        batch: images and labels.
-        top: how many classes of a token to keep.
-
-    Returns:
-        The arrays of `TOKENS.dims`.
     """
     rows = base.identifiability(model, batch, top=top)
     target = jnp.where(batch.label >= 0, batch.label, rows["prediction"])

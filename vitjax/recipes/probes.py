@@ -1,0 +1,339 @@
+"""Linear probes against the class projection (Vilas et al. 2023, section 8).
+
+    vitjax run probes --model vit_b32 --train imagenet_s:PATH:probe \\
+        --data imagenet_s:PATH:paper --out DIR
+
+fits the published 1,800 ridge probes (3 streams, 12 blocks, 50 tokens) on 9,090 images
+and ranks the classes of 4,550 others with them; the same images are ranked by the
+projection. Then tokens are removed in the order of the probes' ranks, in that of
+gradients, and at random.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vitjax.analysis.probes import Probe
+from vitjax.messages import unknown
+from vitjax.models.model import Model
+from vitjax.recipes import identifiability as base
+from vitjax.recipes import schema
+from vitjax.recipes.probe_fits import (
+    Group,
+    Kind,
+    Subset,
+    bytes_per_probe,
+    empty_probe,
+    first_of_each_class,
+    fit_group,
+    make_groups,
+    read_states,
+)
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
+from vitjax.saliency.relevancy import relevancy
+from vitjax.saliency.removal import removal_curve
+from vitjax.types import ArrayLike, Batch
+
+WINDOW = 1024
+"""Images whose ranks are read at once."""
+
+
+class RankCarry(NamedTuple):
+    """A group's probes [stream layer token], and the first block and token of them."""
+
+    probe: Probe
+    layer: Int[ArrayLike, ""]
+    token: Int[ArrayLike, ""]
+
+
+class RemovalCarry(NamedTuple):
+    """Importance of every image's patches by the probes, and the seed of random ones."""
+
+    importance: Float[ArrayLike, "image patch"]
+    seed: Int[ArrayLike, ""]
+
+
+def make_passes(context: Context, **keywords: Any) -> list[Pass]:
+    """One pass for each group of probes, and a last one that removes tokens."""
+    options = ProbeOptions(**keywords)
+    source, groups = plan(context, options)
+    config, classes = context.model.config, context.model.num_classes
+
+    def fit(group: Group) -> Setup:
+        probe = fit_group(
+            context, source, group, kind=options.probe, alpha=options.alpha
+        )
+        return Setup(carry(group, probe))
+
+    def carry(group: Group, probe: Probe) -> RankCarry:
+        first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
+        return RankCarry(probe, *first)
+
+    def shape(group: Group) -> RankCarry:
+        probe = empty_probe(group.shape, classes=classes, dim=config.dim)
+        return jax.eval_shape(lambda: carry(group, probe))
+
+    fits = [
+        Pass(
+            step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
+            dims={name: DIMS[name] for name in map(schema.RANK_PROBE, group.streams)},
+            setup=functools.partial(fit, group),
+            carry_shape=shape(group),
+            region=group.region,
+            title=f"fit {number}/{len(groups)}",
+        )
+        for number, group in enumerate(groups, start=1)
+    ]
+    removal = Pass(
+        step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
+        dims=base.DIMS | REMOVAL_DIMS,
+        setup=functools.partial(rank_patches, context),
+        carry_shape=jax.eval_shape(
+            lambda: RemovalCarry(
+                jnp.zeros((context.images, config.patches)), jnp.int32(0)
+            )
+        ),
+        title="removal",
+        previews=PROBES.previews,
+    )
+    return [*fits, removal]
+
+
+def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
+    """How many patches removal curves keep."""
+    counts = keep_counts(model.config.patches, steps=steps)
+    return Setup(static={"kept": jnp.asarray(counts, jnp.float32)})
+
+
+def describe(context: Context, **keywords: Any) -> dict[str, Any]:
+    """What is fitted, on which images, in which groups, and how many bytes that is."""
+    options = ProbeOptions(**keywords)
+    source, groups = plan(context, options)
+    config, classes = context.model.config, context.model.num_classes
+    dim = config.dim
+    count = len(options.streams) * config.depth * config.tokens
+    shared = 0
+    if source.whole.id == context.source.id:
+        shared = sum(index < context.images for index in source.indices)
+    return {
+        "train": {"id": source.id, "images": len(source)},
+        "shared_images": shared,
+        "probes": count,
+        "groups": len(groups),
+        "group": dict(zip(("stream", "layer", "token"), groups[0].shape)),
+        "bytes": {
+            "states": 4 * dim * count * len(source),  # of all images, never kept
+            "sums": 8 * dim * (dim + classes) * count,
+            "weights": 4 * (classes * (dim + 1) + dim) * count,
+            "class_embedding": 4 * classes * (dim + 1),
+        },
+    }
+
+
+def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]]:
+    """The images to fit on, and the probes that are fitted in one sweep.
+
+    Raises:
+        ValueError: there is no training set, or one probe takes too much memory.
+    """
+    if options.train is None:
+        raise ValueError(
+            "The recipe 'probes' fits probes on other images than --data: pass "
+            "--train SOURCE (in Python, the option train)."
+        )
+    config, classes = context.model.config, context.model.num_classes
+    source = first_of_each_class(
+        context.open_data(options.train), shots=options.shots, classes=classes
+    )
+    size = bytes_per_probe(
+        options.probe, dim=config.dim, classes=classes, examples=len(source)
+    )
+    limit = parse_bytes(options.max_memory) // size
+    if limit < 1:
+        raise ValueError(
+            f"max_memory={options.max_memory!r} is too small: one probe takes "
+            f"{size / 2**20:.1f} MiB."
+        )
+    groups = make_groups(
+        options.streams, depth=config.depth, tokens=config.tokens, limit=limit
+    )
+    return source, groups
+
+
+def parse_bytes(size: str | int) -> int:
+    """Bytes of a size such as "2GiB", "500MB" or a number.
+
+    Raises:
+        ValueError: it is not a size above 0.
+    """
+    pattern = r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?b?\s*"
+    match = re.fullmatch(pattern, str(size).lower())
+    number, prefix, binary = match.groups() if match else ("0", None, None)
+    power = 0 if prefix is None else " kmgt".index(prefix)
+    count = int(float(number) * (1024 if binary else 1000) ** power)
+    if count < 1:
+        raise ValueError(f"max_memory={size!r} is not a size such as 2GiB or 500MB.")
+    return count
+
+
+def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
+    """How many patches stay, from 1 to one less than there are, evenly spaced.
+
+    `patches - 1` steps or more are every number, as published.
+    """
+    last = max(1, patches - 1)
+    points = np.linspace(1, last, min(steps, last)) if steps > 1 else [last / 2]
+    return tuple(sorted({max(1, round(float(point))) for point in points}))
+
+
+@functools.lru_cache(maxsize=16)
+def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
+    """The step that ranks classes by a group of probes; groups of one size share it."""
+
+    def step(model: Model, batch: Batch, carry: RankCarry) -> dict[str, Array]:
+        states = read_states(
+            model,
+            jnp.asarray(batch.images),
+            (carry.layer, carry.token),
+            streams=streams,
+            layers=layers,
+            tokens=tokens,
+        )
+        ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
+        names = map(schema.RANK_PROBE, streams)
+        return {name: ranks[:, place] for place, name in enumerate(names)}
+
+    return step
+
+
+@functools.lru_cache(maxsize=16)
+def make_removal_step(counts: tuple[int, ...]):
+    """The step that ranks by projection, and then keeps only `counts` patches."""
+
+    def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
+        rows = base.identifiability(model, batch)
+        return rows | removal_rows(model, batch, carry, keep_counts=counts)
+
+    return step
+
+
+def rank_patches(context: Context) -> Setup:
+    """The importance of all patches, once all probes have ranked."""
+    ranks = context.rows(schema.RANK_PROBE("residual"))
+    prefix = context.model.config.prefix
+    windows = [
+        importance_of(ranks[start : start + WINDOW, :, prefix:])
+        for start in range(0, len(ranks), WINDOW)
+    ]
+    return Setup(RemovalCarry(np.concatenate(windows), np.int32(context.seed)))
+
+
+def importance_of(
+    ranks: Int[np.ndarray, "image layer patch"],
+) -> Float[np.ndarray, "image patch"]:
+    """Minus the sum of a patch's ranks over blocks: small ranks are important."""
+    return -ranks.sum(1, dtype=np.int64).astype(np.float32)
+
+
+def removal_rows(
+    model: Model, batch: Batch, carry: RemovalCarry, *, keep_counts: tuple[int, ...]
+) -> dict[str, Array]:
+    """Whether the model is right with part of its patches, in five orders of removal."""
+    label = jnp.maximum(batch.label, 0)
+    probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
+    gradient = relevancy(model, batch.images, label).sum((0, 2))
+    gradient = gradient[:, model.config.prefix :]
+    orders = {
+        schema.CORRECT("negative", "probe"): probe,
+        schema.CORRECT("negative", "gradient"): gradient,
+        schema.CORRECT("positive", "probe"): -probe,
+        schema.CORRECT("positive", "gradient"): -gradient,
+        "correct_random": random_importance(
+            carry.seed, batch.index, model.config.patches
+        ),
+    }
+
+    def curve(importance):  # one after the other: compiled once
+        return removal_curve(
+            model, batch.images, label, importance, keep_counts=keep_counts
+        )
+
+    return dict(zip(orders, jax.lax.map(curve, jnp.stack(list(orders.values())))))
+
+
+def random_importance(
+    seed: Int[Array, ""], index: Int[ArrayLike, " batch"], patches: int
+) -> Float[Array, "batch patch"]:
+    """An order of its own for every image, whatever batch it is in."""
+
+    def draw(place):
+        return jax.random.uniform(jax.random.fold_in(key, place), (patches,))
+
+    key = jax.random.key(seed)
+    return jax.vmap(draw)(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeOptions:
+    """Options of `probes`.
+
+    Args:
+        train: data set to fit on, as for --data; other images than those of --data.
+        shots: images of every class to fit on at most: the first ones.
+        alpha: weight of the ridge penalty. Above 0.
+        probe: ridge, as published, or softmax.
+        streams: whose states have probes; residual must be among them, since its ranks
+            order the tokens that are removed.
+        steps: points of a removal curve, evenly spaced; at most one per image token.
+        max_memory: for the probes that are fitted at once, such as 2GiB; the less, the
+            more sweeps over the images.
+    """
+
+    train: str | None = None
+    shots: int = 10
+    alpha: float = 1.0
+    probe: Kind = "ridge"
+    streams: tuple[schema.Stream, ...] = tuple(schema.STREAMS)
+    steps: int = 16
+    max_memory: str | int = "4GiB"
+
+    def __post_init__(self):
+        for name in self.streams:
+            if name not in schema.STREAMS:
+                raise ValueError(unknown("stream", name, schema.STREAMS))
+        if "residual" not in self.streams:
+            raise ValueError(
+                f"streams={self.streams} must hold 'residual': its ranks order tokens."
+            )
+        ordered = tuple(name for name in schema.STREAMS if name in self.streams)
+        object.__setattr__(self, "streams", ordered)
+        if self.probe not in get_args(Kind):
+            raise ValueError(unknown("probe", self.probe, get_args(Kind)))
+        if not 0 < self.alpha < np.inf:
+            raise ValueError(f"alpha={self.alpha} must be above 0, and finite.")
+        for name in ("shots", "steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        parse_bytes(self.max_memory)
+
+
+REMOVAL_DIMS = schema.dims(schema.CORRECT, schema.CORRECT_RANDOM)
+
+DIMS = base.DIMS | REMOVAL_DIMS | schema.dims(schema.RANK_PROBE)
+
+PROBES = Recipe(
+    name="probes",
+    dims=DIMS,
+    needs_label=schema.needs_label(DIMS),
+    options=ProbeOptions(),
+    setup=setup,
+    static=schema.dims(schema.KEPT),
+    passes=make_passes,
+    describe=describe,
+)
