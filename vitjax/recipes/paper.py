@@ -277,7 +277,7 @@ def intervene(
 def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
     """Project the memories onto the class space, and compare them with two controls.
 
-    Permutations, random keep-sets and the randomly initialized control depend on `seed`.
+    Permutations, random keep-sets and the control's parameters depend on `seed`.
     """
     space, values = model.class_space, memory_values(model.params)
     config, classes = model.config, model.num_classes

@@ -29,7 +29,6 @@ from vitjax.recipes.probe_fits import (
     Kind,
     Subset,
     bytes_per_probe,
-    empty_probe,
     first_of_each_class,
     fit_group,
     make_groups,
@@ -53,10 +52,10 @@ class RankCarry(NamedTuple):
 
 
 class RemovalCarry(NamedTuple):
-    """Importance of every image's patches by the probes, and the seed of random ones."""
+    """Importance of every image's patches by the probes; the seed of random ones."""
 
     importance: Float[ArrayLike, "image patch"]
-    seed: Int[ArrayLike, ""]
+    seed: Int[Array, ""]
 
 
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
@@ -75,16 +74,20 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
         return RankCarry(probe, *first)
 
-    def shape(group: Group) -> RankCarry:
-        probe = empty_probe(group.shape, classes=classes, dim=config.dim)
-        return jax.eval_shape(lambda: carry(group, probe))
+    def empty(group: Group) -> RankCarry:
+        probe = Probe(
+            weights=jnp.zeros((*group.shape, classes, config.dim)),
+            bias=jnp.zeros((*group.shape, classes)),
+            centre=jnp.zeros((*group.shape, config.dim)),
+        )
+        return carry(group, probe)
 
     fits = [
         Pass(
             step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
             dims={name: DIMS[name] for name in map(schema.RANK_PROBE, group.streams)},
             setup=functools.partial(fit, group),
-            carry_shape=shape(group),
+            carry_shape=jax.eval_shape(functools.partial(empty, group)),
             region=group.region,
             title=f"fit {number}/{len(groups)}",
         )
@@ -231,7 +234,7 @@ def rank_patches(context: Context) -> Setup:
         importance_of(ranks[start : start + WINDOW, :, prefix:])
         for start in range(0, len(ranks), WINDOW)
     ]
-    return Setup(RemovalCarry(np.concatenate(windows), np.int32(context.seed)))
+    return Setup(RemovalCarry(np.concatenate(windows), jnp.int32(context.seed)))
 
 
 def importance_of(
@@ -244,7 +247,7 @@ def importance_of(
 def removal_rows(
     model: Model, batch: Batch, carry: RemovalCarry, *, keep_counts: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Whether the model is right with part of its patches, in five orders of removal."""
+    """Whether the model is right with some patches, in five orders of removal."""
     label = jnp.maximum(batch.label, 0)
     probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
     gradient = relevancy(model, batch.images, label).sum((0, 2))
