@@ -33,36 +33,25 @@ def code_spans(page: str) -> list[str]:
     return [" ".join(span.split()) for span in spans]
 
 
-def shell_lines(page: str) -> list[str]:
-    """Commands of the fenced blocks; comments and line breaks are the shell's."""
-    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
-    parts = re.split(r"\n|&&", re.sub(r"#.*", "", text))
-    return [" ".join(part.split()) for part in parts if part.strip()]
-
-
 def commands(page: str) -> list[str]:
     """Every `vitjax ...`, of blocks and of prose."""
-    lines = [line.removeprefix("srun ") for line in shell_lines(page)]
-    return [line for line in (*lines, *code_spans(page)) if line.startswith("vitjax ")]
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [" ".join(line.split()) for line in re.sub(r"#.*", "", text).splitlines()]
+    lines = [line.removeprefix("srun ") for line in (*lines, *code_spans(page))]
+    return [line for line in lines if line.startswith("vitjax ")]
 
 
 PLACEHOLDERS = {"RECIPE": "identifiability", "IMAGE...": "IMAGE", "DIR...": "DIR"}
-REQUIRED = {
-    "run": ("--model M", "--data D", "--out DIR"),
-    "estimate": ("--model M", "--data D"),
-    "explain": ("--model M",),
-    "neurons": ("--model M",),
-    "bench": ("--model M",),
-}
+REQUIRED = dict.fromkeys(("explain", "neurons", "bench"), ("--model M",))
+REQUIRED |= {"estimate": ("--model M", "--data D")}
+REQUIRED |= {"run": ("--model M", "--data D", "--out DIR")}
 
 
 def arguments(line: str) -> list[str]:
     """Words of a command line; what a line of prose leaves open is filled in."""
-    line = " ".join(PLACEHOLDERS.get(word, word) for word in line.split())
-    flags = REQUIRED.get(line.split()[1], ())
-    return shlex.split(
-        " ".join([line, *(f for f in flags if f.split()[0] not in line)])
-    )[1:]
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
+    missing = [f for f in REQUIRED.get(words[0], ()) if f.split()[0] not in words]
+    return words + shlex.split(" ".join(missing))
 
 
 @pytest.mark.parametrize(
@@ -78,44 +67,27 @@ def test_command_lines_parse(line):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_blocks_are_of_a_kind_that_is_tested(name):
-    page = PAGES[name]
+def test_what_a_page_refers_to_exists(name):
+    page, folder = PAGES[name], ROOT if name == "README.md" else GUIDE
     assert {kind for kind, _ in FENCE.findall(page)} <= {"python", "bash", "bibtex", ""}
-    programs = {line.split()[0] for line in shell_lines(page)}
-    known = {"git", "cd", "cp", "bash", "pip", "pdoc", "pre-commit", "pytest", "srun"}
-    assert programs <= known | {"vitjax"}
-    extras = re.findall(r'pip install (?:-e )?"\.\[([^\]]+)\]"', page)
-    for extra in ",".join(extras).split(","):
-        assert not extra or extra in PROJECT["optional-dependencies"]
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_links_and_files_exist(name):
-    folder = ROOT if name == "README.md" else GUIDE
-    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
-        if not target.startswith("http"):
-            assert (folder / target).exists(), target
-    for span in code_spans(PAGES[name]):
+    for extras in re.findall(r'pip install (?:-e )?"\.\[([^\]]+)\]"', page):
+        assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert target.startswith("http") or (folder / target).exists(), target
+    for span in code_spans(page):
         if re.fullmatch(r"[\w./]+/(\w+\.(py|md|ipynb)|)|\w+\.py", span):
             places = (ROOT, ROOT / "vitjax", ROOT / "tests")
             assert any((place / span).exists() for place in places), span
 
 
-def test_the_readme_is_short_and_leads_to_every_page():
+def test_the_readme_is_short_and_names_everything():
     assert len(README.splitlines()) <= 200
-    assert {f"vitjax/guide/{name}" for name in PAGES} - set(
-        re.findall(r"\]\(([^)]+)\)", README)
-    ) == {"vitjax/guide/README.md"}
     assert len(blocks(README, "python")) == 3
-
-
-def test_everything_public_is_named():
+    assert all(f"(vitjax/guide/{page.name})" in README for page in GUIDE.glob("*.md"))
     words = set(re.findall(r"\w+", " ".join(code_spans(README))))
     assert {*vitjax.__all__, *RECIPES} - words == {"__version__"}
-    methods = {
-        row.split("`")[1] for row in PAGES["methods.md"].splitlines() if "| `" in row
-    }
-    assert methods == set(METHODS)
+    table = PAGES["methods.md"].split("## How faithful")[0]
+    assert set(re.findall(r"(?m)^\| `(\w+)`", table)) == set(METHODS)
     for page in (README, PAGES["runs.md"]):
         assert {line.split()[1] for line in commands(page)} >= set(main.COMMANDS)
 
@@ -156,29 +128,27 @@ def test_rows_are_those_of_the_schema():
     assert PAGES["rows.md"].split("<!-- schema -->\n")[1] == rows_table()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if blocks(p, "python")])
-def test_python_blocks_run(name, tmp_path):
-    """One process a page; every block has names of its own."""
-    code = "".join(
-        f"exec({block!r}, {{}})\n" for block in blocks(PAGES[name], "python")
-    )
-    command = [sys.executable, "-W", "error::DeprecationWarning:vitjax", "-c", code]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+def python(*arguments, cwd):
+    command = [sys.executable, "-W", "error::DeprecationWarning:vitjax", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-STAND_INS = {"M": "textured_digits", "vit_ti16": "textured_digits"}
-STAND_INS |= {"D": "textured_digits:test_0", "DIR": "results", "SOURCE": STAND_INS["M"]}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if blocks(p, "python")])
+def test_python_blocks_run(name, tmp_path):
+    """In one process a page; every block has names of its own."""
+    code = "".join(
+        f"exec({block!r}, {{}})\n" for block in blocks(PAGES[name], "python")
+    )
+    python("-c", code, cwd=tmp_path)
+
+
+STAND_INS = dict.fromkeys(("M", "SOURCE", "vit_ti16"), "textured_digits")
+STAND_INS |= {"D": "textured_digits:test_0", "DIR": "results"}
 STAND_INS |= {"IMAGE": "photos/seven/0.png", "NAME": "seven", "M1,M2": "rollout,legrad"}
-SMALL = {
-    "run": "--limit 8 --batch-size 8",
-    "estimate": "--limit 8 --batch-size 8",
-    "bench": "--batch-size 2 --repetitions 1",
-    "demo": "--images 40",
-}
+SMALL = dict.fromkeys(("run", "estimate"), "--limit 8 --batch-size 8")
+SMALL |= {"bench": "--batch-size 2 --repetitions 1", "demo": "--images 40"}
 
 
 @pytest.mark.slow
@@ -207,11 +177,7 @@ def test_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_reference_has_every_name_and_page(tmp_path):
     (command,) = re.findall(r"`[^`]*&& (pdoc [^`]*)`", README)
-    words = [sys.executable, "-W", "error", "-m", *command.split()]
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    python("-W", "error", "-m", *command.split(), cwd=tmp_path)
     page = (tmp_path / "reference/vitjax.html").read_text("utf8")
     for name in vitjax.__all__:
         section = re.search(rf'<section id="{name}">.*?</section>', page, re.DOTALL)
