@@ -40,7 +40,7 @@ def states(model, photos):
     """States [image stream layer token dim], pixels and labels of all photos."""
     source = open_source(f"folder:{photos}", classes=model.classes)
     preprocess = Preprocess(*model.config.shape)
-    ((batch, _),) = batches(source, preprocess=preprocess, batch_size=29)
+    ((batch, _, _),) = batches(source, preprocess=preprocess, local_batch_size=29)
     _, trace = vitjax.forward(model, batch.images, capture=STREAMS)
     found = np.stack([np.asarray(getattr(trace, name)) for name in STREAMS])
     return found.transpose(2, 0, 1, 3, 4), batch.images, np.asarray(batch.label)

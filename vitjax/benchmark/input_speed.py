@@ -69,7 +69,7 @@ def bench_data(
     for _ in batches(
         source,
         preprocess=model.preprocess or Preprocess(*model.config.shape),
-        batch_size=batch_size,
+        local_batch_size=batch_size,
         stop=stop,
         config=model.config,
         on_error="skip",

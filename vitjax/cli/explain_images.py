@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 
 from vitjax import api
 from vitjax.data.images import Preprocess, open_image
-from vitjax.data.matching import match_label
+from vitjax.data.labels import match_label
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
 from vitjax.saliency.methods import PARTS, Method, check
@@ -92,7 +92,7 @@ def explain_pictures(
                 heads=heads,
                 **options,
             )
-            found.append((preprocess.denormalise(image), *one))
+            found.append((preprocess.denormalize(image), *one))
     pictures, targets, predictions, chances, maps = zip(*found)
     return Explanations(
         names=tuple(os.path.basename(os.fspath(path)) for path in paths),

@@ -2,8 +2,8 @@
 
 Order, shapes and values do not depend on the number of threads and workers. Batches are
 of one shape: in rows of padding and of images that cannot be read, `valid` is False,
-`label` and `patch_label` are -1, pixels and digest are 0; the index of padding is `stop`
-or more.
+`label` and `patch_label` are -1, pixels and digest are 0; padding has indices from
+`stop` on.
 """
 
 import collections
@@ -18,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, NamedTuple
@@ -141,11 +141,8 @@ class Loader:
 
     def collate(self, first: int, examples: Iterable[Example | ExampleError]) -> Loaded:
         """Examples from index `first` on as one batch."""
-        size, shape = (
-            self.local_batch_size,
-            (self.preprocess.height, self.preprocess.width),
-        )
-        images = np.zeros((size, *shape, 3), np.float32)
+        size, preprocess = self.local_batch_size, self.preprocess
+        images = np.zeros((size, preprocess.height, preprocess.width, 3), np.float32)
         label = np.full(size, -1, np.int32)
         valid = np.zeros(size, bool)
         digest = np.zeros(size, np.uint64)
@@ -184,7 +181,7 @@ def run_ahead(
         yield pending.popleft().result()
 
 
-def load_in_threads(loader: Loader, indices: range, threads: int) -> Iterator[Any]:
+def load_in_threads(loader: Loader, indices: range, threads: int) -> Generator[Any]:
     """The examples at these indices, in order; two batches are read ahead."""
     if threads == 0:
         yield from map(loader.read, indices)

@@ -214,7 +214,10 @@ def fit_group(
     """Fit a group, write its ranks, and note what both took."""
     told = target.manifest["probes"]
     fitted, errors = prober.fitted(group, told["seconds"], tick)
-    told["train"]["skipped"] = [dataclasses.asdict(error) for error in errors]
+    told["train"]["skipped"] = [
+        {"index": error.index, "name": error.name, "reason": error.error}
+        for error in errors
+    ]
     started = time.monotonic()
     write_ranks(prober.ranked(group, fitted), group, target, tick)
     told["seconds"]["test"] += time.monotonic() - started

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Moments, Probe
 from vitjax.analysis.softmax_probes import fit_softmax_probe
-from vitjax.data.loader import RecordError
+from vitjax.data.loader import ExampleError
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
@@ -164,7 +164,7 @@ class Prober:
 
     def fitted(
         self, group: Group, seconds: dict[str, float], tick: Callable[[int], None]
-    ) -> tuple[Probe, list[RecordError]]:
+    ) -> tuple[Probe, list[ExampleError]]:
         """A group's probes, after one pass over the training images.
 
         Args:
