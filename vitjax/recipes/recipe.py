@@ -8,7 +8,7 @@ images first, gives `passes` instead of a step.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
@@ -33,6 +33,7 @@ class Setup(NamedTuple):
     static: Mapping[str, Array] = {}
 
 
+@runtime_checkable
 class Context(Protocol):
     """What a pass may ask of the run that it belongs to.
 
