@@ -74,3 +74,7 @@ def settings(**more: Any) -> AbstractContextManager:
         "legend.fontsize": 8.5,
     }
     return rc_context(shared | more)
+
+
+KINDS = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
+"""Kind of tokens -> its number among colors and markers, in figures of a single run."""
