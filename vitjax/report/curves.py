@@ -22,6 +22,15 @@ def intervals(values: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.ravel(column) for name, column in columns.items()}
 
 
+def mean(values: Float[np.ndarray, "unit ..."]) -> Float[np.ndarray, "..."]:
+    """Mean over the first axis of the values that exist; NaN where none does."""
+    exists = np.isfinite(values)
+    total = np.where(exists, values, 0).sum(0)
+    return np.divide(
+        total, exists.sum(0), out=np.full(total.shape, np.nan), where=exists.any(0)
+    )
+
+
 def line(
     run: Run,
     panel: str,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report import style
-from vitjax.report.curves import BAND, FigureTable, figures_of, line
+from vitjax.report.curves import BAND, FigureTable, figures_of, intervals, line, mean
 from vitjax.report.figure import (
     ReportOptions,
     Section,
@@ -25,24 +25,28 @@ from vitjax.report.figure import (
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
 from vitjax.report.per_image import Run
-from vitjax.statistics import bootstrap_mean, sign_flip_test
+from vitjax.statistics import sign_flip_test
+
+Rows = Iterator[pd.DataFrame]
+
+DASHED = len(style.COLORS)
+"""Added to a style: the same color, dashed."""
 
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
-    with_rows = [run for run in runs if run.has_paper]
-    figures = figures_of(with_rows, FIGURES)
-    edits = [edit_rows(run) for run in with_rows]
-    edits = pd.concat(edits, ignore_index=True) if edits else pd.DataFrame()
-    tables = [] if edits.empty else [edit_table(edits)]
+    edits = {run.name: edit_rows(run) for run in runs if run.has_paper}
+    edits = {name: rows for name, rows in edits.items() if len(rows)}
+    sentences = [
+        (f"{name}: " if len(runs) > 1 else "") + sentence
+        for name, rows in edits.items()
+        for sentence in describe_edits(rows)
+    ]
+    figures = figures_of([run for run in runs if run.has_paper], FIGURES)
+    tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
     if not figures and not tables:
         return None
-    sentences = []
-    for run in runs if not edits.empty else ():
-        who = f"{run.name}: " if len(runs) > 1 else ""
-        rows = edits[edits["run"] == run.name]
-        sentences += [who + line for line in describe_edits(rows)]
     return Section(
         key="paper",
         title="What blocks write, and with which memories",
@@ -60,12 +64,12 @@ CHANGES = {
 }
 
 
-def change(run: Run) -> Iterator[pd.DataFrame]:
+def change(run: Run) -> Rows:
     """Figure 3b and the change rate of whole blocks."""
-    for compared, title in CHANGES.items():
+    for compared, panel in CHANGES.items():
         for kind in run.tokens:
             values = run.metric("change", compared=compared, tokens=kind)
-            yield line(run, title, KINDS[kind], style.KINDS[kind], values, chance=0.5)
+            yield line(run, panel, KINDS[kind], style.KINDS[kind], values, chance=0.5)
 
 
 SOURCES = {
@@ -77,17 +81,17 @@ SOURCES = {
 }
 
 
-def composition(run: Run, convention: str) -> Iterator[pd.DataFrame]:
+def composition(run: Run, convention: str) -> Rows:
     """Figure 3c, with categories that exclude each other, or as it was published."""
     names, panel = SOURCES, "top class after the block"
     if convention == "vilas2023":
         names = SOURCES | {"composed": "neither input nor attention"}
         panel = "as the published code counts"
     for place, (category, name) in enumerate(names.items()):
-        where = {"convention": convention, "category": category}
-        chance = run.metric("composition_chance", **where).mean(0)
-        values = run.metric("composition", **where)
         if (convention, category) != ("vilas2023", "several"):
+            where = {"convention": convention, "category": category}
+            chance = run.metric("composition_chance", **where).mean(0)
+            values = run.metric("composition", **where)
             yield line(run, panel, name, place, values, chance=chance)
 
 
@@ -98,55 +102,57 @@ WEIGHTS = {
 }
 
 
-def class_value(run: Run) -> Iterator[pd.DataFrame]:
+def class_value(run: Run) -> Rows:
     """Figure 4a, and each attention head."""
     for system, panel in SYSTEMS.items():
         for place, (weights, name) in enumerate(WEIGHTS.items()):
             values = run.metric("class_value", system=system, weights=weights)
             yield line(run, panel, name, place, values.T)
-    heads = run.metric("class_value_head")
-    for head in range(heads.shape[1]):
-        values = heads[:, head].T
-        yield line(run, "attention, each head", f"head {head}", head, values)
+    for head, values in enumerate(run.metric("class_value_head").swapaxes(0, 1)):
+        yield line(run, "attention, each head", f"head {head}", head, values.T)
 
 
-def heads(run: Run) -> Iterator[pd.DataFrame]:
+def heads(run: Run) -> Rows:
     """Key-value agreement and compositionality of every attention head."""
     panels = {
         "key-value agreement, each head": ("agreement_head", "chance_head"),
         "answer of one memory, each head": ("simple_head", "chance_simple_head"),
     }
     for panel, (name, chance) in panels.items():
-        if name in run.paper:
+        for head in range(run.config.heads) if name in run.paper else ():
             level = run.metric(chance).mean((0, 2), dtype=np.float64)
-            for head in range(run.paper.sizes["head"]):
-                values = run.metric(name)[..., head]
-                yield line(run, panel, f"head {head}", head, values, chance=level)
+            values = run.metric(name)[..., head]
+            yield line(run, panel, f"head {head}", head, values, chance=level)
 
 
-def agreement(run: Run) -> Iterator[pd.DataFrame]:
+def agreement(run: Run) -> Rows:
     """Figure 4b in both definitions, each with its own chance level."""
-    names = {"paper": "paper", "vilas2023": "published code"}
     for system, panel in SYSTEMS.items():
-        for place, (convention, name) in enumerate(names.items()):
+        for place, (convention, name) in enumerate(
+            {"paper": "paper", "vilas2023": "published code"}.items()
+        ):
             where = {"system": system, "convention": convention}
-            values = run.metric("agreement", **where)
-            yield line(run, panel, name, place, values)
-            values = run.metric("agreement_chance", **where)
-            yield line(run, panel, f"{name}, classes permuted", place + DASHED, values)
+            yield line(run, panel, name, place, run.metric("agreement", **where))
+            permuted = run.metric("agreement_chance", **where)
+            name = f"{name}, classes permuted"
+            yield line(run, panel, name, place + DASHED, permuted)
 
 
-DASHED = len(style.COLORS)
-"""Added to a style: the same color, dashed."""
+def simple(run: Run) -> Rows:
+    """Compositionality of the layers' answers."""
+    for place, (system, name) in enumerate(SYSTEMS.items()):
+        panel, permuted = "all tokens", f"{name}, classes permuted"
+        yield line(run, panel, name, place, run.metric("simple", system=system))
+        chance = run.metric("simple_chance", system=system)
+        yield line(run, panel, permuted, place + DASHED, chance)
 
 
-def accuracy(run: Run) -> Iterator[pd.DataFrame]:
+def accuracy(run: Run) -> Rows:
     """Agreement on correctly minus wrongly classified images, resampled together."""
-    correct = run.correct
-    if 1 < correct.sum() < len(correct) - 1:
+    if 1 < run.correct.sum() < len(run.correct) - 1:
         for place, (system, name) in enumerate(SYSTEMS.items()):
-            values = run.metric("agreement_pooled", system=system)
-            values = contrast(values.astype(np.float64), correct)
+            values = run.metric("agreement_pooled", system=system).astype(np.float64)
+            values = contrast(values, run.correct)
             yield line(run, "pooled token", name, place, values, chance=0.0)
 
 
@@ -158,29 +164,22 @@ def contrast(
     Each image's deviation from the mean of its own group, weighted by the inverse of
     the group's share: the linear part of the difference.
     """
-    means = np.where(group[:, None], values[group].mean(0), values[~group].mean(0))
+    inside, outside = values[group].mean(0), values[~group].mean(0)
     share = group.mean()
     weights = np.where(group, 1 / share, -1 / (1 - share))[:, None]
-    difference = values[group].mean(0) - values[~group].mean(0)
-    return difference + weights * (values - means)
-
-
-def simple(run: Run) -> Iterator[pd.DataFrame]:
-    """Compositionality of the layers' answers."""
-    for place, (system, name) in enumerate(SYSTEMS.items()):
-        values = run.metric("simple", system=system)
-        yield line(run, "all tokens", name, place, values)
-        values = run.metric("simple_chance", system=system)
-        yield line(
-            run, "all tokens", f"{name}, classes permuted", place + DASHED, values
-        )
+    means = np.where(group[:, None], inside, outside)
+    return inside - outside + weights * (values - means)
 
 
 PALE = (
     "Pale bars: by chance, the top class after the block compared with the input and "
     "updates of every other token of the same image instead of its own."
 )
-
+BARS = {
+    "y_label": "share of tokens",
+    "mark": "stacked",
+    "chance_label": "pale: by chance",
+}
 FIGURES: FigureTable = {
     "change": (
         change,
@@ -197,11 +196,7 @@ FIGURES: FigureTable = {
         "one of its input and its two updates, of more than one, or of none (section "
         "6.1, Figure 3c). The categories exclude each other and add to one. Bars: mean "
         f"over images; thin lines: 95 % bootstrap interval of each part. {PALE}",
-        {
-            "y_label": "share of tokens",
-            "mark": "stacked",
-            "chance_label": "pale: by chance",
-        },
+        BARS,
     ),
     "composition_published": (
         functools.partial(composition, convention="vilas2023"),
@@ -209,11 +204,7 @@ FIGURES: FigureTable = {
         "The same as the published code counts it: three categories overlap, and the "
         "last one does not look at the MLP, so that bars exceed one. For comparison "
         f"with Figure 3c as printed. {PALE}",
-        {
-            "y_label": "share of tokens",
-            "mark": "stacked",
-            "chance_label": "pale: by chance",
-        },
+        BARS,
     ),
     "class_value": (
         class_value,
@@ -270,66 +261,42 @@ FIGURES: FigureTable = {
 def edit_rows(run: Run) -> pd.DataFrame:
     """What every intervention does to the same tokens and to the predictions.
 
-    Returns:
-        before, after and change (low, high: 95 % bootstrap interval; p: two-sided
-        sign-flip test) of the share of identifiable image tokens in the last block,
-        among those that exist after the edit; accuracy on the same images.
+    Share of identifiable image tokens in the last block, among those that exist after
+    the edit: before, after and change (low, high: 95 % bootstrap interval; p: two-sided
+    sign-flip test); accuracy on the same images.
     """
-    rows = []
-    for name in run.paper["intervention"].values.tolist():
-        one = run.paper.sel(intervention=name)
-        exists = np.isfinite(one["after"].values)
-        change = (one["after"] - one["before"]).values[:, None]
-        interval = bootstrap_mean(change)
-        means = {
-            column: mean(np.where(exists, one[source].values, np.nan))
-            for column, source in {
-                "before": "before",
-                "after": "after",
-                "accuracy_before": "correct_before",
-                "accuracy_after": "correct_after",
-            }.items()
-        }
-        rows.append(
-            {
-                "run": run.name,
-                "intervention": name,
-                "words": INTERVENTIONS[name],
-                "before": means["before"],
-                "after": means["after"],
-                "change": interval.mean[0],
-                "low": interval.low[0],
-                "high": interval.high[0],
-                "p": sign_flip_test(change, alternative="two-sided")[0],
-                "accuracy_before": means["accuracy_before"],
-                "accuracy_after": means["accuracy_after"],
-                "images": int(exists.sum()),
-            }
+    names = run.paper["intervention"].values.tolist()
+    if not names:
+        return pd.DataFrame()
+    before, after = run.metric("before"), run.metric("after")
+    exists = np.isfinite(after)
+    correct = {
+        f"accuracy_{when}": mean(
+            np.where(exists, run.metric(f"correct_{when}"), np.nan)
         )
-    return pd.DataFrame(rows)
-
-
-def mean(values: Float[np.ndarray, " image"]) -> float:
-    """Mean over the images that have a value; NaN where none has."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else np.nan
+        for when in ("before", "after")
+    }
+    interval = intervals(after - before)
+    return pd.DataFrame(
+        {
+            "run": run.name,
+            "intervention": names,
+            "words": [INTERVENTIONS[name] for name in names],
+            "before": mean(before),
+            "after": mean(after),
+            "change": interval["mean"],
+            "low": interval["low"],
+            "high": interval["high"],
+            "p": sign_flip_test(after - before, alternative="two-sided"),
+            **correct,
+            "images": exists.sum(0),
+        }
+    )
 
 
 def edit_table(rows: pd.DataFrame) -> Table:
     """Interventions as the page shows them."""
-    changes = rows[["change", "low", "high"]].itertuples(index=False)
-    headings = {
-        "words": "intervention",
-        "before": "identifiable before",
-        "after": "after",
-        "change": "change",
-        "p": "p",
-        "accuracy_before": "accuracy before",
-        "accuracy_after": "after",
-        "images": "images",
-    }
-    if rows["run"].nunique() > 1:
-        headings = {"run": "run", **headings}
+    changes = zip(rows["change"], rows["low"], rows["high"])
     return Table(
         key="edits",
         title="What interventions do",
@@ -338,11 +305,19 @@ def edit_table(rows: pd.DataFrame) -> Table:
         "once, one without such tokens not at all. p: two-sided sign-flip test of the "
         "per-image changes, not corrected for the number of rows.",
         data=rows,
-        shown=rows.assign(
-            change=[with_interval(*change) for change in changes],
-            p=rows["p"].map("{:.2g}".format),
+        shown=pd.DataFrame(
+            {
+                "run": rows["run"],
+                "intervention": rows["words"],
+                "identifiable before": rows["before"],
+                "after": rows["after"],
+                "change": [with_interval(*change) for change in changes],
+                "p": rows["p"].map("{:.2g}".format),
+                "accuracy before": rows["accuracy_before"],
+                "accuracy after": rows["accuracy_after"],
+                "images": rows["images"],
+            }
         ),
-        headings=headings,
     )
 
 
@@ -362,65 +337,57 @@ def describe_edits(rows: pd.DataFrame) -> Iterator[str]:
         row, random = by_name.get(name), by_name.get(control)
         if row is None or np.isnan(row["change"]):
             continue
-        compared = (
-            f"; with as many removed at random, to {number(random['after'])} from "
-            f"{number(random['before'])}"
-            if random
-            else ""
-        )
-        yield (
-            f"{begin}, the share of identifiable image tokens among those that stay "
-            f"goes from {number(row['before'])} to {number(row['after'])} "
-            f"(p {row['p']:.2g}), accuracy from {number(row['accuracy_before'])} to "
-            f"{number(row['accuracy_after'])}{compared}."
-        )
+        numbers = {key: number(row[key]) for key in row if isinstance(row[key], float)}
+        sentence = (
+            "{}, the share of identifiable image tokens among those that stay goes "
+            "from {before} to {after} (p {:.2g}), accuracy from {accuracy_before} to "
+            "{accuracy_after}"
+        ).format(begin, row["p"], **numbers)
+        if random:
+            pair = number(random["after"]), number(random["before"])
+            sentence += "; with as many removed at random, to {} from {}".format(*pair)
+        yield f"{sentence}."
 
 
 def published_rows(
     run: Run, edits: pd.DataFrame, published: dict[str, Any]
-) -> list[tuple[str, float, float]]:
+) -> Iterator[tuple[str, float, float]]:
     """(quantity, this run's number, the paper's); none for other models and data."""
     name, data = run.manifest["model"]["name"], str(run.manifest["data"]["id"])
     same = any(data.startswith(each) for each in published["data"].get(name, ()))
-    whole = run.done == run.total and run.manifest.get("limit") is None
-    if not (same and whole):
-        return []
+    if not same or run.done < run.total or run.manifest.get("limit") is not None:
+        return
     trained = run.manifest["model"].get("sha256") is not None
     numbers = published["models" if trained else "random_init"].get(name, {})
     before = published["before"].get(name, {})
     values = summary_rows(run).set_index("quantity")["value"]
-    words = {"rate": RATE, "some": ANY, "top1": TOP1}
-    rows = [(words[k], values[words[k]], numbers[k]) for k in words if k in numbers]
-    for row in edits.to_dict("records") if trained else ():
-        key, title = row["intervention"], row["words"]
-        if key in before:
-            same_tokens = f"{title}: the same tokens before"
-            rows.append((same_tokens, row["before"], before[key]))
+    for key, words in {"rate": RATE, "some": ANY, "top1": TOP1}.items():
         if key in numbers:
-            rows.append((title, row["after"], numbers[key]))
-    return rows
+            yield words, values[words], numbers[key]
+    for row in edits.to_dict("records") if trained else ():
+        key, words = row["intervention"], row["words"]
+        if key in before:
+            yield f"{words}: the same tokens before", row["before"], before[key]
+        if key in numbers:
+            yield words, row["after"], numbers[key]
 
 
-def published_tables(runs: Sequence[Run], edits: pd.DataFrame) -> list[Table]:
+def published_tables(
+    runs: Sequence[Run], edits: dict[str, pd.DataFrame]
+) -> Iterator[Table]:
     """The paper's numbers beside those of whole runs on its models and data."""
     path = resources.files("vitjax.report").joinpath("published.json")
     published = json.loads(path.read_text("utf-8"))
-    rows = []
-    for run in runs:
-        own = edits if edits.empty else edits[edits["run"] == run.name]
-        rows += [(run.name, *row) for row in published_rows(run, own, published)]
-    if not rows:
-        return []
-    data = pd.DataFrame(rows, columns=["run", "quantity", "here", "published"])
-    headings = {"quantity": "", "here": "here", "published": "published"}
-    return [
-        Table(
+    rows = [
+        (run.name, *row)
+        for run in runs
+        for row in published_rows(run, edits.get(run.name, pd.DataFrame()), published)
+    ]
+    if rows:
+        yield Table(
             key="published",
             title="Beside the published numbers",
             caption=f"{published['source']}. Their perturbed rates include [CLS] and "
             "average tokens in other ways.",
-            data=data,
-            headings=headings if len(runs) == 1 else {"run": "run", **headings},
-            downloadable=False,
+            data=pd.DataFrame(rows, columns=["run", "quantity", "here", "published"]),
         )
-    ]

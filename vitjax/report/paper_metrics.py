@@ -196,10 +196,10 @@ def entering(embedding: np.ndarray, residual: np.ndarray) -> np.ndarray:
 
 
 def over_tokens(
-    values: Bool[np.ndarray, "image *layer token"]
-    | Float[np.ndarray, "image *layer token"],
+    values: Bool[np.ndarray, "image ... token"]
+    | Float[np.ndarray, "image ... token"],
     member: Bool[np.ndarray, "image_or_1 token"],
-) -> Float[np.ndarray, "image *layer"]:
+) -> Float[np.ndarray, "image ..."]:
     """Mean over member tokens; NaN where an image has none."""
     axes = tuple(range(1, values.ndim - 1))
     member = np.expand_dims(member, axes)

@@ -6,15 +6,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from vitjax.recipes.schema import (
-    AGREEMENT_VILAS2023,
-    CONTROLS,
-    PATCH_LABEL,
-    RANK,
-    SYSTEMS,
-)
+from vitjax.recipes import schema
+from vitjax.recipes.schema import CONTROLS, SYSTEMS
+from vitjax.report.curves import mean
 from vitjax.report.figure import ReportOptions, Section, Table
-from vitjax.report.paper import mean
 from vitjax.report.paper_metrics import COMPARED, CONVENTIONS, UPDATES
 from vitjax.report.per_image import Run
 from vitjax.statistics import (
@@ -28,6 +23,8 @@ from vitjax.statistics import (
     within_image_test,
 )
 
+Differences = Float[np.ndarray, "image layer"]
+
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Every p-value as CSV, and in words where a quantity is larger than chance."""
@@ -35,10 +32,10 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     rows = []
     for run in runs:
         rows += object_tests(run)
-        rows += paper_tests(run)
+        rows += paper_tests(run) if run.has_paper else []
         if kind != "images":
             rows += token_tests(run, kind=kind, subset=options.subset)
-        if kind == "vilas2023":
+        if kind == "vilas2023" and run.has_paper:
             rows += accuracy_tests(run)
     rows += control_tests(runs)
     if not rows:
@@ -46,20 +43,20 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     data = pd.concat(rows, ignore_index=True)
     table = Table(
         key="tests",
-        title="Tests",
+        title="Larger than chance",
         caption="Every p-value. One-sided; sign flips of per-image differences, "
         "permuted labels, (b + 1) / (m + 1), or Wilcoxon over classes where it is "
         "said; at 0.05 after Holm's correction over the blocks of each row.",
         data=data,
-        shown=significant(data, several=len(runs) > 1),
+        shown=significant(data),
     )
     return Section(key="tests", title="Tests", tables=[table])
 
 
-def quantity_rows(
+def tested(
     run: Run,
     quantity: str,
-    differences: Float[np.ndarray, " layer"],
+    difference: Float[np.ndarray, " layer"],
     p: Float[np.ndarray, " layer"],
 ) -> pd.DataFrame:
     """The tests of one quantity, with corrected p-values."""
@@ -68,7 +65,7 @@ def quantity_rows(
             "run": run.name,
             "quantity": quantity,
             "layer": np.arange(len(p)),
-            "difference": differences,
+            "difference": difference,
             "p": p,
             "p_holm": holm(p),
             "p_bh": benjamini_hochberg(p),
@@ -76,77 +73,66 @@ def quantity_rows(
     )
 
 
-def image_test(
-    run: Run,
-    quantity: str,
-    differences: Float[np.ndarray, "image layer"],
-    resamples: int = 9999,
+def sign_flips(
+    run: Run, quantity: str, values: Differences, resamples: int = 9999
 ) -> pd.DataFrame:
-    """Sign flips of per-image differences whose mean is 0 by chance."""
-    differences = differences.astype(np.float64)
-    p = sign_flip_test(differences, resamples=resamples)
-    means = np.array([mean(column) for column in differences.T])
-    return quantity_rows(run, quantity, means, p)
+    """Per-image differences whose mean is 0 by chance."""
+    values = values.astype(np.float64)
+    p = sign_flip_test(values, resamples=resamples)
+    return tested(run, quantity, mean(values), p)
 
 
 def object_tests(run: Run) -> Iterator[pd.DataFrame]:
     """Object against context tokens of the same image, in every stream."""
     if "object" in run.tokens and len(run.image):
         for stream in run.streams:
-            inside, outside = (
-                run.curve(kind, stream=stream) for kind in ("object", "context")
-            )
+            inside = run.curve("object", stream=stream)
             name = f"identifiability of object minus context tokens, {stream}"
-            yield image_test(run, name, inside - outside)
+            yield sign_flips(run, name, inside - run.curve("context", stream=stream))
 
 
-def paper_tests(run: Run) -> Iterator[pd.DataFrame]:
-    """Change rates, logits, agreement and class values against their chance."""
-    if not run.has_paper:
-        return
-    correct = run.correct
+def above_chance(run: Run) -> Iterator[tuple[str, Differences]]:
+    """What only the recipe `paper` has: quantity, its values minus chance."""
     for compared in COMPARED:
         for kind in ("cls", "image"):
             if kind in run.tokens:
                 rate = run.metric("change", compared=compared, tokens=kind)
                 name = f"change rate of {compared}, {kind} tokens, above 0.5"
-                yield image_test(run, name, rate - 0.5, 1999)
+                yield name, rate - 0.5
     for update in UPDATES if "object" in run.tokens else ():
-        difference = run.metric("gain", update=update, tokens="object")
-        difference = difference - run.metric("gain", update=update, tokens="context")
-        name = f"logit change by {update}, object minus context"
-        yield image_test(run, name, difference, 1999)
+        inside = run.metric("gain", update=update, tokens="object")
+        outside = run.metric("gain", update=update, tokens="context")
+        yield f"logit change by {update}, object minus context", inside - outside
     for convention in CONVENTIONS:
         for system in SYSTEMS:
             where = {"convention": convention, "system": system}
-            above = run.metric("agreement", **where)
-            above = above - run.metric("agreement_chance", **where)
+            chance = run.metric("agreement_chance", **where)
             name = f"{system} agreement ({convention}) above permuted classes"
-            yield image_test(run, name, above, 1999)
+            yield name, run.metric("agreement", **where) - chance
+
+
+def paper_tests(run: Run) -> Iterator[pd.DataFrame]:
+    """Tests of what only the recipe `paper` has."""
+    for name, values in above_chance(run):
+        yield sign_flips(run, name, values, resamples=1999)
     for system in SYSTEMS:
+        values = run.metric("class_value", system=system, weights="trained")
         for control in CONTROLS:
-            trained, other = (
-                run.metric("class_value", system=system, weights=weights)
-                for weights in ("trained", control)
-            )
-            name = (
-                f"{system} class-value agreement above {control} "
-                "(Wilcoxon over classes)"
-            )
-            differences = (trained - other).mean(-1)
-            p = wilcoxon_test(trained.T, other.T)
-            yield quantity_rows(run, name, differences, p)
-    for system in SYSTEMS if 0 < correct.sum() < len(correct) else ():
-        values = run.metric("agreement_pooled", system=system)
-        values = values.astype(np.float64)
-        p = label_permutation_test(values, correct, resamples=999)
+            other = run.metric("class_value", system=system, weights=control)
+            name = f"{system} class-value agreement above {control}"
+            p = wilcoxon_test(values.T, other.T)
+            difference = (values - other).mean(-1)
+            yield tested(run, f"{name} (Wilcoxon over classes)", difference, p)
+    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
+        values = run.metric("agreement_pooled", system=system).astype(np.float64)
         name = f"{system} agreement at the pooled token, right minus wrong images"
-        yield quantity_rows(run, name, right_minus_wrong(values, correct), p)
+        p = label_permutation_test(values, run.correct, resamples=999)
+        yield tested(run, name, right_minus_wrong(run, values), p)
 
 
-def right_minus_wrong(values, correct) -> Float[np.ndarray, " layer"]:
+def right_minus_wrong(run: Run, values: Differences) -> Float[np.ndarray, " layer"]:
     """Mean over correctly minus mean over wrongly classified images."""
-    return values[correct].mean(0) - values[~correct].mean(0)
+    return values[run.correct].mean(0) - values[~run.correct].mean(0)
 
 
 def token_tests(run: Run, *, kind: str, subset: int) -> Iterator[pd.DataFrame]:
@@ -160,26 +146,24 @@ def token_tests(run: Run, *, kind: str, subset: int) -> Iterator[pd.DataFrame]:
     """
     if "object" not in run.tokens or not len(run.image):
         return
-    images, prefix = run.image[:subset], run.config.prefix
-    patch_label = run.read(PATCH_LABEL(), images)
+    images = run.image[:subset]
+    patch_label = run.read(schema.PATCH_LABEL(), images)
     member, counted = patch_label == 1, patch_label >= 0
     for stream in run.streams:
-        ranks = run.read(RANK(stream), images)[..., prefix:]
-        differences, p = [], []
+        ranks = run.read(schema.RANK(stream), images)[..., run.config.prefix :]
+        difference, p = np.full((2, run.config.depth), np.nan)
         for layer in range(run.config.depth):
             values = 1 - ranks[:, layer] / len(run.classes)
             inside, outside = values[member], values[counted & ~member]
-            exist = len(inside) and len(outside)
-            differences.append(inside.mean() - outside.mean() if exist else np.nan)
+            if len(inside) and len(outside):
+                difference[layer] = inside.mean() - outside.mean()
             if kind == "vilas2023":
-                p.append(vilas2023_permutation_test(inside, outside))
+                p[layer] = vilas2023_permutation_test(inside, outside)
             else:
-                p.append(within_image_test(values, member, counted=counted)[0])
-        name = (
-            f"identifiability of object minus context tokens, {stream} "
-            f"({kind.replace('_', ' ')}, {len(images)} images)"
-        )
-        yield quantity_rows(run, name, np.array(differences), np.array(p))
+                p[layer], _ = within_image_test(values, member, counted=counted)
+        name = f"identifiability of object minus context tokens, {stream} "
+        name += f"({kind.replace('_', ' ')}, {len(images)} images)"
+        yield tested(run, name, difference, p)
 
 
 def accuracy_tests(run: Run) -> Iterator[pd.DataFrame]:
@@ -188,15 +172,12 @@ def accuracy_tests(run: Run) -> Iterator[pd.DataFrame]:
     Key-value agreement in the code's definition at token 0, which without a [CLS] token
     is the first patch.
     """
-    correct = run.correct
-    if not run.has_paper or not 0 < correct.sum() < len(correct):
-        return
     token = "[CLS]" if run.config.class_token else "the first token"
-    for system in SYSTEMS:
-        hits = run.read(AGREEMENT_VILAS2023(system))[..., 0].astype(np.float64)
-        p = vilas2023_accuracy_test(hits, correct)
+    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
+        hits = run.read(schema.AGREEMENT_VILAS2023(system))[..., 0].astype(np.float64)
+        p = vilas2023_accuracy_test(hits, run.correct)
         name = f"{system} agreement (vilas2023) at {token}, right minus wrong images"
-        yield quantity_rows(run, name, right_minus_wrong(hits, correct), p)
+        yield tested(run, name, right_minus_wrong(run, hits), p)
 
 
 def control_tests(runs: Sequence[Run]) -> Iterator[pd.DataFrame]:
@@ -205,35 +186,34 @@ def control_tests(runs: Sequence[Run]) -> Iterator[pd.DataFrame]:
     For every pair of runs of one architecture and one data set of which one has random
     weights.
     """
-    for trained in runs:
-        for control in runs:
-            random = [
-                run.manifest["model"].get("sha256") is None
-                for run in (trained, control)
-            ]
-            ids = {run.manifest["data"]["id"] for run in (trained, control)}
-            if random != [False, True] or len(ids) > 1:
-                continue
+
+    def pairs(run: Run) -> list[Run]:
+        """The random controls of a trained run."""
+        return [
+            other
+            for other in runs
+            if run.manifest["model"].get("sha256") is not None
+            and other.manifest["model"].get("sha256") is None
+            and other.manifest["data"]["id"] == run.manifest["data"]["id"]
+            and other.config == run.config
+        ]
+
+    for run in runs:
+        for control in pairs(run):
             _, left, right = np.intersect1d(
-                trained.image, control.image, return_indices=True
+                run.image, control.image, return_indices=True
             )
-            if trained.config != control.config or not len(left):
-                continue
-            for kind in trained.tokens:
-                if kind in control.tokens:
-                    difference = trained.curve(kind)[left].astype(np.float64)
-                    difference -= control.curve(kind)[right]
-                    name = f"identifiability of {kind} tokens above the random control"
-                    yield image_test(trained, name, difference)
+            kinds = [kind for kind in run.tokens if kind in control.tokens]
+            for kind in kinds if len(left) else ():
+                values = run.curve(kind)[left].astype(np.float64)
+                name = f"identifiability of {kind} tokens above the random control"
+                yield sign_flips(run, name, values - control.curve(kind)[right])
 
 
-def significant(rows: pd.DataFrame, *, several: bool) -> pd.DataFrame:
+def significant(rows: pd.DataFrame) -> pd.DataFrame:
     """In which blocks each quantity is larger than chance, after Holm's correction."""
-    columns = ["run", "quantity"] if several else ["quantity"]
-    words = [
-        (*keys, ", ".join(map(str, own["layer"][own["p_holm"] <= 0.05])) or "none")
-        for keys, own in rows.groupby(columns, sort=False)
-    ]
-    headings = {"quantity": "larger than chance"}
-    names = [*(headings.get(column, column) for column in columns), "in blocks"]
-    return pd.DataFrame(words, columns=names)
+    blocks = rows["layer"].astype(str).where(rows["p_holm"] <= 0.05)
+    words = blocks.groupby([rows["run"], rows["quantity"]], sort=False).agg(
+        lambda own: ", ".join(own.dropna()) or "none"
+    )
+    return words.rename("in blocks").reset_index()
