@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,29 +24,27 @@ Y_LABELS = {
     "identifiability": "class identifiability",
     "rate": "identifiability rate",
 }
-PER_IMAGE = ("run", "stream", "measure", "tokens")
 
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Curves over the blocks, the summary, and what both say."""
-    if not any(len(run.image) for run in runs):
-        return None
     used = [run for run in runs if len(run.image)]
+    if not used:
+        return None
     curves = pd.concat([curve_rows(run) for run in used], ignore_index=True)
     summaries = {run.name: summary_rows(run) for run in runs}
-    sentences = []
-    for run in runs:
-        if len(run.image):
-            rows = curves[curves["run"] == run.name]
-            who = f"{run.name}: " if len(runs) > 1 else ""
-            lines = describe(run, rows, summaries[run.name])
-            sentences += [who + line for line in lines]
     return Section(
         key="identifiability",
         title="Class identifiability",
-        sentences=sentences,
+        sentences=[
+            (f"{run.name}: " if len(runs) > 1 else "") + sentence
+            for run in used
+            for sentence in describe(
+                run, curves[curves["run"] == run.name], summaries[run.name]
+            )
+        ],
         figures=[*curve_figures(curves), *figures_of(runs, REFINEMENT)],
-        tables=[summary_table(runs, summaries)],
+        tables=[summary_table(runs, pd.concat(summaries.values()))],
     )
 
 
@@ -98,6 +95,11 @@ QUARTILES = (
     "Line: mean over images; dark band: its 95 % bootstrap interval; light band: the "
     "middle half of the images (where few images are far off, the mean may leave it)."
 )
+GROUPS = {
+    "identifiability": [("cls", "register", "image"), ("object", "context")],
+    "rate": [("object", "context")],
+}
+"""Measure -> kinds of tokens that share axes: rates often differ tenfold."""
 
 
 def curve_figures(curves: pd.DataFrame) -> Iterator[Figure]:
@@ -107,67 +109,52 @@ def curve_figures(curves: pd.DataFrame) -> Iterator[Figure]:
         curves: `curve_rows` of one or more runs.
     """
     runs = list(curves["run"].unique())
-    depths = curves.groupby("run")["layer"].max() + 1
-    relative = depths.nunique() > 1
-    curves = curves.assign(depth=(curves["layer"] + 1) / curves["run"].map(depths))
-    measured = curves.groupby(list(PER_IMAGE))["images"].transform("max") > 0
+    depth = curves["run"].map(curves.groupby("run")["layer"].max() + 1)
+    relative = depth.nunique() > 1
+    curves = curves.assign(fraction=(curves["layer"] + 1) / depth)
+    measured = curves.groupby([*curves.columns[:4]])["images"].transform("max") > 0
     for key, (streams, measure, title, caption) in FIGURES.items():
         shown = curves["stream"].isin(streams) & (curves["measure"] == measure)
         rows = curves[shown & measured]
         if rows.empty:
             continue
-        alone = len(runs) == 1
-        panels = panel_titles(rows, [] if not alone else GROUPS[measure])
-        quartiles = alone and measure != "rate"
-        limits = None
-        if measure == "identifiability":
-            lowest = int(10 * rows[["low", "mean"]].min().min()) / 10
-            limits = (0.0 if alone else lowest, 1.03)
+        words = panel_titles(rows, GROUPS[measure] if len(runs) == 1 else [])
+        if len(runs) > 1:
+            series, kinds = rows["run"], rows["run"].map(runs.index)
+        else:
+            series, kinds = rows["tokens"].map(KINDS), rows["tokens"].map(style.KINDS)
+        # A rate of one token per image is 0 or 1: quartiles say nothing.
+        quartiles = len(runs) == 1 and measure != "rate"
+        lowest = 0.0 if len(runs) == 1 else np.floor(10 * rows["low"].min()) / 10
         yield Figure(
             key=key,
             title=title,
             caption=f"{caption} {QUARTILES if quartiles else BAND} Dashed: chance."
             + " Blocks are shown as fractions of the depth." * relative,
-            data=rows.assign(
-                panel=panels,
-                series=rows["tokens"].map(KINDS) if alone else rows["run"],
-                style=rows["tokens"].map(style.KINDS)
-                if alone
-                else rows["run"].map(runs.index),
-            ),
+            data=rows.assign(panel=words, series=series, style=kinds),
             y_label=Y_LABELS[measure],
-            x="depth" if relative else "layer",
+            x="fraction" if relative else "layer",
             x_label="fraction of depth" if relative else "block",
             facets=("panel",),
-            limits=limits,
+            limits=None if measure == "rate" else (np.nan_to_num(lowest), 1.03),
             share_y=measure != "rate",
-            # A rate of one token per image is 0 or 1: quartiles say nothing.
             quartiles=quartiles,
-            hidden=("panel", "series", "style", "depth"),
+            hidden=("panel", "series", "style", "fraction"),
         )
-
-
-GROUPS = {
-    "identifiability": [("cls", "register", "image"), ("object", "context")],
-    # [CLS] and image tokens often differ tenfold.
-    "rate": [("object", "context")],
-}
-"""Measure -> kinds of tokens that share axes."""
 
 
 def panel_titles(rows: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Series:
     """Stream, where there are several, and kinds of tokens of each row's panel."""
-    present = list(rows["tokens"].unique())
-    titles = {kind: KINDS[kind] for kind in present}
+    titles = dict(KINDS)
     for group in groups:
-        kinds = [kind for kind in present if kind in group]
-        words = ", ".join(KINDS[kind] for kind in kinds)
-        titles |= dict.fromkeys(kinds, words.replace("object tokens,", "object,"))
+        kinds = [KINDS[k] for k in rows["tokens"].unique() if k in group]
+        words = ", ".join(kinds).replace("object tokens,", "object,")
+        titles |= dict.fromkeys(group, words)
     words = rows["tokens"].map(titles)
     if rows["stream"].nunique() == 1:
         return words
-    streams = rows["stream"].map(lambda name: STREAMS[name].removesuffix(" update"))
-    return streams + ": " + words
+    streams = {name: words.removesuffix(" update") for name, words in STREAMS.items()}
+    return rows["stream"].map(streams) + ": " + words
 
 
 def refined(run: Run, measure: str) -> Iterator[pd.DataFrame]:
@@ -265,37 +252,29 @@ def summary_rows(run: Run) -> pd.DataFrame:
     )
 
 
-def summary_table(runs: Sequence[Run], summaries: dict[str, pd.DataFrame]) -> Table:
+def summary_table(runs: Sequence[Run], data: pd.DataFrame) -> Table:
     """A line per quantity, a column per run."""
-    data = pd.concat(summaries.values())
-    quantities = list(data["quantity"].unique())
-    shown = {"mean over images [95 % interval]": [*quantities, "images", "classes, C"]}
-    for run in runs:
-        rows = summaries[run.name].set_index("quantity")[["value", "low", "high"]]
-        cells = {name: with_interval(*cell) for name, *cell in rows.itertuples()}
-        shown["this run" if len(runs) == 1 else run.name] = [
-            *(cells.get(quantity, "–") for quantity in quantities),
-            f"{len(run.image)} of {run.total}",
-            str(len(run.classes)),
-        ]
-    levels = data.dropna(subset="chance").groupby("quantity")["chance"].unique()
-    shown["chance"] = [
-        *(
-            ", ".join(f"{level:.4g}" for level in sorted(levels.get(quantity, [])))
-            or "–"
-            for quantity in quantities
-        ),
-        "",
-        "",
+    cells = [
+        with_interval(*cell) for cell in zip(data["value"], data["low"], data["high"])
     ]
+    shown = data.assign(cell=cells).pivot(
+        index="quantity", columns="run", values="cell"
+    )
+    levels = data.dropna(subset="chance").groupby("quantity")["chance"].unique()
+    levels = levels.map(lambda own: ", ".join(f"{level:.4g}" for level in sorted(own)))
+    shown = shown[[run.name for run in runs]].assign(chance=levels)
+    shown = shown.loc[data["quantity"].unique()].fillna("–")
+    shown.loc["images"] = [*(f"{len(r.image)} of {r.total}" for r in runs), ""]
+    shown.loc["classes, C"] = [*(str(len(run.classes)) for run in runs), ""]
+    shown = shown.rename_axis("mean over images [95 % interval]").reset_index()
     return Table(
         key="summary",
         title="In numbers",
-        caption="“Last block” is the state that the model's answer is read from. Chance "
-        "levels are those of single tokens; for “any token of an image” there is none "
-        "without assuming that tokens are independent, which they are not.",
+        caption="“Last block” is the state that the model's answer is read from. "
+        "Chance levels are those of single tokens; for “any token of an image” there "
+        "is none without assuming that tokens are independent, which they are not.",
         data=data,
-        shown=pd.DataFrame(shown),
+        shown=shown,
     )
 
 
@@ -308,57 +287,20 @@ def describe(run: Run, curves: pd.DataFrame, summary: pd.DataFrame) -> list[str]
         summary: its `summary_rows`.
     """
     rows = summary.set_index("quantity").to_dict("index")
-    top1, rate, some = rows[TOP1], rows[RATE], rows[ANY]
-    return [
-        f"{run.manifest['model']['name']} answers {share(top1)} of "
-        f"{top1['images']:,} images right, among {len(run.classes):,} classes.",
+    share = {
+        name: with_interval(row["value"], row["low"], row["high"])
+        for name, row in rows.items()
+    }
+    sentences = [
+        f"{run.manifest['model']['name']} answers {share[TOP1]} of "
+        f"{rows[TOP1]['images']:,} images right, among {len(run.classes):,} classes.",
         *(describe_rise(curves, k) for k in ("cls", "image") if k in run.tokens),
-        f"In the last block {share(rate)} of the image tokens put it first (chance "
-        f"{rate['chance']:.4g}); {share(some)} of the images have such a token.",
-        *describe_difference(rows.get(DIFFERENCE)),
+        f"In the last block {share[RATE]} of the image tokens put it first (chance "
+        f"{rows[RATE]['chance']:.4g}); {share[ANY]} of the images have such a token.",
     ]
-
-
-def share(row: dict[str, Any]) -> str:
-    """A mean with its interval."""
-    return with_interval(row["value"], row["low"], row["high"])
-
-
-def describe_rise(curves: pd.DataFrame, kind: str) -> str:
-    """How identifiability of the block outputs rises at one kind of tokens."""
-    rows = curves[(curves["stream"] == "residual") & (curves["tokens"] == kind)]
-    rows = rows[rows["measure"] == "identifiability"]
-    start = first_block_above_chance(rows)
-    first, last = rows.iloc[0], rows.iloc[-1]
-    if np.isnan(first["low"]):
-        beyond = "one image has no interval"
-    elif start is None:
-        beyond = "in the last block its interval still holds chance or lies below it"
-    elif start == 0:
-        beyond = "its interval lies above chance from the first block on"
-    else:
-        beyond = f"its interval stays above chance from block {start} on"
-    end = f"(chance {number(last['chance'])}); {beyond}."
-    begin = f"Mean identifiability of the class at {KINDS[kind]}"
-    if len(rows) == 1:
-        return f"{begin} is {number(last['mean'])} after the only block {end}"
-    return (
-        f"{begin} goes from {number(first['mean'])} after block 0 to "
-        f"{number(last['mean'])} after block {last['layer']} {end}"
-    )
-
-
-def first_block_above_chance(rows: pd.DataFrame) -> int | None:
-    """The block from which on the interval stays above chance; None: not at the end."""
-    below = rows["layer"][~(rows["low"] > rows["chance"])]
-    start = int(below.max()) + 1 if len(below) else 0
-    return start if start < len(rows) else None
-
-
-def describe_difference(row: dict[str, Any] | None) -> Iterator[str]:
-    """Object against context tokens, where there are masks."""
+    row = rows.get(DIFFERENCE)
     if row is None or np.isnan(row["value"]):
-        return
+        return sentences
     if np.isnan(row["low"]):
         words = "of one image have no interval:"
     elif row["low"] <= 0 <= row["high"]:
@@ -366,7 +308,33 @@ def describe_difference(row: dict[str, Any] | None) -> Iterator[str]:
     else:
         direction = "higher" if row["value"] > 0 else "lower"
         words = f"differ: on the object it is {direction},"
-    yield (
+    return [
+        *sentences,
         f"Object and context tokens {words} object minus context, within images, is "
-        f"{share(row)} in the last block."
+        f"{share[DIFFERENCE]} in the last block.",
+    ]
+
+
+def describe_rise(curves: pd.DataFrame, kind: str) -> str:
+    """How identifiability of the block outputs rises at one kind of tokens."""
+    where = "stream == 'residual' and measure == 'identifiability' and tokens == @kind"
+    rows = curves.query(where)
+    first, last = rows.iloc[0], rows.iloc[-1]
+    above = rows["low"] > rows["chance"]
+    start = int((~above).to_numpy().nonzero()[0].max(initial=-1)) + 1
+    if np.isnan(first["low"]):
+        beyond = "one image has no interval"
+    elif start == len(rows):
+        beyond = "in the last block its interval still holds chance or lies below it"
+    elif start == 0:
+        beyond = "its interval lies above chance from the first block on"
+    else:
+        beyond = f"its interval stays above chance from block {start} on"
+    begin = f"Mean identifiability of the class at {KINDS[kind]}"
+    end = f"(chance {number(last['chance'])}); {beyond}."
+    if len(rows) == 1:
+        return f"{begin} is {number(last['mean'])} after the only block {end}"
+    return (
+        f"{begin} goes from {number(first['mean'])} after block 0 to "
+        f"{number(last['mean'])} after block {last['layer']} {end}"
     )

@@ -196,8 +196,7 @@ def entering(embedding: np.ndarray, residual: np.ndarray) -> np.ndarray:
 
 
 def over_tokens(
-    values: Bool[np.ndarray, "image ... token"]
-    | Float[np.ndarray, "image ... token"],
+    values: Bool[np.ndarray, "image ... token"] | Float[np.ndarray, "image ... token"],
     member: Bool[np.ndarray, "image_or_1 token"],
 ) -> Float[np.ndarray, "image ..."]:
     """Mean over member tokens; NaN where an image has none."""

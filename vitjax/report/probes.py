@@ -28,18 +28,13 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     if not runs:
         return None
     costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
-    headings = {"quantity": "", "probes": "probes", "projection": "projection"}
-    number = "{:.4g}".format
+    columns = {name: costs[name].map("{:.4g}".format) for name in COSTS}
     table = Table(
         key="probe_costs",
         title="What probes and projection cost",
-        caption="",
+        caption="Seconds are those measured.",
         data=costs,
-        shown=costs.assign(
-            probes=costs["probes"].map(number),
-            projection=costs["projection"].map(number),
-        ),
-        headings=headings if len(runs) == 1 else {"run": "run", **headings},
+        shown=costs.assign(**columns),
     )
     return Section(
         key="probes",
@@ -118,6 +113,9 @@ FIGURES: FigureTable = {
 }
 
 
+COSTS = ("probes", "projection")
+
+
 def cost_rows(run: Run) -> pd.DataFrame:
     """What probes and the projection took; seconds are NaN for parts not run yet."""
     study, images = run.manifest["study"], run.manifest["data"]["images"]
@@ -139,7 +137,6 @@ def cost_rows(run: Run) -> pd.DataFrame:
         ),
         ("MiB of weights", size["weights"] / 2**20, size["class_embedding"] / 2**20),
     ]
-    costs = pd.DataFrame(rows, columns=["quantity", "probes", "projection"])
-    costs = costs.astype({"probes": float, "projection": float})
+    costs = pd.DataFrame(rows, columns=["quantity", *COSTS])
     costs.insert(0, "run", run.name)
-    return costs
+    return costs.astype(dict.fromkeys(COSTS, float))
