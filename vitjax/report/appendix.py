@@ -4,15 +4,16 @@ As everywhere, images are the units: tokens are averaged within their image firs
 the published figures pool the tokens of all images.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from vitjax.recipes.schema import KINDS, SYSTEMS
 from vitjax.report import style
-from vitjax.report.curves import FigureTable, figures_of, intervals
+from vitjax.report.curves import FigureTable, Rows, figures_of, line
 from vitjax.report.figure import ReportOptions, Section
 from vitjax.report.per_image import Run
 from vitjax.statistics import Alternative, holm, sign_flip_test, wilcoxon_test
@@ -30,76 +31,44 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     return Section(key="appendix", title=title, figures=figures)
 
 
-def identifiability_boxes(run: Run) -> Iterator[pd.DataFrame]:
-    """[CLS] beside image tokens."""
-    return kind_boxes(run, ("cls", "image"), "two-sided")
-
-
-def context_boxes(run: Run) -> Iterator[pd.DataFrame]:
-    """Figure 3a: object beside context tokens."""
-    return kind_boxes(run, ("context", "object"), "less")
-
-
-def kind_boxes(
-    run: Run, kinds: Sequence[str], alternative: Alternative
-) -> Iterator[pd.DataFrame]:
-    """Boxes of the kinds of tokens that exist; the first is tested against the second.
-
-    Args:
-        run: which used at least one image.
-        kinds: two keys of `schema.KINDS`.
-        alternative: of the test.
-    """
+def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows:
+    """Boxes of kinds of tokens; the first of two that exist is tested."""
     kinds = [kind for kind in kinds if kind in run.tokens]
-    values = [run.curve(kind) for kind in kinds]
-    p = np.full((2, run.config.depth), np.nan)
+    values = [run.curve(kind).astype(np.float64) for kind in kinds]
+    p = [np.nan] * len(kinds)
     if len(kinds) == 2:
-        difference = (values[0] - values[1]).astype(np.float64)
-        p[0] = holm(sign_flip_test(difference, alternative=alternative))
-    for kind, each, tests in zip(kinds, values, p):
+        test = sign_flip_test(values[0] - values[1], alternative=alternative)
+        p[0] = holm(test)
+    for place, kind in enumerate(kinds):
         yield box_rows(
-            each,
-            run=run.name,
-            panel="block output",
-            series=KINDS[kind],
-            style=style.KINDS[kind],
-            chance=run.chance("identifiability"),
-            p_holm=tests,
+            line(
+                run,
+                "block output",
+                KINDS[kind],
+                style.KINDS[kind],
+                values[place],
+                chance=run.chance("identifiability"),
+            ),
+            values[place],
+            p[place],
         )
 
 
-def class_value_boxes(run: Run) -> Iterator[pd.DataFrame]:
+def class_value_boxes(run: Run) -> Rows:
     """The published `match_score`: class-value agreement over classes."""
     for system, panel in SYSTEMS.items() if run.has_paper else ():
         values = run.metric("class_value", system=system, weights="trained").T
         control = run.metric("class_value", system=system, weights="control").T
-        yield box_rows(
-            values,
-            run=run.name,
-            panel=panel,
-            series="the weights",
-            style=0,
-            chance=control.mean(0),
-            p_holm=holm(wilcoxon_test(values, control)),
-        )
+        rows = line(run, panel, "the weights", 0, values, chance=control.mean(0))
+        yield box_rows(rows, values, holm(wilcoxon_test(values, control)))
 
 
-def box_rows(
-    values: Float[np.ndarray, "unit layer"],
-    *,
-    run: str,
-    panel: str,
-    series: str,
-    style: int,
-    chance: float | Float[np.ndarray, " layer"],
-    p_holm: Float[np.ndarray, " layer"],
-) -> pd.DataFrame:
-    """One box per block: median, quartiles, whiskers, mean and its interval.
+def box_rows(rows: pd.DataFrame, values: np.ndarray, p_holm: Any) -> pd.DataFrame:
+    """Rows with the boxes of their values, [unit, layer], and with p-values.
 
     Whiskers are the most extreme values within 1.5 interquartile ranges of the box.
     """
-    numbers = intervals(values)
-    boxes = np.full((5, values.shape[1]), np.nan)
+    boxes = np.full((values.shape[1], 5), np.nan)
     for layer, column in enumerate(values.astype(np.float64).T):
         column = column[np.isfinite(column)]
         if len(column):
@@ -108,61 +77,45 @@ def box_rows(
             # A quartile between two values may have none of them beyond it.
             low = min(column[column >= q25 - reach].min(), q25)
             high = max(column[column <= q75 + reach].max(), q75)
-            boxes[:, layer] = median, q25, q75, low, high
-    names = ("median", "q25", "q75", "whisker_low", "whisker_high")
-    return pd.DataFrame(
-        {
-            "run": run,
-            "panel": panel,
-            "series": series,
-            "style": style,
-            "layer": np.arange(values.shape[1]),
-            "images": numbers.pop("images"),
-            **dict(zip(names, boxes)),
-            **numbers,
-            "chance": chance,
-            "p_holm": p_holm,
-        }
-    )
+            boxes[layer] = median, q25, q75, low, high
+    names = ["median", "q25", "q75", "whisker_low", "whisker_high"]
+    place = rows.columns.get_loc("mean")
+    columns = [*rows.columns[:place], *names, *rows.columns[place:]]
+    rows = rows.assign(**dict(zip(names, boxes.T)))
+    return rows[columns].assign(p_holm=p_holm)
 
 
-def agreement_classes(run: Run) -> Iterator[pd.DataFrame]:
+def agreement_classes(run: Run) -> Rows:
     """The published `key_val_agr`: a dot per class."""
-    classes, place, count = np.unique(
-        run.label, return_inverse=True, return_counts=True
-    )
 
-    def of_classes(name: str, system: str) -> np.ndarray:
+    def by_class(name: str, system: str) -> pd.DataFrame:
         values = run.metric(name, system=system, convention="paper")
-        total = np.zeros((len(classes), values.shape[1]))
-        np.add.at(total, place, values.astype(np.float64))
-        return total / count[:, None]
+        return pd.DataFrame(values.astype(np.float64)).groupby(run.label).mean()
 
+    classes, images = np.unique(run.label, return_counts=True)
     for system, panel in SYSTEMS.items() if run.has_paper else ():
-        rates = of_classes("agreement", system)
-        chance = of_classes("agreement_chance", system)
-        numbers = intervals(rates)
-        depth = rates.shape[1]
-        yield pd.DataFrame(
-            {
-                "run": run.name,
-                "panel": panel,
-                "series": "each class, and their mean",
-                "style": 0,
-                "class": np.repeat([run.classes[c] for c in classes], depth),
-                "layer": np.tile(np.arange(depth), len(classes)),
-                "images": np.repeat(count, depth),
-                "mean": rates.ravel(),
-                "chance": chance.ravel(),
-                "average": np.tile(numbers["mean"], len(classes)),
-                "low": np.tile(numbers["low"], len(classes)),
-                "high": np.tile(numbers["high"], len(classes)),
-                "average_chance": np.tile(chance.mean(0), len(classes)),
-            }
+        rates = by_class("agreement", system)
+        chance = by_class("agreement_chance", system)
+        series = "each class, and their mean"
+        average = line(
+            run, panel, series, 0, rates.values, chance=chance.values.mean(0)
         )
+        repeated = pd.concat([average] * len(classes), ignore_index=True)
+        depth = len(average)
+        yield repeated.assign(
+            images=np.repeat(images, depth),
+            mean=rates.values.ravel(),
+            chance=chance.values.ravel(),
+            average=repeated["mean"],
+            average_chance=repeated["chance"],
+            **{"class": np.repeat([run.classes[c] for c in classes], depth)},
+        )[[*DOTS, "series", "style", "average", "low", "high", "average_chance"]]
 
 
-def identifiable_tokens(run: Run) -> Iterator[pd.DataFrame]:
+DOTS = ("run", "panel", "class", "layer", "images", "mean", "chance")
+
+
+def identifiable_tokens(run: Run) -> Rows:
     """How many image tokens of an image are identifiable after the last block."""
     total = run.config.patches
     share = run.curve("image", "rate")[:, -1].astype(np.float64)
@@ -170,21 +123,18 @@ def identifiable_tokens(run: Run) -> Iterator[pd.DataFrame]:
     width = -(-(total + 1) // BINS)
     start = np.arange(0, total + 1, width)
     end = np.minimum(start + width - 1, total)
-    inside = (identifiable[:, None] // width == start // width).astype(np.float64)
-    yield pd.DataFrame(
-        {
-            "run": run.name,
-            "panel": "last block",
-            "series": "images",
-            "style": style.KINDS["image"],
-            "from": start,
-            "to": end,
-            "tick": [f"{a}–{b}" if a < b else str(a) for a, b in zip(start, end)],
-            **intervals(inside),
-            "mean_number": identifiable.mean(),
-            "chance_number": total * run.chance("rate"),
-        }
-    ).assign(images=inside.sum(0).astype(int))
+    axis = {
+        "from": start,
+        "to": end,
+        "tick": [f"{a}–{b}" if a < b else str(a) for a, b in zip(start, end)],
+    }
+    inside = identifiable[:, None] // width == start // width
+    rows = line(run, "last block", "images", style.KINDS["image"], inside, axis=axis)
+    yield rows.drop(columns="chance").assign(
+        images=inside.sum(0),
+        mean_number=identifiable.mean(),
+        chance_number=total * run.chance("rate"),
+    )
 
 
 BOX = (
@@ -194,7 +144,7 @@ BOX = (
 
 FIGURES: FigureTable = {
     "identifiability_boxes": (
-        identifiability_boxes,
+        functools.partial(kind_boxes, kinds=("cls", "image"), alternative="two-sided"),
         "How identifiability is spread over images",
         "Class identifiability of the block outputs over images; image tokens are "
         f"averaged within their image first. {BOX} Star: [CLS] and image tokens of the "
@@ -202,8 +152,8 @@ FIGURES: FigureTable = {
         "correction over blocks). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
     ),
-    "context_boxes": (
-        context_boxes,
+    "context_boxes": (  # Figure 3a
+        functools.partial(kind_boxes, kinds=("context", "object"), alternative="less"),
         "Object tokens beside context tokens",
         "Class identifiability of the block outputs over images, tokens of either kind "
         f"averaged within their image first (Figure 3a). {BOX} Star: object tokens are "

@@ -1,6 +1,6 @@
 """Rows of figures: means over images with their 95 % bootstrap intervals."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,10 @@ def line(
     return pd.DataFrame(rows)
 
 
-FigureTable = Mapping[
-    str, tuple[Callable[[Run], Iterable[pd.DataFrame]], str, str, Mapping[str, Any]]
-]
+Rows = Iterator[pd.DataFrame]
+"""The rows of a figure, series by series."""
+
+FigureTable = Mapping[str, tuple[Callable[[Run], Rows], str, str, Mapping[str, Any]]]
 """Key: (rows of a run, title, caption, how they are drawn: fields of `Figure`)."""
 
 

@@ -242,7 +242,7 @@ def method_table(runs: Sequence[Run], rows: pd.DataFrame) -> Table:
     for row in rows.to_dict("records"):
         text = with_interval(row["value"], row["low"], row["high"])
         star = "*" if row["p_chefer"] < 0.05 else ""
-        cells[row["run"], row["method"], row["column"]] = star + text
+        cells[row["run"], row["method"], row["column"]] = text + star
     columns = [column for column in COLUMNS if (rows["column"] == column).any()]
     lines = []
     for run in runs:

@@ -60,7 +60,7 @@ class Table:
         shown = self.data if self.shown is None else self.shown
         if "run" in shown and shown["run"].nunique() == 1:
             shown = shown.drop(columns="run")
-        return to_html(shown)
+        return to_html(shown, "sortable")
 
     def __repr__(self) -> str:
         return f"Table({self.key!r}: {self.title})"
@@ -324,11 +324,11 @@ def to_csv(data: pd.DataFrame) -> str:
     return data.to_csv(index=False, float_format="%.8g", lineterminator="\n")
 
 
-def to_html(data: pd.DataFrame) -> str:
-    """Rows as a table that a page can sort; fractions with three digits."""
+def to_html(data: pd.DataFrame, *classes: str) -> str:
+    """Rows as a table; fractions with three digits."""
     options: dict[str, Any] = {"index": False, "border": 0, "na_rep": "–"}
-    classes = ["numbers", "sortable"]
-    table = data.to_html(classes=classes, float_format=number, **options)
+    classes = ("numbers", *classes)
+    table = data.to_html(classes=[*classes], float_format=number, **options)
     return f'<div class="scroll">{table}</div>'
 
 

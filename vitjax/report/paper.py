@@ -15,7 +15,15 @@ from jaxtyping import Bool, Float
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report import style
-from vitjax.report.curves import BAND, FigureTable, figures_of, intervals, line, mean
+from vitjax.report.curves import (
+    BAND,
+    FigureTable,
+    Rows,
+    figures_of,
+    intervals,
+    line,
+    mean,
+)
 from vitjax.report.figure import (
     ReportOptions,
     Section,
@@ -26,8 +34,6 @@ from vitjax.report.figure import (
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
 from vitjax.report.per_image import Run
 from vitjax.statistics import sign_flip_test
-
-Rows = Iterator[pd.DataFrame]
 
 DASHED = len(style.COLORS)
 """Added to a style: the same color, dashed."""
