@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
-from vitjax.report.curves import BAND, FigureTable, figures_of, line
+from vitjax.report.curves import BAND, FigureTable, Rows, figures_of, line
 from vitjax.report.figure import ReportOptions, Section, Table, with_interval
 from vitjax.report.per_image import Run
 from vitjax.statistics import bootstrap_mean, sign_flip_test
@@ -23,12 +23,11 @@ PANELS = {
     "negative": "the least important patches go first",
     "positive": "the most important patches go first",
 }
-FAMILIES = {"removal": schema.REMOVAL, "pixels": schema.PIXELS}
 CURVES = {
-    "removal_negative": ("removal", "negative"),
-    "removal_positive": ("removal", "positive"),
-    "pixels_negative": ("pixels", "negative"),
-    "pixels_positive": ("pixels", "positive"),
+    "removal_negative": (schema.REMOVAL, "negative"),
+    "removal_positive": (schema.REMOVAL, "positive"),
+    "pixels_negative": (schema.PIXELS, "negative"),
+    "pixels_positive": (schema.PIXELS, "positive"),
 }
 COLUMNS = {
     "removal_negative": "removal, negative ↑",
@@ -62,7 +61,6 @@ class Curve(NamedTuple):
         """The share that is gone at each step, increasing from 0."""
         return 1 - self.kept / self.kept[0]
 
-    @property
     def areas(self) -> Float[np.ndarray, " image"]:
         """Area under each image's own curve, over the range it covers; in [0, 1]."""
         tokens = int(self.kept[0] - self.kept[-1])
@@ -72,13 +70,26 @@ class Curve(NamedTuple):
 
     def vilas2023_area(self) -> float:
         """The published code's area; counts between those run are interpolated."""
-        kept = np.arange(1, self.kept[0])
+        kept, tokens = np.arange(1, self.kept[0]), int(self.kept[0])
         mean = np.interp(kept, self.kept[::-1], self.correct.mean(0)[::-1])
-        return float(
-            area_under_curve(
-                mean, kept, tokens=int(self.kept[0]), convention="vilas2023_code"
-            )
-        )
+        convention = "vilas2023_code"
+        return float(area_under_curve(mean, kept, tokens=tokens, convention=convention))
+
+    def removable(self) -> tuple[float, float, float]:
+        """The largest share that can go while accuracy is at least the intact.
+
+        Least important first; every smaller share that was tried must hold as well.
+        The paper says 60 % for ViT-B/32 (section 7). With its 95 % bootstrap interval.
+        """
+
+        def share(mean):
+            holds = np.logical_and.accumulate(mean >= mean[..., :1] - 1e-12, axis=-1)
+            return self.removed[holds.sum(-1) - 1]
+
+        count, draw = len(self.correct), np.random.default_rng(0)
+        weights = draw.multinomial(count, np.full(count, 1 / count), size=1000) / count
+        low, high = np.quantile(share(weights @ self.correct), (0.025, 0.975))
+        return float(share(self.correct.mean(0))), float(low), float(high)
 
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
@@ -100,53 +111,20 @@ def methods(run: Run) -> list[str]:
     return list(map(str, run.manifest["recipe_options"]["methods"]))
 
 
-def read_curve(run: Run, kind: str, order: str, method: str) -> Curve | None:
-    """One method's curve, both ends included where they are known.
-
-    Args:
-        run: which used at least one image.
-        kind: "removal" or "pixels".
-        order: key of `schema.ORDERS`.
-        method: key of `schema.METHODS`.
-    """
-    name = FAMILIES[kind](order, method)
-    if name not in run:
+def read_curve(run: Run, column: str, method: str) -> Curve | None:
+    """One method's curve, key of `CURVES`, both ends included where they are known."""
+    family, order = CURVES[column]
+    if family(order, method) not in run:
         return None
-    intact, steps = run.correct.astype(float)[:, None], run.read(name).astype(float)
-    if kind == "pixels":
+    steps = run.read(family(order, method)).astype(float)
+    intact = run.correct.astype(float)[:, None]
+    if family is schema.PIXELS:
         return Curve(LEVELS - np.arange(LEVELS), np.hstack([intact, steps]))
     empty = run.read(schema.PREDICTION_EMPTY()) == run.label
     kept = run.results[schema.KEPT()].values.astype(int)
     kept = np.array([0, *kept, run.config.patches])
     correct = np.hstack([empty.astype(float)[:, None], steps, intact])
     return Curve(kept[::-1], correct[:, ::-1])
-
-
-def removable(curve: Curve) -> tuple[float, float, float]:
-    """The largest share that can go while accuracy is at least the intact.
-
-    Least important first; every smaller share that was tried must hold as well. The
-    paper says 60 % for ViT-B/32 (section 7). With its 95 % bootstrap interval.
-    """
-    count = len(curve.correct)
-
-    def share(mean):
-        holds = np.logical_and.accumulate(mean >= mean[..., :1] - 1e-12, axis=-1)
-        return curve.removed[holds.sum(-1) - 1]
-
-    draw = np.random.default_rng(0)
-    weights = draw.multinomial(count, np.full(count, 1 / count), size=1000) / count
-    low, high = np.quantile(share(weights @ curve.correct), (0.025, 0.975))
-    return float(share(curve.correct.mean(0))), float(low), float(high)
-
-
-def per_image(run: Run, column: str, method: str) -> Float[np.ndarray, " image"] | None:
-    """A column of the table, image by image; NaN where an image has no such value."""
-    if column in CURVES:
-        curve = read_curve(run, *CURVES[column], method)
-        return None if curve is None else curve.areas
-    name = schema.SEGMENTATION(column, method)
-    return run.read(name).astype(float) if name in run else None
 
 
 def method_rows(run: Run) -> Iterator[dict[str, object]]:
@@ -156,54 +134,51 @@ def method_rows(run: Run) -> Iterator[dict[str, object]]:
     Chefer's map; `published`: removal areas as the published code has them.
     """
     for column in COLUMNS:
-        values = {
-            method: per_image(run, column, method)
-            for method in {*methods(run), "random", "chefer"}
-            if column != "removable"
-        }
+        curves, values = {}, {}
         for method in methods(run):
-            cell = {"run": run.name, "method": method, "column": column}
-            own = values.get(method)
+            if column in CURVES or column == "removable":
+                kind = "removal_negative" if column == "removable" else column
+                if curve := read_curve(run, kind, method):
+                    curves[method], values[method] = curve, curve.areas()
+            elif (name := schema.SEGMENTATION(column, method)) in run:
+                values[method] = run.read(name).astype(float)
+        for method, own in values.items():
+            if not np.isfinite(own).any():
+                continue
+            p = {"p": "random", "p_chefer": "chefer"}
             if column == "removable":
-                curve = read_curve(run, "removal", "negative", method)
-                if curve is not None:
-                    yield {
-                        **cell,
-                        **dict(zip(("value", "low", "high"), removable(curve))),
-                        **dict.fromkeys(("p", "p_chefer", "published"), np.nan),
-                        "images": len(curve.correct),
-                    }
-            elif own is not None and np.isfinite(own).any():
-                interval = bootstrap_mean(own[:, None])
-                curve = None
-                if column.startswith("removal"):
-                    curve = read_curve(run, *CURVES[column], method)
-                yield {
-                    **cell,
-                    "value": interval.mean[0],
-                    "low": interval.low[0],
-                    "high": interval.high[0],
-                    "p": paired(values, method, "random"),
-                    "p_chefer": paired(values, method, "chefer"),
-                    "published": curve.vilas2023_area() if curve else np.nan,
-                    "images": int(np.isfinite(own).sum()),
-                }
+                value, low, high = curves[method].removable()
+                p = dict.fromkeys(p, np.nan)
+            else:
+                value, low, high = (bound[0] for bound in bootstrap_mean(own[:, None]))
+                p = {key: paired(values, method, other) for key, other in p.items()}
+            removal = column in ("removal_negative", "removal_positive")
+            yield {
+                "run": run.name,
+                "method": method,
+                "column": column,
+                "value": value,
+                "low": low,
+                "high": high,
+                **p,
+                "published": curves[method].vilas2023_area() if removal else np.nan,
+                "images": int(np.isfinite(own).sum()),
+            }
 
 
-def paired(values, method: str, other: str) -> float:
+def paired(values: dict[str, np.ndarray], method: str, other: str) -> float:
     """p of the two-sided sign-flip test of per-image differences; NaN without."""
-    if values[other] is None or method == other:
+    if other not in values or method == other:
         return np.nan
     difference = values[method] - values[other]
     return float(sign_flip_test(difference[:, None], alternative="two-sided")[0])
 
 
-def curve_rows(run: Run, kind: str) -> Iterator[pd.DataFrame]:
+def curve_rows(run: Run, kind: str) -> Rows:
     """Accuracy along the curves of every method, in both orders."""
     for order, panel in PANELS.items():
         for style, method in enumerate(methods(run)):
-            curve = read_curve(run, kind, order, method)
-            if curve is not None:
+            if curve := read_curve(run, f"{kind}_{order}", method):
                 axis = {"x": curve.removed}
                 yield line(run, panel, method, style, curve.correct, axis=axis)
 
@@ -238,24 +213,22 @@ FIGURES: FigureTable = {
 
 def method_table(runs: Sequence[Run], rows: pd.DataFrame) -> Table:
     """A line per run and method, a column per protocol; *: differs from Chefer's."""
-    cells = {}
-    for row in rows.to_dict("records"):
-        text = with_interval(row["value"], row["low"], row["high"])
-        star = "*" if row["p_chefer"] < 0.05 else ""
-        cells[row["run"], row["method"], row["column"]] = text + star
-    columns = [column for column in COLUMNS if (rows["column"] == column).any()]
-    lines = []
+    cells = [
+        with_interval(row["value"], row["low"], row["high"])
+        + "*" * bool(row["p_chefer"] < 0.05)
+        for row in rows.to_dict("records")
+    ]
+    shown = rows.assign(cell=cells, column=rows["column"].map(COLUMNS))
+    shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
+    shown = shown.loc[:, [c for c in COLUMNS.values() if c in shown]].fillna("–")
+    speeds = {}
     for run in runs:
-        measured = run.manifest.get("measured") or {}
-        speeds = measured.get("images_per_second") or {}
-        for method in methods(run):
-            speed = f"{speeds[method]:.3g}" if method in speeds else "–"
-            lines.append(
-                {"run": run.name, "method": method}
-                | {COLUMNS[c]: cells.get((run.name, method, c), "–") for c in columns}
-                | {"images/s": speed}
+        measured = (run.manifest.get("measured") or {}).get("images_per_second", {})
+        for name in methods(run):
+            speeds[run.name, name] = (
+                f"{measured[name]:.3g}" if name in measured else "–"
             )
-    shown = pd.DataFrame(lines)
+    shown = shown.reindex(list(speeds), fill_value="–")
     return Table(
         key="faithfulness",
         title="How faithful each method is",
@@ -268,5 +241,5 @@ def method_table(runs: Sequence[Run], rows: pd.DataFrame) -> Table:
         "images. *: differs from Chefer's gradient × attention at 0.05, paired "
         "two-sided sign-flip test, uncorrected.",
         data=rows,
-        shown=shown if len(runs) > 1 else shown.drop(columns="run"),
+        shown=shown.assign(**{"images/s": speeds.values()}).reset_index(),
     )
