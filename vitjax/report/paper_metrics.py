@@ -5,7 +5,8 @@ compared with what entered them, so that the first one counts as well; the paper
 figures begin at the second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -35,80 +36,48 @@ HEAD_METRICS = (
     schema.CHANCE_SIMPLE_HEAD,
 )
 
-DIMS = {
-    # Share of tokens whose class logit rises; mean of an update's minus its input's.
-    "change": ("image", "compared", "tokens", "layer"),
-    "gain": ("image", "update", "tokens", "layer"),
-    # Share of all tokens; by chance, with the sources of every other token.
-    "composition": ("image", "convention", "category", "layer"),
-    "composition_chance": ("image", "convention", "category", "layer"),
-    # Share of all tokens; of those that the head reads; with permuted classes.
-    "agreement": ("image", "convention", "system", "layer"),
-    "agreement_chance": ("image", "convention", "system", "layer"),
-    "agreement_pooled": ("image", "system", "layer"),
-    # Share of all tokens whose answer is that of one memory.
-    "simple": ("image", "system", "layer"),
-    "simple_chance": ("image", "system", "layer"),
-    # Where the recipe's option `heads` is set.
-    **{family(): ("image", "layer", "head") for family in HEAD_METRICS},
-    # Identifiable image tokens in the last block, of those that exist after the edit.
-    "before": ("image", "intervention"),
-    "after": ("image", "intervention"),
-    "correct_before": ("image", "intervention"),
-    "correct_after": ("image", "intervention"),
-    # Of the weights.
-    "class_value": ("weights", "system", "layer", "class"),
-    "class_value_head": ("layer", "head", "class"),
-}
-"""Variable -> its dimensions. NaN where an image has no such token."""
-
 PaperMetrics = xr.Dataset
-"""The variables of `DIMS`, with coordinates but for image, layer, head and class."""
+"""Metrics with named dimensions; NaN where an image has no such token."""
 
 
 def paper_metrics(run: Run) -> PaperMetrics:
     """The metrics of a run with rows of section 6 and at least one image."""
     interventions = [n for n in schema.INTERVENTIONS if schema.RANK_EDITED(n) in run]
     windows = [_window(run, images, interventions) for images in run.windows()]
-    metrics = {
-        name: np.concatenate([window[name] for window in windows])
-        for name in windows[0]
-    }
-
-    def of_weights(control: str) -> list[np.ndarray]:
-        family, keys = schema.CLASS_VALUE_CONTROL, (control,)
-        if control == "trained":
-            family, keys = schema.CLASS_VALUE, ()
-        return [run.results[family(system, *keys)].values for system in schema.SYSTEMS]
-
-    weights = ["trained", *schema.CONTROLS]
-    metrics["class_value"] = np.stack([of_weights(control) for control in weights])
-    metrics["class_value_head"] = run.results[schema.CLASS_VALUE_HEAD()].values
-    coordinates = {
-        "compared": COMPARED,
-        "update": UPDATES,
-        "tokens": run.tokens,
-        "convention": CONVENTIONS,
-        "category": CATEGORIES,
-        "system": schema.SYSTEMS,
-        "intervention": interventions,
-        "weights": weights,
-    }
-    return xr.Dataset(
-        {name: (DIMS[name], values) for name, values in metrics.items()},
-        coords={name: list(labels) for name, labels in coordinates.items()},
+    metrics = xr.concat(windows, dim="image", data_vars="all")
+    controls = [
+        [schema.CLASS_VALUE(system) for system in schema.SYSTEMS],
+        *(
+            [schema.CLASS_VALUE_CONTROL(system, control) for system in schema.SYSTEMS]
+            for control in schema.CONTROLS
+        ),
+    ]
+    values = [[run.results[name].values for name in names] for names in controls]
+    heads = run.results[schema.CLASS_VALUE_HEAD()].values
+    return metrics.assign(
+        class_value=(("weights", "system", "layer", "class"), np.array(values)),
+        class_value_head=(("layer", "head", "class"), heads),
+    ).assign_coords(
+        compared=list(COMPARED),
+        update=list(UPDATES),
+        tokens=list(run.tokens),
+        convention=list(CONVENTIONS),
+        category=list(CATEGORIES),
+        system=list(schema.SYSTEMS),
+        intervention=interventions,
+        weights=["trained", *schema.CONTROLS],
     )
 
 
 def _window(
     run: Run, images: Int[np.ndarray, " image"], interventions: list[str]
-) -> dict[str, np.ndarray]:
-    """Variable -> values of some images, of those that have an image axis."""
+) -> PaperMetrics:
+    """The metrics of some images, without those of the weights."""
 
     def read(name: str) -> np.ndarray:
         return run.read(name, images)
 
-    def stack(compute: Callable[..., np.ndarray], keys) -> np.ndarray:
+    def stack(compute: Callable[[Any], np.ndarray], keys: Iterable) -> np.ndarray:
         return np.stack([compute(key) for key in keys], axis=1)
 
     members = [run.members(kind, images) for kind in run.tokens]
@@ -123,11 +92,13 @@ def _window(
     }
 
     def change(compared: str) -> np.ndarray:
+        """Share of tokens whose class logit rises."""
         start, end = (logit[..., None] for logit in steps[compared])
         rises = np.asarray(similarity_change(start, end, 0))
         return stack(lambda m: over_tokens(rises, m).astype(np.float32), members)
 
     def gain(update: str) -> np.ndarray:
+        """Mean of an update's class logit minus its input's."""
         start, end = steps[update]
         return stack(lambda member: over_tokens(end - start, member), members)
 
@@ -139,55 +110,64 @@ def _window(
     }
 
     def composition(convention: str) -> np.ndarray:
+        """Share of all tokens."""
         categories = residual_composition(
             tops["residual"], **sources, convention=CONVENTIONS[convention]
         )
         return stack(lambda c: np.asarray(categories[c]).mean(-1), CATEGORIES)
 
     def agreement(convention: str) -> np.ndarray:
+        """Share of all tokens."""
         family, _ = AGREEMENTS[convention]
         return stack(lambda s: read(family(s)).mean(-1), schema.SYSTEMS)
 
     def agreement_chance(convention: str) -> np.ndarray:
+        """The same with permuted classes."""
         _, family = AGREEMENTS[convention]
         return stack(lambda s: read(family(s)), schema.SYSTEMS)
 
-    pooled = run.members(run.pooled, images)
-
     def agreement_pooled(system: str) -> np.ndarray:
+        """At the tokens that the head reads."""
         hits = read(schema.AGREEMENT(system))
         return over_tokens(hits, pooled).astype(np.float32)
 
+    pooled = run.members(run.pooled, images)
+    chance = composition_chance(tops["residual"], *sources.values())
+    simple = stack(lambda s: read(schema.SIMPLE(s)).mean(-1), schema.SYSTEMS)
+    simple_chance = stack(lambda s: read(schema.CHANCE_SIMPLE(s)), schema.SYSTEMS)
+    by_kind, by_system = ("tokens", "layer"), ("system", "layer")
+    by_category = ("convention", "category", "layer")
+    by_convention = ("convention", "system", "layer")
     metrics = {
-        "change": stack(change, COMPARED),
-        "gain": stack(gain, UPDATES),
-        "composition": stack(composition, CONVENTIONS),
-        "composition_chance": composition_chance(tops["residual"], *sources.values()),
-        "agreement": stack(agreement, CONVENTIONS),
-        "agreement_chance": stack(agreement_chance, CONVENTIONS),
-        "agreement_pooled": stack(agreement_pooled, schema.SYSTEMS),
-        "simple": stack(lambda s: read(schema.SIMPLE(s)).mean(-1), schema.SYSTEMS),
-        "simple_chance": stack(lambda s: read(schema.CHANCE_SIMPLE(s)), schema.SYSTEMS),
+        "change": (("compared", *by_kind), stack(change, COMPARED)),
+        "gain": (("update", *by_kind), stack(gain, UPDATES)),
+        "composition": (by_category, stack(composition, CONVENTIONS)),
+        "composition_chance": (by_category, chance),
+        "agreement": (by_convention, stack(agreement, CONVENTIONS)),
+        "agreement_chance": (by_convention, stack(agreement_chance, CONVENTIONS)),
+        "agreement_pooled": (by_system, stack(agreement_pooled, schema.SYSTEMS)),
+        "simple": (by_system, simple),
+        "simple_chance": (by_system, simple_chance),
     }
-    for family in HEAD_METRICS:
-        if family() in run:
-            metrics[family()] = read(family())
-    if interventions:
-        image = np.arange(run.config.tokens) >= run.config.prefix
-        label, prediction = read(schema.LABEL()), read(schema.PREDICTION())
-        first = read(schema.RANK("residual"))[:, -1] == 0
-        edited = [read(schema.RANK_EDITED(name)) for name in interventions]
-        stays = [(ranks >= 0) & image for ranks in edited]
-        predictions = [read(schema.PREDICTION_EDITED(name)) for name in interventions]
-        metrics |= {
-            "before": stack(lambda member: over_tokens(first, member), stays),
-            "after": np.stack(
-                [over_tokens(r == 0, m) for r, m in zip(edited, stays)], axis=1
-            ),
-            "correct_before": stack(lambda _: prediction == label, interventions),
-            "correct_after": stack(lambda edited: edited == label, predictions),
-        }
-    return metrics
+    names = [family() for family in HEAD_METRICS if family() in run]
+    metrics |= {name: (("layer", "head"), read(name)) for name in names}
+    # Identifiable image tokens in the last block, of those that exist after the edit.
+    identifiable = read(schema.RANK("residual"))[:, -1] == 0
+    label, prediction = read(schema.LABEL()), read(schema.PREDICTION())
+    image = np.arange(run.config.tokens) >= run.config.prefix
+    edited = np.empty((4, len(images), len(interventions)))
+    for place, name in enumerate(interventions):
+        ranks = read(schema.RANK_EDITED(name))
+        member = (ranks >= 0) & image
+        edited[:, :, place] = (
+            over_tokens(identifiable, member),
+            over_tokens(ranks == 0, member),
+            prediction == label,
+            read(schema.PREDICTION_EDITED(name)) == label,
+        )
+    names = ("before", "after", "correct_before", "correct_after")
+    metrics |= {name: (("intervention",), e) for name, e in zip(names, edited)}
+    return xr.Dataset({n: (("image", *dims), v) for n, (dims, v) in metrics.items()})
 
 
 def entering(embedding: np.ndarray, residual: np.ndarray) -> np.ndarray:
@@ -221,33 +201,27 @@ def composition_chance(
     single token.
     """
     images, depth, tokens = after.shape
+    total = tokens * (tokens - 1)
     classes = 1 + max(part.max(initial=0) for part in (after, before, attention, mlp))
     row = np.arange(images)[:, None]
     chance = np.zeros((images, len(CONVENTIONS), len(CATEGORIES), depth))
     for layer in range(depth):
         answer = after[:, layer]
-        counts = np.bincount(
-            (row * classes + answer).reshape(-1), minlength=images * classes
-        ).reshape(images, classes)
-        p, a, m = (source[:, layer] for source in (before, attention, mlp))
+        counts = np.zeros((images, classes), np.int64)
+        np.add.at(counts, (row, answer), 1)
+        p, a, m = sources = [source[:, layer] for source in (before, attention, mlp)]
         # How many other tokens of the image answer with each token's source.
-        from_p, from_a, from_m = (
-            counts[row, source] - (source == answer) for source in (p, a, m)
-        )
-        same_pa, same_pm, same_am = p == a, p == m, a == m
-        several = np.where(same_pa | same_pm, from_p, np.where(same_am, from_a, 0))
-        paper = [
-            np.where(same_pa | same_pm, 0, from_p),
-            np.where(same_pa | same_am, 0, from_a),
-            np.where(same_pm | same_am, 0, from_m),
+        from_p, from_a, from_m = (counts[row, s] - (s == answer) for s in sources)
+        several = np.where((p == a) | (p == m), from_p, np.where(a == m, from_a, 0))
+        exclusive = [
+            np.where((p == a) | (p == m), 0, from_p),
+            np.where((p == a) | (a == m), 0, from_a),
+            np.where((p == m) | (a == m), 0, from_m),
             several,
         ]
-        vilas2023 = [from_p, from_a, from_m, np.zeros_like(from_p)]
-        either = from_p + np.where(same_pa, 0, from_a)
-        for place, (parts, composed_of) in enumerate(
-            ((paper, np.sum(paper, axis=0)), (vilas2023, either))
-        ):
-            pairs = [part.sum(-1) for part in parts]
-            pairs.append(tokens * (tokens - 1) - composed_of.sum(-1))
-            chance[:, place, :, layer] = np.stack(pairs, axis=1)
-    return chance / (tokens * (tokens - 1) or np.nan)
+        either = from_p + np.where(p == a, 0, from_a)
+        paper = [*exclusive, (tokens - 1) - sum(exclusive)]
+        vilas2023 = [from_p, from_a, from_m, 0 * from_p, (tokens - 1) - either]
+        for place, parts in enumerate((paper, vilas2023)):
+            chance[:, place, :, layer] = np.stack(parts, 1).sum(-1)
+    return chance / (total or np.nan)
