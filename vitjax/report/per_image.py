@@ -37,16 +37,10 @@ class Run:
         name: what a report calls it.
 
     Attributes:
-        manifest: of the run.
-        config: architecture of its model.
-        classes: names of the classes.
-        total: images that were requested.
-        done: images that were computed or skipped so far.
-        skipped: images among them that could not be read.
-        unlabeled: images among them whose class is unknown.
-        image: position in the data set of the others: done, valid and labeled.
-        label: their classes.
-        correct: whether the model's prediction is the label.
+        total, done: images that were requested; that were computed or skipped so far.
+        skipped, unlabeled: among these, not readable; without a known class.
+        image: position in the data set of the others, that all numbers are about.
+        label, correct: their class; whether the prediction is it.
         tokens: kinds of tokens that exist, keys of `schema.KINDS`.
 
     Raises:
@@ -67,25 +61,20 @@ class Run:
         self.config = Config.from_dict(model["config"])
         self.classes = tuple(model["classes"])
         done = np.flatnonzero(results["done"].values)
-        valid = self.read(schema.VALID(), done)
-        label = self.read(schema.LABEL(), done)
+        valid, label = self.read(schema.VALID(), done), self.read(schema.LABEL(), done)
         use = valid & (label >= 0)
         self.total, self.done = len(results["done"]), len(done)
         self.skipped = int((~valid).sum())
         self.unlabeled = int((valid & (label < 0)).sum())
-        self.image: Int[np.ndarray, " image"] = done[use]
-        self.label: Int[np.ndarray, " image"] = label[use]
-        self.correct: Bool[np.ndarray, " image"] = (
-            self.read(schema.PREDICTION()) == self.label
-        )
-        exists = {
-            "cls": self.config.class_token,
-            "register": self.config.registers > 0,
-            "image": True,
-            "object": schema.PATCH_LABEL() in results,
-            "context": schema.PATCH_LABEL() in results,
+        self.image, self.label = done[use], label[use]
+        self.correct = self.read(schema.PREDICTION()) == self.label
+        missing = {
+            "cls": not self.config.class_token,
+            "register": not self.config.registers,
+            "object": schema.PATCH_LABEL() not in results,
+            "context": schema.PATCH_LABEL() not in results,
         }
-        self.tokens = tuple(kind for kind in schema.KINDS if exists[kind])
+        self.tokens = tuple(kind for kind in schema.KINDS if not missing.get(kind))
 
     def __contains__(self, name: str) -> bool:
         return name in self.results
@@ -103,12 +92,7 @@ class Run:
     def read(
         self, name: str, images: Int[np.ndarray, " image"] | None = None
     ) -> np.ndarray:
-        """Rows of an array.
-
-        Args:
-            name: of the array.
-            images: positions in the data set, increasing; by default all of `image`.
-        """
+        """Rows of an array at increasing positions; by default those of `image`."""
         images = self.image if images is None else images
         rows: Any = images
         if len(images) and images[-1] - images[0] + 1 == len(images):
@@ -127,19 +111,17 @@ class Run:
     ) -> Bool[np.ndarray, "image_or_1 token"]:
         """Which tokens are of a kind: one row for all images, or one for each."""
         prefix = self.config.prefix
+        token = np.arange(self.config.tokens)
         if kind in ("object", "context"):
-            member = np.zeros((len(images), self.config.tokens), bool)
             patch_label = self.read(schema.PATCH_LABEL(), images)
-            member[:, prefix:] = patch_label == (1 if kind == "object" else 0)
-            return member
-        ranges = {
-            "cls": slice(0, 1),
-            "register": slice(int(self.config.class_token), prefix),
-            "image": slice(prefix, None),
+            on_kind = patch_label == (1 if kind == "object" else 0)
+            return np.pad(on_kind, ((0, 0), (prefix, 0)))
+        member = {
+            "cls": token < 1,
+            "register": (token >= self.config.class_token) & (token < prefix),
+            "image": token >= prefix,
         }
-        member = np.zeros((1, self.config.tokens), bool)
-        member[:, ranges[kind]] = True
-        return member
+        return member[kind][None]
 
     @functools.cached_property
     def curves(self) -> xr.DataArray:
@@ -148,19 +130,17 @@ class Run:
         Dimensions image, stream, measure, tokens, layer; NaN where an image has no
         token of that kind.
         """
-        shape = (len(self.streams), len(MEASURES), len(self.tokens), self.config.depth)
-        curves = np.empty((len(self.image), *shape), np.float32)
-        start = 0
+        windows = []
         for images in self.windows():
-            rows = curves[start : start + len(images)]
-            start += len(images)
             members = [self.members(kind, images) for kind in self.tokens]
-            for i, stream in enumerate(self.streams):
-                ranks = self.read(schema.RANK(stream), images)
-                for j, member in enumerate(members):
-                    rows[:, i, :, j] = _average(ranks, member, len(self.classes))
+            ranks = [self.read(schema.RANK(s), images) for s in self.streams]
+            count = len(self.classes)
+            averages = [[_average(r, m, count) for m in members] for r in ranks]
+            windows.append(np.stack([np.stack(each, 2) for each in averages], 1))
+        shape = len(self.streams), len(MEASURES), len(self.tokens), self.config.depth
+        empty = np.empty((0, *shape), np.float32)
         return xr.DataArray(
-            curves,
+            np.concatenate([empty, *windows]).astype(np.float32),
             dims=("image", "stream", "measure", "tokens", "layer"),
             coords={
                 "stream": list(self.streams),

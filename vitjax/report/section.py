@@ -49,10 +49,11 @@ def sections(runs: Sequence[Run], options: ReportOptions) -> list[Section]:
 def figures(
     results: Results | Sequence[Results], options: ReportOptions = ReportOptions()
 ) -> dict[str, Figure]:
-    """Every figure that `vitjax report` writes of some runs, but maps of images.
+    """Every figure that `vitjax report` draws of the numbers of some runs.
 
     Args:
-        results: rows of any recipe, finished or not; several stand side by side.
+        results: rows of any recipe with ranks, finished or not; several runs stand side
+            by side.
         options: see `ReportOptions`.
 
     Returns:
@@ -69,17 +70,9 @@ def figures(
 def tables(
     results: Results | Sequence[Results], options: ReportOptions = ReportOptions()
 ) -> dict[str, pd.DataFrame]:
-    """Every table of numbers that `vitjax report` writes of some runs.
+    """Every table of numbers that `vitjax report` writes of some runs, by name.
 
-    Args:
-        results: rows of any recipe, finished or not.
-        options: see `ReportOptions`.
-
-    Returns:
-        Name of its file -> all its numbers.
-
-    Raises:
-        ValueError: no run, or one without ranks.
+    Args and errors are those of `figures`.
     """
     made = sections(as_runs(results, options.names), options)
     return {table.key: table.data for section in made for table in section.tables}
