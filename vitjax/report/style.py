@@ -1,9 +1,9 @@
-"""The colours, markers and settings that every drawing shares."""
+"""Colors, markers and matplotlib settings that all figures share."""
 
 from contextlib import AbstractContextManager
 from typing import Any
 
-COLOURS = (
+COLORS = (
     "#1f6fc4",  # blue
     "#c75109",  # vermilion
     "#0b8060",  # green
@@ -13,7 +13,7 @@ COLOURS = (
     "#b3263d",  # crimson
     "#4f6b75",  # slate
 )
-"""Of series, in order: apart for the colour-blind, 4.5 : 1 on white."""
+"""Of series, in order: distinct for the color-blind, contrast 4.5 : 1 on white."""
 
 DARK = (
     "#6cb0ff",
@@ -33,17 +33,21 @@ SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
 
-VARIABLES = {colour: f"var(--series-{i})" for i, colour in enumerate(COLOURS)}
-VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)"}
-VARIABLES |= {GRID: "var(--grid)", PAPER: "var(--paper)"}
-"""Print colour -> the page's variable: figures in a page follow its light or dark."""
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(COLORS)},
+}
+"""Color in print -> variable of the page, which differs in light and dark."""
 
 
-def style(**more: Any) -> AbstractContextManager:
-    """A context with the settings that every drawing shares."""
+def settings(**more: Any) -> AbstractContextManager:
+    """A context with the settings that all figures share, and more."""
     from matplotlib import rc_context
 
-    settings: dict[Any, Any] = {
+    shared: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": INK,
@@ -69,5 +73,8 @@ def style(**more: Any) -> AbstractContextManager:
         "legend.frameon": False,
         "legend.fontsize": 8.5,
     }
-    settings.update(more)
-    return rc_context(settings)
+    return rc_context(shared | more)
+
+
+KINDS = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
+"""Kind of tokens -> its number among colors and markers, in figures of a single run."""
