@@ -43,7 +43,7 @@ class Report(Command):
     json: bool = False
 
     def __call__(self) -> Any:
-        from vitjax.report.document import write_report
+        from vitjax.report.page import write_report
 
         if not self.runs:
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
@@ -95,7 +95,7 @@ class Explain(Command):
     json: bool = False
 
     def __call__(self) -> Explanations:
-        from vitjax.report import pictures
+        from vitjax.report import map_grid
 
         names = [name for text in self.method for name in text.split(",") if name]
         for name in names:  # before weights are fetched
@@ -112,7 +112,7 @@ class Explain(Command):
         )
         titles = [describe_explained(found, i, model) for i in range(len(found.names))]
         page = self.out / "explain.png"
-        page.write_bytes(pictures.png(found.pictures, titles, found.maps))
+        page.write_bytes(map_grid.png(found.pictures, titles, found.maps))
         arrays: dict[str, Any] = {
             "names": np.asarray(found.names),
             "target": found.target,

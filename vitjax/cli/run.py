@@ -208,7 +208,7 @@ class Demo(Command):
     images: Annotated[int | None, metavar("INT")] = None
 
     def __call__(self) -> Any:
-        from vitjax.report.document import write_report
+        from vitjax.report.page import write_report
         from vitjax.report.reduction import summary
 
         model = loading.load("textured_digits")

@@ -1,0 +1,132 @@
+"""Figures, tables and the token explorer as objects that a notebook shows.
+
+from vitjax.report.notebook import explorer, pictures, tables
+pictures(run)["change"]        # as the last line of a cell
+"""
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vitjax.report import map_grid, page, token_maps
+from vitjax.report.explorer import explorer_html
+from vitjax.report.figure import Figure, ReportOptions, Table
+from vitjax.report.per_image import as_runs
+from vitjax.report.section import sections
+from vitjax.runner.results import Results
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Explorer:
+    """The token explorer; a notebook shows it as a page of its own.
+
+    Args:
+        page: HTML that needs no other file.
+        height: in pixels.
+    """
+
+    page: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{html.escape(self.page)}" title="token explorer" '
+            f'style="width:100%;height:{self.height}px;border:0"></iframe>'
+        )
+
+
+def explorer(*runs: Results, limit: int = 50, height: int = 900) -> Explorer:
+    """Images of runs and what every token of them says, block by block.
+
+    Args:
+        runs: of any recipe with ranks; `tokens` holds what the explorer can show.
+        limit: images of each run, at most.
+        height: of the explorer in pixels.
+
+    Returns:
+        An object that a notebook shows.
+
+    Raises:
+        ValueError: no run, or one holds no ranks or kept no image.
+    """
+    content = explorer_html(as_runs(runs), limit=limit)
+    if not content:
+        raise ValueError("Expected runs that kept images; these kept none.")
+    return Explorer(page=page.render_page((), (), content), height=height)
+
+
+def pictures(*runs: Results) -> dict[str, Any]:
+    """Every figure that `vitjax report` would write of some runs, drawn when shown.
+
+    Args:
+        runs: rows of any recipe with ranks, finished or not, side by side.
+
+    Returns:
+        Name of its file -> figure.
+
+    Raises:
+        ValueError: no run, or one holds no ranks.
+    """
+    options = ReportOptions()
+    opened = as_runs(runs)
+    made = [*sections(opened, options), token_maps.section(opened, options)]
+    return {one.key: one for section in made if section for one in section.figures}
+
+
+def tables(*runs: Results) -> dict[str, Table]:
+    """Every table that `vitjax report` would write of some runs.
+
+    Args:
+        runs: rows of any recipe with ranks, finished or not.
+
+    Returns:
+        Name of its file -> table; its `data` are all numbers.
+
+    Raises:
+        ValueError: no run, or one holds no ranks.
+    """
+    made = sections(as_runs(runs), ReportOptions())
+    return {table.key: table for section in made for table in section.tables}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Images with maps beside them; see `sheet`."""
+
+    images: np.ndarray
+    titles: Sequence[str]
+    maps: Mapping[str, np.ndarray]
+    title: str
+    caption: str = ""
+
+    def png(self, *, dpi: int = 150) -> bytes:
+        """A PNG file."""
+        return map_grid.png(self.images, self.titles, self.maps, dpi=dpi)
+
+    _repr_html_ = Figure._repr_html_
+
+
+def sheet(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    titles: Sequence[str],
+    maps: Mapping[str, Float[np.ndarray, "image row column"]],
+    *,
+    title: str = "",
+) -> Sheet:
+    """Images with maps beside them, such as those of `vitjax.explain`.
+
+    Args:
+        images: as the model saw them.
+        titles: one or two lines above each.
+        maps: name of the method, block or head -> a map of each image.
+        title: above all.
+
+    Returns:
+        A row per image, a column per map; the colors of two maps do not compare.
+    """
+    arrays = {name: np.asarray(values) for name, values in maps.items()}
+    return Sheet(images=np.stack(images), titles=titles, maps=arrays, title=title)
