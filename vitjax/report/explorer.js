@@ -49,19 +49,18 @@
 
   // ---- reading
 
+  function inflate(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream();
+    return new Response(stream.pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+  }
+
   async function load(run, image) {
     const pack = JSON.parse(byId(`${run.number}-${image.index}`).textContent);
-    const bytes = Uint8Array.from(atob(pack.bytes), (letter) => letter.charCodeAt(0));
-    const inflate = new DecompressionStream("deflate");
-    const stream = new Blob([bytes]).stream().pipeThrough(inflate);
-    const buffer = await new Response(stream).arrayBuffer();
     const arrays = {};
-    let offset = 0;
-    for (const { name, dtype, shape } of pack.layout) {
-      const size = shape.reduce((product, length) => product * length, 1);
-      arrays[name] = new TYPES[dtype](buffer, offset, size);
+    for (const [name, { dtype, shape, bytes }] of Object.entries(pack.arrays)) {
+      arrays[name] = new TYPES[dtype](await inflate(bytes));
       arrays[name].top = shape[2];
-      offset += arrays[name].byteLength;
     }
     return { url: pack.url, arrays };
   }
@@ -308,7 +307,7 @@
 
   function drawAll() {
     byId("block").value = state.layer;
-    byId("block-number").textContent = `${state.layer} of 0 to ${state.run.depth - 1}`;
+    byId("block-number").textContent = state.layer;
     byId("head").value = state.head === null ? "all" : state.head;
     drawMap();
     drawStrips();

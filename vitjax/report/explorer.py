@@ -1,7 +1,7 @@
 """The token explorer: the images of a run and what every token of them says.
 
-Each image's arrays travel as one block of bytes (zlib, base64) that the page unpacks
-when the image is opened, so that hundreds of them load at once:
+The arrays of each image (zlib, base64) are unpacked by the page when the image is
+opened, so that hundreds of images load at once:
 
     rank           rank of the label at every token after every block; its largest
                    number: absent
@@ -42,12 +42,7 @@ STEPS = 2**15 - 1
 
 
 def explorer_html(runs: Sequence[Run], *, limit: int = 200) -> str:
-    """The explorer of some runs; empty where no run kept an image.
-
-    Args:
-        runs: of any recipe.
-        limit: images of each run, at most.
-    """
+    """The first images of each run; empty where no run kept an image."""
     entries, packs = [], {}
     for number, run in enumerate(runs):
         images = previews(run, limit=limit)
@@ -55,7 +50,7 @@ def explorer_html(runs: Sequence[Run], *, limit: int = 200) -> str:
             entries.append(describe(run, number, images))
         for image, arrays in zip(images, read_arrays(run, images)):
             kind = "png" if max(image.pixels.shape) <= LOSSLESS else "jpeg"
-            content = {"url": data_url(image.pixels, kind=kind), **pack(arrays)}
+            content = {"url": data_url(image.pixels, kind=kind), "arrays": pack(arrays)}
             packs[f"explorer-{number}-{image.index}"] = to_json(content)
     if not entries:
         return ""
@@ -113,12 +108,9 @@ def read_arrays(run: Run, images: Sequence[Preview]) -> Iterator[dict[str, np.nd
 def encode_arrays(
     rows: Mapping[str, np.ndarray], *, classes: int
 ) -> dict[str, np.ndarray]:
-    """Rows of one image as the page takes them, widest numbers first."""
+    """Rows of one image as the page takes them."""
     integer = np.uint16 if classes < 2**16 - 1 else np.uint32
     arrays: dict[str, np.ndarray] = {}
-    for key, name in PER_HEAD.items():
-        if name in rows:
-            arrays[f"{key}_scale"], arrays[key] = quantize(rows[name])
     if RANK in rows:
         absent = np.iinfo(integer).max
         arrays["rank"] = np.where(rows[RANK] < 0, absent, rows[RANK]).astype(integer)
@@ -129,7 +121,10 @@ def encode_arrays(
     if PATCH_LABEL in rows and (rows[PATCH_LABEL] >= 0).any():
         labels = rows[PATCH_LABEL]
         arrays["on_object"] = np.where(labels < 0, 2, labels).astype(np.uint8)
-    return dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    for key, name in PER_HEAD.items():
+        if name in rows:
+            arrays[f"{key}_scale"], arrays[key] = quantize(rows[name])
+    return arrays
 
 
 def quantize(
@@ -143,17 +138,16 @@ def quantize(
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays as JSON: their layout and their bytes."""
-    content = b"".join(
-        values.astype(values.dtype.newbyteorder("<")).tobytes()
-        for values in arrays.values()
-    )
+    """Arrays as JSON, their bytes in the order that browsers read."""
     return {
-        "layout": [
-            {"name": name, "dtype": values.dtype.name, "shape": values.shape}
-            for name, values in arrays.items()
-        ],
-        "bytes": base64.b64encode(zlib.compress(content, 9)).decode(),
+        name: {
+            "dtype": values.dtype.name,
+            "shape": values.shape,
+            "bytes": base64.b64encode(
+                zlib.compress(values.astype(values.dtype.newbyteorder("<")).tobytes())
+            ).decode(),
+        }
+        for name, values in arrays.items()
     }
 
 

@@ -1,6 +1,7 @@
 """A grid of images with words above each, such as explanation maps beside a photo."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from vitjax.report import style
 SIGNED, POSITIVE = "RdBu_r", "viridis"
 """Color maps of values around 0 and of values from 0."""
 
-GAP, BAR = 0.12, 0.85
-"""Inches: the space between two images, and for a color bar."""
+GAP, BAR, LINE = 0.12, 0.85, 0.13
+"""Inches: the space between two images, for a color bar, and for a line of text."""
 
 LEGEND = (
     "red: evidence for the class; blue: against it; white: 0\n"
@@ -27,18 +28,9 @@ def png(
     *,
     dpi: int = 150,
 ) -> bytes:
-    """Draw a row per image, a column per method.
+    """Draw a row per image and a column per method, as a PNG file.
 
     Each map is scaled by itself (`to_colors`): colors of two maps do not compare.
-
-    Args:
-        images: as the model saw them.
-        titles: one or two lines above each image.
-        maps: method -> its maps.
-        dpi: dots per inch.
-
-    Returns:
-        A PNG file.
     """
     rows = [
         [(image, title)]
@@ -59,21 +51,18 @@ def grid_png(
 ) -> bytes:
     """Draw rows of (image, words above it), as a PNG file.
 
-    Args:
-        rows: from top to bottom.
-        legend: one or two lines below all.
-        side: width of an image in inches.
-        lines: of the words above an image.
-        bar_label: of a color bar from 0 to 1; without it there is none.
-        dpi: dots per inch.
+    Images are `side` inches wide and have room for some `lines` of words above; with a
+    label for it, a color bar from 0 to 1 stands to the right.
     """
     from matplotlib import cm, colors
     from matplotlib.figure import Figure
 
-    words, foot = 0.09 + 0.13 * lines, 0.42
     heights = [side * row[0][0].shape[0] / row[0][0].shape[1] for row in rows]
     columns = max(len(row) for row in rows)
     width = columns * (side + GAP) + GAP + BAR * bool(bar_label)
+    letters = int(16 * width)  # that fit into a line
+    legend = "\n".join(textwrap.fill(line, letters) for line in legend.split("\n"))
+    words, foot = LINE * lines + 0.09, LINE * (legend.count("\n") + 1) + 0.15
     height = sum(heights) + len(rows) * (words + GAP) + foot
     with style.settings():
         figure = Figure(figsize=(width, height))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vitjax.report import map_grid, page, token_maps
+from vitjax.report import map_grid, token_maps
 from vitjax.report.explorer import explorer_html
 from vitjax.report.figure import Figure, ReportOptions, Table
+from vitjax.report.page import render_page
 from vitjax.report.per_image import as_runs
 from vitjax.report.section import sections
 from vitjax.runner.results import Results
@@ -22,12 +23,7 @@ from vitjax.runner.results import Results
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explorer:
-    """The token explorer; a notebook shows it as a page of its own.
-
-    Args:
-        page: HTML that needs no other file.
-        height: in pixels.
-    """
+    """A page with the token explorer; a notebook shows it in a frame."""
 
     page: str
     height: int
@@ -40,55 +36,34 @@ class Explorer:
 
 
 def explorer(*runs: Results, limit: int = 50, height: int = 900) -> Explorer:
-    """Images of runs and what every token of them says, block by block.
+    """Show the images that runs kept and what every token of them says.
 
     Args:
-        runs: of any recipe with ranks; `tokens` holds what the explorer can show.
+        runs: of any recipe with ranks; only `tokens` writes all that can be shown.
         limit: images of each run, at most.
         height: of the explorer in pixels.
 
     Returns:
-        An object that a notebook shows.
+        An object that a notebook shows as the last line of a cell.
 
     Raises:
-        ValueError: no run, or one holds no ranks or kept no image.
+        ValueError: no run, or one holds no ranks, or none kept an image.
     """
     content = explorer_html(as_runs(runs), limit=limit)
     if not content:
         raise ValueError("Expected runs that kept images; these kept none.")
-    return Explorer(page=page.render_page((), (), content), height=height)
+    return Explorer(page=render_page((), (), content), height=height)
 
 
 def pictures(*runs: Results) -> dict[str, Any]:
-    """Every figure that `vitjax report` would write of some runs, drawn when shown.
-
-    Args:
-        runs: rows of any recipe with ranks, finished or not, side by side.
-
-    Returns:
-        Name of its file -> figure.
-
-    Raises:
-        ValueError: no run, or one holds no ranks.
-    """
-    options = ReportOptions()
-    opened = as_runs(runs)
+    """Name of its file -> figure, of every figure that `vitjax report` would write."""
+    opened, options = as_runs(runs), ReportOptions()
     made = [*sections(opened, options), token_maps.section(opened, options)]
     return {one.key: one for section in made if section for one in section.figures}
 
 
 def tables(*runs: Results) -> dict[str, Table]:
-    """Every table that `vitjax report` would write of some runs.
-
-    Args:
-        runs: rows of any recipe with ranks, finished or not.
-
-    Returns:
-        Name of its file -> table; its `data` are all numbers.
-
-    Raises:
-        ValueError: no run, or one holds no ranks.
-    """
+    """Name of its file -> table, of every table that `vitjax report` would write."""
     made = sections(as_runs(runs), ReportOptions())
     return {table.key: table for section in made for table in section.tables}
 
@@ -117,16 +92,9 @@ def sheet(
     *,
     title: str = "",
 ) -> Sheet:
-    """Images with maps beside them, such as those of `vitjax.explain`.
+    """Images, and in a column per name maps such as those of `vitjax.explain`.
 
-    Args:
-        images: as the model saw them.
-        titles: one or two lines above each.
-        maps: name of the method, block or head -> a map of each image.
-        title: above all.
-
-    Returns:
-        A row per image, a column per map; the colors of two maps do not compare.
+    Colors of two maps do not compare.
     """
     arrays = {name: np.asarray(values) for name, values in maps.items()}
     return Sheet(images=np.stack(images), titles=titles, maps=arrays, title=title)

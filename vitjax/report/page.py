@@ -109,7 +109,7 @@ def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> 
         tiles=tables["summary"].data[:3].to_dict("records") if one else [],
         sections=made,
         explorer=explorer,
-        provenance=[provenance(run) for run in runs],
+        provenance=provenance,
         sorting=read_text("sorting.js"),
         colors=list(zip(style.COLORS, style.DARK)),
         number=number,

@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vitjax.report.per_image import Run
+from vitjax.report.per_image import Digest
 
 
-def provenance(run: Run) -> dict[str, Any]:
+def provenance(manifest: Mapping[str, Any], digest: Digest) -> dict[str, Any]:
     """What somebody needs to compute the same again.
+
+    Args:
+        manifest: of a run.
+        digest: of the same run.
 
     Returns:
         `pairs`: name -> value, without what the run does not say; `skipped` and
-        `no_object_tokens`: images that could not be read or have no object token.
+        `vanished`: images that could not be read or have no token on their object.
     """
-    manifest = run.manifest
     model, data = manifest["model"], manifest["data"]
     rate = manifest.get("images_per_second")
     pairs = {
@@ -21,17 +24,17 @@ def provenance(run: Run) -> dict[str, Any]:
         "model": model["name"],
         "architecture": listed(model["config"]),
         "classes": len(model["classes"]),
-        "checkpoint": model.get("checkpoint") or "none (random initialization)",
+        "checkpoint": model.get("checkpoint") or "none (random initialisation)",
         "checkpoint sha256": model.get("sha256"),
         "parameters sha256": model.get("parameters_sha256"),
         "preprocessing": listed(model.get("preprocess") or {}),
         "data": data["spec"],
         "data id": data["id"],
-        "images": f"{run.done} of {run.total} done, {len(run.image)} used",
+        "images": f"{digest.done} of {digest.total} done, {len(digest.image)} used",
         "batch size": manifest.get("batch_size"),
         "dtype": manifest.get("dtype"),
         "matmul precision": manifest.get("matmul_precision"),
-        "object tokens": listed(manifest.get("masks") or {}),
+        "class tokens": listed(manifest.get("masks") or {}),
         "seed": manifest.get("seed"),
         "devices": listed(manifest.get("devices") or ()),
         "images per second": f"{rate:.4g}" if rate else None,
@@ -45,7 +48,7 @@ def provenance(run: Run) -> dict[str, Any]:
             key: value for key, value in pairs.items() if value not in (None, "")
         },
         "skipped": manifest.get("skipped") or [],
-        "no_object_tokens": manifest.get("no_object_tokens") or [],
+        "vanished": manifest.get("vanished") or [],
     }
 
 

@@ -31,15 +31,13 @@ LOSSLESS = 128
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Preview:
-    """An image that a run kept, and what the run says about its tokens.
+    """An image that a run kept as the model saw it, and what is known of its tokens.
 
     Args:
-        run: the run.
         index: position of the image in the data set.
         name: of its file; empty while the run is not finished.
         label: number of its class, -1 where unknown.
         prediction: number of the predicted class.
-        pixels: as the model saw it.
     """
 
     run: Run
@@ -49,15 +47,9 @@ class Preview:
     prediction: int
     pixels: UInt8[np.ndarray, "height width channel"]
 
-    @property
-    def label_name(self) -> str:
+    def class_name(self, number: int) -> str:
         """Empty where unknown."""
-        return self.run.classes[self.label] if self.label >= 0 else ""
-
-    @property
-    def prediction_name(self) -> str:
-        """Of the predicted class."""
-        return self.run.classes[self.prediction]
+        return self.run.classes[number] if number >= 0 else ""
 
     def read(self, name: str) -> np.ndarray:
         """The row of an array."""
@@ -111,8 +103,8 @@ class Preview:
             "run": self.run.name,
             "image": self.index,
             "name": self.name,
-            "label": self.label_name,
-            "prediction": self.prediction_name,
+            "label": self.class_name(self.label),
+            "prediction": self.class_name(self.prediction),
             "layer": np.array(shown_layers(self.run.config.depth))[place],
             "row": row,
             "column": column,
@@ -170,12 +162,7 @@ def shown_layers(depth: int, *, count: int = 6) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MapFigure:
-    """Previews with their maps as a figure of a report.
-
-    Args:
-        cards: each the previews of one image by every run that has it.
-        several: whether there are several runs.
-    """
+    """Previews with their maps; a card holds those of one image, one of each run."""
 
     cards: Sequence[Sequence[Preview]]
     several: bool
@@ -191,21 +178,29 @@ class MapFigure:
 
     @property
     def caption(self) -> str:
-        """How to read the maps."""
-        marks = ["dot: identifiable token (rank 0)"]
+        """How to read the maps; without labels there are none."""
+        if not self.labeled:
+            return "The first images as the model saw them, with the predicted class."
+        text = (
+            "Each cell is an image token, its color the identifiability of the label "
+            "after the block. Words of the second line: what the model would predict "
+            "from that block. Dot: identifiable token (rank 0)"
+        )
         if any(preview.mask is not None for preview in self.labeled):
-            marks.append("line: border of the object's mask")
+            text += "; line: border of the object's mask"
         if any((preview.ranks < 0).any() for preview in self.labeled):
-            marks.append("gray: absent token")
-        return f"Identifiability of every image token; {'; '.join(marks)}."
+            text += "; gray: absent token"
+        return f"{text}."
 
     def png(self, *, dpi: int = 150) -> bytes:
         """Images and their maps for print; empty without labels."""
         rows = []
         for one in self.labeled:
             words = [short_name(one.run.name, longest=24)] if self.several else []
-            words += [f"label: {short_name(one.label_name, longest=19)}"]
-            words += [f"prediction: {short_name(one.prediction_name, longest=14)}"]
+            words += [f"label: {short_name(one.class_name(one.label), longest=19)}"]
+            words += [
+                f"prediction: {short_name(one.class_name(one.prediction), longest=14)}"
+            ]
             row = [(one.image, "\n".join(words))]
             row += [
                 (image, f"block {layer}\n{short_name(top, longest=19)}")
