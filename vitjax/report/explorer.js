@@ -16,7 +16,7 @@
     },
   };
   const TYPES = {
-    uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int16: Int16Array,
+    int8: Int8Array, uint8: Uint8Array, int16: Int16Array, int32: Int32Array,
     float32: Float32Array,
   };
   const CELL = 24;
@@ -69,7 +69,7 @@
     const { rank } = state.arrays;
     if (!rank) return NaN;
     const value = rank[layer * tokens() + token];
-    return value === 2 ** (8 * rank.BYTES_PER_ELEMENT) - 1 ? NaN : value;
+    return value < 0 ? NaN : value;
   }
 
   const identifiability = (rank) => 1 - rank / state.run.classes.length;
@@ -260,7 +260,7 @@
       parts.push(Number.isNaN(rank) ? "absent"
         : `rank of the label ${rank}, identifiability ${fraction(identifiability(rank))}`);
     }
-    if (patch >= 0 && arrays.on_object && arrays.on_object[patch] < 2) {
+    if (patch >= 0 && arrays.on_object && arrays.on_object[patch] >= 0) {
       parts.push(arrays.on_object[patch] ? "on the object" : "context");
     }
     if (patch >= 0 && quantity && QUANTITIES[quantity].perHead) {

@@ -3,11 +3,10 @@
 The arrays of each image (zlib, base64) are unpacked by the page when the image is
 opened, so that hundreds of images load at once:
 
-    rank           rank of the label at every token after every block; its largest
-                   number: absent
+    rank           rank of the label at every token after every block, -1 where absent
     classes        top classes of every token after every block
     probabilities  theirs, in units of 1/255
-    on_object      1 on the object, 0 in the context, 2 unknown
+    on_object      1 on the object, 0 in the context, -1 unknown
     attention, relevancy  of every block and head, in units of that map's own scale,
     attention_scale, relevancy_scale  its largest magnitude / 32767
 
@@ -18,7 +17,7 @@ import base64
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,17 @@ from vitjax.recipes import schema
 from vitjax.report.map_grid import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
 from vitjax.report.templates import read_text, render
-from vitjax.report.token_maps import LOSSLESS, Preview, data_url, previews
+from vitjax.report.token_maps import LOSSLESS, Preview, image_url, previews
 
-GROUP = 32
-"""Images whose rows are read at a time."""
-
-RANK, PATCH_LABEL = schema.RANK("residual"), schema.PATCH_LABEL()
-CLASSES, PROBABILITIES = schema.TOKEN_CLASSES(), schema.TOKEN_PROBABILITIES()
-PER_HEAD = {"attention": schema.ATTENDED(), "relevancy": schema.HELPFUL()}
+ARRAYS = {
+    "rank": schema.RANK("residual"),
+    "classes": schema.TOKEN_CLASSES(),
+    "probabilities": schema.TOKEN_PROBABILITIES(),
+    "on_object": schema.PATCH_LABEL(),
+    "attention": schema.ATTENDED(),
+    "relevancy": schema.HELPFUL(),
+}
+"""Name in the page -> in the run."""
 
 STEPS = 2**15 - 1
 """Of a map's largest magnitude: finer than its sums need."""
@@ -46,11 +48,15 @@ def explorer_html(runs: Sequence[Run], *, limit: int = 200) -> str:
     entries, packs = [], {}
     for number, run in enumerate(runs):
         images = previews(run, limit=limit)
+        arrays = read_arrays(run, images)
         if images:
             entries.append(describe(run, number, images))
-        for image, arrays in zip(images, read_arrays(run, images)):
+        for place, image in enumerate(images):
+            rows = {name: values[place] for name, values in arrays.items()}
+            if image.label < 0:
+                del rows["rank"]
             kind = "png" if max(image.pixels.shape) <= LOSSLESS else "jpeg"
-            content = {"url": data_url(image.pixels, kind=kind), "arrays": pack(arrays)}
+            content = {"url": image_url(image.pixels, kind=kind), "arrays": pack(rows)}
             packs[f"explorer-{number}-{image.index}"] = to_json(content)
     if not entries:
         return ""
@@ -59,7 +65,7 @@ def explorer_html(runs: Sequence[Run], *, limit: int = 200) -> str:
         "explorer.html.jinja",
         data=to_json({"runs": entries, "colors": colors}),
         packs=packs,
-        complete=all(CLASSES in run for run in runs),
+        complete=all(ARRAYS["classes"] in run for run in runs),
         script=read_text("explorer.js"),
     )
 
@@ -91,45 +97,24 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
     }
 
 
-def read_arrays(run: Run, images: Sequence[Preview]) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each image as the page takes them."""
-    names = (RANK, CLASSES, PROBABILITIES, PATCH_LABEL, *PER_HEAD.values())
-    for start in range(0, len(images), GROUP):
-        group = images[start : start + GROUP]
-        indices = np.array([image.index for image in group])
-        rows = {name: run.read(name, indices) for name in names if name in run}
-        for place, image in enumerate(group):
-            of_image = {name: values[place] for name, values in rows.items()}
-            if image.label < 0:
-                del of_image[RANK]
-            yield encode_arrays(of_image, classes=len(run.classes))
-
-
-def encode_arrays(
-    rows: Mapping[str, np.ndarray], *, classes: int
-) -> dict[str, np.ndarray]:
-    """Rows of one image as the page takes them."""
-    integer = np.uint16 if classes < 2**16 - 1 else np.uint32
-    arrays: dict[str, np.ndarray] = {}
-    if RANK in rows:
-        absent = np.iinfo(integer).max
-        arrays["rank"] = np.where(rows[RANK] < 0, absent, rows[RANK]).astype(integer)
-    if CLASSES in rows:
-        arrays["classes"] = rows[CLASSES].astype(integer)
-        probabilities = np.nan_to_num(rows[PROBABILITIES])
+def read_arrays(run: Run, images: Sequence[Preview]) -> dict[str, np.ndarray]:
+    """Rows of images as the page takes them."""
+    indices = np.array([image.index for image in images], int)
+    arrays = {
+        key: run.read(name, indices) for key, name in ARRAYS.items() if name in run
+    }
+    if "probabilities" in arrays:
+        probabilities = np.nan_to_num(arrays["probabilities"])
         arrays["probabilities"] = np.rint(255 * probabilities).astype(np.uint8)
-    if PATCH_LABEL in rows and (rows[PATCH_LABEL] >= 0).any():
-        labels = rows[PATCH_LABEL]
-        arrays["on_object"] = np.where(labels < 0, 2, labels).astype(np.uint8)
-    for key, name in PER_HEAD.items():
-        if name in rows:
-            arrays[f"{key}_scale"], arrays[key] = quantize(rows[name])
+    for key in ("attention", "relevancy"):
+        if key in arrays:
+            arrays[f"{key}_scale"], arrays[key] = quantize(arrays[key])
     return arrays
 
 
 def quantize(
-    maps: Float[np.ndarray, "layer head patch"],
-) -> tuple[Float[np.ndarray, "layer head"], Int16[np.ndarray, "layer head patch"]]:
+    maps: Float[np.ndarray, "*maps patch"],
+) -> tuple[Float[np.ndarray, "*maps"], Int16[np.ndarray, "*maps patch"]]:
     """(scale, steps): their product is the map within half a scale."""
     maps = np.nan_to_num(maps)
     scale = np.abs(maps).max(-1) / np.float32(STEPS)

@@ -79,7 +79,7 @@ def grid_png(
                 axes.text(left, bottom + tall + 0.05, text, fontsize=7)
             bottom -= GAP
         axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
-        axes.text(GAP, 0.1, legend, fontsize=7)
+        axes.text(GAP, 0.08, legend, fontsize=7, va="bottom")
         if bar_label:
             tall = min(4.0, height - words - GAP - foot)
             left, low = width - BAR + GAP, height - words - tall

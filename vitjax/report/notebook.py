@@ -14,28 +14,24 @@ from jaxtyping import Float, UInt8
 
 from vitjax.report import map_grid, token_maps
 from vitjax.report.explorer import explorer_html
-from vitjax.report.figure import Figure, ReportOptions, Table
+from vitjax.report.figure import DPI, SCREEN, ReportOptions, Table, data_url
 from vitjax.report.page import render_page
 from vitjax.report.per_image import as_runs
 from vitjax.report.section import sections
 from vitjax.runner.results import Results
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Explorer:
-    """A page with the token explorer; a notebook shows it in a frame."""
+@dataclasses.dataclass(frozen=True)
+class Html:
+    """HTML that a notebook shows."""
 
-    page: str
-    height: int
+    text: str
 
     def _repr_html_(self) -> str:
-        return (
-            f'<iframe srcdoc="{html.escape(self.page)}" title="token explorer" '
-            f'style="width:100%;height:{self.height}px;border:0"></iframe>'
-        )
+        return self.text
 
 
-def explorer(*runs: Results, limit: int = 50, height: int = 900) -> Explorer:
+def explorer(*runs: Results, limit: int = 50, height: int = 900) -> Html:
     """Show the images that runs kept and what every token of them says.
 
     Args:
@@ -52,7 +48,11 @@ def explorer(*runs: Results, limit: int = 50, height: int = 900) -> Explorer:
     content = explorer_html(as_runs(runs), limit=limit)
     if not content:
         raise ValueError("Expected runs that kept images; these kept none.")
-    return Explorer(page=render_page((), (), content), height=height)
+    page = html.escape(render_page((), (), content))
+    size = f"width:100%;height:{height}px;border:0"
+    return Html(
+        f'<iframe srcdoc="{page}" title="token explorer" style="{size}"></iframe>'
+    )
 
 
 def pictures(*runs: Results) -> dict[str, Any]:
@@ -68,33 +68,22 @@ def tables(*runs: Results) -> dict[str, Table]:
     return {table.key: table for section in made for table in section.tables}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Sheet:
-    """Images with maps beside them; see `sheet`."""
-
-    images: np.ndarray
-    titles: Sequence[str]
-    maps: Mapping[str, np.ndarray]
-    title: str
-    caption: str = ""
-
-    def png(self, *, dpi: int = 150) -> bytes:
-        """A PNG file."""
-        return map_grid.png(self.images, self.titles, self.maps, dpi=dpi)
-
-    _repr_html_ = Figure._repr_html_
-
-
 def sheet(
     images: Sequence[UInt8[np.ndarray, "height width 3"]],
     titles: Sequence[str],
     maps: Mapping[str, Float[np.ndarray, "image row column"]],
     *,
     title: str = "",
-) -> Sheet:
+) -> Html:
     """Images, and in a column per name maps such as those of `vitjax.explain`.
 
     Colors of two maps do not compare.
     """
     arrays = {name: np.asarray(values) for name, values in maps.items()}
-    return Sheet(images=np.stack(images), titles=titles, maps=arrays, title=title)
+    png = map_grid.png(np.stack(images), titles, arrays, dpi=DPI)
+    width = int.from_bytes(png[16:20], "big") * SCREEN // DPI
+    title = html.escape(title)
+    return Html(
+        f'<b>{title}</b><br><img alt="{title}" src="{data_url(png, "image/png")}" '
+        f'style="width:{width}px;max-width:100%;height:auto">'
+    )

@@ -88,25 +88,24 @@ def pair_token_runs(runs: Sequence[Results]) -> dict[int, Results]:
 
 
 def write_files(folder: Any, section: Section) -> None:
-    """Write figures as PNG and CSV, tables as CSV; what is empty has no file."""
-    for figure in section.figures:
-        if content := figure.png():
-            (folder / f"{figure.key}.png").write_bytes(content)
-    downloads = [table for table in section.tables if table.downloadable]
-    for item in (*section.figures, *downloads):
-        if content := item.csv():
-            (folder / f"{item.key}.csv").write_bytes(content.encode())
+    """Write figures as PNG and CSV, tables as CSV; what has no numbers has no file."""
+    figures = [figure for figure in section.figures if figure.data.size]
+    for figure in figures:
+        (folder / f"{figure.key}.png").write_bytes(figure.png())
+    for item in (*figures, *section.tables):
+        (folder / f"{item.key}.csv").write_text(item.csv())
 
 
 def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> str:
     """The page as HTML."""
-    tables = {table.key: table for section in made for table in section.tables}
-    one = len(runs) == 1 and len(runs[0].image) and "summary" in tables
+    tables = {table.key: table.data for section in made for table in section.tables}
+    one = len(runs) == 1
     return render(
         "report.html.jinja",
         title=title(runs),
         runs=runs,
-        tiles=tables["summary"].data[:3].to_dict("records") if one else [],
+        tiles=tables["summary"][:3].to_dict("records") if one and made else [],
+        sentences=sentences(runs, made),
         sections=made,
         explorer=explorer,
         provenance=provenance,
@@ -117,12 +116,21 @@ def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> 
     )
 
 
+def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[str]]:
+    """Name of each run -> what its numbers say, without that name before each line."""
+    lines = {}
+    for run in runs:
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        every = [line for section in made for line in section.sentences]
+        own = [line.removeprefix(prefix) for line in every if line.startswith(prefix)]
+        lines |= {run.name: own} if own else {}
+    return lines
+
+
 def title(runs: Sequence[Run]) -> str:
     """Which models on which data."""
     data = {short_data(run.manifest) for run in runs}
-    names = (
-        ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    )
+    names = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     return f"Class identifiability: {names}" + "".join(
         f" on {name}" for name in data if len(data) == 1
     )

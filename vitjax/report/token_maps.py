@@ -16,9 +16,8 @@ import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
-from vitjax.report import figure
-from vitjax.report.figure import ReportOptions, Section
-from vitjax.report.map_grid import POSITIVE, grid_png
+from vitjax.report.figure import Figure, ReportOptions, Section, data_url
+from vitjax.report.map_grid import POSITIVE, grid_png, to_colors
 from vitjax.report.per_image import Run
 from vitjax.report.templates import render
 
@@ -99,6 +98,7 @@ class Preview:
         """The numbers of the maps, a row per block and image token."""
         place, row, column = np.indices(self.ranks.shape).reshape(3, -1)
         rank, classes = self.ranks.ravel(), len(self.run.classes)
+        on_object = "" if self.mask is None else self.mask[row, column].astype(int)
         columns = {
             "run": self.run.name,
             "image": self.index,
@@ -110,9 +110,7 @@ class Preview:
             "column": column,
             "rank": rank,
             "identifiability": np.where(rank >= 0, 1 - rank / classes, np.nan),
-            "on_object": ""
-            if self.mask is None
-            else self.mask[row, column].astype(int),
+            "on_object": on_object,
         }
         return pd.DataFrame(columns)
 
@@ -160,76 +158,45 @@ def shown_layers(depth: int, *, count: int = 6) -> tuple[int, ...]:
     return tuple(-(-depth * step // count) - 1 for step in range(1, count + 1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class MapFigure:
-    """Previews with their maps; a card holds those of one image, one of each run."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MapFigure(Figure):
+    """Previews and their maps; a card holds those of one image, one of each run."""
 
     cards: Sequence[Sequence[Preview]]
     several: bool
-    key: str = "maps"
-    title: str = "Image by image"
-
-    @property
-    def labeled(self) -> list[Preview]:
-        """Previews with a label; only they have maps."""
-        return [
-            preview for card in self.cards for preview in card if preview.label >= 0
-        ]
-
-    @property
-    def caption(self) -> str:
-        """How to read the maps; without labels there are none."""
-        if not self.labeled:
-            return "The first images as the model saw them, with the predicted class."
-        text = (
-            "Each cell is an image token, its color the identifiability of the label "
-            "after the block. Words of the second line: what the model would predict "
-            "from that block. Dot: identifiable token (rank 0)"
-        )
-        if any(preview.mask is not None for preview in self.labeled):
-            text += "; line: border of the object's mask"
-        if any((preview.ranks < 0).any() for preview in self.labeled):
-            text += "; gray: absent token"
-        return f"{text}."
 
     def png(self, *, dpi: int = 150) -> bytes:
-        """Images and their maps for print; empty without labels."""
+        """Labeled images and their maps for print."""
         rows = []
-        for one in self.labeled:
-            words = [short_name(one.run.name, longest=24)] if self.several else []
-            words += [f"label: {short_name(one.class_name(one.label), longest=19)}"]
-            words += [
-                f"prediction: {short_name(one.class_name(one.prediction), longest=14)}"
-            ]
-            row = [(one.image, "\n".join(words))]
-            row += [
-                (image, f"block {layer}\n{short_name(top, longest=19)}")
-                for layer, top, image in one.maps
-            ]
-            rows.append(row)
-        if not rows:
-            return b""
+        for one in labeled(self.cards):
+            words = [one.run.name] * self.several
+            words += [f"label: {one.class_name(one.label)}"]
+            words += [f"prediction: {one.class_name(one.prediction)}"]
+            cells = [(one.image, words)]
+            cells += [(image, [f"block {n}", top]) for n, top, image in one.maps]
+            rows.append(
+                [(cell, "\n".join(map(short_name, words))) for cell, words in cells]
+            )
         return grid_png(
             rows,
             legend=self.caption,
             side=1.35,
             lines=2 + self.several,
-            bar_label="class identifiability",
+            bar_label=self.y_label,
             dpi=dpi,
         )
 
-    def csv(self) -> str:
-        """Every rank that is shown; empty without labels."""
-        tables = [preview.table() for preview in self.labeled]
-        return figure.csv(pd.concat(tables)) if tables else ""
-
     def html(self) -> str:
-        """A card per image: the image, and its maps by every run."""
-        context = {"figure": self, "bar": color_bar(), "lossless": LOSSLESS}
-        functions = {"short": short_name, "url": data_url}
+        """The cards for a page."""
+        bar = to_colors(np.linspace(0, 1, 256)[None])
+        context = {"figure": self, "bar": bar, "lossless": LOSSLESS}
+        functions = {"short": short_name, "url": image_url}
         return render("token_maps.html.jinja", **context, **functions)
 
-    _repr_html_ = figure.Figure._repr_html_
+
+def labeled(cards: Sequence[Sequence[Preview]]) -> list[Preview]:
+    """Previews with a label; only they have maps."""
+    return [preview for card in cards for preview in card if preview.label >= 0]
 
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
@@ -241,8 +208,27 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
             cards.setdefault(key, []).append(preview)
     if not cards:
         return None
-    made = MapFigure(cards=list(cards.values()), several=len(runs) > 1)
-    return Section(key="maps", title=made.title, figures=[made])  # pyright: ignore
+    shown = labeled(list(cards.values()))
+    caption = (
+        "Each cell is an image token, its color the identifiability of the label after "
+        "the block; below the block's number stands the class that would be predicted "
+        "from it. Dot: identifiable token (rank 0)"
+    )
+    if any(preview.mask is not None for preview in shown):
+        caption += "; line: border of the object's mask"
+    if any((preview.ranks < 0).any() for preview in shown):
+        caption += "; gray: absent token"
+    unlabeled = "The first images as the model saw them, with the predicted class"
+    figure = MapFigure(
+        key="maps",
+        title="Image by image",
+        caption=f"{caption if shown else unlabeled}.",
+        data=pd.concat([preview.table() for preview in shown] or [pd.DataFrame()]),
+        y_label="class identifiability",
+        cards=list(cards.values()),
+        several=len(runs) > 1,
+    )
+    return Section(key=figure.key, title=figure.title, figures=[figure])
 
 
 def draw_map(
@@ -279,26 +265,17 @@ def draw_border(image: np.ndarray, mask: np.ndarray, cell: int) -> None:
                 image[tuple(pixels.T)] = color
 
 
-def short_name(name: str, *, longest: int = 22) -> str:
+def short_name(name: str, *, longest: int = 24) -> str:
     """The first of a class's synonyms, cut where it is long."""
     first = name.split(",")[0].strip() or name
     return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
 
 
-def data_url(image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png") -> str:
+def image_url(image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png") -> str:
     """An image as the source of an `<img>`."""
     from PIL import Image
 
     buffer = io.BytesIO()
     options = {"optimize": True} if kind == "png" else {"quality": 85}
     Image.fromarray(image).save(buffer, format=kind, **options)
-    return figure.data_url(buffer.getvalue(), f"image/{kind}")
-
-
-def color_bar() -> str:
-    """The color map from 0 to 1 as a CSS gradient."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    stops = colormaps[POSITIVE](np.linspace(0, 1, 11))
-    return f"linear-gradient(to right, {', '.join(to_hex(stop) for stop in stops)})"
+    return data_url(buffer.getvalue(), f"image/{kind}")
