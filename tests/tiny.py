@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from vitjax.models.model import Model
-from vitjax.models.tree import flatten, parameter_shapes, unflatten
+from vitjax.models.model import flatten, parameter_shapes, unflatten
 from vitjax.types import Batch, Config
 
 SHAPE = dict(image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_dim=24)

@@ -14,7 +14,7 @@ from vitjax.api import forward
 from vitjax.checkpoints.convert import adapt, convert
 from vitjax.checkpoints.files import CheckpointError, open_arrays
 from vitjax.checkpoints.positions import resize_bicubic, resize_corners
-from vitjax.models.tree import flatten, unflatten
+from vitjax.models.model import flatten, unflatten
 from vitjax.types import Config
 
 

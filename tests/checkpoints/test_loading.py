@@ -18,8 +18,8 @@ from PIL import Image
 import vitjax
 from vitjax.checkpoints import loading, registry
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.models.tree import flatten
-from vitjax.models.vit import pool
+from vitjax.models.model import flatten
+from vitjax.models.heads import pool
 from vitjax.types import Config, Edits
 
 

@@ -13,7 +13,7 @@ from vitjax import api
 from vitjax.analysis import interventions
 from vitjax.analysis.class_space import project, rank, take_label, top_k
 from vitjax.models import forward as capture
-from vitjax.models.vit import pool
+from vitjax.models.heads import pool
 from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, Edits
 
 STREAMS = tuple(published.STREAMS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitjax.checkpoints.files import Arrays, CheckpointError
 from vitjax.checkpoints.layouts import AXES, DIALECTS, Dialect, Entry
-from vitjax.models.tree import parameter_shapes, unflatten
+from vitjax.models.model import parameter_shapes, unflatten
 from vitjax.types import Config
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitjax.checkpoints.huggingface import with_numerics
 from vitjax.checkpoints.positions import positions
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 from vitjax.types import Config
 
 BLOCK = "Transformer/encoderblock/"

@@ -1,4 +1,4 @@
-"""Load, initialise and save models; fetch what is published."""
+"""Load, initialize and save models; fetch what is published."""
 
 import dataclasses
 import importlib.util
@@ -15,8 +15,7 @@ from vitjax.checkpoints.convert import adapt, convert, count_classes
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
 from vitjax.data.images import Preprocess, from_hugging_face
 from vitjax.data.labels import imagenet1k
-from vitjax.models.model import Model, Provenance, initialise
-from vitjax.models.tree import flatten
+from vitjax.models.model import Model, Provenance, flatten, initialize
 from vitjax.types import Config
 
 
@@ -90,7 +89,7 @@ def init(
     row = find(model) if isinstance(model, str) else anonymous(model)
     known = row.labels()
     names, ids = labels(classes, known if known[0] else numbered(1000))
-    return initialise(
+    return initialize(
         row.config,
         classes=names,
         class_ids=ids,

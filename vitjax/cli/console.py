@@ -9,8 +9,7 @@ from vitjax.benchmark.input_speed import Pipeline
 from vitjax.checkpoints import loading, registry
 from vitjax.cli.explain_images import Explanations
 from vitjax.cli.strongest_memories import Neuron
-from vitjax.models.model import Model
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import Model, parameter_shapes
 from vitjax.runner.results import Results
 
 

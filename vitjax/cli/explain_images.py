@@ -14,7 +14,7 @@ from vitjax.data.images import Preprocess, open_image
 from vitjax.data.matching import match_label
 from vitjax.models.model import Model
 from vitjax.runner import mesh as meshes
-from vitjax.saliency.methods import PARTS, Method, check
+from vitjax.saliency.methods import PER_HEAD, Method, check_method
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,11 +71,11 @@ def explain_pictures(
     if not paths or not methods:
         raise ValueError("Give at least one picture and one method.")
     for method in methods:
-        check(method)
-        if method not in PARTS and (layers is not None or heads is not None):
+        check_method(method)
+        if method not in PER_HEAD and (layers is not None or heads is not None):
             raise ValueError(
                 f"{method!r} is one map of the whole model; blocks and heads can be "
-                f"chosen for {', '.join(PARTS)}."
+                f"chosen for {', '.join(PER_HEAD)}."
             )
     number = None
     if target is not None:
@@ -113,7 +113,7 @@ def one_picture(model: Model, image, number, methods, *, layers, heads, **option
     chance = float(jax.nn.softmax(logits)[target])
     maps = {}
     for method in methods:
-        some = dict(layers=layers, heads=heads) if method in PARTS else {}
+        some = dict(layers=layers, heads=heads) if method in PER_HEAD else {}
         values = api.explain(
             *(model, batch, np.array([target], np.int32)),
             method=method,

@@ -99,7 +99,7 @@ class Explain(Command):
 
         names = [name for text in self.method for name in text.split(",") if name]
         for name in names:  # before weights are fetched
-            methods.check(name)
+            methods.check_method(name)
         make_folder(self.out)
         model = loading.load(self.model, checkpoint=self.checkpoint)
         found = explain_pictures(

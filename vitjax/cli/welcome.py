@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from vitjax.checkpoints import loading, registry
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd")
 TPU_FILES = ("/dev/accel[0-9]*",)

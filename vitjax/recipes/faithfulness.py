@@ -24,7 +24,7 @@ from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes.recipe import Prepared, Recipe
-from vitjax.saliency.methods import METHODS, check, explain
+from vitjax.saliency.methods import METHODS, check_method, explain
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch, Edits
 
@@ -126,7 +126,7 @@ def faithfulness(
 def check_names(methods, protocols) -> None:
     """Refuse methods and protocols that do not exist."""
     for method in methods:
-        check(method)
+        check_method(method)
         if method not in IMPORTANCES:
             raise ValueError(
                 f"{method!r} says what a model neglects, not how important a patch is; "

@@ -53,8 +53,11 @@ def memory_rows(
             found[f"agreement_{prefix}{system}"] = hit
             found[f"chance_{prefix}{system}"] = chance
         top = tops[system]
-        found[f"simple_{system}"] = memory.says(known, strongest[0], top)
-        chance = [memory.says(known, strongest[0], o[top]).mean(-1) for o in orders]
+        found[f"simple_{system}"] = memory.top1_of_one_memory(known, strongest[0], top)
+        chance = [
+            memory.top1_of_one_memory(known, strongest[0], o[top]).mean(-1)
+            for o in orders
+        ]
         found[f"chance_simple_{system}"] = jnp.stack(chance).mean(0)
         if heads and system == "attention":
             mixed = jnp.asarray(trace.mixed_values)
@@ -98,7 +101,7 @@ def head_rows(
 
     def says(top):
         spread = jnp.broadcast_to(top[..., None], shape)
-        return memory.says(known, strongest, spread).mean(1)
+        return memory.top1_of_one_memory(known, strongest, spread).mean(1)
 
     def by_chance(of, classes):
         return jnp.stack([of(order[classes]) for order in permutations]).mean(0)

@@ -16,7 +16,7 @@ from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.top_k import argmax
 from vitjax.models.forward import block_counter, final_residual, scan_blocks
 from vitjax.models.heads import memory_values
-from vitjax.models.model import Model, initialise
+from vitjax.models.model import Model, initialize
 from vitjax.recipes import identifiability as base
 from vitjax.recipes.memories import SYSTEMS, memory_rows
 from vitjax.recipes.microbatch import microbatched
@@ -241,7 +241,7 @@ def prepare(model: Model, *, seed: int, k: int, **options: Any) -> Prepared:
         jax.random.split(keys[0], PERMUTATIONS)
     )
     aux: dict[str, Any] = {"permutations": permutations, "key": keys[1]}
-    control = initialise(model.config, classes=model.classes, seed=seed)
+    control = initialize(model.config, classes=model.classes, seed=seed)
     order = jax.random.permutation(keys[2], model.config.dim)
     once, agree = {}, memory.class_value_agreement
     for system in SYSTEMS:

@@ -22,7 +22,7 @@ from vitjax.recipes.faithfulness import ORDERS, kept_counts
 from vitjax.recipes.memories import SYSTEMS
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.recipe import Prepared, Recipe
-from vitjax.saliency.methods import METHODS, check, explain
+from vitjax.saliency.methods import METHODS, check_method, explain
 from vitjax.saliency.removal import patch_order
 from vitjax.types import Batch, Edits
 
@@ -136,7 +136,7 @@ def check_asked(model: Model, methods: tuple[str, ...], against: str) -> None:
     if not methods:
         raise ValueError("The recipe 'precision' needs at least one method of explain.")
     for method in methods:
-        check(method)
+        check_method(method)
 
 
 def edit_rows(twice, batch: Batch, name: str) -> dict[str, Array]:

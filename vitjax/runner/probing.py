@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Moments, Probe
-from vitjax.analysis.softmax_probes import fit_softmax_probe
+from vitjax.analysis.probes import Probe, SufficientStatistics, fit_softmax_probe
 from vitjax.data.loader import RecordError
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
@@ -74,20 +73,20 @@ class RidgeFit:
 
     def __init__(self, *, classes: int, alpha: float):
         self.classes, self.alpha = classes, alpha
-        self.moments: Moments | None = None
+        self.statistics: SufficientStatistics | None = None
 
     def add(self, states: Array, labels: np.ndarray) -> None:
         """Take a batch; labels below 0 are left out."""
-        if self.moments is None:
-            shift = np.asarray(batch_mean(states, labels))
-            self.moments = probes.empty_moments(shift, classes=self.classes)
-        sums = batch_sums(states, labels, self.moments.shift)
-        probes.add_batch(self.moments, sums, labels)
+        if self.statistics is None:
+            offset = np.asarray(batch_mean(states, labels))
+            self.statistics = probes.empty_statistics(offset, classes=self.classes)
+        sums = batch_sums(states, labels, self.statistics.offset)
+        probes.add_batch(self.statistics, sums, labels)
 
     def probe(self) -> Probe:
-        if self.moments is None:
+        if self.statistics is None:
             raise ValueError("A probe needs at least one batch.")
-        return probes.solve_ridge(self.moments, alpha=self.alpha)
+        return probes.solve_ridge(self.statistics, alpha=self.alpha)
 
 
 class SoftmaxFit:

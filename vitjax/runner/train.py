@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vitjax.checkpoints import loading, registry
 from vitjax.data.textured_digits import CLASSES, TexturedDigits
-from vitjax.models.model import Model, Provenance, initialise
+from vitjax.models.model import Model, Provenance, initialize
 from vitjax.runner import processes
 from vitjax.types import ArrayLike, Config
 
@@ -177,7 +177,7 @@ def claim(folder: pathlib.Path, recipe: Recipe) -> None:
 
 def start(recipe: Recipe) -> State:
     """Initial weights and optimiser state, a pure function of the recipe."""
-    model = initialise(recipe.config, classes=CLASSES, seed=recipe.seed)
+    model = initialize(recipe.config, classes=CLASSES, seed=recipe.seed)
     params = rescale(model.params, jax.random.key(recipe.seed))
     params["cls"] = params["cls"] * (
         0.02 / 1e-6
