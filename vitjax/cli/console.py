@@ -6,7 +6,7 @@ from typing import Any
 
 from vitjax.benchmark.bench import Benchmark
 from vitjax.benchmark.input_speed import Pipeline
-from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints import download, registry
 from vitjax.cli.explain_images import Explanations
 from vitjax.cli.strongest_memories import Neuron
 from vitjax.models.model import Model, parameter_shapes
@@ -32,7 +32,7 @@ def describe_variant(row: registry.Variant) -> tuple[str, ...]:
     count = sum(math.prod(shape) for shape in shapes.values())
     size = "x".join(map(str, config.shape))
     numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.licence, where_weights_are(row)
+    return row.name, *numbers, row.source, row.license, where_weights_are(row)
 
 
 def describe_neuron(neuron: Neuron) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def where_weights_are(row: registry.Variant) -> str:
     """Whether a row's weights are on this machine, and else how they come here."""
     if row.packaged:
         return "in the package"
-    if loading.cached(row) is not None:
+    if download.cached(row) is not None:
         return "cached"
     return "to be downloaded" if row.url else "from its authors"
 

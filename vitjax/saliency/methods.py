@@ -95,15 +95,15 @@ def explain(
 ) -> Float[Array, "batch patch"]:
     """A map of which patches are evidence for a class, by a choice of methods.
 
-    Methods and their formulas: "relevancy" (Vilas et al. 2023, section 7, summed over
-    blocks and heads), "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al.,
-    CVPR 2021), "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam",
-    "integrated_gradients", "integrated_presence" (new here: the path integral of
-    removing patches), "consensus" (new here: its mean rank with "chefer"), "class_projection" (each
-    patch's direct contribution to the logit), "occlusion" (a patch is removed),
-    "raw_attention" (by default of the last block), "rollout", "random" (the control),
-    and "helpful_minus_attended" (where relevancy exceeds attention, which is not an
-    importance map). See `vitjax.saliency`.
+    Methods: "relevancy" (Vilas et al. 2023, section 7, summed over blocks and heads),
+    "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al., CVPR 2021),
+    "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam", "integrated_gradients",
+    "integrated_presence" (new here: the path integral of removing patches), "consensus"
+    (new here: its mean rank with "chefer"), "class_projection" (each patch's direct
+    contribution to the logit), "occlusion" (a patch is removed), "raw_attention" (by
+    default of the last block), "rollout", "random" (the control), and
+    "helpful_minus_attended" (where relevancy exceeds attention, which is not an
+    importance map). See `vitjax.saliency` for the formulas.
 
     Args:
         model: the model.
