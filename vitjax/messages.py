@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+Number = int | float
+
 
 def did_you_mean(value: Any, known: Iterable[Any], *, n: int = 1) -> str:
     """` Did you mean 'y'?`, or nothing where no known name is near."""
@@ -19,7 +21,7 @@ def unknown(what: str, value: Any, known: Iterable[Any]) -> str:
     return f"{what}={value!r} is not one of {names}.{did_you_mean(value, known)}"
 
 
-def out_of_range(what: str, value: Any, low: float, high: float = math.inf) -> str:
+def out_of_range(what: str, value: Any, low: Number, high: Number = math.inf) -> str:
     """`layers=(12,) is out of range [-12, 11].`"""
     end = ")" if high == math.inf else "]"
     return f"{what}={value!r} is out of range [{low}, {high}{end}."
@@ -33,7 +35,7 @@ def check_one_of(what: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def check_range(
-    what: str, value: Any | Sequence[Any], low: float, high: float = math.inf
+    what: str, value: Any | Sequence[Any], low: Number, high: Number = math.inf
 ) -> None:
     """Raise ValueError unless low <= value <= high, for each of a sequence; not NaN."""
     values = value if isinstance(value, Sequence) else (value,)

@@ -15,19 +15,13 @@ OURS = {
     "plain": (dict(), dict()),
     "no qkv bias": (dict(qkv_bias=False), dict(qkv_bias=False)),
     "layer scale": (dict(init_values=0.3), dict(layer_scale=True)),
-    "registers": (
-        dict(reg_tokens=3, no_embed_class=True),
-        dict(registers=3),
-    ),
-    "mean": (
-        dict(class_token=False, global_pool="avg"),
-        dict(class_token=False),
-    ),
+    "registers": (dict(reg_tokens=3, no_embed_class=True), dict(registers=3)),
+    "mean": (dict(class_token=False, global_pool="avg"), dict(class_token=False)),
     "wide": (dict(img_size=(16, 40)), dict(image_size=(16, 40))),
 }
 
 
-def randomise(torch, model):
+def randomize(torch, model):
     generator = torch.Generator().manual_seed(0)
     for name, leaf in [*model.named_parameters(), *model.named_buffers()]:
         if not leaf.is_floating_point():
@@ -59,7 +53,7 @@ def test_logits(name, timm, torch, tmp_path):
     )
     config = vitjax.Config(**tiny.SHAPE | ours)
     assert_same_logits(
-        torch, randomise(torch, model), config, tmp_path / "m.safetensors"
+        torch, randomize(torch, model), config, tmp_path / "m.safetensors"
     )
 
 
@@ -76,13 +70,13 @@ def test_residual_post_norm(timm, torch, tmp_path):
         block_fn=ResPostBlock,
     )
     assert_same_logits(
-        torch, randomise(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
+        torch, randomize(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
     )
 
 
 def test_resized_positions(timm, torch, tmp_path):
     model = timm.models.VisionTransformer(**SHAPE, num_classes=7, mlp_ratio=1.5)
-    arrays = {k: v.numpy() for k, v in randomise(torch, model).state_dict().items()}
+    arrays = {k: v.numpy() for k, v in randomize(torch, model).state_dict().items()}
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     from timm.layers import resample_abs_pos_embed
 
@@ -110,14 +104,13 @@ def test_addresses_are_timms(timm):
             assert config.input_size == (3, *row.config.shape)
 
 
-@pytest.mark.parametrize("grid", (4,))
-def test_token_refinement(grid, torch, tmp_path):
+def test_token_refinement(torch, tmp_path):
     """The layers of Naseer et al.'s module, run by PyTorch, one convolution twice."""
     from torch.nn import functional as F  # noqa: N812
 
     model = tiny.make(tiny.CONFIGS["refinement"])
     arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
-    images = tiny.images(model.config)
+    images, grid = tiny.images(model.config), 4
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
     logits = vitjax.refinement_logits(loaded, images)
     _, trace = vitjax.forward(loaded, images, capture=("residual",))

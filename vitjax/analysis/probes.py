@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from vitjax import messages
 from vitjax.analysis.class_space import rank
 from vitjax.types import ArrayLike, pytree
 
@@ -102,11 +103,9 @@ def expand_trailing(per_example: Array, features: Array) -> Array:
 
 
 class BatchSums(NamedTuple):
-    """What one batch adds to `SufficientStatistics`, float32.
+    """Sums of one batch, float32: gram of s.s^T, and states s less the offset.
 
-    Args:
-        gram: sum over the batch of s.s^T, with s the states less the offset.
-        states: s; zero where the label is unknown.
+    Zero where the label is unknown.
     """
 
     gram: Float[Array, "*probe dim dim"]
@@ -116,11 +115,8 @@ class BatchSums(NamedTuple):
 class SufficientStatistics(NamedTuple):
     """Sums over all examples so far, float64 on the host.
 
-    Args:
-        offset: subtracted from every state, float32.
-        gram: sum of s.s^T over the states s less the offset.
-        sums: sum of s over the examples of each class.
-        counts: examples of each class.
+    The offset; sum of s.s^T over the states s less the offset; sum of s over the
+    examples of each class; number of examples of each class.
     """
 
     offset: Float[np.ndarray, "*probe dim"]
@@ -258,11 +254,9 @@ def check_examples(features, labels, *, classes: int) -> tuple[np.ndarray, np.nd
     features, labels = np.asarray(features), np.asarray(labels)
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} states have {len(labels)} labels.")
-    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"Labels from {labels.min()} to {labels.max()} do not lie in "
-            f"[0, {classes}), the classes; -1 leaves an example out."
-        )
+    if len(labels):
+        ends = (int(labels.min()), int(labels.max()))
+        messages.check_range("labels", ends, -1, classes - 1)
     return features, labels
 
 

@@ -99,7 +99,7 @@ class Checkpoint:
                 "files are not read."
             )
         expected = {key for source in sources for key in block_keys(source, config)}
-        ignored = re.compile("|".join(layout.ignored(config)) or r"(?!)")
+        ignored = re.compile("|".join(layout.ignored) or r"(?!)")
         extra = sorted(k for k in set(self.keys) - expected if not ignored.fullmatch(k))
         missing = sorted(expected - set(self.keys))
         if missing or extra:

@@ -6,6 +6,7 @@ module; ours are stacked over blocks.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -44,20 +45,6 @@ Convert = Callable[[np.ndarray, Target], np.ndarray]
 Table = dict[str, tuple[str, Convert]]
 
 
-def no_keys(config: Config) -> dict[str, str]:
-    """No key is ignored."""
-    return {}
-
-
-def same_config(
-    config: Config,
-    keys: Collection[str],
-    read_config_json: Callable[[], Mapping[str, Any]],
-) -> Config:
-    """The file decides nothing of the architecture."""
-    return config
-
-
 @dataclasses.dataclass(frozen=True)
 class CheckpointLayout:
     """One way in which a ViT's arrays are named and shaped on disk.
@@ -80,11 +67,11 @@ class CheckpointLayout:
     mark: str
     table: Callable[[Config], Table]
     resize: str
-    ignored: Callable[[Config], Mapping[str, str]] = no_keys
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prefixes: tuple[str, ...] = ("",)
     head: str = "head/bias"
     pools_first: bool = True
-    adjust_config: Callable[..., Config] = same_config
+    adjust_config: Callable[..., Config] = lambda config, keys, read: config
 
 
 def identity(array, target):
@@ -117,45 +104,34 @@ def split_qkv(index: int) -> Convert:
     return lambda array, target: split_heads(np.split(array, 3)[index], target)
 
 
-def flax_table(config: Config, rename: Mapping[str, str]) -> Table:
+def flax_table(config: Config, rename: Mapping[str, str] | None = None) -> Table:
     """Our own parameter tree, with parts of its paths renamed."""
     table: Table = {}
     for path in parameter_shapes(config, 1):
         key = path
-        for ours, name in rename.items():
+        for ours, name in (rename or {}).items():
             key = key.replace(ours, name)
         table[path] = (key, identity)
     key, _ = table["pos_embedding"]
     return table | {"pos_embedding": (key, resize_positions)}
 
 
-def own_table(config: Config) -> Table:
-    """Our own tree, as `vitjax convert` writes it."""
-    return flax_table(config, {})
-
-
 POSITION = {"pos_embedding": "Transformer/posembed_input/pos_embedding"}
-BLOCKS_APART = {BLOCK: "Transformer/encoderblock_{block}/"}
+LINEN = {BLOCK: "Transformer/encoderblock_{block}/"}
 PRE_LINEN = {
     "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
     "LayerNorm_1": "LayerNorm_2",
     "MlpBlock_0": "MlpBlock_3",
 }
 """Modules of a block in the original code, numbered all together."""
-
-
-def google_table(**renames: Mapping[str, str]) -> Callable[[Config], Table]:
-    """The original Flax naming."""
-    rename = BLOCKS_APART | {k: v for part in renames.values() for k, v in part.items()}
-    return lambda config: flax_table(config, rename)
-
-
-def google_ignored(config: Config) -> dict[str, str]:
-    """Keys of an original checkpoint that timm and the paper leave out as well."""
-    return {
-        "pre_logits/(kernel|bias)": "the representation layer",
+GOOGLE: Any = dict(
+    resize="corners",
+    ignored={
+        "pre_logits/(kernel|bias)": "the representation layer; timm and the paper too",
         "(opt|extra|chrono)/.*|step": "the state of a training run",
-    }
+    },
+    pools_first=False,
+)
 
 
 def torch_table(
@@ -209,14 +185,6 @@ def timm_table(config: Config) -> Table:
     return table | torch_table(dense, norms)
 
 
-def timm_ignored(config: Config) -> dict[str, str]:
-    """Keys of a torch state dict that are left out."""
-    if config.refinement:
-        return {re.escape(REFINEMENT) + r"\d+\.bn\.num_batches_tracked": "a counter"}
-    # The published analysis of the refined DeiT-B strips them as well.
-    return {re.escape(REFINEMENT) + r".*": "token refinement; Config(refinement=True)"}
-
-
 def hugging_face_table(config: Config) -> Table:
     """transformers' ViT and DeiT for image classification."""
     block = "encoder.layer.{block}."
@@ -247,11 +215,6 @@ def hugging_face_table(config: Config) -> Table:
     return table | torch_table(dense, norms)
 
 
-def hugging_face_ignored(config: Config) -> dict[str, str]:
-    """Keys of transformers' classifiers that are left out."""
-    return {r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips"}
-
-
 def hugging_face_config(
     config: Config,
     keys: Collection[str],
@@ -264,40 +227,39 @@ def hugging_face_config(
 
 
 FIRST = "Transformer/encoderblock_0/"
-GOOGLE: Any = dict(resize="corners", ignored=google_ignored, pools_first=False)
 
 LAYOUTS = (
     CheckpointLayout(
         name="vitjax's own layout",
         mark=re.escape(ATTENTION) + "query/kernel",
-        table=own_table,
+        table=flax_table,
         resize="bicubic",
     ),
     CheckpointLayout(
         name="big_vision npz, stacked",
         mark=re.escape(ATTENTION) + "query/kernel",
-        table=own_table,
+        table=flax_table,
         prefixes=("params/",),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, pre-Linen numbering",
         mark=FIRST + "MultiHeadDotProductAttention_1/query/kernel",
-        table=google_table(modules=PRE_LINEN, position=POSITION),
+        table=functools.partial(flax_table, rename=LINEN | PRE_LINEN | POSITION),
         prefixes=("", "opt/target/", "params/"),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, Linen numbering",
         mark="Transformer/posembed_input/pos_embedding",
-        table=google_table(position=POSITION),
+        table=functools.partial(flax_table, rename=LINEN | POSITION),
         prefixes=("", "opt/target/", "params/"),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="big_vision npz",
         mark=FIRST + "MultiHeadDotProductAttention_0/query/kernel",
-        table=google_table(),
+        table=functools.partial(flax_table, rename=LINEN),
         prefixes=("params/", ""),
         **GOOGLE,
     ),
@@ -306,7 +268,7 @@ LAYOUTS = (
         mark=r"blocks\.0\.attn\.qkv\.weight",
         table=timm_table,
         resize="bicubic",
-        ignored=timm_ignored,
+        ignored={re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it"},
         prefixes=("", "model.", "module."),
         head="head.bias",
     ),
@@ -315,7 +277,7 @@ LAYOUTS = (
         mark=r"encoder\.layer\.0\.attention\.attention\.query\.weight",
         table=hugging_face_table,
         resize="plain_bicubic",
-        ignored=hugging_face_ignored,
+        ignored={r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips"},
         prefixes=("vit.", "deit."),
         head="classifier.bias",
         adjust_config=hugging_face_config,
