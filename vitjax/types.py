@@ -23,7 +23,8 @@ Words, one for each concept:
 - on_object, patch_label: whether a patch lies on the labeled object: 1 object, 0
   context, -1 neither.
 - image: an element of a data set, or its pixels. Example: what a probe is fitted on.
-- label: the true class. Prediction: the model's answer. Target: the class explained.
+- label: the true class. Prediction: the class of the largest logit. Target: the class
+  that a map explains.
 - mask: where the object is in an image.
 - map: one number per patch. Relevancy: the map of Vilas et al. 2023, section 7.
 - memory: a value vector of a layer; a token calls it with a coefficient.
@@ -96,7 +97,7 @@ class Config:
         depth: number of encoder blocks.
         heads: attention heads per block; divides `dim`.
         mlp_dim: neurons of each block's MLP.
-        class_token: read the answer at [CLS]; otherwise at the mean of the image
+        class_token: the head reads [CLS]; otherwise the mean of the image
             tokens, normalized after pooling.
         registers: register tokens, between [CLS] and the patches.
         norm: where LayerNorm stands. "pre": `x + f(LN(x))`. "residual_post":
@@ -106,7 +107,7 @@ class Config:
         gelu: "erf" (exact; timm, the paper's numbers) or "tanh" (the original code).
         epsilon: added to the variance in every LayerNorm.
         refinement: whether every block but the last has a token-refinement module
-            (Naseer et al. 2022), one more readout: `vitjax.refinement_logits`.
+            (Naseer et al. 2022), a head of its own: `vitjax.refinement_logits`.
 
     Raises:
         ValueError: a size does not divide, is not positive, or an option is unknown.
@@ -345,7 +346,7 @@ class ClassSpace:
     def affine(self, x: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
         """`E.x + b`, added up and returned in float32 at least.
 
-        In half precision, rounding the logits would merge answers that differ by less
+        In half precision, rounding the logits would merge logits that differ by less
         than 0.3 %; the products cost the same.
         """
         kernel = jnp.asarray(self.embedding).T

@@ -102,34 +102,3 @@ def test_addresses_are_timms(timm):
             assert config is not None and config.url == row.url, name
             assert config.num_classes == len(row.labels()[0])
             assert config.input_size == (3, *row.config.shape)
-
-
-def test_token_refinement(torch, tmp_path):
-    """The layers of Naseer et al.'s module, run by PyTorch, one convolution twice."""
-    from torch.nn import functional as F  # noqa: N812
-
-    model = tiny.make(tiny.CONFIGS["refinement"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
-    images, grid = tiny.images(model.config), 4
-    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
-    logits = vitjax.refinement_logits(loaded, images)
-    _, trace = vitjax.forward(loaded, images, capture=("residual",))
-    p = {key: torch.tensor(value) for key, value in arrays.items()}
-    for block in range(model.config.depth - 1):
-        name = f"transformerheads.{block}."
-        stream = torch.tensor(np.asarray(trace.residual[block]))
-        x = F.layer_norm(stream, (16,), p["norm.weight"], p["norm.bias"], 1e-6)
-        patches = x[:, 1:].transpose(1, 2).reshape(3, 16, grid, grid)
-
-        def layer(y, name=name):
-            y = F.conv2d(y, p[name + "conv.weight"], padding=1)
-            stored = (p[name + f"bn.running_{part}"] for part in ("mean", "var"))
-            return F.batch_norm(y, *stored, p[name + "bn.weight"], p[name + "bn.bias"])
-
-        y = F.relu(layer(F.relu(layer(patches))) + patches)
-        y = F.avg_pool2d(y, grid).reshape(3, 16)
-        y = y + F.linear(
-            x[:, 0], p[name + "token_fc.weight"], p[name + "token_fc.bias"]
-        )
-        expected = F.linear(y, p["head.weight"], p["head.bias"])
-        np.testing.assert_allclose(logits[block], expected, atol=1e-4)

@@ -17,7 +17,7 @@ def area_under_curve(
 ) -> Float[Array, "*any"]:
     """Area under a removal curve (Vilas et al. 2023, section 7).
 
-    "paper": the integral of accuracy over the share of patches kept, by trapezoids
+    "paper": the integral of accuracy over the fraction of patches kept, by trapezoids
     between the counts given; give 0 and `tokens` among them, else the ends are missing.
     "vilas2023_code": sum of the accuracies / (largest accuracy x tokens), over counts
     1 to tokens - 1, as the published numbers have it: it cannot reach 1, and depends on
@@ -84,13 +84,13 @@ def localisation(
     counted = jnp.ones(mask.shape, bool) if where is None else jnp.asarray(where)
     scaled = to_unit_range(values, counted)
     size = jnp.maximum(counted.sum(-1, keepdims=True), 1).astype(values.dtype)
-    found = scaled > jnp.where(counted, scaled, 0).sum(-1, keepdims=True) / size
+    on_object = scaled > jnp.where(counted, scaled, 0).sum(-1, keepdims=True) / size
 
     def count(condition) -> Float[Array, " batch"]:
         return (condition & counted).sum(-1).astype(values.dtype)
 
-    tp, fp = count(found & mask), count(found & ~mask)
-    fn, tn = count(~found & mask), count(~found & ~mask)
+    tp, fp = count(on_object & mask), count(on_object & ~mask)
+    fn, tn = count(~on_object & mask), count(~on_object & ~mask)
     pooled = jnp.concatenate([1 - scaled, scaled], -1)
     return {
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),

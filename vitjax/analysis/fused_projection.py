@@ -71,8 +71,8 @@ def rank_and_logit(
 ) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
     """Rank and logit of each image's label at every token.
 
-    The label itself is left out of the count: the compiler may round its logit in one
-    way inside the comparison and in another outside it.
+    The label itself is left out of the count: the compiler may round its logit
+    differently inside and outside the comparison.
     """
     label = jnp.asarray(label)
     index = label[:, None, None]

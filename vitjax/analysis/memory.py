@@ -170,7 +170,7 @@ def key_value_agreement(
     With M the k memories of largest coefficient: "paper": the label is among the k
     classes of largest logit of any memory in M (Vilas et al. 2023, section 6.2).
     "vilas2023_code": a memory in M is among the k memories that promote the label most.
-    Its share over tokens is the agreement rate. Chance differs by layer and is best
+    Its mean over tokens is the agreement rate. Chance differs by layer and is best
     measured with permuted labels; roughly it is k^2/class and k^2/memory.
 
     Args:
@@ -222,7 +222,7 @@ def compositionality(
     """Whether a layer's top class is that of one of its strongest memories.
 
     argmax_c E.v_m = predicted for any of the k memories of largest coefficient (Vilas
-    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its answer
+    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its top class
     of several memories.
 
     Args:
@@ -233,7 +233,7 @@ def compositionality(
         k: how many memories; static.
 
     Returns:
-        True where the answer is NOT composed.
+        True where the top class is NOT composed.
 
     Raises:
         ValueError: k is out of its range, or `predicted` has too many axes.

@@ -288,7 +288,7 @@ def fit_softmax_probe(
         batch_size: examples per step, at most those that are trained on.
         epochs: at most so many passes over the examples.
         patience: stop after so many epochs without a smaller loss.
-        validation: share of the examples that is held out, at least one. In (0, 1).
+        validation: fraction of the examples that is held out, at least one. In (0, 1).
         seed: of the split and of the order of examples.
 
     Returns:

@@ -65,7 +65,7 @@ def residual_composition(
     With t the top class of a state, "previous" is t_after = t_before, "attention" and
     "mlp" t_after = t of what that sub-layer writes (Vilas et al. 2023, section 6.1;
     Geva et al. 2022). "paper": exactly one of them; "several" more than one;
-    "composed" none: the answer is new. The five exclude each other and add to one.
+    "composed" none: the class is new. The five exclude each other and add to one.
     "vilas2023_code": the three overlap, "composed" is neither previous nor attention,
     whatever the MLP (bars add up to as much as 206 %), and "several" is False.
 

@@ -64,9 +64,9 @@ def fast_top_k_indices(
     best = top_k_indices(groups.max(-1), k)
     inside = jnp.take_along_axis(groups, best[..., None], axis=-2).swapaxes(-2, -1)
     # First entries of groups come first: where only -inf is left, padding is not met.
-    place = top_k_indices(inside.reshape(*inside.shape[:-2], GROUP * k), k)
-    group = jnp.take_along_axis(best, place % k, axis=-1)
-    return group * GROUP + place // k
+    index = top_k_indices(inside.reshape(*inside.shape[:-2], GROUP * k), k)
+    group = jnp.take_along_axis(best, index % k, axis=-1)
+    return group * GROUP + index // k
 
 
 def argmax(x: Float[ArrayLike, "*any entry"]) -> Int[Array, "*any"]:
@@ -77,8 +77,8 @@ def argmax(x: Float[ArrayLike, "*any entry"]) -> Int[Array, "*any"]:
 
 def argmax_reduced(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
     """`argmax` in one reduction over pairs of a value and its position."""
-    place = jnp.argmax(x, -1).astype(jnp.int32)
-    return jnp.where(jnp.isnan(x).any(-1), 0, place)
+    index = jnp.argmax(x, -1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(x).any(-1), 0, index)
 
 
 def argmax_two_pass(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
@@ -91,8 +91,8 @@ def argmax_two_pass(x: Float[Array, "*any entry"]) -> Int[Array, "*any"]:
     entries = x.shape[-1]
     best = x.max(-1, keepdims=True)
     slack = 16 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(best), 1)
-    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    place = jnp.where(x == best, places, entries).min(-1)
-    near = jnp.where(x >= best - slack, places, entries).min(-1)
-    place = jnp.where(place == entries, near, place)
-    return jnp.where(place == entries, 0, place)
+    indices = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    index = jnp.where(x == best, indices, entries).min(-1)
+    near = jnp.where(x >= best - slack, indices, entries).min(-1)
+    index = jnp.where(index == entries, near, index)
+    return jnp.where(index == entries, 0, index)

@@ -62,8 +62,8 @@ class Checkpoint:
     ) -> tuple[Any, str]:
         """Parameters of a model, float32, and how position embeddings are resized.
 
-        They are resized to the image size of `config`, by default in the way of the
-        layout; `source_config` is the architecture that the file was written for.
+        They are resized to the image size of `config`, by default as the
+        layout does; `source_config` is the architecture that the file was written for.
         """
         resize = resize or self.layout.resize
         target, table = Target(config, source_config, resize), self.layout.table(config)
@@ -95,7 +95,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"The checkpoint, read as {layout.name}, is of a library that "
                 "normalizes every token before it averages them; without [CLS], this "
-                "model normalizes the average, and its answers would be others. Such "
+                "model normalizes the average, and its logits would differ. Such "
                 "files are not read."
             )
         expected = {key for source in sources for key in block_keys(source, config)}

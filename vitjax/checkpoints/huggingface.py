@@ -18,7 +18,7 @@ GELUS = {
     "gelu_pytorch_tanh": "tanh",
     "gelu_fast": "tanh",
 }
-"""transformers' name of an activation -> ours."""
+"""transformers' name of an activation -> `Config.gelu`."""
 
 
 def is_hugging_face(config_json: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """Checkpoint layouts: how each library names and shapes a ViT's arrays.
 
-One table per layout: parameter of ours -> (key in the file, conversion). "{block}" in a
-key stands for the block's number, "{refined}" for that of a block with a refinement
-module; ours are stacked over blocks.
+One table per layout: path of a parameter -> (key in the file, conversion). "{block}" in
+a key stands for the block's number, "{refined}" for that of a block with a refinement
+module; parameters are stacked over blocks.
 """
 
 import dataclasses
@@ -109,8 +109,8 @@ def flax_table(config: Config, rename: Mapping[str, str] | None = None) -> Table
     table: Table = {}
     for path in parameter_shapes(config, 1):
         key = path
-        for ours, name in (rename or {}).items():
-            key = key.replace(ours, name)
+        for part, name in (rename or {}).items():
+            key = key.replace(part, name)
         table[path] = (key, identity)
     key, _ = table["pos_embedding"]
     return table | {"pos_embedding": (key, resize_positions)}

@@ -1,9 +1,9 @@
 """Attention maps: raw attention and rollout, which know no class.
 
 As all methods of this room they are batched and pure: `images` are preprocessed pixels,
-`target` the class that is explained, `edits` interventions. They read where the model
-reads its answer, at [CLS], or averaged over the query rows of image tokens where there
-is none; prefix tokens are never part of a map.
+`target` the class that is explained, `edits` interventions. Rows of attention are those
+that the head reads: [CLS], or where there is none the average over image tokens. Prefix
+tokens are never part of a map.
 """
 
 from typing import Any

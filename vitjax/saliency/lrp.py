@@ -308,15 +308,15 @@ def _gamma_dense_forward(gamma, x, kernel, bias):
         jnp.abs(x), jnp.abs(kernel), None if bias is None else jnp.abs(bias)
     )
     size = jnp.abs(y)
-    share = divide(size, size + gamma / 2 * (size + absolute))
-    return y, (x, kernel, share, jnp.sign(y))
+    ratio = divide(size, size + gamma / 2 * (size + absolute))
+    return y, (x, kernel, ratio, jnp.sign(y))
 
 
 def _gamma_dense_backward(gamma, kept, cotangent):
-    x, kernel, share, sign = kept
-    shared = cotangent * share
-    plain = jnp.matmul(shared, kernel.T)
-    absolute = jnp.sign(x) * jnp.matmul(sign * shared, jnp.abs(kernel).T)
+    x, kernel, ratio, sign = kept
+    scaled = cotangent * ratio
+    plain = jnp.matmul(scaled, kernel.T)
+    absolute = jnp.sign(x) * jnp.matmul(sign * scaled, jnp.abs(kernel).T)
     return (1 + gamma / 2) * plain + gamma / 2 * absolute, None, None
 
 
