@@ -280,6 +280,7 @@ def test_the_known_truth_of_the_embedded_data_is_found(tmp_path):
     hurts the class tokens more the more the context tells.
     """
     from vitjax.report.mechanism import mechanism
+
     from vitjax.report.per_image import digest
     from vitjax.statistics import sign_flip_test
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vitjax.checkpoints.loading import cache_folder
+from vitjax.checkpoints.download import cache_folder
 
 
 def enable_compilation_cache() -> pathlib.Path | None:

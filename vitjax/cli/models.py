@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints import loading
+from vitjax.checkpoints.download import cached, registry
 from vitjax.cli.command import Command, metavar
 from vitjax.cli.console import show_table
 from vitjax.models.tree import parameter_shapes
@@ -54,14 +55,14 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
     count = sum(map(math.prod, parameter_shapes(config, classes).values()))
     size = "x".join(map(str, config.shape))
     numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.licence, find_weights(row)
+    return row.name, *numbers, row.source, row.license, find_weights(row)
 
 
 def find_weights(row: registry.Variant) -> str:
     """Whether a row's weights are on this machine, and else how they are obtained."""
     if row.packaged:
         return "in the package"
-    if loading.cached(row) is not None:
+    if cached(row) is not None:
         return "cached"
     return "to be downloaded" if row.url else "from its authors"
 
