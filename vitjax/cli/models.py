@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from vitjax.checkpoints import loading
-from vitjax.checkpoints.download import cached, registry
+from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints.download import cached
 from vitjax.cli.command import Command, metavar
 from vitjax.cli.console import show_table
 from vitjax.models.tree import parameter_shapes

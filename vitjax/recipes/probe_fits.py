@@ -16,8 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Probe
-from vitjax.analysis.softmax_probes import fit_softmax_probe
+from vitjax.analysis.probes import Probe, fit_softmax_probe
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.models.forward import scan_blocks
