@@ -16,7 +16,7 @@ from vitjax.benchmark.programs import Eager, Program, Timing
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.saliency.methods import check, explain
+from vitjax.saliency.methods import METHODS, explain
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vitjax.analysis import fused_projection, interventions, memory
 from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.top_k import argmax, fast_top_k_indices
-from vitjax.messages import unknown
 from vitjax.models.forward import block_counter, final_residual, scan_blocks
 from vitjax.models.heads import memory_values
 from vitjax.models.model import Model, initialise
@@ -277,7 +276,7 @@ def intervene(
 def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
     """Project the memories onto the class space, and compare them with two controls.
 
-    Permutations, random keep-sets and the randomly initialized control depend on `seed`.
+    Permutations, random keep-sets and the control's parameters depend on `seed`.
     """
     space, values = model.class_space, memory_values(model.params)
     config, classes = model.config, model.num_classes
@@ -330,11 +329,6 @@ class PaperOptions(OnePassOptions):
 
     heads: bool = True
     interventions: tuple[schema.Intervention, ...] = tuple(schema.INTERVENTIONS)
-
-    def __post_init__(self):
-        for name in self.interventions:
-            if name not in schema.INTERVENTIONS:
-                raise ValueError(unknown("intervention", name, schema.INTERVENTIONS))
 
 
 DIMS = base.DIMS | schema.dims(

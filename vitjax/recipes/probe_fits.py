@@ -153,15 +153,6 @@ def labels_of(source: Any) -> Iterator[int]:
             yield -1
 
 
-def empty_probe(shape: tuple[int, ...], *, classes: int, dim: int) -> Probe:
-    """Probes of zeros."""
-    return Probe(
-        weights=np.zeros((*shape, classes, dim), np.float32),
-        bias=np.zeros((*shape, classes), np.float32),
-        centre=np.zeros((*shape, dim), np.float32),
-    )
-
-
 def fit_group(
     context: Context, source: Subset, group: Group, *, kind: Kind, alpha: float
 ) -> Probe:

@@ -105,7 +105,7 @@ def images_per_chunk(
     *,
     images: int,
     batch_size: int,
-    batch_seconds: float,
+    batch_seconds: int | float,
     processes: int,
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
@@ -285,7 +285,8 @@ class RunWriter:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             pending = [c for c, yes in zip(chunks, pool.map(is_pending, chunks)) if yes]
         done = [self.chunk_keys(chunk, ["done"], {})[0] for chunk in pending]
-        self.folder.delete([key for key in done if key in existing])
+        if stale := existing.intersection(done):
+            self.folder.delete(sorted(stale))
         return pending
 
     def mark_pending(self, chunks: Iterable[int]) -> None:
