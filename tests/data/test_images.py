@@ -108,11 +108,9 @@ def test_denormalize_is_the_inverse(std):
 
 def test_it_travels_through_json():
     options = dict(resize="shorter", resize_size=248, mean=(0.1, 0.2, 0.3))
-    preprocess = Preprocess(224, 192, apply_exif=True, **options)
+    preprocess = Preprocess(224, 192, orient=True, **options)
     read = Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict())))
     assert read == preprocess and hash(read) == hash(preprocess)
-    former = {"height": 2, "width": 2, "orient": True}  # in files of former versions
-    assert Preprocess.from_dict(former) == Preprocess(2, 2, apply_exif=True)
     with pytest.raises(ValueError, match="hue"):
         Preprocess.from_dict({"height": 2, "width": 2, "hue": "blue"})
 
@@ -167,8 +165,8 @@ def test_exif_orientation_only_on_request(photo):
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
     read = decode_image(encoded(photo, exif=exif), name="turned.png")
     turned = photo.transpose(Image.Transpose.ROTATE_270)
-    for apply_exif, expected in ((False, photo), (True, turned)):
-        resized = Preprocess(24, 24, apply_exif=apply_exif).resized(read)
+    for orient, expected in ((False, photo), (True, turned)):
+        resized = Preprocess(24, 24, orient=orient).resized(read)
         assert_same(resized, Preprocess(24, 24).resized(expected))
 
 

@@ -14,7 +14,7 @@ from vitjax.checkpoints import loading, registry
 from vitjax.checkpoints.download import cached
 from vitjax.cli.command import Command, metavar
 from vitjax.cli.console import show_table
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 COLUMNS = (
     "model",
