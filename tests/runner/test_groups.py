@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from vitjax.runner.groups import Selected, first_of_each_class, make_groups, parse_bytes
 
 from vitjax.data.datasets import open_source
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.runner import groups
-from vitjax.runner.groups import Selected, first_of_each_class, make_groups, parse_bytes
 
 STREAMS = ("residual", "attention_update", "mlp_update")
 

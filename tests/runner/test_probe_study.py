@@ -1,7 +1,6 @@
 """What a run of probes is made of."""
 
 import pytest
-
 from vitjax.runner.probe_study import check_streams, keep_counts
 
 

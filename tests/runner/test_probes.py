@@ -7,6 +7,7 @@ import pytest
 import tiny as miniatures
 from PIL import Image
 from sklearn.linear_model import Ridge
+from vitjax.runner.probes import run_probes
 from vitjax.runner.storage import DamageError
 
 import vitjax
@@ -14,7 +15,6 @@ from vitjax.data.datasets import open_source
 from vitjax.data.images import Preprocess
 from vitjax.data.loader import batches
 from vitjax.runner import probes
-from vitjax.runner.probes import run_probes
 from vitjax.runner.results import open_results
 
 STREAMS = ("residual", "attention_update", "mlp_update")
