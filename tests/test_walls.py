@@ -18,7 +18,7 @@ ARROWS = {
     "data": {"types", "messages"},
     "checkpoints": {"types", "messages", "models", "data"},
     "saliency": {"types", "messages", "models", "analysis"},
-    "recipes": {"types", "messages", "models", "analysis", "saliency"},
+    "recipes": {"types", "messages", "models", "analysis", "data", "saliency"},
     "runner": {"types", "messages", "models", "data", "checkpoints", "recipes"},
     "api": {"types", "models", "analysis", "saliency"},
     "report": {"types", "messages", "analysis", "statistics"},
