@@ -9,7 +9,7 @@ images first, gives `passes` instead of a step.
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
@@ -34,6 +34,7 @@ class Setup(NamedTuple):
     static: Mapping[str, Array] = {}
 
 
+@runtime_checkable
 class Context(Protocol):
     """What a pass may ask of the run that it belongs to.
 
