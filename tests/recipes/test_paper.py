@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from fake_context import FakeContext
 
 import vitjax
 from vitjax.analysis.top_k import argmax
 from vitjax.recipes import paper, schema
 from vitjax.recipes.identifiability import IDENTIFIABILITY
+from vitjax.statistics import sign_flip_test
 from vitjax.types import Edits
 
 K = 3
@@ -269,3 +271,31 @@ def test_published_rows_of_the_real_model(oracle, published_model):
         assert (ranks == expected).mean() > 0.995
         right = rows[f"prediction_{name}"] == label
         np.testing.assert_array_equal(right, stored[f"{theirs}_acc"][:count])
+
+
+@pytest.mark.slow
+def test_the_known_truth_of_the_embedded_data_is_found():
+    """Object tokens are more identifiable than context tokens, and removing context
+    hurts the object tokens more the more the context tells.
+    """
+    model, harm = vitjax.load("textured_digits"), {}
+    options = {"interventions": ("without_context",), "heads": False}
+    recipe = paper.PAPER.with_options(options)
+    for correlation in (0, 1):
+        data = f"textured_digits:test_{correlation}"
+        context = FakeContext(model, data, batch_size=50, limit=400, masks=True)
+        rows = context.run(recipe)
+        loaded = context.batches(context.source, 0, 400)
+        labels = np.concatenate([batch.patch_label for batch in loaded])
+        before, after = rows["rank_residual"][:, -1, 1:], rows["rank_without_context"]
+        on_object, on_context = (
+            np.where(labels == kind, before == 0, np.nan) for kind in (1, 0)
+        )
+        difference = np.nanmean(on_object, 1) - np.nanmean(on_context, 1)
+        assert difference.mean() > 0.02
+        assert sign_flip_test(difference[:, None])[0] < 0.001
+        after = np.where(labels == 1, after[:, 1:] == 0, np.nan)
+        harm[correlation] = np.nanmean(on_object, 1) - np.nanmean(after, 1)
+    # The same digits at the same places, image by image.
+    more = (harm[1] - harm[0])[:, None]
+    assert more.mean() > 0.01 and sign_flip_test(more)[0] < 0.05
