@@ -1,17 +1,19 @@
-"""Pack the raw material of the embedded data set: `python -m vitjax.data.pack_demo`.
+"""Packing of the raw material of the embedded data set `textured_digits`.
+
+    python checkpoints/pack_textured_digits.py [--out FILE]
 
 Digits: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998),
 UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0, as scikit-learn
-carries them (1,797 digits of 8x8 pixels with 17 grey levels; here two to a byte).
+carries them (1,797 digits of 8x8 pixels with 17 gray levels; here two to a byte).
 Textures: `brick` and `gravel` (CC0 Textures) and `grass` (linolafett, DeviantArt), all
 CC0, as scikit-image carries them; here reduced from 512 to 384 pixels a side.
 """
 
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
+import tyro
 from PIL import Image
 
 from vitjax.data.textured_digits import MATERIAL, TEXTURE_SIDE, TEXTURES
@@ -23,11 +25,11 @@ def pack_digits(digits: np.ndarray) -> np.ndarray:
     return flat[:, 0::2] | flat[:, 1::2] << 4
 
 
-def main(*, out: str | os.PathLike = MATERIAL) -> None:
-    """Write the packed material to `out`.
+def main(*, out: pathlib.Path = MATERIAL) -> None:
+    """Pack the raw material of the embedded data set.
 
     Args:
-        out: the `.npz` file; by default the one that the package reads.
+        out: the .npz file; by default the one that the package reads.
     """
     import skimage.data
     import sklearn.datasets
@@ -44,8 +46,8 @@ def main(*, out: str | os.PathLike = MATERIAL) -> None:
         labels=digits.target.astype(np.uint8),
         textures=np.stack(textures),
     )
-    print(f"{out}: {pathlib.Path(out).stat().st_size} bytes")
+    print(f"{out}: {out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,6 +1,6 @@
-"""ImageNet-S and CIFAR-100 as TensorFlow Datasets, prepared without TensorFlow.
+"""Builders of TensorFlow Datasets for ImageNet-S and CIFAR-100, without TensorFlow.
 
-    python -m vitjax.data.tfds_builders imagenet_s/919 PATH --data-dir DIR
+    python checkpoints/prepare_tfds.py imagenet_s/919 PATH --data-dir DIR
 
 writes array_record files of the original bytes, one to read from instead of many. They
 open with `--data tfds:imagenet_s/919:validation` while `TFDS_DATA_DIR` is DIR.
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+import tyro
 from PIL import Image
 
 from vitjax.data import cifar100, imagenet_s
+from vitjax.data.image_files import ImageFiles
 from vitjax.data.labels import CIFAR100
 from vitjax.data.records import SourceError
 
@@ -26,11 +28,10 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
     """Photographs with segmentations, WordNet ids and file names.
 
     Configs: the subset, or "paper" for the paper's selection of the largest: 5 images
-    per class in `validation`, 10 in `test`, by the published CSV where it lies beside
-    the files and by seed 0 otherwise. There is no other seed: a config's name and
-    version stand for one set of images, and neither TensorFlow Datasets nor a run's
-    data id could tell two seeds apart. Other draws are read from the files themselves,
-    `--data imagenet_s:PATH:paper,seed=1`, whose id names the seed.
+    per class in `validation`, 10 in `test`, by the published CSV if it is beside the
+    files, else by seed 0. There is no other seed: name and version identify one set of
+    images, for TensorFlow Datasets and for a run. Other draws are read from the files
+    themselves, `--data imagenet_s:PATH:paper,seed=1`, whose id has the seed.
     """
 
     name = "imagenet_s"
@@ -62,7 +63,7 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
 
     @property
     def config_name(self) -> str:
-        """Which of the configs this is."""
+        """One of `CONFIGS`."""
         config: Any = self.builder_config
         return config.name
 
@@ -76,7 +77,7 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
                     raise
         return splits
 
-    def source(self, dl_manager: Any, part: Any) -> imagenet_s.ImageNetS:
+    def source(self, dl_manager: Any, part: Any) -> ImageFiles:
         """The files of a part."""
         paper = self.config_name == "paper"
         return imagenet_s.open_imagenet_s(
@@ -87,28 +88,20 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
         )
 
     def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (wnid, _) in enumerate(source.files):
+        no_mask = Image.new("RGB", imagenet_s.NO_MASK)
+        for index, name in enumerate(source.names):
             mask = source.masks[index]
-            yield (
-                index,
-                {
-                    "image": os.fspath(source.folder / source.names[index]),
-                    "segmentation": (
-                        os.fspath(source.folder / mask) if mask else no_mask()
-                    ),
-                    "label": wnid,
-                    "file_name": source.names[index],
-                },
-            )
+            example = {
+                "image": os.fspath(source.root / name),
+                "segmentation": os.fspath(source.root / mask) if mask else png(no_mask),
+                "label": source.label_names[index],
+                "file_name": name,
+            }
+            yield index, example
 
 
-def no_mask() -> io.BytesIO:
-    """What stands for an image's segmentation where none is public: no pixel."""
-    return as_png(Image.new("RGB", imagenet_s.NO_MASK))
-
-
-def as_png(image: Image.Image) -> io.BytesIO:
-    """A picture's bytes, as TensorFlow Datasets takes them."""
+def png(image: Image.Image) -> io.BytesIO:
+    """An encoded image, as TensorFlow Datasets takes it."""
     content = io.BytesIO()
     image.save(content, format="png")
     content.seek(0)
@@ -141,25 +134,19 @@ class VitjaxCifar100(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         path = dl_manager.manual_dir
-        count = cifar100.PER_CLASS
-        return {
-            "train": self._generate_examples(
-                cifar100.open_cifar100(path, part="train")
-            ),
-            "test": self._generate_examples(cifar100.open_cifar100(path)),
-            "paper": self._generate_examples(
-                cifar100.open_cifar100(path, per_class=count)
-            ),
+        sources = {
+            "train": cifar100.open_cifar100(path, part="train"),
+            "test": cifar100.open_cifar100(path),
+            "paper": cifar100.open_cifar100(path, per_class=cifar100.PER_CLASS),
         }
+        return {name: self._generate_examples(s) for name, s in sources.items()}
 
     def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(len(source)):
             record = source[index]
-            content = as_png(Image.fromarray(record.image))
-            yield (
-                index,
-                {"image": content, "label": record.label, "file_name": record.name},
-            )
+            image = png(Image.fromarray(record.image))
+            example = {"image": image, "label": record.label, "file_name": record.name}
+            yield index, example
 
 
 BUILDERS = {"imagenet_s": ImagenetS, "cifar100": VitjaxCifar100}
@@ -168,24 +155,11 @@ BUILDERS = {"imagenet_s": ImagenetS, "cifar100": VitjaxCifar100}
 def prepare(
     name: str, path: str | os.PathLike, *, data_dir: str | os.PathLike | None = None
 ) -> str:
-    """Prepare a data set once, from files that lie on this machine.
-
-    Args:
-        name: "imagenet_s/919", ".../300", ".../50", ".../paper" or "cifar100".
-        path: where its files are, as `imagenet_s:PATH` and `cifar100:PATH` take it.
-        data_dir: where data sets are kept; by default `TFDS_DATA_DIR` or
-            ~/tensorflow_datasets.
-
-    Returns:
-        What to give as `--data`, without the split.
-
-    Raises:
-        SourceError: there is no such data set, or its files are not there.
-    """
+    """Prepare a data set from its files; returns `--data` without the split."""
     kind, _, config = name.partition("/")
     if kind not in BUILDERS or (config and config not in CONFIGS):
         known = [f"imagenet_s/{config}" for config in CONFIGS] + ["cifar100"]
-        raise SourceError(f"{name!r} is none of {', '.join(known)}.")
+        raise SourceError(f"name={name!r} is not one of {', '.join(known)}.")
     if not os.path.isdir(path):
         raise SourceError(
             f"There is no folder {path}. {BUILDERS[kind].MANUAL_DOWNLOAD_INSTRUCTIONS}"
@@ -203,17 +177,16 @@ def prepare(
 
 
 def main(name: str, path: str, /, *, data_dir: str | None = None) -> None:
-    """Prepare a data set from its files.
+    """Prepare a data set from its files, without TensorFlow.
 
     Args:
         name: imagenet_s/919, /300, /50 or /paper, or cifar100.
-        path: where the files are.
-        data_dir: where to; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+        path: of the files, as in imagenet_s:PATH and cifar100:PATH.
+        data_dir: of prepared data sets; by default TFDS_DATA_DIR or
+            ~/tensorflow_datasets.
     """
     print(f"--data {prepare(name, path, data_dir=data_dir)}:SPLIT")
 
 
 if __name__ == "__main__":
-    import tyro
-
     tyro.cli(main)

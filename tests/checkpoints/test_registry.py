@@ -5,7 +5,7 @@ import pytest
 
 import vitjax
 from vitjax.checkpoints import registry
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 PARAMETERS = {
     "vit_ti16": 5_717_416,

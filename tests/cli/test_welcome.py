@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vitjax.checkpoints import loading
+from vitjax.checkpoints import download
 from vitjax.cli.main import welcome as welcomes
 
 
@@ -61,7 +61,7 @@ def test_size_of_what_will_be_downloaded(tmp_path, monkeypatch):
     assert str(tmp_path) in text
     assert "about 346 MB" in welcomes.weights_text("vit_b16")
     row = welcomes.variants.find("vit_ti16")
-    loading.published(row)[0].cached.touch()
+    download.published(row)[0].cached.touch()
     assert "downloaded before" in welcomes.weights_text("vit_ti16")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitjax.data.cifar100 import open_cifar100
-from vitjax.data.datasets import open_source, open_spec
+from vitjax.data.datasets import open_data, open_spec
 from vitjax.data.labels import CIFAR100
 from vitjax.data.records import SourceError
 
@@ -43,7 +43,7 @@ def test_every_form_of_the_archive(tmp_path, content, version, given):
 
 def test_the_papers_selection_is_the_first_five_of_each_class(tmp_path, content):
     fabricate.cifar100(tmp_path, "binary", content)
-    source = open_source(f"cifar100:{tmp_path}:paper", classes=CIFAR100)
+    source = open_data(f"cifar100:{tmp_path}:paper", classes=CIFAR100)
     label = content[1]
     expected = [i for i in range(COUNT) if (label[:i] == label[i]).sum() < 5]
     assert len(expected) < COUNT
@@ -64,11 +64,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
             return eval, ("1 + 1",)
 
     (folder / "test").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(SourceError, match="asks for builtins.eval"):
+    with pytest.raises(SourceError, match="builtins.eval"):
         open_cifar100(tmp_path)
 
 
-def test_how_to_get_it_is_said(tmp_path):
+def test_errors_say_how_to_get_it(tmp_path):
     with pytest.raises(SourceError, match=r"holds no CIFAR-100.*\(1\).*\(2\)"):
         open_cifar100(tmp_path)
     path = tmp_path / "cifar-100-binary.tar.gz"

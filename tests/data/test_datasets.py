@@ -1,17 +1,15 @@
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.datasets import (
-    Record,
-    Source,
-    SourceError,
-    open_csv,
-    open_folder,
-    open_source,
-)
+from vitjax.data.datasets import open_data, open_source
+from vitjax.data.image_files import open_csv, open_folder
 from vitjax.data.images import ImageError
 from vitjax.data.labels import imagenet1k
+from vitjax.data.records import Record, Source, SourceError
+from vitjax.data.textured_digits import CLASSES
 
 NAMES = ("tench, Tinca tinca", "crane", "great white shark", "crane", "hen")
 IDS = ("n01440764", "n02012849", "n01484850", "n03126707", "n01514859")
@@ -20,6 +18,10 @@ IDS = ("n01440764", "n02012849", "n01484850", "n03126707", "n01514859")
 def save(path, value=0, size=(6, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, value).save(path)
+
+
+def open_named(spec):
+    return open_data(spec, classes=NAMES, class_ids=IDS)
 
 
 def labels(source):
@@ -31,30 +33,31 @@ class TestFolder:
         for name in ("hen/b.png", "hen/a.JPEG", "n01440764/deep/er.png", "3/x.webp"):
             save(tmp_path / name)
         save(tmp_path / ".cache" / "x.png")
-        (tmp_path / "hen" / "notes.txt").write_text("no picture")
-        source = open_source(f"folder:{tmp_path}", classes=NAMES, class_ids=IDS)
-        found = [source[i] for i in range(len(source))]
-        assert [r.name for r in found] == [source.name(i) for i in range(4)]
-        assert {r.name: r.label for r in found} == {
+        (tmp_path / "hen" / "notes.txt").write_text("not an image")
+        source = open_named(f"folder:{tmp_path}")
+        names = [source[i].name for i in range(len(source))]
+        assert names == [source.name(i) for i in range(4)]
+        assert dict(zip(names, labels(source))) == {
             "3/x.webp": 3,
             "hen/a.JPEG": 4,
             "hen/b.png": 4,
             "n01440764/deep/er.png": 0,
         }
-        assert found[0].image.size == (6, 4)
+        assert source[0].image.size == (6, 4)
 
     def test_a_flat_folder(self, tmp_path):
         for name in ("n01514859_hen.JPEG", "n01440764_tench.JPEG", "holiday.jpg"):
             save(tmp_path / name)
-        source = open_source(tmp_path, classes=NAMES, class_ids=IDS)
-        assert labels(source) == [-1, 0, 4]
+        assert labels(open_named(tmp_path)) == [-1, 0, 4]
 
-    def test_a_folder_that_is_no_class(self, tmp_path):
-        save(tmp_path / "henn" / "a.png")
-        with pytest.raises(SourceError, match="'henn' is none .* Near: hen"):
-            open_source(f"folder:{tmp_path}", classes=NAMES, class_ids=IDS)
+    def test_links_are_followed_and_circles_end(self, tmp_path):
+        save(tmp_path / "real/three/a.png")
+        save(tmp_path / "set/one/a.png")
+        (tmp_path / "set/three").symlink_to(tmp_path / "real/three")
+        (tmp_path / "set/one/again").symlink_to(tmp_path / "set")
+        assert open_folder(tmp_path / "set").names == ("one/a.png", "three/a.png")
 
-    def test_the_id_names_the_files(self, tmp_path):
+    def test_the_id_identifies_the_list_of_files(self, tmp_path):
         save(tmp_path / "a" / "hen" / "1.png")
         save(tmp_path / "b" / "hen" / "1.png", value=9)
         first = open_folder(tmp_path / "a").id
@@ -62,82 +65,84 @@ class TestFolder:
         save(tmp_path / "b" / "hen" / "2.png")
         assert open_folder(tmp_path / "b").id != first
 
-    def test_nothing_there(self, tmp_path):
-        with pytest.raises(SourceError, match="no folder .*gone"):
-            open_source(f"folder:{tmp_path}/gone")
-        with pytest.raises(SourceError, match="holds no picture"):
-            open_source(f"folder:{tmp_path}")
-
-    def test_a_broken_file_says_which(self, tmp_path):
+    def test_errors(self, tmp_path):
+        with pytest.raises(SourceError, match="gone"):
+            open_data(f"folder:{tmp_path}/gone")
+        with pytest.raises(SourceError, match=".jpeg"):
+            open_data(f"folder:{tmp_path}")
         save(tmp_path / "hen" / "a.png")
         (tmp_path / "hen" / "b.png").write_bytes(b"nothing")
-        source = open_source(tmp_path, classes=NAMES, class_ids=IDS)
+        source = open_named(tmp_path)
         assert source[0].label == 4
-        with pytest.raises(ImageError, match="hen/b.png cannot be read"):
+        with pytest.raises(ImageError, match="hen/b.png"):
             source[1]
+        save(tmp_path / "henn" / "a.png")
+        with pytest.raises(SourceError, match="'henn'.*hen"):
+            open_named(tmp_path)
 
     def test_real_photos(self, shared):
         names, ids = imagenet1k()
         folder = shared / "oracle/photosA"
         with np.load(shared / "oracle/setA/base.npz") as file:
             expected = file["index"].tolist()
-        assert labels(open_source(folder, classes=names, class_ids=ids)) == expected
+        assert labels(open_data(folder, classes=names, class_ids=ids)) == expected
 
 
 class TestCsv:
-    def table(self, folder, text):
-        save(folder / "pictures" / "a.png")
-        save(folder / "b.png")
-        (folder / "t.csv").write_text(text, encoding="utf-8-sig")
-        return f"csv:{folder}/t.csv"
+    @pytest.fixture
+    def table(self, tmp_path):
+        save(tmp_path / "images" / "a.png")
+        save(tmp_path / "b.png")
 
-    def test_paths_are_relative_to_the_table(self, tmp_path):
-        spec = self.table(
-            tmp_path, 'label,path\n"tench, Tinca tinca",pictures/a.png\n,b.png\n'
-        )
-        source = open_source(spec, classes=NAMES, class_ids=IDS)
+        def write(text):
+            (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
+            return f"csv:{tmp_path}/t.csv"
+
+        return write
+
+    def test_paths_are_relative_to_the_table(self, table):
+        text = 'label,path\n"tench, Tinca tinca",images/a.png\n,b.png\n'
+        source = open_named(table(text))
         assert labels(source) == [0, -1]
         assert source[1].name == "b.png" and source[1].mask is None
+        assert labels(open_data(table("path\nb.png\n"))) == [-1]
 
-    def test_without_labels(self, tmp_path):
-        assert labels(open_source(self.table(tmp_path, "path\nb.png\n"))) == [-1]
-
-    def test_masks(self, tmp_path):
+    def test_masks(self, table, tmp_path):
         mask = np.array([[0, 255, 255], [0, 0, 255]], np.uint8)
         Image.fromarray(mask).save(tmp_path / "bw.png")
-        Image.fromarray(mask // 255 * np.array([[1, 1, 255]], np.uint8)).save(
-            tmp_path / "ids.png"
-        )
+        ids = mask // 255 * np.array([[1, 1, 255]], np.uint8)
+        Image.fromarray(ids).save(tmp_path / "ids.png")
         text = "path,label,mask\nb.png,hen,bw.png\nb.png,hen,ids.png\nb.png,hen,\n"
-        source = open_csv(self.table(tmp_path, text).removeprefix("csv:"))
+        source = open_csv(table(text).removeprefix("csv:"))
         assert source[0].mask.tolist() == [[0, 1, 1], [0, 0, 1]]
         assert source[1].mask.tolist() == [[0, 1, 255], [0, 0, 255]]
         assert source[2].mask is None
 
-    @pytest.mark.parametrize("text", ["file,label\na.png,hen\n", "path,label\n", ""])
-    def test_a_table_that_is_none(self, tmp_path, text):
-        with pytest.raises(
-            SourceError, match="needs a first row with the columns path"
-        ):
-            open_source(self.table(tmp_path, text))
-
-    def test_a_missing_picture_or_table(self, tmp_path):
-        source = open_source(self.table(tmp_path, "path\ngone.png\n"))
-        with pytest.raises(ImageError, match="gone.png cannot be read: no such file"):
+    def test_errors(self, table, tmp_path):
+        for text in ("file,label\na.png,hen\n", "path,label\n", ""):
+            with pytest.raises(SourceError, match="t.csv.*path and label"):
+                open_data(table(text))
+        with pytest.raises(SourceError, match="Row 3"):
+            open_data(table("path,label\na.png,1\n,2\n"))
+        source = open_data(table("path\ngone.png\n"))
+        with pytest.raises(ImageError, match="gone.png.*no such file"):
             source[0]
-        with pytest.raises(SourceError, match="no file"):
-            open_source("csv:nowhere.csv")
+        (tmp_path / "t.csv").write_bytes("path,label\nÄ.png,1\n".encode("latin1"))
+        with pytest.raises(SourceError, match="t.csv.*UTF-8"):
+            open_csv(tmp_path / "t.csv")
+        with pytest.raises(SourceError, match="nowhere.csv"):
+            open_data("csv:nowhere.csv")
 
 
-def test_textured_digits():
-    digits = ("zero", "one", "two", "three", "four")
-    digits += ("five", "six", "seven", "eight", "nine")
-    source = open_source("textured_digits:test_1", classes=digits)
+def test_textured_digits_with_the_classes_of_a_model():
+    model = types.SimpleNamespace(classes=CLASSES, class_ids=CLASSES)
+    source = open_data("textured_digits:test_1", model)
     record = source[5]
     assert record.label == record.context and source.name(5) == record.name
-    assert repr(source) == f"{source.id} (5000 pictures)"
-    with pytest.raises(SourceError, match="'zero' is none of the model's 5 classes"):
-        open_source("textured_digits", classes=NAMES, class_ids=IDS)
+    assert repr(source) == f"{source.id} (5000 images)"
+    with pytest.raises(SourceError, match="'zero'"):
+        open_named("textured_digits")
+    assert open_source is open_data
 
 
 def test_your_own_object():
@@ -152,33 +157,14 @@ def test_your_own_object():
             return Record(pixels, ["hen", None, "owl"][index], f"number {index}")
 
     assert isinstance(Own(), Source)
-    source = open_source(Own(), classes=NAMES, class_ids=IDS)
+    source = open_named(Own())
     assert (source.id, len(source), source.name(1)) == ("own/1", 3, "1")
     assert [source[0].label, source[1].label] == [4, -1]
-    with pytest.raises(SourceError, match="own/1: The label 'owl'"):
+    with pytest.raises(SourceError, match="own/1.*'owl'"):
         source[2]
 
 
 @pytest.mark.parametrize("spec", ["cats", "folder:", "csv:"])
 def test_an_unknown_spec(spec):
-    with pytest.raises(SourceError, match=f"'{spec}' names no data set. Known: textu"):
-        open_source(spec)
-
-
-def test_linked_class_folders_count_and_circles_end(tmp_path):
-    save(tmp_path / "real/three/a.png")
-    save(tmp_path / "set/one/a.png")
-    (tmp_path / "set/three").symlink_to(tmp_path / "real/three")
-    (tmp_path / "set/one/again").symlink_to(tmp_path / "set")
-    names = open_folder(tmp_path / "set").names
-    assert names == ("one/a.png", "three/a.png")
-
-
-def test_tables_that_are_none(tmp_path):
-    table = tmp_path / "t.csv"
-    table.write_bytes("path,label\nÄ.png,1\n".encode("latin1"))
-    with pytest.raises(SourceError, match="t.csv is no table in UTF-8"):
-        open_csv(table)
-    table.write_text("path,label\na.png,1\n,2\n")
-    with pytest.raises(SourceError, match="Row 3 of .* has no path"):
-        open_csv(table)
+    with pytest.raises(SourceError, match=f"'{spec}'.*textured_digits"):
+        open_data(spec)

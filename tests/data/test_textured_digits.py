@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vitjax.data import textured_digits
-from vitjax.data.textured_digits import CLASSES, CONTEXTS, TexturedDigits, open_demo
+from vitjax.data.textured_digits import CLASSES, CONTEXTS, TexturedDigits, open_split
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def source():
     return TexturedDigits(part="test", correlation=0.5)
 
 
-def test_a_picture_depends_on_its_index_alone(source):
+def test_an_image_depends_on_its_index_alone(source):
     batch = source.compose(np.array([41, 7, 4999]))
     for row, index in enumerate([41, 7, 4999]):
         record = source[index]
@@ -21,14 +21,14 @@ def test_a_picture_depends_on_its_index_alone(source):
         assert record.name == source.names[index]
 
 
-def test_the_first_pictures_are_the_same_everywhere(source):
+def test_the_first_images_are_the_same_everywhere(source):
     # Indices come from raw generator bits, so no numpy release may change them.
     first = source.compose(np.arange(12))
     assert first.label.tolist() == [1, 7, 8, 1, 7, 4, 3, 6, 0, 1, 3, 2]
     assert first.context.tolist() == [7, 7, 1, 1, 7, 4, 3, 1, 0, 8, 6, 0]
 
 
-def test_another_seed_gives_other_pictures():
+def test_another_seed_gives_other_images():
     one, two = (TexturedDigits(seed=s).compose(np.arange(20)) for s in (0, 1))
     assert (one.label != two.label).any()
 
@@ -39,9 +39,9 @@ def test_another_seed_gives_other_pictures():
 def test_the_context_is_the_classes_own_with_the_given_probability(
     correlation, low, high
 ):
-    pictures = TexturedDigits(correlation=correlation).compose(np.arange(1000))
-    assert low <= (pictures.context == pictures.label).mean() <= high
-    assert set(pictures.context) == set(range(len(CONTEXTS)))
+    batch = TexturedDigits(correlation=correlation).compose(np.arange(1000))
+    assert low <= (batch.context == batch.label).mean() <= high
+    assert set(batch.context) == set(range(len(CONTEXTS)))
 
 
 def test_correlation_changes_nothing_but_the_context():
@@ -57,15 +57,15 @@ def test_correlation_changes_nothing_but_the_context():
 def test_the_mask_covers_what_the_digit_changes(source):
     indices = np.arange(50)
     draws = textured_digits.uniform((0, 1), indices)
-    pictures = source.compose(indices)
+    batch = source.compose(indices)
     sheets = textured_digits.load_material("test").sheets
-    ground = textured_digits.paint_context(sheets, pictures.context, draws[:, 3:9])
-    change = np.abs(pictures.images / 255 - ground).max(axis=-1)
-    assert change[pictures.mask].mean() > 0.25
+    ground = textured_digits.paint_context(sheets, batch.context, draws[:, 3:9])
+    change = np.abs(batch.images / 255 - ground).max(axis=-1)
+    assert change[batch.mask].mean() > 0.25
     glyphs, labels, _ = textured_digits.load_material("test")
     number = textured_digits.pick(draws[:, 0], len(labels))
     ink = textured_digits.place_digits(glyphs, number, draws[:, 9:16], 0.0)
-    np.testing.assert_array_equal(pictures.mask, ink > 0.5)
+    np.testing.assert_array_equal(batch.mask, ink > 0.5)
     assert change[ink == 0].max() < 0.51 / 255
 
 
@@ -83,8 +83,8 @@ def test_parts_share_no_digit():
     assert (len(train.labels), len(test.labels)) == (1348, 449)
     with np.load(textured_digits.MATERIAL) as file:
         total = np.bincount(file["labels"])
-    found = np.bincount(train.labels) + np.bincount(test.labels)
-    np.testing.assert_array_equal(found, total)
+    counts = np.bincount(train.labels) + np.bincount(test.labels)
+    np.testing.assert_array_equal(counts, total)
 
 
 def test_parts_share_no_texture(tmp_path, monkeypatch):
@@ -126,22 +126,16 @@ def test_rotation_moves_a_stripe(turn):
 
 
 def test_splits():
-    assert open_demo("train").part == "train"
-    assert [open_demo(s).correlation for s in ("test", "test_0", "test_1")] == [
-        0.5,
-        0,
-        1,
-    ]
-    with pytest.raises(ValueError, match="no split 'validation'; known: train, test"):
-        open_demo("validation")
-    ids = {open_demo(s).id for s in ("train", "test_0", "test_0.5", "test_1")}
+    assert open_split("train").part == "train"
+    correlations = [open_split(s).correlation for s in ("test", "test_0", "test_1")]
+    assert correlations == [0.5, 0, 1]
+    ids = {open_split(s).id for s in ("train", "test_0", "test_0.5", "test_1")}
     assert len(ids) == 4
-
-
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="part is 'valid'"):
+    with pytest.raises(ValueError, match="'validation'.*train, test"):
+        open_split("validation")
+    with pytest.raises(ValueError, match="'valid'"):
         TexturedDigits(part="valid")
-    with pytest.raises(ValueError, match="not in"):
+    with pytest.raises(ValueError, match="1.5"):
         TexturedDigits(correlation=1.5)
-    with pytest.raises(IndexError, match="picture 3 of 3"):
+    with pytest.raises(IndexError, match="3"):
         TexturedDigits(length=3)[3]

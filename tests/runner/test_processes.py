@@ -1,151 +1,186 @@
-"""A group waits for its members, and stops where one of them is lost."""
+"""Kills, any number of processes, two commands at once, damage: the same bytes."""
 
-import jax
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
-from vitjax.runner.processes import Group, PeerError, join, refuse, together
 
-from vitjax.runner import processes
+import vitjax
 
+CONFIG = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 
-class Service:
-    """A key-value store as JAX's coordination service has one."""
+# One process imports everything, then forks what is killed: JAX starts in the children.
+HARNESS = """
+import os, pathlib, random, signal, sys, time
+import vitjax
+from vitjax.runner import loop, writer
 
-    def __init__(self):
-        self.kept, self.alive = {}, [0, 1]
+out, model, images, rounds, seed = *sys.argv[1:3], *map(int, sys.argv[3:])
+writer.CHUNK_BYTES = 8 * 2 * 17 * 4  # of one batch
+step = loop.Job.step
 
-    def key_value_set(self, key, value):
-        self.kept[key] = value
+def slowly(self, *arguments):
+    time.sleep(0.02)
+    return step(self, *arguments)
 
-    key_value_set_bytes = key_value_set
+def start(folder, process):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        loop.Job.step = slowly
+        vitjax.run(
+            "identifiability", vitjax.load(model), "textured_digits", folder,
+            limit=images, batch_size=8, show_progress=False, process=process,
+        )
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
 
-    def key_value_dir_get(self, directory):
-        return [(k, v) for k, v in self.kept.items() if k.startswith(directory)]
+def wait(children):
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
 
-    key_value_dir_get_bytes = key_value_dir_get
+def done():
+    folder = pathlib.Path(out, "rows.zarr/done/c")
+    return len(os.listdir(folder)) if folder.is_dir() else 0
 
-    def get_live_nodes(self, everyone):
-        return {index: 1 for index in self.alive}
-
-
-@pytest.fixture
-def pair(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "POLL_SECONDS", 0.01)
-    service = Service()
-    return service, Group(0, 2, service, "run/0"), Group(1, 2, service, "run/0")
-
-
-def test_alone_nobody_waits(tmp_path):
-    with together(tmp_path) as group:
-        assert group.first and group.count == 1
-        group.meet("anywhere")
-        assert group.share(b"mine") == b"mine"
-        group.check()
-        group.stop(ValueError("no one to tell"))
-    processes.leave()
-
-
-def test_members_meet_and_share(pair):
-    service, first, second = pair
-    second.client.key_value_set("run/0/here/1", "here")
-    first.meet("here")
-    assert first.words("here").keys() == {0, 1}
-    assert first.share(b"\x00done") == second.share(b"") == b"\x00done"
-
-
-def test_who_waits_learns_that_another_stopped(pair):
-    _, first, second = pair
-    second.stop(ValueError("broken.png cannot be read."))
-    assert second.missing() is None
-    first.lost = first.missing()
-    with pytest.raises(PeerError, match="Process 1 of 2 stopped: broken.png cannot"):
-        first.meet("nowhere")
-    first.stop(PeerError(first.lost))  # that is no reason of its own
-    assert set(first.words("stopped")) == {1}
-    second.stop(KeyboardInterrupt())
-    assert first.missing() == "Process 1 of 2 stopped: told to."
-
-
-def test_a_silent_process_is_gone(pair, monkeypatch, capsys):
-    ended = []
-    monkeypatch.setattr(processes.os, "_exit", ended.append)
-    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.01)
-    service, first, _ = pair
-    service.alive = [0]
-    assert processes.wait_until(first.missing, seconds=5.0)
-    assert first.missing() == "Process 1 of 2 is gone."
-    first.watch()  # in a thread, as long as the run lasts
-    assert ended == [1] and first.lost == "Process 1 of 2 is gone."
-    assert "gone. This one waits for it no longer" in capsys.readouterr().err
+draw = random.Random(seed)
+kills, history = 0, []
+for turn in range(rounds):
+    count = 1 + turn % 4
+    pairs = [(index, count) for index in range(count)]
+    if turn == rounds - 1:
+        pairs = [(0, 1), (0, 1)]  # two commands at once
+    children = [start(out, pair) for pair in pairs]
+    before = done()
+    while done() < before + draw.randint(1, 3):
+        if all(os.waitid(os.P_PID, c, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+               for c in children):
+            break
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.05))
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    if turn % 3 == 2:  # a chunk is lost, another is corrupt
+        rows = pathlib.Path(out, "rows.zarr")
+        files = sorted(path for path in rows.rglob("c/*") if path.is_file())
+        if files:
+            draw.choice(files).unlink()
+            path = draw.choice([p for p in files if p.exists()])
+            path.write_bytes(path.read_bytes()[:-1])
+    history.append(done())
+wait([start(out, (index, 3)) for index in range(3)])
+wait([start(out, (0, 1))])
+wait([start(out + "-whole", (0, 1))])
+print(kills, history)
+"""
 
 
-def test_a_failure_of_the_runtime_is_laid_to_the_lost_one(pair):
-    _, first, _ = pair
-    first.lost = "Process 1 of 2 is gone."
-    failure = jax.errors.JaxRuntimeError("connection closed by peer")
-    failure.add_note("3 of 4 images are done.")
-    with pytest.raises(PeerError, match="is gone") as caught, processes.told(first):
-        raise failure
-    assert caught.value.__notes__ == ["3 of 4 images are done."]
-    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-    with (
-        pytest.raises(jax.errors.JaxRuntimeError, match="EXHAUSTED"),
-        processes.told(first),
-    ):
-        raise full
-    assert "EXHAUSTED" in first.words("stopped")[0]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    names = tuple(map(str, vitjax.load("textured_digits").classes))
+    vitjax.save(vitjax.init(CONFIG, classes=names), folder)
+    return str(folder)
 
 
-def test_no_thread_outlives_the_end(pair):
-    service, _, _ = pair
-    counting = processes.roll(service)
-    assert counting is processes.roll(service) and counting.thread.is_alive()
-    counting.end()
-    assert not counting.thread.is_alive()
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
-def test_what_runs_in_one_process_says_so(pair):
-    with pytest.raises(ValueError, match="Probes are fitted in one process.*one of 2"):
-        refuse("Probes are fitted")
+def rows(out):
+    root = pathlib.Path(out, "rows.zarr")
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"coordinator": "localhost:1"}, "--processes and --process together"),
-        (
-            {"coordinator": "localhost:1", "processes": 2, "process": 2},
-            "--process is 2; it must be in 0..1",
-        ),
-    ],
+    ("images", "rounds"),
+    [(90, 2), pytest.param(400, 9, marks=pytest.mark.slow)],
 )
-def test_flags_that_say_too_little(flags, message):
-    flags = {"coordinator": None, "processes": None, "process": None} | flags
-    with pytest.raises(ValueError, match=message):
-        join(**flags)
+def test_kills_processes_and_damage_change_no_byte(
+    model, environment, tmp_path, images, rounds
+):
+    out = str(tmp_path / "run")
+    command = [sys.executable, "-c", HARNESS, out, model, str(images), str(rounds), "0"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    kills = int(done.stdout.split()[0])
+    assert kills >= rounds, done.stdout
+    results = vitjax.open_results(out)
+    assert results.manifest["finished"] and not len(results.pending)
+    assert rows(out) == rows(out + "-whole")
 
 
-class Words:
-    """Last words that note their farewell."""
+def start(model, out, environment, *flags):
+    command = ["run", "identifiability", "--model", model, "--data", "textured_digits"]
+    command += ["--limit", "200", "--batch-size", "8", "--out", str(out), *flags]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitjax", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
-    def __init__(self, *about):
-        self.withdrawn = False
 
-    def withdraw(self):
-        self.withdrawn = True
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_command_in_several_processes(model, environment, tmp_path, count):
+    """One is killed: it costs its own chunks, and the same command finishes."""
+    out = tmp_path / "run"
+
+    def start_all():
+        shared = ["--distributed", "--processes", str(count)]
+        return [
+            start(model, out, environment, *shared, "--process", str(index))
+            for index in range(count)
+        ]
+
+    first, *others = start_all()
+    first.kill()
+    first.communicate()
+    for member in others:
+        _, error = member.communicate(timeout=300)
+        assert member.returncode == 0, error
+    pending = vitjax.open_results(out).pending
+    size = vitjax.open_results(out).manifest["images_per_chunk"]
+    assert len(pending) and set(pending // size % count) == {0}
+    for member in start_all():
+        _, error = member.communicate(timeout=300)
+        assert member.returncode == 0, error
+    results = vitjax.open_results(out)
+    assert results.manifest["finished"] and not len(results.pending)
 
 
-def test_a_process_that_fails_says_farewell_after_its_own_words(tmp_path, monkeypatch):
-    words, at_exit = Words(), []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "client", lambda: None)
-    monkeypatch.setattr(processes, "coordinator_address", lambda: "localhost:1")
-    monkeypatch.setattr(processes, "LastWords", lambda *about: words)
-    monkeypatch.setattr(processes.atexit, "register", at_exit.append)
-    monkeypatch.setattr(Group, "watch", lambda group: None)
-    with pytest.raises(PeerError), together(tmp_path):
-        raise PeerError("Process 0 of 2 is gone.")
-    assert not words.withdrawn and at_exit == [words.withdraw]
-    with together(tmp_path):
-        pass
-    assert words.withdrawn
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_a_command_with_one_paragraph(
+    model, environment, tmp_path, number, status
+):
+    process = start(model, tmp_path / "run", environment, "--limit", "5000")
+    done = tmp_path / "run" / "rows.zarr" / "done" / "c"
+    while not done.is_dir() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert "Traceback" not in error and "images are done" in error
+    assert f"vitjax run identifiability --model {model}" in error

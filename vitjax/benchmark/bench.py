@@ -16,7 +16,7 @@ from vitjax.benchmark.programs import Eager, Program, Timing
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.saliency.methods import check, explain
+from vitjax.saliency.methods import check_method, explain
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch
@@ -238,7 +238,7 @@ def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
             jax.random.uniform(jax.random.key(0), (len(batch.label), patches)),
             keep_counts=counts,
         )
-    check(name)
+    check_method(name)
     # Every block and head by itself: what relevancy gives.
     if name == "relevancy":
         return lambda model, batch: relevancy(model, batch.images, batch.label)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.data.datasets import open_source
+from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
 from vitjax.data.loader import batches
 from vitjax.models.model import Model
@@ -44,7 +44,7 @@ def bench_data(
     """Measure reading, decoding and preprocessing alone, without any model pass.
 
     Args:
-        data: what `open_source` takes.
+        data: what `open_data` takes.
         model: whose preprocessing counts.
         batch_size: images per batch.
         images: how many to read at most, from the first.
@@ -56,7 +56,7 @@ def bench_data(
     Raises:
         ValueError: the data set cannot be opened, or is too short for a measurement.
     """
-    source = open_source(data, classes=model.classes, class_ids=model.class_ids)
+    source = open_data(data, classes=model.classes, class_ids=model.class_ids)
     stop = min(images, len(source))
     least = 2 * batch_size * max(1, workers)
     if stop < least:
@@ -69,7 +69,7 @@ def bench_data(
     for _ in batches(
         source,
         preprocess=model.preprocess or Preprocess(*model.config.shape),
-        batch_size=batch_size,
+        local_batch_size=batch_size,
         stop=stop,
         config=model.config,
         on_error="skip",

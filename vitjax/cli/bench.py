@@ -1,35 +1,24 @@
-"""What it costs: bench, estimate."""
+"""The command `bench`: what a model's forward pass and analyses cost on this device."""
 
 import dataclasses
 import json
 import pathlib
 from typing import Annotated, Any, Literal
 
-import tyro
+import jax
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import bench_data
+from vitjax.benchmark.input_speed import Pipeline, bench_data
 from vitjax.checkpoints import loading
-from vitjax.checkpoints.registry import VARIANTS
-from vitjax.cli.command import Command, find_devices, make_folder, metavar
-from vitjax.cli.console import (
-    benchmark_markdown,
-    show_benchmark,
-    show_pipeline,
-)
-from vitjax.models.model import Model
-from vitjax.recipes.faithfulness import Protocol
-from vitjax.runner import estimate as estimating
-from vitjax.runner import tpu_estimate
-from vitjax.saliency.methods import METHODS, Method
-
-Platform = Literal["cpu", "gpu", "tpu"]
+from vitjax.cli.command import Command, make_folder, metavar
+from vitjax.cli.console import show_table
+from vitjax.saliency.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure forward passes, analyses and explanations here.
+    """Measure forward passes, analyses and explanations on this device.
 
     Example: vitjax bench --model vit_b16 --all --out bench.json
 
@@ -57,7 +46,7 @@ class Bench(Command):
     batch_size: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
     repetitions: int = 7
-    platform: Annotated[Platform | None, metavar("{cpu,gpu,tpu}")] = None
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
     data: Annotated[str | None, metavar("SOURCE")] = None
     workers: int = 0
     explanations: Annotated[tuple[str, ...], metavar("METHOD...")] = ()
@@ -74,129 +63,133 @@ class Bench(Command):
             model = loading.load(self.model, checkpoint=self.checkpoint)
         else:
             model = loading.init(self.model)
-        every = (*METHODS, "removal_curve")
-        linen = ("flax.linen",) if reference_vits.is_plain(model.config) else ()
-        found = bench(
+        explanations, recipes, against = self.explanations, self.recipes, self.against
+        if self.all or explanations == ("all",):
+            explanations = (*METHODS, "removal_curve")
+        if self.all:
+            recipes += ("paper",)
+            if reference_vits.is_plain(model.config):
+                against = tuple(dict.fromkeys((*against, "flax.linen")))
+        result = bench(
             model,
             batch_size=self.batch_size,
             dtype=self.dtype,
             repetitions=self.repetitions,
             devices=find_devices(self.platform),
-            explanations=every
-            if self.all or self.explanations == ("all",)
-            else self.explanations,
-            recipes=(*self.recipes, *("paper",) * self.all),
-            against=tuple(dict.fromkeys((*self.against, *linen * self.all))),
+            explanations=explanations,
+            recipes=recipes,
+            against=against,
         )
+        figures = dataclasses.asdict(result)
         if not self.json:
-            show_benchmark(found)
-        figures = dataclasses.asdict(found)
+            show_benchmark(result)
         if self.data:
-            pipeline = bench_data(
+            speed = bench_data(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
+            figures["data"] = dataclasses.asdict(speed)
             if not self.json:
-                show_pipeline(pipeline, found)
-            figures["data"] = dataclasses.asdict(pipeline)
+                show_input_speed(speed, result)
         if self.json:
             print(json.dumps(figures))
         if self.out:
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
-            table = benchmark_markdown(found, self.command())
-            self.out.with_suffix(".md").write_text(table)
-        return found
+            self.out.with_suffix(".md").write_text(markdown(result, self.command()))
+        return result
 
     def command(self) -> str:
-        """What measures the same again."""
+        """The command line that measures the same again."""
         flags = [f"--batch-size {self.batch_size}", f"--dtype {self.dtype}"]
         flags += [f"--repetitions {self.repetitions}"] + ["--all"] * self.all
         for name in ("explanations", "recipes", "against"):
-            if chosen := getattr(self, name):
-                flags.append(f"--{name} {' '.join(chosen)}")
+            if values := getattr(self, name):
+                flags.append(f"--{name} {' '.join(values)}")
         return f"vitjax bench --model {self.model} {' '.join(flags)}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate(Command):
-    """Foretell what a run will take: memory of a device, disk, time.
+def find_devices(platform: str | None) -> list[Any]:
+    """All devices of a platform, or of the best there is.
 
-    Compiles the recipe's step and runs the first batches, some ten seconds; writes
-    nothing. `vitjax run` says the same before it goes on.
-
-    With --topology the step is compiled for TPUs that are not here, and the memory that
-    each of them would need is told; that needs no data, and libtpu.
-
-    Example: vitjax estimate paper --model vit_b16 --data folder:photos
-
-    Args:
-        recipe: the question, as of run.
-        model: a name that `vitjax list` shows, or a converted folder.
-        data: the data set, as of run.
-        topology: TPUs to compile for, such as v5e:4x4, as for data with masks.
-        checkpoint: weights; by default random ones, which are as fast.
-        batch_size: images per step over all devices.
-        limit: only the first so many images.
-        dtype: what the model computes in.
-        workers: processes that decode and preprocess images; 0 for threads.
-        steps: of faithfulness: points of a removal curve.
-        methods: of faithfulness: names of explanation methods; by default all.
-        protocols: of faithfulness: by default all that the data allows.
-        json: print JSON instead of a sentence.
+    Raises:
+        ValueError: there is none.
     """
+    try:
+        return jax.devices(platform)
+    except RuntimeError as error:
+        raise ValueError(
+            f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
+            "vitjax with the extra for it: cuda or tpu."
+        ) from error
 
-    recipe: tyro.conf.Positional[Annotated[str, metavar("RECIPE")]]
-    model: Annotated[str, metavar("NAME")]
-    data: Annotated[str | None, metavar("SOURCE")] = None
-    topology: Annotated[str | None, metavar("KIND:SHAPE")] = None
-    checkpoint: Annotated[str | None, metavar("FILE")] = None
-    batch_size: int = 32
-    limit: Annotated[int | None, metavar("INT")] = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    workers: int = 0
-    steps: Annotated[int | None, metavar("INT")] = None
-    methods: Annotated[tuple[Method, ...], metavar("METHOD...")] = ()
-    protocols: Annotated[tuple[Protocol, ...], metavar("PROTOCOL...")] = ()
-    json: bool = False
 
-    def __call__(self) -> estimating.Estimate | tpu_estimate.Plan:
-        found = self.plan(self.topology) if self.topology else self.estimate()
-        print(json.dumps(dataclasses.asdict(found)) if self.json else found)
-        return found
+COLUMNS = (
+    "program",
+    "images/s",
+    "relative cost",
+    "MAC ratio",
+    "temporary memory",
+    "with arguments and results",
+    "seconds to compile",
+)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the recipe, those that were given."""
-        names = ("steps", "methods", "protocols")
-        return {name: value for name in names if (value := getattr(self, name))}
 
-    def loaded(self) -> Model | None:
-        """The model that was asked for by its weights; names do without."""
-        if self.checkpoint or self.model not in VARIANTS:
-            return loading.load(self.model, checkpoint=self.checkpoint)
-        return None
+def describe(result: Benchmark) -> str:
+    """What was measured, on what."""
+    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
+    return (
+        f"{result.model} on {result.device}, batch {result.batch_size}, "
+        f"{result.dtype}, matmul precision {result.matmul_precision}, "
+        f"{result.repetitions} repetitions ({versions})"
+    )
 
-    def estimate(self) -> estimating.Estimate:
-        """On the devices that are here."""
-        if self.data is None:
-            raise ValueError(
-                "Give --data, whose first images are run, or --topology, the TPUs to "
-                "compile for."
-            )
-        return estimating.estimate(
-            *(self.recipe, self.loaded() or loading.init(self.model), self.data),
-            batch_size=self.batch_size,
-            limit=self.limit,
-            dtype=self.dtype,
-            workers=self.workers,
-            options=self.options,
+
+def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
+    """A row per program."""
+
+    def text(value, form, divisor=1, unit=""):
+        return "" if value is None else format(value / divisor, form) + unit
+
+    return [
+        (
+            name,
+            f"{timing.images_per_second:,.2f}",
+            f"{timing.passes:.3f}",
+            text(timing.floor, ".3f"),
+            text(timing.temporary_bytes, ",.1f", 2**20, " MiB"),
+            text(timing.peak_bytes, ",.1f", 2**20, " MiB"),
+            text(timing.compile_seconds, ".1f"),
         )
+        for name, timing in result.programs.items()
+    ]
 
-    def plan(self, topology: str) -> tpu_estimate.Plan:
-        """On TPUs that are not."""
-        return tpu_estimate.plan(
-            *(self.recipe, self.loaded() or self.model),
-            topology=topology,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            options=self.options,
-        )
+
+def show_benchmark(result: Benchmark) -> None:
+    """Print a row per program, and what the analyses cost."""
+    print(describe(result))
+    show_table(COLUMNS, table_rows(result), right=range(1, 7))
+    print(
+        f"Relative cost, in forward passes: identifiability {result.ratio:.3f} (MAC "
+        f"ratio {result.identifiability.floor:.3f}), one_pass "
+        f"{result.one_pass_ratio:.3f} ({result.one_pass.floor:.3f})."
+    )
+    if "removal_curve" in result.more:
+        print("removal_curve: cost and MAC ratio are per count of kept patches.")
+
+
+def show_input_speed(speed: Pipeline, result: Benchmark) -> None:
+    """Print how fast images arrive, and whether the device has to wait for them."""
+    readers = f"{speed.workers} processes" if speed.workers else "threads"
+    ratio = speed.images_per_second / result.identifiability.images_per_second
+    print(
+        f"{speed.data} decoded and preprocessed by {readers}: "
+        f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
+        "takes."
+    )
+
+
+def markdown(result: Benchmark, command: str) -> str:
+    """The table for a README, with the command that repeats it."""
+    rules = ["---"] + ["---:"] * (len(COLUMNS) - 1)
+    rows = [(f"`{name}`", *rest) for name, *rest in table_rows(result)]
+    table = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, rules, *rows)]
+    return "\n".join([f"{describe(result)}:", "", *table, "", f"`{command}`", ""])

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that the next command starts sooner."""
+"""JAX's compilation cache on disk, so that the next command starts sooner."""
 
 import hashlib
 import os
@@ -8,17 +8,14 @@ from typing import Any
 
 import jax
 
-from vitjax.checkpoints.loading import cache_folder
+from vitjax.checkpoints.download import cache_folder
 
 
-def keep_compiled() -> pathlib.Path | None:
-    """Turn JAX's own compilation cache on, in the folder of this kind of machine.
+def enable_compilation_cache() -> pathlib.Path | None:
+    """Turn the cache on, in the folder of this kind of machine, and return it.
 
-    Who has chosen a folder, as by `JAX_COMPILATION_CACHE_DIR`, keeps it; where none can
-    be written, nothing is kept.
-
-    Returns:
-        The folder, or None.
+    A folder that the user chose, as by `JAX_COMPILATION_CACHE_DIR`, stays; where none
+    can be written, nothing is cached.
     """
     chosen: Any = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
     if chosen is not None:
@@ -41,10 +38,9 @@ def machine() -> str:
     several kinds of machines.
     """
     features = platform.machine() + platform.processor()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    kinds = ("flags", "Features", "model name")
-    features += "".join(sorted({line for line in lines if line.startswith(kinds)}))
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        kinds = ("flags", "Features", "model name")
+        lines = cpuinfo.read_text().splitlines()
+        features += "".join(sorted({line for line in lines if line.startswith(kinds)}))
     return hashlib.sha256(features.encode()).hexdigest()[:12]

@@ -2,38 +2,49 @@
 
 From Python the same object does the same thing:
 
-    vitjax.cli.Run(recipe="identifiability", model="vit_ti16", data="folder:photos",
-                   out="results")()
+    vitjax.cli.run.Run(recipe="identifiability", model="vit_ti16", data="folder:photos",
+                       out="results")()
+
+A recipe of your own becomes a subcommand of `run` and `estimate`, its options flags:
+
+    if __name__ == "__main__":
+        sys.exit(vitjax.cli.main.main(recipes=[MY_RECIPE]))
 """
 
 import contextlib
 import dataclasses
-import difflib
+import inspect
 import os
 import select
 import shlex
 import signal
 import sys
-import traceback as tracebacks
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, get_args, get_type_hints
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import tyro
 
 import vitjax
-from vitjax.cli import starting
-from vitjax.cli.bench import Bench, Estimate
-from vitjax.cli.command import Command
-from vitjax.cli.compilation_cache import keep_compiled
-from vitjax.cli.models import Convert, List, Train
-from vitjax.cli.report import Explain, Neurons, Report
-from vitjax.cli.run import Demo, Run
+from vitjax.cli.bench import Bench
+from vitjax.cli.command import FLAG_TYPES, Command
+from vitjax.cli.compilation_cache import enable_compilation_cache
+from vitjax.cli.estimate import Estimate
+from vitjax.cli.explain import Explain
+from vitjax.cli.models import Convert, List
+from vitjax.cli.neurons import Neurons
+from vitjax.cli.report import Report
+from vitjax.cli.run import Demo, RecipeCommand, Run
+from vitjax.messages import unknown
+from vitjax.recipes.recipe import Recipe
+from vitjax.recipes.registry import RECIPES, find_recipe
 
 EXPECTED = (ValueError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
-"""Failures whose message says what to do; anything else is a fault of ours."""
+"""Failures whose message says what to do; anything else is a bug of vitjax."""
 
-COMMANDS = {
+COMMANDS: dict[str, type[Command]] = {
     "run": Run,
     "report": Report,
     "explain": Explain,
@@ -43,9 +54,15 @@ COMMANDS = {
     "bench": Bench,
     "estimate": Estimate,
     "neurons": Neurons,
-    "train": Train,
 }
 
+REMOVED = {
+    "train": "The embedded model is trained by the repository's script "
+    "checkpoints/train_textured_digits.py.",
+}
+"""Commands of earlier versions, and what replaced them."""
+
+RENAMED_FLAGS = {"--memory": "--max-memory"}
 
 STATUS = """\
 Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
@@ -56,11 +73,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which a scheduler sends before it kills."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, recipes: Sequence[Recipe] = ()
+) -> int:
     """Run one command of the command line.
 
     Args:
         arguments: without the program's name; by default those of this process.
+        recipes: of your own, beside those of vitjax.
 
     Returns:
         The exit status: 0, or 1 after an error, 130 after Ctrl-C, 143 after SIGTERM.
@@ -70,31 +90,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(vitjax.__version__)
         return 0
-    starting.over()
     command = Command()
     try:
-        command = parse(arguments)
-        with terminable():
-            keep_compiled()
+        with sigterm_as_interrupt():
+            command = parse(arguments, recipes)
+            enable_compilation_cache()
             command()
-    except KeyboardInterrupt as stop:
-        say("Stopped.", stop)
-        if getattr(stop, "__notes__", ()):
+    except KeyboardInterrupt as error:
+        print_error("Stopped.", error)
+        if getattr(error, "__notes__", ()):
             print(f"  vitjax {shlex.join(arguments)}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+        return 143 if isinstance(error, Terminated) else 130
     except EXPECTED as error:
-        if isinstance(error, BrokenPipeError) and reader_has_left():
+        if isinstance(error, BrokenPipeError) and stdout_closed():
             return 1
         if command.traceback:
-            tracebacks.print_exc()
+            traceback.print_exc()
         else:
-            say(f"vitjax: {paragraph(error)}", error)
+            print_error(f"vitjax: {format_error(error)}", error)
         return 1
     return 0
 
 
-def reader_has_left() -> bool:
-    """Whether nobody reads stdout any more (`vitjax list | head`); then, silence."""
+def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
+    """The command that the arguments name.
+
+    Raises:
+        SystemExit: help was asked for (0), or they are no command's (2).
+        ValueError: there is no such recipe.
+    """
+    name, *words = arguments or ("",)
+    if name.startswith("-") or not name:
+        return parse_choice(COMMANDS, arguments, f"{vitjax.__doc__}\n\n{STATUS}")
+    if name not in COMMANDS:
+        reason = REMOVED.get(name) or unknown("command", name, COMMANDS)
+        print(f"vitjax: {reason}", file=sys.stderr)
+        raise SystemExit(2)
+    kind: Any = COMMANDS[name]
+    if not issubclass(kind, RecipeCommand):
+        return parse_flags(kind, f"vitjax {name}", words)
+    known = RECIPES | {recipe.name: recipe for recipe in recipes}
+    if not words or words[0].startswith("-"):
+        about, _, _ = str(inspect.getdoc(kind)).partition("\n\nArgs:")
+        return parse_choice(known, words, about, f"vitjax {name}")
+    recipe = known.get(words[0]) or find_recipe(words[0])
+    return parse_flags(kind.of(recipe), f"vitjax {name} {recipe.name}", words[1:])
+
+
+def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
+    """A command of its flags."""
+    words = list(words)
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in RENAMED_FLAGS:
+            new = RENAMED_FLAGS[flag]
+            print(f"{flag} is now {new}.", file=sys.stderr)
+            words[position] = f"{new}{equals}{value}"
+    with FLAG_TYPES:
+        return tyro.cli(
+            kind,
+            prog=prog,
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+
+
+def parse_choice(
+    choices: Mapping[str, Any], words: Sequence[str], about: str, prog: str = "vitjax"
+) -> Any:
+    """Show what there is to choose from: help was asked for, or nothing was chosen."""
+    nothing: Any = dataclasses.make_dataclass("Nothing", ())
+    kinds: Any = None
+    for name, choice in choices.items():
+        step = getattr(choice, "step", None) or getattr(choice, "passes", None)
+        line = str((step or choice).__doc__).split("\n", 1)[0]
+        kind = Annotated[nothing, tyro.conf.subcommand(name, description=line)]
+        kinds = kind if kinds is None else kinds | kind
+    return tyro.cli(kinds, prog=prog, description=about, args=words)
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Stop at SIGTERM as at Ctrl-C, with what was computed kept."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stdout_closed() -> bool:
+    """Whether nobody reads stdout any more (`vitjax list | head`); then, be silent."""
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError):  # of a notebook or a test
@@ -108,94 +201,21 @@ def reader_has_left() -> bool:
     return True
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments name; without one, the list of all is said.
-
-    Raises:
-        SystemExit: help was asked for (0), or they are no command's (2).
-    """
-    name, *flags = arguments or ("",)
-    if name in COMMANDS:
-        return parse_flags(name, flags)
-    if name and not name.startswith("-"):
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        known = f"Known: {', '.join(COMMANDS)}; vitjax --help has a line for each."
-        print(f"vitjax: There is no command {name!r}.{hint} {known}", file=sys.stderr)
-        raise SystemExit(2)
-    commands: Any = None
-    for name, kind in COMMANDS.items():
-        line = str(kind.__doc__).split("\n", 1)[0]
-        choice = Annotated[kind, tyro.conf.subcommand(name, description=line)]
-        commands = choice if commands is None else commands | choice
-    about = f"{vitjax.__doc__}\n\n{STATUS}"
-    return tyro.cli(commands, prog="vitjax", description=about, args=arguments)
-
-
-def parse_flags(name: str, flags: Sequence[str]) -> Command:
-    """One command of its flags; of a flag that is none, the nearest is named."""
-    try:
-        return tyro.cli(
-            COMMANDS[name],
-            prog=f"vitjax {name}",
-            args=flags,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except SystemExit as leave:
-        hint = near_flags(COMMANDS[name], flags) if leave.code else ""
-        if hint:
-            print(f"vitjax: {hint}", file=sys.stderr)
-        raise
-
-
-def near_flags(kind: type[Command], words: Sequence[str]) -> str:
-    """What was meant by flags that a command does not have; "" where it has them."""
-    hints = get_type_hints(kind, include_extras=True)
-    positional = get_args(tyro.conf.Positional[int])[-1]
-    names = [
-        field.name.strip("_")
-        for field in dataclasses.fields(kind)
-        if positional not in getattr(hints[field.name], "__metadata__", ())
-    ]
-    known = ["--help", *("--" + name.replace("_", "-") for name in names)]
-    said = []
-    for word in words:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and "." not in flag and flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
-            said += [f"{flag} is no flag. Did you mean {near[0]}?"] if near else []
-    return " ".join(said)
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: rows that are computed are kept."""
-
-    def stop(number, frame):
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def paragraph(error: BaseException) -> str:
-    """What went wrong and what to do, for a person."""
+def format_error(error: BaseException) -> str:
+    """What went wrong and what to do, in a paragraph."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         return (
-            f"{error.filename} cannot be used: {error.strerror}. Give a path that is "
-            "there and may be read, or a folder that may be written to."
+            f"{error.filename} cannot be used: {error.strerror}. Give a path that "
+            "exists and may be read, or a folder that may be written to."
         )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"Out of memory; give a smaller --batch-size. ({text.splitlines()[0]})"
     return text
 
 
-def say(message: str, error: BaseException) -> None:
-    """A message on stderr, with what the error's notes add, but not JAX's own."""
+def print_error(message: str, error: BaseException) -> None:
+    """Print a message on stderr with the error's notes, but not JAX's own."""
     notes = getattr(error, "__notes__", ())
     notes = [note for note in notes if "JAX_TRACEBACK_FILTERING" not in note]
     print(" ".join([message, *notes]), file=sys.stderr)

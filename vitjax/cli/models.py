@@ -1,7 +1,8 @@
-"""Models and their weights: list, convert, train."""
+"""The commands `list` and `convert`: models and their weights."""
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Annotated, Literal
@@ -10,14 +11,26 @@ import jax
 import tyro
 
 from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints.download import cached
 from vitjax.cli.command import Command, metavar
-from vitjax.cli.console import describe_variant, show_table
-from vitjax.runner import train
+from vitjax.cli.console import show_table
+from vitjax.models.tree import parameter_shapes
+
+COLUMNS = (
+    "model",
+    "parameters",
+    "input",
+    "tokens",
+    "classes",
+    "source",
+    "licence",
+    "weights",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List(Command):
-    """The models that can be loaded by name.
+    """List the models that can be loaded by name.
 
     Example: vitjax list --json
 
@@ -28,14 +41,30 @@ class List(Command):
     json: bool = False
 
     def __call__(self) -> tuple[str, ...]:
-        columns = ("model", "parameters", "input", "tokens", "classes", "source")
-        columns = (*columns, "licence", "weights")
-        rows = [describe_variant(row) for row in registry.VARIANTS.values()]
+        rows = [describe_model(row) for row in registry.VARIANTS.values()]
         if self.json:
-            print(json.dumps([dict(zip(columns, row)) for row in rows], indent=1))
+            print(json.dumps([dict(zip(COLUMNS, row)) for row in rows], indent=1))
         else:
-            show_table(columns, rows, right=(1, 2, 3, 4))
+            show_table(COLUMNS, rows, right=(1, 2, 3, 4))
         return tuple(registry.VARIANTS)
+
+
+def describe_model(row: registry.Variant) -> tuple[str, ...]:
+    """A row of `vitjax list`."""
+    config, classes = row.config, len(row.labels()[0])
+    count = sum(map(math.prod, parameter_shapes(config, classes).values()))
+    size = "x".join(map(str, config.shape))
+    numbers = f"{count:,}", size, str(config.tokens), str(classes)
+    return row.name, *numbers, row.source, row.license, find_weights(row)
+
+
+def find_weights(row: registry.Variant) -> str:
+    """Whether a row's weights are on this machine, and else how they are obtained."""
+    if row.packaged:
+        return "in the package"
+    if cached(row) is not None:
+        return "cached"
+    return "to be downloaded" if row.url else "from its authors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,32 +95,15 @@ class Convert(Command):
             model = loading.load(self.source)
         else:
             raise ValueError(
-                f"A file does not say whose it is: give --model for {self.source}, one "
-                f"of {', '.join(registry.VARIANTS)}."
+                "A checkpoint file does not identify its architecture: pass --model "
+                f"for {self.source}, one of {', '.join(registry.VARIANTS)}."
             )
         name = self.model or model.provenance.name or "model"
         out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         if self.json:
-            facts = {"path": out, "parameters": count, "dtype": self.dtype}
-            print(json.dumps(facts))
+            print(json.dumps({"path": out, "parameters": count, "dtype": self.dtype}))
         else:
             print(f"{out}: {count:,} parameters, {self.dtype}")
         return out
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(train.Train, Command):
-    """Train the embedded model anew by our own recipe.
-
-    Stopped at any moment, the same command goes on from its last state.
-
-    Example: vitjax train --out checkpoint --recipe.steps 2000
-
-    Args:
-        out: folder for the checkpoint, the last state and log.csv.
-        recipe: what is trained and how.
-        save_every: steps between states on disk.
-        pictures: number of unseen pictures per correlation in the last evaluation.
-    """

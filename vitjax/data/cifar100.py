@@ -33,7 +33,7 @@ PER_CLASS = 5
 STEPS = (
     "To get CIFAR-100: (1) download cifar-100-binary.tar.gz (161 MB) from "
     "www.cs.toronto.edu/~kriz/cifar.html; (2) give cifar100:PATH, where PATH is the "
-    "archive or the folder that it lies in; there is no need to unpack it."
+    "archive or its folder; there is no need to unpack it."
 )
 
 
@@ -103,14 +103,10 @@ def open_cifar100(
 
 
 def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images, fine labels) of a part, wherever they are."""
+    """(images, fine labels) of a part, in whatever form it is there."""
     try:
-        for name, content in itertools.chain(unpacked(path, part), packed(path, part)):
-            reader = from_binary if name.endswith(".bin") else from_pickle
-            images, label = reader(content)
-            if len(label) and not 0 <= label.min() <= label.max() < len(CIFAR100):
-                raise ValueError("a label is not in [0, 100)")
-            return images, label
+        for name, content in find_contents(path, part):
+            return parse(name, content)
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
         raise SourceError(f"{path} cannot be read ({error}). {STEPS}") from error
     except pickle.UnpicklingError as error:
@@ -118,41 +114,36 @@ def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     raise SourceError(f"{path} holds no CIFAR-100 ({part} part). {STEPS}")
 
 
-def unpacked(path: pathlib.Path, part: str) -> list[tuple[str, bytes]]:
-    """(name, content) of a part in an unpacked folder."""
-    files = (path / folder / n for folder in FOLDERS for n in (f"{part}.bin", part))
-    return [(file.name, file.read_bytes()) for file in files if file.is_file()]
-
-
-def packed(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of a part in an archive, or in a folder's archive."""
+def find_contents(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of a part: unpacked, in an archive, or in a folder's archive."""
+    names = (f"{part}.bin", part)
+    for folder, name in itertools.product(FOLDERS, names):
+        if (path / folder / name).is_file():
+            yield name, (path / folder / name).read_bytes()
     for archive in (path, *(path / name for name in ARCHIVES)):
         if not archive.is_file():
             continue
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = pathlib.PurePath(member.name).name
-                content = tar.extractfile(member) if member.isfile() else None
-                if content is not None and name in (f"{part}.bin", part):
+                content = tar.extractfile(member) if name in names else None
+                if content is not None:
                     yield name, content.read()
 
 
-def from_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of coarse label, fine label, red, green and blue plane."""
-    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * SIDE * SIDE)
-    return as_images(rows[:, 2:]), rows[:, 1].astype(np.int64)
-
-
-def from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A dict of `data` and `fine_labels`."""
-    loaded = Unpickler(io.BytesIO(content), encoding="latin1").load()
-    rows = np.asarray(loaded["data"], np.uint8)
-    return as_images(rows), np.asarray(loaded["fine_labels"], np.int64)
-
-
-def as_images(planes: np.ndarray) -> np.ndarray:
-    """Color planes as images."""
-    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).copy()
+def parse(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(images, fine labels) of rows of bytes, or of a pickled dict."""
+    if name.endswith(".bin"):  # coarse label, fine label, red, green and blue plane
+        rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * SIDE * SIDE)
+        planes, label = rows[:, 2:], rows[:, 1].astype(np.int64)
+    else:
+        fields = Unpickler(io.BytesIO(content), encoding="latin1").load()
+        planes = np.asarray(fields["data"], np.uint8)
+        label = np.asarray(fields["fine_labels"], np.int64)
+    if len(label) and not 0 <= label.min() <= label.max() < len(CIFAR100):
+        raise ValueError("a label is not in [0, 100)")
+    images = planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).copy()
+    return images, label
 
 
 class Unpickler(pickle.Unpickler):

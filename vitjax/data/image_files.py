@@ -152,10 +152,10 @@ def open_csv(path: str | os.PathLike) -> ImageFiles:
     def column(name):
         return tuple((row.get(name) or "").strip() or None for row in rows)
 
-    names, labels = column("path"), column("label")
-    masks = column("mask") if "mask" in columns else ()
-    if None in names:
-        raise SourceError(f"Row {names.index(None) + 2} of {table} has no path.")
+    names = tuple(name or "" for name in column("path"))
+    labels, masks = column("label"), column("mask") if "mask" in columns else ()
+    if "" in names:
+        raise SourceError(f"Row {names.index('') + 2} of {table} has no path.")
     digest = digest_rows(zip(names, labels, masks or labels))
     id = f"csv/1:{len(names)} files,{digest}"
     return ImageFiles(id, table.parent, names, labels, masks)

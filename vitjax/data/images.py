@@ -159,15 +159,16 @@ class Preprocess:
         Raises:
             ValueError: a field that this version does not know.
         """
-        values = {"apply_exif" if k == "orient" else k: v for k, v in fields.items()}
+        former = {"orient": "apply_exif"}
+        values: dict[str, Any] = {former.get(k, k): v for k, v in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise ValueError(
                 f"Preprocessing with unknown fields {sorted(unknown)}; another version "
                 f"of vitjax wrote it. Known: {sorted(known)}."
             )
-        lists = {key: tuple(values[key]) for key in ("mean", "std") if key in values}
-        return cls(**(values | lists))
+        values |= {key: tuple(values[key]) for key in ("mean", "std") if key in values}
+        return cls(**values)
 
 
 @functools.lru_cache(maxsize=32)

@@ -176,9 +176,8 @@ def estimate(
             f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
             "on what is fitted: run it, its progress tells the time left."
         )
-    part, started = job.passes[0], time.monotonic()
-    jax.block_until_ready(job.step(part, job.empty_batch(), job.setup.carry))
-    seconds = time.monotonic() - started
+    part = job.passes[0]
+    seconds = job.compile(part, job.setup.carry)
     estimator = RunEstimator(job, images=job.images, compile_seconds=seconds)
     indices = np.arange(job.images)
     for result in run_batches(job, part, job.setup.carry, indices):

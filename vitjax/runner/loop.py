@@ -5,6 +5,7 @@ its own devices and writes each once, whole; it needs nothing from the others.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -81,6 +82,7 @@ class Job:
     batch_size: int
     options: RunOptions
     writer: RunWriter | None = None
+    first_outputs: dict[str, Array] | None = None
     chunks: tuple[int, ...] = ()
 
     @property
@@ -257,16 +259,32 @@ class Job:
             "no_object_tokens": [],
         }
 
+    def compile(self, part: Pass, carry: Any) -> float:
+        """Compile a pass's program; the seconds that it took."""
+        started = time.monotonic()
+        batch = meshes.shard(self.empty_batch(), self.mesh)
+        program = jitted_step(part.step, self.mesh)
+        with jax.default_matmul_precision(self.options.precision):
+            program.lower(self.model, batch, carry).compile()
+        return time.monotonic() - started
+
     def batch_seconds(self) -> float:
-        """How long one step takes here, compiled; 0 where a recipe has passes."""
+        """How long the step of the first batch takes here, whose outputs are kept for
+        the run itself; 0 where a recipe has passes.
+        """
         if self.recipe.passes is not None:
             return 0.0
-        batch, seconds = self.empty_batch(), 0.0
-        for _ in range(2):  # the first compiles
-            started = time.perf_counter()
-            jax.block_until_ready(self.step(self.passes[0], batch, self.setup.carry))
-            seconds = time.perf_counter() - started
-        return seconds
+        part, carry = self.passes[0], self.setup.carry
+        stop = min(self.batch_size, self.images)
+        stream = self.load(self.source, 0, stop, masks=self.has_masks)
+        try:
+            batch = next(iter(stream)).batch
+        except ImageError:  # the run itself says so
+            return 0.0
+        self.compile(part, carry)
+        started = time.monotonic()
+        self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
+        return time.monotonic() - started
 
 
 def empty_batch(config: Config, size: int, *, masks: bool) -> Batch:
@@ -393,7 +411,9 @@ def run_batches(
             real = np.asarray(batch.index) < len(indices)
             index = np.where(real, indices[position], job.images).astype(np.int32)
             batch = dataclasses.replace(batch, index=index)
-            outputs = job.step(part, batch, carry)
+            outputs, job.first_outputs = job.first_outputs, None
+            if outputs is None or index[0] != 0:
+                outputs = job.step(part, batch, carry)
             if dispatched is not None:
                 yield collect(job, part, *dispatched)
             dispatched = loaded._replace(batch=batch), real, outputs
@@ -588,6 +608,8 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
             for part in job.passes
         }
 
+    repaired = {c for c in job.chunks if is_repaired(job, c)}
+    writer.mark_pending(repaired)
     existing = set(writer.folder.list(ROWS))
     left = pending(job.chunks, existing)
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
@@ -628,9 +650,7 @@ def sweep(
     with progress(rate, title=title, done=mine - images, show=show) as advance:
         with jax.default_matmul_precision(job.options.precision):
             carry = part.setup().carry
-        started = time.monotonic()
-        jax.block_until_ready(job.step(part, job.empty_batch(), carry))  # compile
-        seconds = time.monotonic() - started
+        seconds = job.compile(part, carry)
         rate.start()
         estimator = None
         if show and job.recipe.passes is None:
@@ -651,6 +671,16 @@ def row_names(job: Job, part: Pass) -> list[str]:
         names += [LABEL, VALID, DIGEST, "done"]
         names += [PATCH_LABEL] if job.has_masks else []
     return names + (list(PREVIEWS) if part.previews else [])
+
+
+def is_repaired(job: Job, chunk: int) -> bool:
+    """Whether an image of a chunk that could not be read can be read by now."""
+    assert job.writer is not None
+    for line in job.writer.skipped(chunk):
+        with contextlib.suppress(ImageError):
+            _ = job.source[line["index"]]
+            return True
+    return False
 
 
 def check_unchanged(job: Job, chunks: list[int]) -> None:

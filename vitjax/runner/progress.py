@@ -43,7 +43,7 @@ class Rate:
         return f"{rate:.1f} images/s, {left} left"
 
 
-def clock_time(seconds: float) -> str:
+def clock_time(seconds: int | float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

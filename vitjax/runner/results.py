@@ -90,6 +90,7 @@ def open_results(path: str | os.PathLike | Any) -> Results:
     written = [int(key.removeprefix(prefix)) for key in folder.list(prefix.rstrip("/"))]
     done = np.isin(np.arange(images) // size, written)
     opened["done"] = ("image", done, opened["done"].attrs)
-    results = Results(opened.data_vars, opened.coords, manifest)
+    arrays = {name: opened[name] for name in manifest["arrays"]}
+    results = Results(arrays, opened.coords, manifest)
     results.encoding["source"] = folder.path
     return results

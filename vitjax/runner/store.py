@@ -68,7 +68,7 @@ class Folder:
             try:
                 obstore.put(self.store, name, content, mode="create")
                 return True
-            except FileExistsError:
+            except (FileExistsError, obstore.exceptions.AlreadyExistsError):
                 return False
 
     def delete(self, names: list[str]) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def images_per_chunk(
     *,
     images: int,
     batch_size: int,
-    batch_seconds: float,
+    batch_seconds: int | float,
     processes: int,
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
@@ -285,14 +285,19 @@ class RunWriter:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             pending = [c for c, yes in zip(chunks, pool.map(is_pending, chunks)) if yes]
         done = [self.chunk_keys(chunk, ["done"], {})[0] for chunk in pending]
-        self.folder.delete([key for key in done if key in existing])
+        if stale := existing.intersection(done):
+            self.folder.delete(sorted(stale))
         return pending
 
-    def skipped(self) -> list[dict[str, Any]]:
-        """Images that could not be read, of all chunks that are written."""
-        contents = map(self.folder.read, self.folder.list("skipped"))
-        lines = [line for content in contents for line in json.loads(content or b"[]")]
-        return sorted(lines, key=lambda line: line["index"])
+    def mark_pending(self, chunks: Iterable[int]) -> None:
+        """Remove some chunks' parts of `done` and their lists of skipped images."""
+        for chunk in chunks:
+            keys = self.chunk_keys(chunk, ["done"], {})
+            self.folder.delete([*keys, skipped_name(chunk)])
+
+    def skipped(self, chunk: int) -> list[dict[str, Any]]:
+        """Images of a chunk that could not be read."""
+        return json.loads(self.folder.read(skipped_name(chunk)) or b"[]")
 
     def finalize(self, name_of: Callable[[int], str], facts: Mapping[str, Any]) -> None:
         """Write images.csv and the finished manifest.
@@ -313,7 +318,9 @@ class RunWriter:
         self.folder.write(
             "images.csv", text.getvalue().encode(errors="surrogateescape")
         )
-        self.manifest |= {"skipped": self.skipped(), **facts, "finished": now()}
+        lists = self.folder.list("skipped") and map(self.skipped, self.chunks)
+        skipped = [line for lines in lists for line in lines]
+        self.manifest |= {"skipped": skipped, **facts, "finished": now()}
         self.folder.write(MANIFEST, encode_manifest(self.manifest))
 
 

@@ -1,0 +1,580 @@
+"""A run: its rows, its manifest, how it is resumed, and what it refuses."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import obstore.store
+import pytest
+import xarray
+import zarr
+from photos import BATCH, CLASSES, TINY
+from PIL import Image
+
+import vitjax
+from vitjax.data.images import ImageError
+from vitjax.recipes import schema
+from vitjax.recipes.recipe import Pass, Recipe, Setup
+from vitjax.runner import loop, writer
+from vitjax.runner import mesh as meshes
+from vitjax.runner.manifest import describe_model, hash_parameters
+from vitjax.runner.options import RunOptions
+from vitjax.runner.progress import Rate, clock_time, progress
+from vitjax.runner.store import DamageError, Folder, StorageError
+
+STREAMS = tuple(schema.STREAMS)
+
+
+def files_of(out):
+    """Relative path -> bytes of everything that is a function of the manifest."""
+    root = pathlib.Path(out)
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    names = {str(path.relative_to(root)): path for path in paths}
+    return {
+        name: p.read_bytes() for name, p in names.items() if name != "manifest.json"
+    }
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Indices of the images of every step that is taken."""
+    taken, step = [], loop.Job.step
+
+    def counted(self, part, batch, carry):
+        taken.append(np.asarray(batch.index)[np.asarray(batch.valid)].tolist())
+        return step(self, part, batch, carry)
+
+    monkeypatch.setattr(loop.Job, "step", counted)
+    return taken
+
+
+class Stopped(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def stop_after(chunks, error=Stopped):
+    """Raise when so many chunks are written."""
+    write, count = writer.RunWriter.write_chunk, iter(range(chunks))
+
+    def stopping(self, *arguments, **options):
+        if next(count, None) is None:
+            raise error
+        write(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer.RunWriter, "write_chunk", stopping)
+        with pytest.raises(
+            type(error) if isinstance(error, OSError) else error
+        ) as info:
+            yield info
+
+
+# What a run writes.
+
+
+def test_rows_equal_a_direct_computation(tiny, photos, whole):
+    source = vitjax.data.datasets.open_data(f"folder:{photos}", tiny)
+    records = [source[index] for index in range(len(source))]
+    images = np.stack([tiny_pixels(tiny, record.image) for record in records])
+    label = np.array([record.label for record in records])
+    logits, trace = vitjax.forward(tiny, images, capture=STREAMS)
+    for name in STREAMS:
+        states = jnp.moveaxis(jnp.asarray(getattr(trace, name)), 0, 1)
+        class_logits = vitjax.project(tiny.class_space, states)
+        ranks = vitjax.rank(class_logits, label[:, None, None])
+        np.testing.assert_array_equal(whole[schema.RANK(name)], ranks)
+    np.testing.assert_array_equal(whole["prediction"], logits.argmax(-1))
+    np.testing.assert_array_equal(whole["label"], label)
+
+
+def tiny_pixels(model, image):
+    return (model.preprocess or vitjax.Preprocess(*model.config.shape))(image)
+
+
+def test_results_are_a_labelled_lazy_mapping(whole):
+    assert isinstance(whole, xarray.Dataset) and isinstance(whole, vitjax.Results)
+    ranks = whole["rank_residual"]
+    assert ranks.dims == ("image", "layer", "token") and ranks.shape == (29, 2, 17)
+    assert not ranks.variable._in_memory  # pyright: ignore
+    assert ranks[:5, -1].shape == (5, 17) and set(whole.names) == set(whole)
+    np.testing.assert_array_equal(whole["layer"], [0, 1])
+    np.testing.assert_array_equal(ranks.sel(layer=1)[3], ranks.values[3, 1])
+    wanted = np.array([4, 0, 28])
+    np.testing.assert_array_equal(ranks[wanted, 0], ranks.values[wanted, 0])
+    for name in whole.names:
+        assert name in schema.SCHEMA or name == "done"
+        assert name == "done" or whole[name].attrs["description"]
+        dims = whole.manifest["arrays"][name]
+        assert tuple(dims) == whole[name].dims
+        assert name == "done" or tuple(dims) == schema.SCHEMA[name].axes
+    assert "identifiability" in repr(whole) and len(repr(whole)) < 5000
+    with pytest.raises(KeyError):
+        whole["ranks"]
+
+
+def test_the_manifest_says_what_was_run(tiny, whole):
+    manifest = json.loads(pathlib.Path(whole.path, "manifest.json").read_text())
+    assert manifest == whole.manifest == whole.attrs
+    assert manifest["model"] == describe_model(tiny) | {
+        "config": manifest["model"]["config"]
+    }
+    assert vitjax.Config.from_dict(manifest["model"]["config"]) == TINY
+    assert manifest["data"]["images"] == 29 and manifest["finished"]
+    assert manifest["matmul_precision"] == "highest" and manifest["seed"] == 0
+    assert manifest["images_per_second"] > 0 and manifest["images_per_chunk"] == BATCH
+    assert manifest["versions"]["jax"] == jax.__version__
+    table = pathlib.Path(whole.path, "images.csv").read_text().splitlines()
+    assert table[0] == "index,name,label_name,label" and len(table) == 30
+    assert table[1] == "0,ant/00.png,ant,0"
+
+
+def test_parameters_are_hashed_by_name_shape_dtype_and_value():
+    trees = [
+        {"a": np.zeros(2, np.float32)},
+        {"b": np.zeros(2, np.float32)},
+        {"a": np.zeros((1, 2), np.float32)},
+        {"a": np.zeros(2, np.int32)},
+        {"a": np.ones(2, np.float32)},
+    ]
+    assert len({hash_parameters(tree) for tree in trees}) == len(trees)
+
+
+def test_the_first_images_are_kept_as_the_model_saw_them(tiny, photos, whole):
+    source = vitjax.data.datasets.open_data(f"folder:{photos}", tiny)
+    np.testing.assert_array_equal(whole["preview_index"], range(8))
+    seen = tiny_pixels(tiny, source[3].image)
+    shown = vitjax.Preprocess(*TINY.shape).denormalize(seen)
+    np.testing.assert_array_equal(whole["preview_image"][3], shown)
+
+
+def test_any_zarr_reader_opens_the_rows(whole):
+    opened = xarray.open_zarr(
+        f"{whole.path}/rows.zarr", consolidated=False, chunks=None
+    )
+    np.testing.assert_array_equal(opened["rank_residual"], whole["rank_residual"])
+
+
+def test_unreadable_and_unlabeled_images_hold_fill_values(tiny, own_photos, tmp_path):
+    names = sorted(str(p.relative_to(own_photos)) for p in own_photos.rglob("*.png"))
+    lines = [
+        f"{name},{name.split('/')[0] if i else ''}" for i, name in enumerate(names)
+    ]
+    table = own_photos / "table.csv"
+    table.write_text("\n".join(["path,label", *lines]))
+    unlabeled, lost = 0, 1
+    (own_photos / names[lost]).write_bytes(b"no image")
+
+    def run(out, **options):
+        options = {"batch_size": BATCH, "show_progress": False, **options}
+        return vitjax.run(
+            "identifiability", tiny, f"csv:{table}", tmp_path / out, **options
+        )
+
+    with pytest.raises(ImageError, match=names[lost]) as raised:
+        run("stopped")
+    assert any("--on-error skip" in note for note in raised.value.__notes__)
+    results = run("skipped", on_error="skip")
+    assert [line["name"] for line in results.manifest["skipped"]] == [names[lost]]
+    assert (~results["valid"].values).nonzero()[0].tolist() == [lost]
+    assert results["label"].values[[unlabeled, lost]].tolist() == [-1, -1]
+    ranks, logits = results["rank_residual"].values, results["logit_residual"].values
+    assert (ranks[[unlabeled, lost]] == -1).all() and np.isnan(logits[unlabeled]).all()
+    assert (ranks[2:] >= 0).all() and np.isfinite(logits[2:]).all()
+    assert results["prediction"].values[lost] == -1 < results["prediction"][unlabeled]
+    assert results["preview_index"].values.tolist() == [0, -1, *range(2, 8)]
+    # Repaired, it is run again by the same command, and nothing else is.
+    Image.new("RGB", (40, 36)).save(own_photos / names[lost])
+    results = run("skipped", on_error="skip")
+    assert results["valid"].values.all() and not results.manifest["skipped"]
+
+
+def test_masks_become_labels_of_patches(tiny, tmp_path):
+    for name, color in (("a", 255), ("b", 0)):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{name}.png")
+        mask = Image.new("L", (32, 32))
+        mask.paste(color, (0, 0, 32, 16))
+        mask.save(tmp_path / f"{name}-mask.png")
+    rows = [f"{name}.png,ant,{name}-mask.png" for name in "ab"]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,mask", *rows]))
+    options = {"batch_size": 2, "show_progress": False}
+    results = vitjax.run(
+        "identifiability", tiny, f"csv:{table}", tmp_path / "r", **options
+    )
+    kinds = results["patch_label"].values
+    assert kinds[0].tolist() == [1] * 8 + [0] * 8 and (kinds[1] == 0).all()
+    assert results.manifest["no_object_tokens"] == [{"index": 1, "name": "b.png"}]
+    assert results.manifest["masks"] == {"convention": "area", "threshold": 0.5}
+
+
+def test_bfloat16_comes_close(run_tiny, whole, tmp_path):
+    results = run_tiny(tmp_path / "run", dtype="bfloat16")
+    distance = abs(results["logit_residual"] - whole["logit_residual"])
+    assert 0 < float(distance.max()) < 0.1
+    assert results.manifest["matmul_precision"] == "default"
+
+
+# Recipes of one's own.
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    factor: int = 2
+
+
+def mean_pixel(model, batch, carry, *, factor):
+    means = jnp.asarray(batch.images).mean((1, 2, 3)) * factor + carry["offset"]
+    return {"mean_pixel": means, "position": jnp.asarray(batch.index)}
+
+
+def offset(model, *, seed, factor):
+    return Setup({"offset": jnp.float32(seed)}, {"table": jnp.arange(3.0) * factor})
+
+
+OWN = Recipe(
+    name="own",
+    step=mean_pixel,
+    setup=offset,
+    dims={"mean_pixel": (), "position": ()},
+    static={"table": ("entry",)},
+    options=Scale(),
+    benchmark=lambda model, batch, factor: {"batch": len(batch.label)},
+)
+
+
+def test_a_recipe_of_ones_own(run_tiny, tmp_path):
+    results = run_tiny(tmp_path / "a", recipe=OWN, options={"factor": 3}, seed=5)
+    np.testing.assert_array_equal(results["position"], range(29))
+    np.testing.assert_array_equal(results["table"], [0, 3, 6])
+    assert results.manifest["recipe_options"] == {"factor": 3}
+    assert results.manifest["measured"] == {"batch": BATCH}
+    plain = run_tiny(tmp_path / "b", recipe=OWN, options=Scale(1), seed=0)
+    np.testing.assert_allclose(results["mean_pixel"], plain["mean_pixel"] * 3 + 5, 1e-5)
+    with pytest.raises(ValueError, match="factr"):
+        run_tiny(tmp_path / "c", recipe=OWN, options={"factr": 3})
+    undeclared = dataclasses.replace(OWN, dims={"position": ()})
+    with pytest.raises(ValueError, match="mean_pixel"):
+        run_tiny(tmp_path / "d", recipe=undeclared)
+
+
+def halves(context):
+    """Two passes that write the two halves of an axis, and one that reads them back."""
+
+    def fill(model, batch, carry):
+        return {"half": jnp.broadcast_to(carry, (len(batch.label), 2))}
+
+    def check(model, batch, carry):
+        return {"total": jnp.take(carry, batch.index, mode="clip")}
+
+    shape = jax.ShapeDtypeStruct
+    passes = [
+        Pass(
+            step=fill,
+            dims={"half": ("side",)},
+            setup=lambda value=value: Setup(jnp.int32(value)),
+            carry_shape=shape((), jnp.int32),
+            region={"side": (2 * value, 2 * value + 2)},
+        )
+        for value in range(2)
+    ]
+    last = Pass(
+        step=check,
+        dims={"total": ()},
+        setup=lambda: Setup(jnp.asarray(context.rows("half").sum(1, dtype=np.int32))),
+        carry_shape=shape((context.images,), jnp.int32),
+    )
+    return [*passes, last]
+
+
+def test_a_recipe_of_several_passes(run_tiny, steps, tmp_path):
+    recipe = Recipe(name="halves", passes=halves, dims={"half": ("side",), "total": ()})
+    with stop_after(6):  # in the middle of the second pass
+        run_tiny(tmp_path / "run", recipe=recipe)
+    steps.clear()
+    results = run_tiny(tmp_path / "run", recipe=recipe)
+    np.testing.assert_array_equal(results["half"], np.tile([0, 0, 1, 1], (29, 1)))
+    np.testing.assert_array_equal(results["total"], [2] * 29)
+    assert len(steps) == 2 + 4  # what was left of the second pass, and the third
+
+
+# Resuming.
+
+
+def test_a_stopped_run_loses_no_more_than_its_chunk(
+    run_tiny, whole, steps, assert_same_rows, tmp_path
+):
+    with stop_after(2) as raised:
+        run_tiny(tmp_path / "run")
+    assert any("16 of 29 images are done" in note for note in raised.value.__notes__)
+    partial = vitjax.open_results(tmp_path / "run")
+    assert partial.pending.tolist() == list(range(16, 29))
+    np.testing.assert_array_equal(partial["label"][:16], whole["label"][:16])
+    with pytest.raises(DamageError):
+        _ = partial["label"][:17].values
+    steps.clear()
+    results = run_tiny(tmp_path / "run")
+    assert sum(steps, []) == list(range(16, 29))
+    assert_same_rows(results, whole)
+    assert files_of(tmp_path / "run") == files_of(whole.path)
+
+
+def test_a_finished_run_is_returned_without_a_step_or_a_write(
+    run_tiny, steps, assert_same_rows, tmp_path, whole, monkeypatch
+):
+    run_tiny(tmp_path / "run")
+    steps.clear()
+    for name in ("write", "create", "delete"):
+        monkeypatch.setattr(Folder, name, None)
+    assert_same_rows(run_tiny(tmp_path / "run"), whole)
+    assert not steps
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
+@pytest.mark.parametrize("name", ["rank_residual/c/1/0/0", "done/c/1", "label/c/1"])
+def test_a_lost_or_corrupt_chunk_is_pending_and_run_again(
+    run_tiny, whole, steps, tmp_path, damage, name
+):
+    run_tiny(tmp_path / "run")
+    path = tmp_path / "run" / "rows.zarr" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        broken = {
+            "cut": content[:-3],
+            "flipped": bytes([content[0] ^ 1]) + content[1:],
+            "empty": b"",
+        }
+        path.write_bytes(broken[damage])
+    if not name.startswith("done"):
+        reader = vitjax.open_results(tmp_path / "run")[name.split("/")[0]]
+        _ = reader[:8].values  # the chunk before it
+        with pytest.raises(DamageError, match="Chunk 1"):
+            _ = reader[8:9].values
+    steps.clear()
+    run_tiny(tmp_path / "run")
+    assert sum(steps, []) == list(range(8, 16))
+    assert files_of(tmp_path / "run") == files_of(whole.path)
+
+
+def test_lost_static_arrays_and_metadata_are_written_again(run_tiny, steps, tmp_path):
+    run_tiny(tmp_path / "run", recipe=OWN)
+    expected = files_of(tmp_path / "run")
+    rows = tmp_path / "run" / "rows.zarr"
+    (rows / "table" / "c" / "0").unlink()
+    (rows / "label" / "zarr.json").unlink()
+    steps.clear()
+    run_tiny(tmp_path / "run", recipe=OWN)
+    assert files_of(tmp_path / "run") == expected and not steps
+
+
+def test_another_run_is_refused_by_what_differs(
+    run_tiny, tiny, whole, photos, tmp_path
+):
+    out = whole.path
+    other = {"batch_size": 4, "limit": 8, "seed": 1, "dtype": "bfloat16"}
+    for name, value in other.items():
+        with pytest.raises(ValueError, match=name):
+            run_tiny(out, **{name: value})
+    with pytest.raises(ValueError, match="recipe_options.top"):
+        run_tiny(out, options={"top": 2})
+    with pytest.raises(ValueError, match="recipe is"):
+        run_tiny(out, recipe="tokens")
+    weights = vitjax.init(TINY, classes=CLASSES, seed=1)
+    with pytest.raises(ValueError, match="parameters_sha256"):
+        vitjax.run(
+            "identifiability", weights, f"folder:{photos}", out, batch_size=BATCH
+        )
+    orphan = tmp_path / "orphan"
+    run_tiny(orphan)
+    (orphan / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        run_tiny(orphan)
+
+
+def test_images_that_changed_since_are_refused_by_name(run_tiny, own_photos, tmp_path):
+    run_tiny(tmp_path / "run", own_photos)
+    path = own_photos / "bee" / "07.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"07\.png"):
+        run_tiny(tmp_path / "run", own_photos)
+    path.unlink()
+
+
+def test_a_full_disk_leaves_the_chunk_pending(run_tiny, whole, tmp_path):
+    with stop_after(1, OSError(28, "No space left on device")):
+        run_tiny(tmp_path / "run")
+    assert vitjax.open_results(tmp_path / "run").pending.tolist() == list(range(8, 29))
+    run_tiny(tmp_path / "run")
+    assert files_of(tmp_path / "run") == files_of(whole.path)
+
+
+# Devices and processes.
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_number_of_devices_changes_nothing_but_last_bits(
+    run_tiny, whole, monkeypatch, tmp_path, count
+):
+    mesh = meshes.make_mesh(jax.local_devices()[:count])
+    monkeypatch.setattr(meshes, "make_mesh", lambda devices=None: mesh)
+    results = run_tiny(tmp_path / "run")
+    np.testing.assert_array_equal(results["rank_residual"], whole["rank_residual"])
+    np.testing.assert_allclose(
+        results["logit_residual"], whole["logit_residual"], atol=1e-4
+    )
+
+
+def test_chunks_belong_to_processes_by_index(run_tiny, whole, steps, tmp_path):
+    first = run_tiny(tmp_path / "run", process=(1, 3))
+    assert first["done"].values.nonzero()[0].tolist() == list(range(8, 16))
+    assert not first.manifest["finished"]
+    run_tiny(tmp_path / "run", process=(0, 2))
+    last = run_tiny(tmp_path / "run", process=(1, 2))
+    assert last.manifest["finished"] and not len(last.pending)
+    assert files_of(tmp_path / "run") == files_of(whole.path)
+    with pytest.raises(ValueError, match="process"):
+        run_tiny(tmp_path / "run", process=(2, 2))
+
+
+def test_one_program_serves_all_batches_and_runs(run_tiny, tmp_path):
+    run_tiny(tmp_path / "a")
+    recipe = vitjax.recipes.registry.find_recipe("identifiability")
+    program = loop.jitted_step(recipe.run_step, meshes.make_mesh())
+    size = program._cache_size()
+    run_tiny(tmp_path / "b")
+    assert program._cache_size() == size
+
+
+def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
+    results = run_tiny(tmp_path / "run", limit=3, batch_size=512)
+    assert results.manifest["images_per_chunk"] == meshes.fit_batch_size(
+        3, meshes.make_mesh()
+    )
+    assert steps == [[0, 1, 2]]
+
+
+def test_chunks_are_whole_batches_within_bytes_and_seconds():
+    specs = {"rank": writer.ArraySpec(("image", "x"), (10**6, 2**10), "int32")}
+
+    def chunk(**changes):
+        known = {"images": 10**6, "batch_size": 32, "batch_seconds": 1, "processes": 1}
+        return writer.images_per_chunk(specs, **(known | changes))
+
+    assert chunk() == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**10))
+    assert chunk(batch_seconds=25) == 64 and chunk(batch_seconds=1000) == 32
+    assert chunk(images=320, processes=1) == 64 and chunk(images=320, processes=4) == 32
+    assert chunk(images=1) == 32
+
+
+# Stores.
+
+
+def test_runs_live_in_any_object_store(run_tiny, whole, assert_same_rows):
+    store = obstore.store.MemoryStore()
+    assert_same_rows(run_tiny(store), whole)
+    assert_same_rows(vitjax.open_results(store), whole)
+
+
+def test_urls_and_folders(tmp_path):
+    assert Folder("gs://bucket/some/run").store.prefix == "some/run"
+    assert Folder("s3://bucket/run").store.config["bucket"] == "bucket"
+    with pytest.raises(StorageError, match="gopher"):
+        Folder("gopher://x/run")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(StorageError, match="Cannot open"):
+        Folder(file / "run")
+    folder = Folder(tmp_path / "run")
+    assert folder.read("a") is None and folder.list("") == []
+    assert folder.create("a", b"1") and not folder.create("a", b"2")
+    assert folder.read("a") == b"1"
+    folder.write("a", b"3")
+    assert folder.read("a") == b"3" and folder.list("") == ["a"]
+    folder.delete(["a", "b"])
+    assert folder.list("") == []
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        vitjax.open_results(tmp_path)
+    for content in ("no json", "[]", '{"format": "vitjax-run", "format_version": 1}'):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            vitjax.open_results(tmp_path)
+
+
+def test_names_that_are_not_unicode(tiny, tmp_path):
+    folder = tmp_path / "ant"
+    folder.mkdir()
+    name = folder / b"latin1-\xe9.png".decode(errors="surrogateescape")
+    Image.new("RGB", (32, 32)).save(str(name))
+    out = tmp_path / "run"
+    vitjax.run("identifiability", tiny, f"folder:{tmp_path}", out, show_progress=False)
+    assert b"latin1-\xe9.png" in (out / "images.csv").read_bytes()
+
+
+# Options and progress.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("workers", -1),
+        ("limit", 0),
+        ("dtype", "float16"),
+        ("on_error", "ignore"),
+        ("mask_convention", "x"),
+        ("mask_threshold", 0.0),
+    ],
+)
+def test_options_out_of_range_are_named(name, value):
+    # Literals are checked by jaxtyping here, and by RunOptions itself elsewhere.
+    with pytest.raises((ValueError, TypeError), match=name.split("_")[-1]):
+        RunOptions(**{name: value})
+    with pytest.raises(TypeError, match="batchsize"):
+        RunOptions(batchsize=3)  # pyright: ignore
+
+
+def test_an_empty_data_set_and_unknown_names(tiny, tmp_path):
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(ValueError):
+        vitjax.run("identifiability", tiny, f"folder:{tmp_path}", tmp_path / "run")
+    with pytest.raises(ValueError, match="identifiability"):
+        vitjax.run("identifiabilty", tiny, "textured_digits", tmp_path / "run")
+
+
+def test_the_rate_is_images_over_wall_time():
+    now = [0.0]
+    rate = Rate(30, clock=lambda: now[0])
+    assert rate.images_per_second is None and str(rate) == "compiling"
+    now[0] = 100.0
+    rate.start()
+    assert str(rate) == "computing"
+    now[0] = 102.0
+    rate.done = 10
+    assert rate.images_per_second == 5 and str(rate) == "5.0 images/s, 0:00:04 left"
+    assert clock_time(3723) == "1:02:03"
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_progress_is_lines_where_there_is_no_terminal(capsys, show):
+    rate = Rate(4)
+    with progress(rate, title="x", done=2, show=show) as advance:
+        rate.start()
+        advance(4)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (2 if show else 0)
+    assert not show or (lines[0].startswith("x: 2/6") and lines[1].startswith("x: 6/6"))
+
+
+def test_zarr_is_left_as_it_was():
+    assert zarr.config.get("array.write_empty_chunks") is False

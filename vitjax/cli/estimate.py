@@ -1,0 +1,63 @@
+"""The command `estimate`: memory, disk and time of a run before it."""
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+from vitjax.checkpoints import loading
+from vitjax.checkpoints.registry import VARIANTS
+from vitjax.cli.command import metavar
+from vitjax.cli.run import RecipeCommand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate(RecipeCommand):
+    """Estimate what a run will take: memory of a device, disk, time.
+
+    Compiles the recipe's step and runs the first batches, some ten seconds; writes
+    nothing and skips images that cannot be read. `vitjax run` prints the same before it
+    goes on. Without --checkpoint, weights are random, which are as fast.
+
+    With --topology the step is compiled for TPUs that are not here, which gives the
+    memory that each of them would need; that needs libtpu and no data.
+
+    Example: vitjax estimate paper --model vit_b16 --data folder:photos
+
+    Args:
+        data: the data set, as of run.
+        topology: TPUs to compile for, such as v5e:4x4, as for data with masks.
+    """
+
+    data: Annotated[str | None, metavar("SOURCE")] = None
+    topology: Annotated[str | None, metavar("KIND:SHAPE")] = None
+
+    def __call__(self) -> Any:
+        from vitjax.runner.estimate import estimate, estimate_tpu
+
+        model: Any = self.model  # a name stands for the architecture
+        if self.checkpoint or self.model not in VARIANTS:
+            model = loading.load(self.model, checkpoint=self.checkpoint)
+        if self.topology is not None:
+            result = estimate_tpu(
+                self.recipe,
+                model,
+                topology=self.topology,
+                batch_size=self.options.batch_size,
+                dtype=self.options.dtype,
+                options=self.recipe_options,
+            )
+        elif self.data is None:
+            raise ValueError(
+                "Give --data, whose first images are run, or --topology, the TPUs to "
+                "compile for."
+            )
+        else:
+            result = estimate(
+                self.recipe,
+                loading.init(model) if isinstance(model, str) else model,
+                self.data,
+                options=self.recipe_options,
+                **dataclasses.asdict(self.options) | {"on_error": "skip"},
+            )
+        print(json.dumps(dataclasses.asdict(result)) if self.json else result)
+        return result
