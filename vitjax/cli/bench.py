@@ -9,7 +9,7 @@ import jax
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import Pipeline, bench_data
+from vitjax.benchmark.input_speed import InputSpeed, bench_data
 from vitjax.checkpoints import loading
 from vitjax.cli.command import Command, make_folder, metavar
 from vitjax.cli.console import show_table
@@ -176,7 +176,7 @@ def show_benchmark(result: Benchmark) -> None:
         print("removal_curve: cost and MAC ratio are per count of kept patches.")
 
 
-def show_input_speed(speed: Pipeline, result: Benchmark) -> None:
+def show_input_speed(speed: InputSpeed, result: Benchmark) -> None:
     """Print how fast images arrive, and whether the device has to wait for them."""
     readers = f"{speed.workers} processes" if speed.workers else "threads"
     ratio = speed.images_per_second / result.identifiability.images_per_second
