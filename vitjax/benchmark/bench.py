@@ -1,7 +1,10 @@
-"""What analyses cost on this device, beside a plain forward pass."""
+"""Benchmark of analyses on this device, relative to a plain forward pass."""
 
 import dataclasses
 import importlib.metadata
+import math
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,47 +14,56 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vitjax.benchmark import reference_vits
-from vitjax.benchmark.macs import ratio_floor
-from vitjax.benchmark.programs import Eager, Program, Timing
+from vitjax.benchmark.macs import count_macs
+from vitjax.messages import out_of_range, unknown
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.saliency.methods import check_method, explain
+from vitjax.runner.options import PRECISION
+from vitjax.saliency.methods import METHODS, explain
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch
 
-LONG = 10
-"""Plain forward passes; a program that takes more is called twice only."""
+SLOW = 10
+"""Forward passes; a program that takes more is called twice only."""
 
 ANALYSES = ("identifiability", "one_pass")
 OTHERS = ("flax.linen", "timm")
-UNSPLIT = ("relevancy", "removal_curve")
+EXPLANATIONS = (*METHODS, "removal_curve")
+NOT_BATCH_FIRST = ("relevancy", "removal_curve")
 """Whose results do not begin with the axis of images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What one program costs: medians of its calls, bytes per device.
+
+    `passes` is the relative cost: seconds over those of a plain forward pass of the
+    same images. `floor` is the same in multiply-accumulates (MACs), which a device that
+    does nothing else would reach. Both are per count of kept patches of
+    "removal_curve". `temporary_bytes` is scratch memory as the compiler planned it,
+    `peak_bytes` the same with arguments and results, `device_peak_bytes` the most that
+    the device's allocator saw in this process. None is what was not counted.
+    """
+
+    images_per_second: float
+    seconds: float
+    passes: float
+    floor: float | None = None
+    compile_seconds: float | None = None
+    temporary_bytes: int | None = None
+    peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A plain forward pass and analyses of the same images, measured in turns.
 
-    Args:
-        model: its name.
-        batch_size: images per call over all devices.
-        dtype: what the model computes in.
-        matmul_precision: JAX's name for it.
-        device: kind and number.
-        versions: of JAX and what is compared with.
-        repetitions: of each, interleaved.
-        forward: class logits only, nothing captured.
-        identifiability: ranks and logits of every block, token and stream.
-        one_pass: all of sections 5 and 6 of the paper that needs no intervention.
-        ratio: seconds of the identifiability step over those of the forward pass,
-            medians.
-        one_pass_ratio: the same of the other analysis.
-        ratio_floor: either ratio in multiplications, with two projections onto the
-            classes per block; what a device that only multiplies would reach.
-        more: what else was asked for, by name: other recipes, explanation methods,
-            "removal_curve" with every count of kept patches, "flax.linen", "timm".
+    `ratio` and `one_pass_ratio` are the relative costs of the steps `identifiability`
+    and `one_pass`; `ratio_floor` is the MAC ratio of the former, which projects onto the
+    classes twice per block. `more` holds other programs by name.
     """
 
     model: str
@@ -76,6 +88,22 @@ class Benchmark:
         return first | self.more
 
 
+@dataclasses.dataclass
+class Program:
+    """A function to call, what is known of it, and how long its calls took."""
+
+    call: Callable[[], Any]
+    macs: int | None = None
+    costs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def measure(self) -> None:
+        """Call it once and keep the time."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.call())
+        self.seconds.append(time.perf_counter() - start)
+
+
 def bench(
     model: Model,
     *,
@@ -87,165 +115,151 @@ def bench(
     recipes: Sequence[str] = (),
     against: Sequence[str] = (),
 ) -> Benchmark:
-    """Measure a model on this machine.
+    """Measure a model, with weights or random ones, which are as fast.
 
-    Args:
-        model: with weights or random ones; speed does not depend on them.
-        batch_size: images per call; rounded up to a multiple of the devices.
-        dtype: "float32" or "bfloat16".
-        repetitions: calls of each program, in turns; their median counts.
-        devices: to measure on; by default all there are.
-        explanations: also measure these methods of `explain`, and "removal_curve".
-            What takes long is called twice only.
-        recipes: also measure the steps of these recipes.
-        against: also measure the plain forward pass as others build it: "flax.linen" of
-            its own layers, "timm" in PyTorch on the CPU. Plain ViTs only.
-
-    Returns:
-        Images per second, their ratios and the floor, compile time and memory.
+    Programs are called in turns, those that take long twice only. `explanations` may
+    hold "removal_curve", of every count of kept patches; `against` "flax.linen", the
+    forward pass of its own layers, and "timm" in PyTorch on the CPU. The batch size is
+    over all devices and rounded up to a multiple of them.
 
     Raises:
         ValueError: an argument is out of its range.
         ImportError: timm is asked for and not installed.
     """
     if repetitions < 1:
-        raise ValueError(f"repetitions is {repetitions}; it must be at least 1.")
-    check_others(against, model, dtype)
-    precision = meshes.precision_of(dtype)
+        raise ValueError(out_of_range("repetitions", repetitions, 1, "infinity"))
+    check_comparison(against, model, dtype)
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)
-    asked = [*ANALYSES, *(name for name in recipes if name not in ANALYSES)]
-    with jax.default_matmul_precision(precision):
-        functions = callables(model.astype(dtype), mesh, asked, explanations)
-        programs = compile_all(functions, model, mesh, batch_size)
-        programs |= others(against, model.astype(dtype), mesh, batch_size)
+    batch = meshes.shard(noise(model, batch_size), mesh)
+    with jax.default_matmul_precision(PRECISION[dtype]):
+        placed = meshes.replicate(model.astype(dtype), mesh)
+        programs = {"forward": compile_program(plain_forward, placed, batch, mesh=mesh)}
+        for name in dict.fromkeys((*ANALYSES, *recipes)):
+            programs[name] = recipe_program(name, placed, batch, mesh)
+        for name in explanations:
+            function = explanation(name, model.config.patches)
+            batch_first = name not in NOT_BATCH_FIRST
+            programs[name] = compile_program(
+                function, placed, batch, mesh=mesh, batch_first=batch_first
+            )
+        if "flax.linen" in against:
+            forward, params = reference_vits.linen_forward(placed)
+            programs["flax.linen"] = compile_program(forward, params, batch, mesh=mesh)
+        if "timm" in against:
+            forward = reference_vits.timm_forward(
+                model.config, classes=model.num_classes, batch_size=batch_size
+            )
+            programs["timm"] = Program(forward)
+            forward()
         measure(programs, repetitions)
-    steps = {"removal_curve": model.config.patches}
     plain = programs["forward"]
-    timings = {
-        name: program.timing(batch_size, plain, steps.get(name, 1))
-        for name, program in programs.items()
-    }
+    timings = {}
+    for name, program in programs.items():
+        seconds = statistics.median(program.seconds)
+        counts = model.config.patches if name == "removal_curve" else 1
+        macs = program.macs and program.macs / (plain.macs or 1)
+        timings[name] = Timing(
+            images_per_second=batch_size / seconds,
+            seconds=seconds,
+            passes=seconds / statistics.median(plain.seconds) / counts,
+            floor=macs and macs / counts,
+            **program.costs,
+        )
     first = {name: timings.pop(name) for name in ("forward", *ANALYSES)}
+    packages = ["jax", "jaxlib", "flax"] + ["torch", "timm"] * ("timm" in against)
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
         dtype=dtype,
-        matmul_precision=precision,
+        matmul_precision=PRECISION[dtype],
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        versions=versions(against),
+        versions={name: importlib.metadata.version(name) for name in packages},
         repetitions=repetitions,
         **first,
         ratio=first["identifiability"].passes,
         one_pass_ratio=first["one_pass"].passes,
-        ratio_floor=ratio_floor(model.config, classes=model.num_classes),
+        ratio_floor=first["identifiability"].floor,
         more=timings,
     )
 
 
-def callables(
-    model: Model, mesh: Mesh, recipes: Sequence[str], explanations: Sequence[str]
-) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """What is measured: name to function and what it takes besides the batch."""
-    placed = meshes.replicate(model, mesh)
-    found: dict[str, Any] = {"forward": (plain_forward, (placed,))}
-    for name in recipes:
-        recipe = find_recipe(name)
-        aux = jax.jit(recipe.make, static_argnums=1)(placed, 0).aux
-        step = meshes.on_each_device(recipe.rows, mesh)  # as a run takes it
-        found[name] = last(step), (placed, meshes.replicate(aux, mesh))
-    for name in explanations:
-        found[name] = explanation(name, model.config.patches), (placed,)
-    return found
-
-
-def last(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of (model, batch, aux), with the batch last."""
-    return lambda model, aux, batch: function(model, batch, aux)
-
-
-def compile_all(functions, model: Model, mesh: Mesh, batch_size: int):
-    """Every function as a compiled program of one and the same batch."""
-    batch = meshes.shard(noise(model, batch_size), mesh)
-    device = mesh.devices.flat[0]
-    sharding = meshes.along_batch(mesh)
-    programs: dict[str, Any] = {}
-    for name, (function, arguments) in functions.items():
-        given = jax.jit(function, out_shardings=None if name in UNSPLIT else sharding)
-        programs[name] = Program(given, *arguments, batch, device=device)
-    return programs
-
-
-def others(against: Sequence[str], model: Model, mesh: Mesh, batch_size: int):
-    """The same forward pass as others build it."""
-    found: dict[str, Any] = {}
-    if "flax.linen" in against:
-        forward, params = reference_vits.linen_forward(model)
-        functions = {"flax.linen": (forward, (meshes.replicate(params, mesh),))}
-        found |= compile_all(functions, model, mesh, batch_size)
-    if "timm" in against:
-        forward = reference_vits.timm_forward(
-            model.config, classes=model.num_classes, batch_size=batch_size
-        )
-        found["timm"] = Eager(forward)
-    return found
-
-
-def check_others(against: Sequence[str], model: Model, dtype: str) -> None:
+def check_comparison(against: Sequence[str], model: Model, dtype: str) -> None:
     """Refuse comparisons that would not compare."""
-    if unknown := [name for name in against if name not in OTHERS]:
-        raise ValueError(f"against={unknown} must be out of {', '.join(OTHERS)}.")
+    for name in against:
+        if name not in OTHERS:
+            raise ValueError(unknown("against", name, OTHERS))
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
             "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
             "LayerScale and refinement modules."
         )
     if "timm" in against and dtype != "float32":
-        raise ValueError("timm is measured in float32.")
+        raise ValueError(f"dtype={dtype!r}: timm is measured in float32.")
 
 
-def measure(programs: dict[str, Any], repetitions: int) -> None:
-    """Call all programs in turns; those that take long twice only."""
+def compile_program(
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh, batch_first: bool = True
+) -> Program:
+    """Compile a function, call it once, and note what the compiler planned."""
+    sharding = meshes.batch_sharding(mesh) if batch_first else None
+    macs = count_macs(function, *arguments)
+    start = time.perf_counter()
+    jitted = jax.jit(function, out_shardings=sharding)
+    compiled = jitted.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(compiled(*arguments))
+    memory = compiled.memory_analysis()
+    allocator = mesh.devices.flat[0].memory_stats() or {}
+    costs = {
+        "compile_seconds": compile_seconds,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes,
+        "device_peak_bytes": allocator.get("peak_bytes_in_use"),
+    }
+    return Program(lambda: compiled(*arguments), macs, costs)
+
+
+def recipe_program(name: str, model: Model, batch: Batch, mesh: Mesh) -> Program:
+    """The step of a recipe, as a run takes it."""
+    recipe = find_recipe(name)
+    if recipe.step is None:
+        raise ValueError(f"recipes={name!r} has several passes and no step to measure.")
+    carry = jax.jit(recipe.run_setup, static_argnums=1)(model, 0).carry
+    step = meshes.data_parallel(recipe.run_step, mesh)
+    return compile_program(step, model, batch, meshes.replicate(carry, mesh), mesh=mesh)
+
+
+def measure(programs: dict[str, Program], repetitions: int) -> None:
+    """Call all programs in turns; slow ones twice only."""
     for turn in range(repetitions):
         for program in programs.values():
-            slow = turn >= 2 and program.seconds[0] >= LONG * first_seconds(programs)
-            if not slow:
+            limit = SLOW * programs["forward"].seconds[0] if turn >= 2 else math.inf
+            if not program.seconds or program.seconds[0] < limit:
                 program.measure()
 
 
-def first_seconds(programs: dict[str, Any]) -> float:
-    """What the first forward pass took."""
-    return programs["forward"].seconds[0]
-
-
-def versions(against: Sequence[str]) -> dict[str, str]:
-    """Of JAX, and of what is compared with."""
-    names = ["jax", "jaxlib", "flax"] + ["torch", "timm"] * ("timm" in against)
-    return {name: importlib.metadata.version(name) for name in names}
-
-
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
-    """A method of `explain`, or a removal curve of all counts, as a program.
+    """A method of `explain`, or a removal curve of all counts, as a program."""
+    if name not in EXPLANATIONS:
+        raise ValueError(unknown("method", name, EXPLANATIONS))
 
-    Args:
-        name: of the method, or "removal_curve".
-        patches: of the model.
-    """
-    if name == "removal_curve":
+    def curve(model, batch):
+        order = jax.random.uniform(jax.random.key(0), (len(batch.label), patches))
         counts = tuple(range(1, patches + 1))
-        return lambda model, batch: removal_curve(
-            *(model, batch.images, batch.label),
-            jax.random.uniform(jax.random.key(0), (len(batch.label), patches)),
-            keep_counts=counts,
+        return removal_curve(
+            model, batch.images, batch.label, order, keep_counts=counts
         )
-    check_method(name)
-    # Every block and head by itself: what relevancy gives.
-    if name == "relevancy":
-        return lambda model, batch: relevancy(model, batch.images, batch.label)
-    return lambda model, batch: explain(
-        *(model, batch.images, batch.label),
-        method=name,  # pyright: ignore
-    )
+
+    def every_head(model, batch):  # what relevancy gives before it is summed
+        return relevancy(model, batch.images, batch.label)
+
+    def summed(model, batch):
+        return explain(model, batch.images, batch.label, method=name)  # pyright: ignore
+
+    return {"removal_curve": curve, "relevancy": every_head}.get(name, summed)
 
 
 def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
@@ -256,7 +270,7 @@ def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
 
 
 def noise(model: Model, batch_size: int) -> Batch:
-    """A batch of random pictures and labels."""
+    """A batch of random images and labels."""
     rng = np.random.default_rng(0)
     shape = (batch_size, *model.config.shape, 3)
     return Batch(

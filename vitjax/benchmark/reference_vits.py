@@ -1,4 +1,4 @@
-"""The same forward pass as others build it, to be measured beside ours."""
+"""Reference ViTs for benchmarks: flax.linen's own layers, timm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,6 @@ from jaxtyping import Array, Float
 from vitjax.models.model import Model
 from vitjax.types import Batch, Config
 
-GELU = {"erf": False, "tanh": True}
-
 
 class LinenBlock(nn.Module):
     """A pre-norm encoder block of flax.linen's own layers."""
@@ -26,12 +24,12 @@ class LinenBlock(nn.Module):
         attention = nn.MultiHeadDotProductAttention(cfg.heads, deterministic=True)
         x = x + attention(nn.LayerNorm(cfg.epsilon)(x))
         hidden = nn.Dense(cfg.mlp_dim)(nn.LayerNorm(cfg.epsilon)(x))
-        hidden = nn.gelu(hidden, approximate=GELU[cfg.gelu])
+        hidden = nn.gelu(hidden, approximate=cfg.gelu == "tanh")
         return x + nn.Dense(cfg.dim)(hidden)
 
 
 class LinenTransformer(nn.Module):
-    """The plain ViT of flax.linen's own layers: nothing to look at, nothing to edit."""
+    """The plain ViT of flax.linen's own layers, without taps and edits."""
 
     config: Config
     classes: int
@@ -42,8 +40,8 @@ class LinenTransformer(nn.Module):
         patch = (cfg.patch_size, cfg.patch_size)
         x = nn.Conv(cfg.dim, patch, patch, "VALID", name="embedding")(images)
         x = x.reshape(len(x), -1, cfg.dim)
-        first = self.param("cls", nn.initializers.zeros, (1, 1, cfg.dim))
-        x = jnp.concatenate([jnp.tile(first, (len(x), 1, 1)), x], axis=1)
+        cls = self.param("cls", nn.initializers.zeros, (1, 1, cfg.dim))
+        x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], axis=1)
         shape = (1, cfg.tokens, cfg.dim)
         x = x + self.param("pos_embedding", nn.initializers.zeros, shape)
         for layer in range(cfg.depth):
@@ -53,57 +51,34 @@ class LinenTransformer(nn.Module):
 
 
 def is_plain(config: Config) -> bool:
-    """Whether a model is the plain ViT, which the others have as well."""
+    """Whether a model is the plain ViT, which flax.linen and timm can build."""
     special = config.registers or config.layer_scale or config.refinement
     usual = config.class_token and config.norm == "pre" and config.qkv_bias
     return bool(usual and not special)
 
 
 def linen_forward(model: Model) -> tuple[Callable[[Any, Batch], Array], Any]:
-    """A plain forward pass of flax.linen's layers with a model's weights.
-
-    Args:
-        model: a plain ViT.
-
-    Returns:
-        (params, batch) to class logits, and the params.
-    """
+    """`(params, batch) -> class logits` of a plain ViT, and its params."""
     module = LinenTransformer(model.config, model.num_classes)
+    weights: Any = model.params
+    encoder = weights["Transformer"]
+    names = "embedding", "cls", "pos_embedding", "head"
+    params = {name: weights[name] for name in names}
+    params["encoder_norm"] = encoder["encoder_norm"]
+    for layer in range(model.config.depth):
+        block = jax.tree.map(lambda x, i=layer: x[i], encoder["encoderblock"])
+        params[f"block_{layer}"] = block | block.pop("MlpBlock_0")
 
     def forward(params: Any, batch: Batch) -> Array:
         return module.apply({"params": params}, jnp.asarray(batch.images))  # pyright: ignore
 
-    return forward, linen_params(model)
-
-
-def linen_params(model: Model) -> dict[str, Any]:
-    """A model's weights under the names of `LinenTransformer`."""
-    params: Any = model.params
-    encoder = params["Transformer"]
-    found = {
-        name: params[name] for name in ("embedding", "cls", "pos_embedding", "head")
-    }
-    found["encoder_norm"] = encoder["encoder_norm"]
-    for layer in range(model.config.depth):
-        block = jax.tree.map(lambda x, i=layer: x[i], encoder["encoderblock"])
-        found[f"block_{layer}"] = block | block.pop("MlpBlock_0")
-    return found
+    return forward, params
 
 
 def timm_forward(
     config: Config, *, classes: int, batch_size: int
 ) -> Callable[[], None]:
-    """A plain forward pass of timm's ViT in PyTorch on the CPU.
-
-    Weights and pictures are random: they do not change how long it takes.
-
-    Args:
-        config: a plain architecture.
-        classes: of the head.
-        batch_size: images per call.
-
-    Returns:
-        What to call and to time.
+    """A forward pass of timm's plain ViT on the CPU, with random weights and images.
 
     Raises:
         ImportError: PyTorch, torchvision or timm is not installed.

@@ -9,22 +9,21 @@ import jax
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import Pipeline, bench_data
+from vitjax.benchmark.input_speed import InputSpeed, bench_data
 from vitjax.checkpoints import loading
-from vitjax.cli.command import Command, make_folder, metavar
-from vitjax.cli.console import show_table
+from vitjax.cli.command import ModelCommand, make_folder, metavar, show_table
 from vitjax.saliency.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench(Command):
+class Bench(ModelCommand):
     """Measure forward passes, analyses and explanations on this device.
+
+    Without --checkpoint, weights are random, which are as fast.
 
     Example: vitjax bench --model vit_b16 --all --out bench.json
 
     Args:
-        model: a name that `vitjax list` shows.
-        checkpoint: weights; by default random ones, which are as fast.
         batch_size: images per step over all devices.
         dtype: what the model computes in.
         repetitions: of each program, in turns; medians count.
@@ -38,11 +37,8 @@ class Bench(Command):
             timm in PyTorch.
         all: everything: the paper's recipes, all explanations, and flax.linen.
         out: JSON file for the figures; a table in Markdown is written beside it.
-        json: print JSON instead of a table.
     """
 
-    model: Annotated[str, metavar("NAME")]
-    checkpoint: Annotated[str | None, metavar("FILE")] = None
     batch_size: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
     repetitions: int = 7
@@ -54,15 +50,11 @@ class Bench(Command):
     against: tuple[Literal["flax.linen", "timm"], ...] = ()
     all: bool = False
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
-    json: bool = False
 
     def __call__(self) -> Benchmark:
         if self.out:
             make_folder(self.out.parent)
-        if self.checkpoint:
-            model = loading.load(self.model, checkpoint=self.checkpoint)
-        else:
-            model = loading.init(self.model)
+        model = self.load() if self.checkpoint else loading.init(self.model)
         explanations, recipes, against = self.explanations, self.recipes, self.against
         if self.all or explanations == ("all",):
             explanations = (*METHODS, "removal_curve")
@@ -80,18 +72,17 @@ class Bench(Command):
             recipes=recipes,
             against=against,
         )
-        figures = dataclasses.asdict(result)
-        if not self.json:
-            show_benchmark(result)
+        figures, text = dataclasses.asdict(result), describe_ratios(result)
         if self.data:
             speed = bench_data(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
             figures["data"] = dataclasses.asdict(speed)
-            if not self.json:
-                show_input_speed(speed, result)
-        if self.json:
-            print(json.dumps(figures))
+            text += f"\n{describe_input_speed(speed, result)}"
+        if not self.json:
+            print(describe(result))
+            show_table(COLUMNS, table_rows(result), right=range(1, 7))
+        self.show(figures, text)
         if self.out:
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
             self.out.with_suffix(".md").write_text(markdown(result, self.command()))
@@ -163,24 +154,23 @@ def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
     ]
 
 
-def show_benchmark(result: Benchmark) -> None:
-    """Print a row per program, and what the analyses cost."""
-    print(describe(result))
-    show_table(COLUMNS, table_rows(result), right=range(1, 7))
-    print(
+def describe_ratios(result: Benchmark) -> str:
+    """What the analyses cost."""
+    text = (
         f"Relative cost, in forward passes: identifiability {result.ratio:.3f} (MAC "
         f"ratio {result.identifiability.floor:.3f}), one_pass "
         f"{result.one_pass_ratio:.3f} ({result.one_pass.floor:.3f})."
     )
     if "removal_curve" in result.more:
-        print("removal_curve: cost and MAC ratio are per count of kept patches.")
+        text += "\nremoval_curve: cost and MAC ratio are per count of kept patches."
+    return text
 
 
-def show_input_speed(speed: Pipeline, result: Benchmark) -> None:
-    """Print how fast images arrive, and whether the device has to wait for them."""
+def describe_input_speed(speed: InputSpeed, result: Benchmark) -> str:
+    """How fast images arrive, and whether the device has to wait for them."""
     readers = f"{speed.workers} processes" if speed.workers else "threads"
     ratio = speed.images_per_second / result.identifiability.images_per_second
-    print(
+    return (
         f"{speed.data} decoded and preprocessed by {readers}: "
         f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
         "takes."

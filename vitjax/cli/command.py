@@ -1,18 +1,18 @@
-"""The base class of commands, and how flags become values."""
+"""What commands share: base classes, how flags become values, tables on stdout."""
 
 import dataclasses
+import json
 import os
 import pathlib
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-)
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
+from vitjax.checkpoints import loading
 from vitjax.messages import unknown
+from vitjax.models.model import Model
 
 FLAG_TYPES = ConstructorRegistry()
 """How tyro reads flags of vitjax; a context manager."""
@@ -28,28 +28,51 @@ class Command:
     """A command of the command line; its fields are the flags.
 
     Args:
+        json: print JSON instead of text.
         traceback: show the Python traceback of an error.
     """
 
+    json: bool = False
     traceback: bool = False
 
     def __call__(self) -> Any:
-        """Run it: print what it found, and return it."""
+        """Run it: print the result, and return it."""
         raise TypeError(f"{type(self).__name__} is not a command by itself.")
+
+    def show(self, facts: Any, text: str) -> None:
+        """Print facts as JSON where --json is given, else the text."""
+        print(json.dumps(facts) if self.json else text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCommand(Command):
+    """A command about a model.
+
+    Args:
+        model: a name that `vitjax list` shows, or a converted folder.
+        checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
+            or a converted folder.
+    """
+
+    model: Annotated[str, metavar("NAME")]
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+
+    def load(self) -> Model:
+        """The model with its weights."""
+        return loading.load(self.model, checkpoint=self.checkpoint)
 
 
 @FLAG_TYPES.primitive_rule
-def comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Read `tuple[X, ...]` from `a b c` and from `a,b,c`; not paths, which have no flag
-    and may contain commas.
+def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
+    """Read `tuple[X, ...]` from `a b c` and from `a,b,c`; not the paths that a command
+    takes without a flag, which may contain commas.
     """
-    element, *rest = get_args(info.type) or (None,)
     positional = get_args(tyro.conf.Positional[int])[-1]
+    element, *rest = get_args(info.type) or (None,)
     if info.type_origin is not tuple or rest != [...] or positional in info.markers:
         return None
-    inner: Any = ConstructorRegistry.get_primitive_spec(
-        PrimitiveTypeInfo.make(element, info.markers)
-    )
+    info = type(info).make(element, info.markers)
+    inner: Any = ConstructorRegistry.get_primitive_spec(info)
 
     def read(words: list[str]) -> tuple[Any, ...]:
         words = [part for word in words for part in word.split(",") if part]
@@ -67,25 +90,7 @@ def comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     )
 
 
-@FLAG_TYPES.primitive_rule
-def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Read `X | None` as X: None is what a flag is that was not given."""
-    kinds = get_args(info.type)
-    if len(kinds) != 2 or kinds[1] is not type(None):
-        return None
-    inner: Any = ConstructorRegistry.get_primitive_spec(
-        PrimitiveTypeInfo.make(kinds[0], info.markers)
-    )
-    return dataclasses.replace(
-        inner,
-        is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: (
-            ["None"] if value is None else inner.str_from_instance(value)
-        ),
-    )
-
-
-def make_folder(folder: pathlib.Path) -> pathlib.Path:
+def make_folder(folder: pathlib.Path) -> None:
     """Make a folder for results, before anything is computed for it.
 
     Raises:
@@ -97,8 +102,23 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
-        raise ValueError(
-            f"Cannot write to {folder}: {problem}. Give another --out, where you "
-            "may write."
-        )
-    return folder
+        raise ValueError(f"Cannot write to {folder}: {problem}. Give another --out.")
+
+
+def show_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
+) -> None:
+    """Print a table; columns of the numbers in `right` are set flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        justify = "right" if position in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,7 +1,6 @@
 """JAX's compilation cache on disk, so that the next command starts sooner."""
 
 import hashlib
-import os
 import pathlib
 import platform
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 
 from vitjax.checkpoints.download import cache_folder
+from vitjax.cli.command import make_folder
 
 
 def enable_compilation_cache() -> pathlib.Path | None:
@@ -22,10 +22,8 @@ def enable_compilation_cache() -> pathlib.Path | None:
         return pathlib.Path(chosen)
     folder = cache_folder() / "compiled" / machine()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    if not os.access(folder, os.W_OK):
+        make_folder(folder)
+    except ValueError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""What a notebook says first: the device it has, and what it will download."""
+"""What a notebook runs on: its device, and what it will download."""
 
 import glob
 import math
@@ -8,68 +8,47 @@ from collections.abc import Mapping
 import jax
 
 from vitjax.checkpoints import download, registry
-from vitjax.models.model import parameter_shapes
+from vitjax.models.tree import parameter_shapes
 
-GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd")
-TPU_FILES = ("/dev/accel[0-9]*",)
+DEVICE_FILES = {"gpu": ("/dev/nvidia[0-9]*", "/dev/kfd"), "tpu": ("/dev/accel[0-9]*",)}
+TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
 PLATFORMS = {"gpu": ("gpu", "cuda", "rocm"), "tpu": ("tpu",)}
 """What JAX_PLATFORMS may call them."""
-TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
+PLUGINS = {"gpu": '"jax[cuda13]=={0}" (or cuda12)', "tpu": '"jax[tpu]=={0}"'}
 
 
-def welcome(
+def print_environment(
     model: str, *, checkpoint: str | None = None, data: str | None = None
 ) -> None:
-    """Print what this session runs on and what it will fetch.
+    """Print what this session runs on and what it will download.
 
-    Args:
-        model: a name out of `list_models()`, or a folder.
-        checkpoint: your own file with its weights.
-        data: a source, as `vitjax run --data` takes it.
+    `model`, `checkpoint` and `data` are those of `vitjax run`.
     """
     platform = jax.default_backend()
-    print(f"jax {jax.__version__} computes on {platform}.", end=" ")
-    print(advice(platform, present_accelerator()))
-    print(weights_text(model, checkpoint))
+    advice = device_advice(platform, find_accelerator())
+    print(f"jax {jax.__version__} computes on {platform}. {advice}")
+    print(describe_weights(model, checkpoint))
     if data is not None:
-        print(f"Pictures: {data}. {data_text(data)}")
+        embedded = data.split(":")[0] == "textured_digits"
+        origin = "come with vitjax" if embedded else "are read from this machine"
+        print(f"Images: {data}. They {origin}; nothing is downloaded.")
 
 
-def present_accelerator(
-    *,
+def find_accelerator(
     environment: Mapping[str, str] = os.environ,
-    gpu_files: tuple[str, ...] = GPU_FILES,
-    tpu_files: tuple[str, ...] = TPU_FILES,
+    files: Mapping[str, tuple[str, ...]] = DEVICE_FILES,
 ) -> str | None:
-    """What this machine has, whether or not JAX uses it.
-
-    Args:
-        environment: variables of the process.
-        gpu_files: patterns of the files of GPUs.
-        tpu_files: likewise of TPUs.
-
-    Returns:
-        "gpu", "tpu" or None.
-    """
-    if any(glob.glob(pattern) for pattern in gpu_files):
-        return "gpu"
-    named = any(environment.get(name) for name in TPU_VARIABLES)
-    return "tpu" if named or any(glob.glob(name) for name in tpu_files) else None
+    """What this machine has, whether or not JAX uses it: "gpu", "tpu" or None."""
+    for kind, patterns in files.items():
+        if any(map(glob.glob, patterns)):
+            return kind
+    return "tpu" if any(map(environment.get, TPU_VARIABLES)) else None
 
 
-def advice(
-    platform: str,
-    present: str | None,
-    *,
-    environment: Mapping[str, str] = os.environ,
+def device_advice(
+    platform: str, present: str | None, environment: Mapping[str, str] = os.environ
 ) -> str:
-    """What to do about the device, in a line or two.
-
-    Args:
-        platform: what JAX uses.
-        present: what `present_accelerator` found.
-        environment: variables of the process.
-    """
+    """What to do where JAX computes on `platform` and the machine has `present`."""
     if platform != "cpu":
         return "The accelerator is in use; nothing to do."
     if present is None:
@@ -83,21 +62,16 @@ def advice(
             f"This machine has a {present.upper()}, but JAX_PLATFORMS={chosen} keeps "
             "JAX from it: unset it and restart the runtime."
         )
-    extra = {"gpu": '"jax[cuda13]=={0}" (or cuda12)', "tpu": '"jax[tpu]=={0}"'}
-    plugin = extra[present].format(jax.__version__)
     return (
         f"This machine has a {present.upper()} that JAX does not use: its plugin is "
-        f"missing or does not fit. `%pip install {plugin}`, restart the runtime, run "
-        "all cells again."
+        "missing or does not fit. `%pip install "
+        f"{PLUGINS[present].format(jax.__version__)}`, restart the runtime, run all "
+        "cells again."
     )
 
 
-def weights_text(model: str, checkpoint: str | None = None) -> str:
-    """Where a model's weights come from, and how large they are, in a line.
-
-    Args:
-        model: a name out of `list_models()`, or a folder.
-        checkpoint: your own file with its weights.
+def describe_weights(model: str, checkpoint: str | None = None) -> str:
+    """Where a model's weights come from, and how large they are.
 
     Raises:
         ValueError: there is no such model.
@@ -111,18 +85,11 @@ def weights_text(model: str, checkpoint: str | None = None) -> str:
         return f"Weights: {model} comes with vitjax; nothing is downloaded."
     shapes = parameter_shapes(row.config, len(row.labels()[0])).values()
     size = f"{4 * sum(map(math.prod, shapes)) / 1e6:,.0f} MB"
-    if kept := download.cached(row):
-        return f"Weights: {kept} ({size}), downloaded before."
+    if cached := download.cached(row):
+        return f"Weights: {cached} ({size}), downloaded before."
     if not row.url:
         return f"Weights: {model} cannot be downloaded. {row.obtain}"
     return (
         f"Weights: about {size} will be downloaded once, to {download.cache_folder()} "
-        f"({row.source}; {row.license})."
+        f"({row.source}; {row.licence})."
     )
-
-
-def data_text(data: str) -> str:
-    """Whether pictures come from elsewhere: they never do."""
-    if data.split(":")[0] == "textured_digits":
-        return "They come with vitjax."
-    return "They are read from this machine; nothing is downloaded."

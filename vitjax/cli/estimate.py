@@ -1,7 +1,6 @@
 """The command `estimate`: memory, disk and time of a run before it."""
 
 import dataclasses
-import json
 from typing import Annotated, Any
 
 from vitjax.checkpoints import loading
@@ -36,7 +35,7 @@ class Estimate(RecipeCommand):
 
         model: Any = self.model  # a name stands for the architecture
         if self.checkpoint or self.model not in VARIANTS:
-            model = loading.load(self.model, checkpoint=self.checkpoint)
+            model = self.load()
         if self.topology is not None:
             result = estimate_tpu(
                 self.recipe,
@@ -59,5 +58,5 @@ class Estimate(RecipeCommand):
                 options=self.recipe_options,
                 **dataclasses.asdict(self.options) | {"on_error": "skip"},
             )
-        print(json.dumps(dataclasses.asdict(result)) if self.json else result)
+        self.show(dataclasses.asdict(result), str(result))
         return result

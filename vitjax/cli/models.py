@@ -1,7 +1,6 @@
 """The commands `list` and `convert`: models and their weights."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -10,22 +9,12 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from vitjax.checkpoints import loading, registry
-from vitjax.checkpoints.download import cached
-from vitjax.cli.command import Command, metavar
-from vitjax.cli.console import show_table
+from vitjax.checkpoints import download, loading, registry
+from vitjax.cli.command import Command, metavar, show_table
 from vitjax.models.model import parameter_shapes
 
-COLUMNS = (
-    "model",
-    "parameters",
-    "input",
-    "tokens",
-    "classes",
-    "source",
-    "licence",
-    "weights",
-)
+NUMBERS = "parameters", "input", "tokens", "classes"
+COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,17 +22,12 @@ class List(Command):
     """List the models that can be loaded by name.
 
     Example: vitjax list --json
-
-    Args:
-        json: print JSON instead of a table.
     """
-
-    json: bool = False
 
     def __call__(self) -> tuple[str, ...]:
         rows = [describe_model(row) for row in registry.VARIANTS.values()]
         if self.json:
-            print(json.dumps([dict(zip(COLUMNS, row)) for row in rows], indent=1))
+            self.show([dict(zip(COLUMNS, row)) for row in rows], "")
         else:
             show_table(COLUMNS, rows, right=(1, 2, 3, 4))
         return tuple(registry.VARIANTS)
@@ -54,17 +38,14 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
     config, classes = row.config, len(row.labels()[0])
     count = sum(map(math.prod, parameter_shapes(config, classes).values()))
     size = "x".join(map(str, config.shape))
-    numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.license, find_weights(row)
-
-
-def find_weights(row: registry.Variant) -> str:
-    """Whether a row's weights are on this machine, and else how they are obtained."""
     if row.packaged:
-        return "in the package"
-    if cached(row) is not None:
-        return "cached"
-    return "to be downloaded" if row.url else "from its authors"
+        weights = "in the package"
+    elif download.cached(row) is not None:
+        weights = "cached"
+    else:
+        weights = "to be downloaded" if row.url else "from its authors"
+    numbers = f"{count:,}", size, str(config.tokens), str(classes)
+    return row.name, *numbers, row.source, row.license, weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,14 +60,12 @@ class Convert(Command):
         model: whose architecture the file has; not needed where the source is a name
             or a converted folder.
         dtype: of the weights on disk; float32 reloads bit for bit.
-        json: print JSON instead of a sentence.
     """
 
     source: tyro.conf.Positional[Annotated[str, metavar("SOURCE")]]
     out: Annotated[str | None, metavar("DIR")] = None
     model: Annotated[str | None, metavar("NAME")] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    json: bool = False
 
     def __call__(self) -> str:
         if self.model is not None:
@@ -102,8 +81,8 @@ class Convert(Command):
         out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        if self.json:
-            print(json.dumps({"path": out, "parameters": count, "dtype": self.dtype}))
-        else:
-            print(f"{out}: {count:,} parameters, {self.dtype}")
+        self.show(
+            {"path": out, "parameters": count, "dtype": self.dtype},
+            f"{out}: {count:,} parameters, {self.dtype}",
+        )
         return out

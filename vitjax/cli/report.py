@@ -1,7 +1,6 @@
 """The command `report`: figures, tables and a page of runs."""
 
 import dataclasses
-import json
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -25,14 +24,12 @@ class Report(Command):
             also shuffles which images are right. published is the old name of
             vilas2023.
         subset: on how many images those rest.
-        json: print where the page and its figures are, as JSON.
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
     out: Annotated[str | None, metavar("DIR")] = None
     tests: Literal["images", "within_images", "vilas2023", "published"] = "images"
     subset: int = 500
-    json: bool = False
 
     def __call__(self) -> Any:
         from vitjax.report.page import write_report
@@ -49,8 +46,6 @@ class Report(Command):
             tests="vilas2023" if self.tests == "published" else self.tests,
             subset=self.subset,
         )
-        if self.json:
-            print(json.dumps({"report": str(page), "figures": f"{out}/figures"}))
-        else:
-            print(f"Report: {page}")
+        facts = {"report": str(page), "figures": f"{out}/figures"}
+        self.show(facts, f"Report: {page}")
         return page

@@ -1,18 +1,17 @@
 """The commands `run` and `demo`: recipes over whole data sets."""
 
 import dataclasses
-import json
 import pathlib
 import shlex
 import sys
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 
 from vitjax.checkpoints import loading
-from vitjax.cli.command import Command, metavar
-from vitjax.cli.console import describe_run, show_summary
+from vitjax.cli.command import Command, ModelCommand, metavar, show_table
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner.options import RunOptions
 
@@ -21,25 +20,18 @@ DEMO_TOKENS = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeCommand(Command):
+class RecipeCommand(ModelCommand):
     """What `run` and `estimate` share.
 
     Args:
         recipe: the recipe, or its name.
-        model: a name that `vitjax list` shows, or a converted folder.
-        checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
-            or a converted folder.
         options: Options of every run.
         recipe_options: Options of this recipe.
-        json: print JSON instead of a sentence.
     """
 
     recipe: str | Recipe
-    model: Annotated[str, metavar("NAME")]
-    checkpoint: Annotated[str | None, metavar("FILE")] = None
     options: Annotated[RunOptions, tyro.conf.arg(name="run")] = RunOptions()
     recipe_options: Any = None
-    json: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> Any:
@@ -88,9 +80,15 @@ class Run(RecipeCommand):
         from vitjax.runner.loop import run
 
         process = self.find_process()
+        if self.random_init is None:
+            model = self.load()
+        elif self.checkpoint is None:
+            model = loading.init(self.model, seed=self.random_init)
+        else:
+            raise ValueError("Give --checkpoint or --random-init, not both.")
         results = run(
             self.recipe,
-            self.load(),
+            model,
             self.data,
             self.out,
             options=self.recipe_options,
@@ -98,22 +96,13 @@ class Run(RecipeCommand):
             **dataclasses.asdict(self.options),
         )
         if process is not None and process[0] > 0:
-            return results
-        if self.json:
-            print(json.dumps({"path": results.path, **results.manifest}))
-            return results
-        print(describe_run(results))
-        if results.manifest["finished"]:
-            print(f"Figures and a page: vitjax report {shlex.quote(self.out)}")
+            return results  # process 0 prints
+        self.show(
+            {"path": results.path, **results.manifest},
+            f"{describe_run(results)}\nFigures and a page: vitjax report "
+            f"{shlex.quote(self.out)}",
+        )
         return results
-
-    def load(self) -> Any:
-        """The model with the weights that the flags name."""
-        if self.random_init is None:
-            return loading.load(self.model, checkpoint=self.checkpoint)
-        if self.checkpoint is not None:
-            raise ValueError("Give --checkpoint or --random-init, not both.")
-        return loading.init(self.model, seed=self.random_init)
 
     def find_process(self) -> tuple[int, int] | None:
         """Which process of how many this is; None where it is alone.
@@ -169,7 +158,6 @@ class Demo(Command):
         results = run(
             "identifiability", model, data, self.out, batch_size=50, limit=self.images
         )
-        print(describe_run(results))
         tokens = run(
             "tokens",
             model,
@@ -179,7 +167,33 @@ class Demo(Command):
             limit=min(DEMO_TOKENS, results.sizes["image"]),
             show_progress=False,
         )
-        show_summary(summary(results).to_dict("records"))
-        page = write_report([results, tokens], self.out)
-        print(f"Report: {page.resolve()}")
+        page = write_report([results, tokens], self.out).resolve()
+        if not self.json:
+            print(describe_run(results))
+            rows = [
+                (
+                    row.quantity,
+                    f"{row.value:.3f}",
+                    f"{row.low:.3f} to {row.high:.3f}",
+                    "" if np.isnan(row.chance) else f"{row.chance:.3f}",
+                )
+                for row in summary(results).itertuples()
+            ]
+            columns = ("", "mean", "95 % interval", "chance")
+            show_table(columns, rows, right=(1, 2, 3))
+        self.show({"report": str(page)}, f"Report: {page}")
         return page
+
+
+def describe_run(results: Any) -> str:
+    """One line on what a run holds."""
+    manifest = results.manifest
+    parts = [f"{results.path}: {results.sizes['image']} images"]
+    for count, text in (
+        (len(results.pending), "are pending"),
+        (len(manifest["skipped"]), "could not be read"),
+        (len(manifest["no_object_tokens"]), "have no token on their object"),
+    ):
+        parts += [f"{count} of them {text}"] if count else []
+    rate = manifest["images_per_second"]
+    return ", ".join(parts + [f"{rate:.1f} images/s"] * bool(rate))
