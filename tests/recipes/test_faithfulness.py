@@ -261,7 +261,7 @@ def test_what_does_not_exist_is_refused(model):
     with pytest.raises(ValueError, match="'identifiability' has no option steps"):
         find_recipe("identifiability").asked({"steps": 3})
     check = faithfulness.check_names
-    with pytest.raises(ValueError, match="Did you mean chefer"):
+    with pytest.raises(ValueError, match="Did you mean 'chefer'"):
         check(("cheffer",), faithfulness.PROTOCOLS)
     for methods, protocols in ((METHODS, ("removal",)), ((), ("segmentation",))):
         with pytest.raises(ValueError, match="must be out of vilas_removal.*at least"):

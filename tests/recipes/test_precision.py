@@ -186,7 +186,7 @@ def test_rows_of_every_method_and_intervention_have_axes():
         ({"dtype": "bfloat16"}, "leave dtype at float32 instead of bfloat16"),
         ({"options": {"against": "float16"}}, "against='float16' is one of"),
         ({"options": {"methods": ()}}, "at least one method"),
-        ({"options": {"methods": ("rolout",)}}, "Did you mean rollout"),
+        ({"options": {"methods": ("rolout",)}}, "Did you mean 'rollout'"),
         ({"options": {"steps": 1}}, "at least 2"),
     ],
 )
