@@ -470,7 +470,7 @@ def test_objects_that_vanish_are_named(tiny, tmp_path):
         ({"limit": 0}, "limit is 0"),
         ({"recipe": "nothing"}, "no recipe 'nothing'"),
         ({"data": "folder:/nowhere"}, "no folder"),
-        ({"model": "vit_xxl"}, "no model"),
+        ({"model": "vit_xxl"}, "vit_xxl"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(tiny, photos, tmp_path, options, message):
