@@ -149,7 +149,7 @@ def test_bench_prints_and_writes(tmp_path, capsys):
 FAILURES = {
     "no such model": (
         ["--model", "vit_xxl"],
-        "There is no model 'vit_xxl'",
+        "model='vit_xxl' is not one of",
     ),
     "no such checkpoint": (
         ["--model", "vit_ti16", "--checkpoint", "/nowhere.npz"],

@@ -69,7 +69,7 @@ def test_weights_that_are_not_downloaded(tmp_path):
     assert "Google Drive" in welcomes.weights_text("vit_b16_cifar100")
     assert "my.npz" in welcomes.weights_text("vit_ti16", "my.npz")
     assert "nothing is downloaded" in welcomes.weights_text(str(tmp_path))
-    with pytest.raises(ValueError, match="Did you mean vit_ti16"):
+    with pytest.raises(ValueError, match="Did you mean 'vit_ti16'"):
         welcomes.weights_text("vit_ti61")
 
 

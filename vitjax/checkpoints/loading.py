@@ -170,13 +170,12 @@ def load_file(
         params, resize = checkpoint.params(
             config, classes=len(names), resize=resize, source_config=row.config
         )
-    preprocess: Preprocess | None = row.preprocess
     return Model(
         params=params,
         config=config,
         classes=names,
         class_ids=ids,
-        preprocess=preprocess and preprocess.resized_to(*config.shape),
+        preprocess=row.preprocess and row.preprocess.resized_to(*config.shape),
         provenance=Provenance(
             name=row.name,
             path=os.fspath(origin or path),

@@ -33,7 +33,7 @@ class Variant:
     Args:
         name: what `load` calls it.
         config: the architecture.
-        preprocess: image to array, as the weights expect it.
+        preprocess: image to array, as the weights expect it; None where unknown.
         labels: makes (class names, class ids).
         url: where the weights are published, or "".
         tag: the exact name of the same weights on the Hugging Face hub, or "": a bare
@@ -48,7 +48,7 @@ class Variant:
 
     name: str
     config: Config
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     labels: Callable[[], Labels]
     url: str = ""
     tag: str = ""

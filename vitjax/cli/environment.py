@@ -91,5 +91,5 @@ def describe_weights(model: str, checkpoint: str | None = None) -> str:
         return f"Weights: {model} cannot be downloaded. {row.obtain}"
     return (
         f"Weights: about {size} will be downloaded once, to {download.cache_folder()} "
-        f"({row.source}; {row.licence})."
+        f"({row.source}; {row.license})."
     )
