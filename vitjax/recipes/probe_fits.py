@@ -219,9 +219,9 @@ def fit_ridge(examples: Examples, *, classes: int, alpha: float) -> Probe:
     statistics = None
     for states, labels in examples:
         if statistics is None:
-            shift = np.asarray(batch_mean(states, labels))
-            statistics = probes.empty_statistics(shift, classes=classes)
-        sums = batch_sums(states, labels, statistics.shift)
+            offset = np.asarray(batch_mean(states, labels))
+            statistics = probes.empty_statistics(offset, classes=classes)
+        sums = batch_sums(states, labels, statistics.offset)
         probes.add_batch(statistics, sums, labels)
     assert statistics is not None  # `first_of_each_class` chose at least one image
     return probes.solve_ridge(statistics, alpha=alpha)
