@@ -4,7 +4,7 @@
 
 Digits: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak (1998),
 UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0, as scikit-learn
-carries them (1,797 digits of 8x8 pixels with 17 grey levels; here two to a byte).
+carries them (1,797 digits of 8x8 pixels with 17 gray levels; here two to a byte).
 Textures: `brick` and `gravel` (CC0 Textures) and `grass` (linolafett, DeviantArt), all
 CC0, as scikit-image carries them; here reduced from 512 to 384 pixels a side.
 """

@@ -28,10 +28,10 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
     """Photographs with segmentations, WordNet ids and file names.
 
     Configs: the subset, or "paper" for the paper's selection of the largest: 5 images
-    per class in `validation`, 10 in `test`, by the published CSV where it lies beside
-    the files and by seed 0 otherwise. There is no other seed: name and version identify
-    one set of images, for TensorFlow Datasets and for a run. Other draws are read from
-    the files themselves, `--data imagenet_s:PATH:paper,seed=1`, whose id has the seed.
+    per class in `validation`, 10 in `test`, by the published CSV if it is beside the
+    files, else by seed 0. There is no other seed: name and version identify one set of
+    images, for TensorFlow Datasets and for a run. Other draws are read from the files
+    themselves, `--data imagenet_s:PATH:paper,seed=1`, whose id has the seed.
     """
 
     name = "imagenet_s"

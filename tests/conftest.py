@@ -20,9 +20,7 @@ import jax  # noqa: E402
 import published  # noqa: E402
 import pytest  # noqa: E402
 
-from vitjax.checkpoints.convert import convert, count_classes  # noqa: E402
-from vitjax.checkpoints.files import open_arrays  # noqa: E402
-from vitjax.models.model import Model  # noqa: E402
+import vitjax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -60,13 +58,7 @@ def published_model(shared):
     def get(name):
         if name not in made:
             path, config = published.weights(shared, name), published.CONFIGS[name]
-            with open_arrays(path) as arrays:
-                count = count_classes(arrays)
-                params, _ = convert(arrays, config, classes=count)
-            classes = tuple(map(str, range(count)))
-            made[name] = Model(
-                params=params, config=config, classes=classes, class_ids=classes
-            )
+            made[name] = vitjax.load(config, checkpoint=path)
         return made[name]
 
     return get

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vitjax.data.datasets import open_source
+from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
 from vitjax.data.loader import batches
 from vitjax.models.model import Model
@@ -36,20 +36,20 @@ class FakeContext:
 
     def open_data(self, spec):
         classes, ids = self.model.classes, self.model.class_ids
-        return open_source(spec, classes=classes, class_ids=ids)
+        return open_data(spec, classes=classes, class_ids=ids)
 
     def batches(self, source, start, stop):
         model = self.model
         loaded = batches(
             source,
             preprocess=model.preprocess or Preprocess(*model.config.shape),
-            batch_size=self.batch_size,
+            local_batch_size=self.batch_size,
             start=start,
             stop=stop,
             config=model.config if self.masks else None,
             on_error=self.on_error,
         )
-        yield from (batch for batch, _ in loaded)
+        yield from (one.batch for one in loaded)
 
     def rows(self, name):
         return self.arrays[name]

@@ -94,7 +94,7 @@ def maps(model):
     return draw(BATCH, patches), numbers(2, BATCH, patches) > 0
 
 
-def called(model):
+def coefficients(model):
     """Coefficients of the MLP's memories, and a label for every token."""
     return (*states(model), numbers(7, BATCH, model.config.tokens))
 
@@ -115,8 +115,8 @@ def probed(model):
     return draw(BATCH, 8), draw(7, 8)[None].repeat(BATCH, 0)
 
 
-def read(params, stream_in, trace):
-    return trace.residual.mean(-1), trace.attention_weights
+def read(params, stream_in, trace, label):
+    return trace.residual.mean(-1) * label[:, None], trace.attention_weights
 
 
 def square(logits):
@@ -129,7 +129,7 @@ def mlp_values(model):
 
 def explained(method):
     call = lambda m, x, target: vitjax.explain(m, x, target, method=method)  # noqa: E731
-    known = {"random": "drawn from the picture's bits", "consensus": "means of ranks"}
+    known = {"random": "drawn from the image's bits", "consensus": "means of ranks"}
     # Chefer's LRP divides by sums that nearly cancel.
     tolerance = 5e-4 if method == "lrp" else 1e-4
     return Row(call, targets, known.get(method, ""), tolerance=tolerance)
@@ -148,7 +148,9 @@ ROWS = {
     "forward": Row(
         lambda m, x: vitjax.forward(m, x, capture=("embedding", *BLOCK_FIELDS)), pixels
     ),
-    "scan_blocks": Row(lambda m, x: vitjax.scan_blocks(m, x, read), pixels),
+    "scan_blocks": Row(
+        lambda m, x, t: vitjax.scan_blocks(m, x, read, args=t.astype(x.dtype)), targets
+    ),
     "relevancy": Row(
         lambda m, x, t: vitjax.relevancy(m, x, t, query="all", of="attention_update"),
         targets,
@@ -189,14 +191,14 @@ ROWS = {
         lambda m, x, label: vitjax.key_value_agreement(
             m.class_space, x, mlp_values(m), label, k=2
         ),
-        called,
+        coefficients,
         "true or false",
     ),
     "compositionality": Row(
         lambda m, x, top: vitjax.compositionality(
             m.class_space, x, mlp_values(m), top, k=2
         ),
-        called,
+        coefficients,
         "true or false",
     ),
     "project": Row(lambda m, x: vitjax.project(m.class_space, x), states),
@@ -240,7 +242,23 @@ HOST = {
 }
 """Functions that nothing can be composed with, and why."""
 
-CHEAP = {("project", "cls"), ("rank", "cls"), ("explain: relevancy", "cls")}
+CHEAP = {
+    (name, "cls")
+    for name in (
+        "forward",
+        "scan_blocks",
+        "explain: relevancy",
+        "project",
+        "rank",
+        "memory_coefficients",
+        "key_value_agreement",
+        "similarity_change",
+        "residual_composition",
+        "area_under_curve",
+        "localisation",
+        "Probe.scores",
+    )
+}
 CELLS = [
     pytest.param(
         *(name, kind),
@@ -313,9 +331,8 @@ def test_the_users_own_jit_over_devices(name, kind):
     """
     row, model, arrays = prepared(name, kind)
     mesh, traces = make_mesh(), []
-    along, everywhere = [
-        NamedSharding(mesh, PartitionSpec(*x)) for x in (["batch"], [])
-    ]
+    along = NamedSharding(mesh, PartitionSpec("batch"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def counted(*arguments):
         traces.append(name)
@@ -352,14 +369,19 @@ def test_grad_is_the_slope(name, kind):
             return sum(weighted(leaf) for leaf in leaves)
 
         slope = quick(jax.value_and_grad(scalar, tuple(range(moved))))
-        here, rest = (model, *arrays)[:moved], arrays[moved - 1 :]
-        way = jax.tree.map(lambda x: rng.normal(size=x.shape), here)
-        along = [jax.tree.map(lambda x, d, s=s: x + s * d, here, way) for s in SIDES]
-        below, above = [float(slope(*place, *rest)[0]) for place in along]
-        _, gradient = slope(*here, *rest)
-        parts = [
-            (np.asarray(g), d) for g, d in zip(*map(jax.tree.leaves, (gradient, way)))
+        point, rest = (model, *arrays)[:moved], arrays[moved - 1 :]
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
+        below, above = [
+            float(
+                slope(
+                    *jax.tree.map(lambda x, d, s=s: x + s * d, point, direction), *rest
+                )[0]
+            )
+            for s in (-STEP, STEP)
         ]
+        _, gradient = slope(*point, *rest)
+        leaves = map(jax.tree.leaves, (gradient, direction))
+        parts = [(np.asarray(g), d) for g, d in zip(*leaves)]
     assert all(np.isfinite(g).all() for g, _ in parts)
     if row.steps:
         assert not any(g.any() for g, _ in parts)
@@ -368,9 +390,6 @@ def test_grad_is_the_slope(name, kind):
     assert np.abs(terms).max() > 0
     expected = (above - below) / (2 * STEP)
     np.testing.assert_allclose(terms.sum(), expected, rtol=1e-3, atol=1e-6)
-
-
-SIDES = (-STEP, STEP)
 
 
 def wide(array):

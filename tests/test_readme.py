@@ -1,4 +1,4 @@
-"""What the README shows is there, is complete, and runs as it stands."""
+"""What the README and the guide show is there, is complete, and runs as it stands."""
 
 import pathlib
 import re
@@ -11,205 +11,183 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax.cli.main import main
+from vitjax.cli import main
+from vitjax.recipes import schema
 from vitjax.recipes.registry import RECIPES
 from vitjax.saliency.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf8")
+GUIDE = ROOT / "vitjax" / "guide"
+PAGES = {page.name: page.read_text("utf8") for page in sorted(GUIDE.glob("*.md"))}
+PAGES["README.md"] = README = (ROOT / "README.md").read_text("utf8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROSE = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
-INLINE = [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", PROSE)]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    return [text for kind, text in FENCED if kind == language]
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page) if kind == language]
 
 
-def shell_lines() -> list[str]:
-    """Commands of the fenced blocks; comments and line breaks are the shell's."""
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    parts = re.split(r"\n|&&", re.sub(r"#.*", "", text))
-    return [" ".join(part.split()) for part in parts if part.strip()]
+def code_spans(page: str) -> list[str]:
+    spans = re.findall(r"`([^`]+)`", FENCE.sub("", page))
+    return [" ".join(span.split()) for span in spans]
 
 
-def commands() -> list[str]:
+def commands(page: str) -> list[str]:
     """Every `vitjax ...`, of blocks and of prose."""
-    lines = [line.removeprefix("srun ") for line in shell_lines()]
-    return [line for line in (*lines, *INLINE) if line.startswith("vitjax ")]
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [" ".join(line.split()) for line in re.sub(r"#.*", "", text).splitlines()]
+    lines = [line.removeprefix("srun ") for line in (*lines, *code_spans(page))]
+    return [line for line in lines if line.startswith("vitjax ")]
 
 
-STANDS_FOR = {
-    "RECIPE": "identifiability",
-    "...": "--model M --data D --out DIR",
-    "IMAGE...": "IMAGE",
-    "DIR...": "DIR",
-}
-NEEDS = {
-    "run": ("--model M", "--data D", "--out DIR"),
-    "estimate": ("--model M", "--data D"),
-    **{name: ("--model M",) for name in ("explain", "neurons", "bench")},
-}
+PLACEHOLDERS = {"RECIPE": "identifiability", "IMAGE...": "IMAGE", "DIR...": "DIR"}
+REQUIRED = dict.fromkeys(("explain", "neurons", "bench"), ("--model M",))
+REQUIRED |= {"estimate": ("--model M", "--data D")}
+REQUIRED |= {"run": ("--model M", "--data D", "--out DIR")}
 
 
-def spelt_out(line: str) -> list[str]:
-    """Words of a command; what a line of prose leaves open is filled in."""
-    line = " ".join(STANDS_FOR.get(word, word) for word in line.split())
-    name = line.split()[1]
-    more = [flag for flag in NEEDS.get(name, ()) if flag.split()[0] not in line]
-    return shlex.split(" ".join((line, *more)))[1:]
+def arguments(line: str) -> list[str]:
+    """Words of a command line; what a line of prose leaves open is filled in."""
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
+    missing = [f for f in REQUIRED.get(words[0], ()) if f.split()[0] not in words]
+    return words + shlex.split(" ".join(missing))
 
 
-def test_every_fenced_block_is_of_a_kind_that_is_tested():
-    assert {kind for kind, _ in FENCED} == {"python", "bash", "bibtex", ""}
-    assert len(blocks("python")) >= 5 and len(blocks("bibtex")) == len(blocks("")) == 1
-    programs = {line.split()[0] for line in shell_lines()}
-    assert programs == {"pip", "vitjax", "pytest", "srun", "bash", "pre-commit"}
-    for line in shell_lines():
-        if line.startswith("bash "):
-            assert (ROOT / line.split()[1]).exists()
-
-
-@pytest.mark.parametrize("line", sorted(set(commands())))
-def test_every_command_line_parses(line):
+@pytest.mark.parametrize(
+    "line", sorted({c for p in PAGES.values() for c in commands(p)})
+)
+def test_command_lines_parse(line):
     name, *rest = line.split()[1:]
-    if name == "COMMAND":
+    if name == "COMMAND" or "--help" in rest:
         return
-    assert name in main.COMMANDS, line
-    if not rest:  # prose about a command
-        return
-    found = main.parse(spelt_out(line))
-    assert isinstance(found, main.COMMANDS[name])
-    if name in ("run", "estimate"):
-        assert found.recipe in {*RECIPES, "probes"}
+    assert name in main.COMMANDS
+    if rest:  # otherwise it is prose about a command
+        assert isinstance(main.parse(arguments(line)), main.COMMANDS[name])
 
 
-def test_every_extra_that_is_installed_exists():
-    asked = re.findall(r'pip install (?:-e )?"\.\[([^\]]+)\]"', README)
-    extras = {name for text in asked for name in text.split(",")}
-    assert extras <= set(PROJECT["optional-dependencies"])
-    assert {"test", "dev", "docs", "torch", "cuda", "tpu", "notebooks"} <= extras
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_refers_to_exists(name):
+    page, folder = PAGES[name], ROOT if name == "README.md" else GUIDE
+    assert {kind for kind, _ in FENCE.findall(page)} <= {"python", "bash", "bibtex", ""}
+    for extras in re.findall(r'pip install (?:-e )?"\.\[([^\]]+)\]"', page):
+        assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert target.startswith("http") or (folder / target).exists(), target
+    for span in code_spans(page):
+        if re.fullmatch(r"[\w./]+/(\w+\.(py|md|ipynb)|)|\w+\.py", span):
+            places = (ROOT, ROOT / "vitjax", ROOT / "tests")
+            assert any((place / span).exists() for place in places), span
 
 
-def test_everything_public_is_named():
-    words = set(re.findall(r"\w+", " ".join(INLINE)))
-    names = {*vitjax.__all__, *METHODS, *RECIPES, *main.COMMANDS, "probes"}
-    assert names - words <= {"__version__", "Batch"}
-    table = README[README.index("## The analyses") : README.index("**Two conv")]
-    for name in (*RECIPES, "probes"):
-        assert re.search(f"vitjax run {name}[` ]|`{name}`", table), name
+def test_the_readme_is_short_and_names_everything():
+    assert len(README.splitlines()) <= 200
+    assert len(blocks(README, "python")) == 3
+    assert all(f"(vitjax/guide/{page.name})" in README for page in GUIDE.glob("*.md"))
+    words = set(re.findall(r"\w+", " ".join(code_spans(README))))
+    assert {*vitjax.__all__, *RECIPES} - words == {"__version__"}
+    table = PAGES["methods.md"].split("## How faithful")[0]
+    assert set(re.findall(r"(?m)^\| `(\w+)`", table)) == set(METHODS)
+    for page in (README, PAGES["runs.md"]):
+        assert {line.split()[1] for line in commands(page)} >= set(main.COMMANDS)
 
 
 def test_the_map_is_the_tree():
-    (text,) = blocks("")
-    paths = [line.split()[0] for line in text.splitlines() if line[0] != " "]
+    (text,) = blocks(PAGES["contributing.md"], "")
+    paths = [line.split()[0] for line in text.splitlines()]
     assert all((ROOT / path).exists() for path in paths)
-    ours = {
-        path.removeprefix("vitjax/").rstrip("/") for path in paths if "vitjax/" in path
-    }
-    there = {path.name for path in (ROOT / "vitjax").iterdir()}
-    assert ours == {name for name in there if not name.startswith("__")}
+    rooms = {path.split("/")[1] for path in paths if path.startswith("vitjax/")}
+    tree = {path.name for path in (ROOT / "vitjax").iterdir()}
+    assert rooms == {name for name in tree if not name.startswith("__")}
 
 
-def test_files_links_and_headings_that_it_names_are_there():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            heading = target[1:].replace("-", " ")
-            assert re.search(rf"(?mi)^##+ {heading}$", README), target
-        elif not target.startswith("http"):
-            assert (ROOT / target).exists(), target
-    for text in INLINE:
-        if re.fullmatch(r"[\w./]*\w\.py", text) and "/x/" not in text:
-            places = ROOT / text, ROOT / "vitjax" / text, ROOT / "tests" / text
-            assert any(place.exists() for place in places), text
-    for name in re.findall(r"`(?:notebooks/)?(0\d_\w+)(?:\.ipynb)?`", README):
-        assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
+def rows_table() -> str:
+    """The table of arrays in rows.md, and the keys of their names, from the schema."""
+    keys = {id(v): k[:-1] for k, v in vars(schema).items() if isinstance(v, dict)}
+    lines = ["| array | axes | needs a label | meaning |", "| --- | --- | --- | --- |"]
+    used = {}
+    for family in schema.FAMILIES:
+        names = [keys[id(mapping)] for mapping in family.keys]
+        used |= dict(zip(names, family.keys))
+        array = next(iter(family))
+        cells = (
+            f"`{family.template.format(*names)}`",
+            " ".join(array.axes),
+            "yes" if array.needs_label else "",
+            family.meaning.format(*names),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    for name, mapping in used.items():
+        lines += ["", f"| {name} | |", "| --- | --- |"]
+        lines += [f"| `{key}` | {words} |" for key, words in mapping.items()]
+    return "\n".join(lines) + "\n"
 
 
-def test_it_says_each_thing_once():
-    headings = re.findall(r"(?m)^##+ (.+)$", README)
-    assert len(headings) == len(set(headings))
-    for word in ("Speed", "Many devices", "Contribute", "libraries", "wrong", "Cite"):
-        assert any(word in heading for heading in headings), word
+def test_rows_are_those_of_the_schema():
+    """To rewrite the page: `python tests/test_readme.py`."""
+    assert PAGES["rows.md"].split("<!-- schema -->\n")[1] == rows_table()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda c: c.splitlines()[0])
-def test_python_of_the_readme(code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:vitjax", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def python(*arguments, cwd):
+    command = [sys.executable, "-W", "error::DeprecationWarning:vitjax", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_demo_of_the_readme(tmp_path):
-    assert "vitjax demo" in README
-    done = subprocess.run(
-        [sys.executable, "-m", "vitjax", "demo"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
+@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if blocks(p, "python")])
+def test_python_blocks_run(name, tmp_path):
+    """In one process a page; every block has names of its own."""
+    code = "".join(
+        f"exec({block!r}, {{}})\n" for block in blocks(PAGES[name], "python")
     )
-    assert done.returncode == 0, done.stderr
-    (report,) = tmp_path.rglob("report.html")
-    assert report.stat().st_size > 50_000
-    assert str(report.name) in done.stdout
+    python("-c", code, cwd=tmp_path)
 
 
-EMBEDDED = {
-    **{name: "textured_digits" for name in ("M", "SOURCE", "vit_ti16")},
-    **{"D": "textured_digits:test_0", "DIR": "results", "rows": "results"},
-    **{"IMAGE": "photos/seven/0.png", "NAME": "seven", "M1,M2": "rollout,legrad"},
-}
-SMALL = {
-    "run": "--limit 8 --batch-size 8",
-    "estimate": "--limit 8 --batch-size 8",
-    "bench": "--batch-size 2 --repetitions 1",
-}
+STAND_INS = dict.fromkeys(("M", "SOURCE", "vit_ti16"), "textured_digits")
+STAND_INS |= {"D": "textured_digits:test_0", "DIR": "results"}
+STAND_INS |= {"IMAGE": "photos/seven/0.png", "NAME": "seven", "M1,M2": "rollout,legrad"}
+SMALL = dict.fromkeys(("run", "estimate"), "--limit 8 --batch-size 8")
+SMALL |= {"bench": "--batch-size 2 --repetitions 1", "demo": "--images 40"}
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_on_the_embedded_model(tmp_path, monkeypatch, capsys):
-    """The first block of `A whole data set`, and the table of commands."""
+def test_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    """The first block of runs.md and its table of commands, on the embedded model."""
     monkeypatch.chdir(tmp_path)
     for name in ("seven", "two"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (80, 60), (90, 0, 0)).save(f"photos/{name}/0.png")
-    section = README[README.index("## A whole data set") :]
-    lines = re.findall(r"(?m)^(vitjax .*)$", section.split("```")[1])
-    lines += re.findall(r"(?m)^\| `(vitjax [^`]*)` \|", section)
+    lines = FENCE.search(PAGES["runs.md"])[2].splitlines()
+    lines += re.findall(r"(?m)^\| `(vitjax [^`]*)` \|", PAGES["runs.md"])
     assert len(lines) >= 10
     for line in lines:
-        words = [EMBEDDED.get(word, word) for word in spelt_out(line)]
-        if words[0] in ("train", "demo"):  # an hour; tested above
-            continue
+        words = [STAND_INS.get(word, word) for word in arguments(line)]
         words += SMALL.get(words[0], "").split()
         if words[0] == "convert":
             words[-1] = "converted"
         if words[0] == "run" and "folder:photos" not in words:
             words[words.index("--out") + 1] = "again"
         assert main.main(words) == 0, f"{line}\n{capsys.readouterr().err}"
-    assert (tmp_path / "results/report.html").exists()
-    assert (tmp_path / "vitjax-explain/explain.png").exists()
+    for path in ("results", "vitjax-demo"):
+        assert (tmp_path / path / "report.html").stat().st_size > 50_000
+    assert (tmp_path / "vitjax-explain" / "explain.png").exists()
 
 
 @pytest.mark.slow
-def test_the_reference_is_built_from_the_docstrings(tmp_path):
+def test_the_reference_has_every_name_and_page(tmp_path):
     (command,) = re.findall(r"`[^`]*&& (pdoc [^`]*)`", README)
-    words = [sys.executable, "-W", "error", "-m", *command.split()]
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    python("-W", "error", "-m", *command.split(), cwd=tmp_path)
     page = (tmp_path / "reference/vitjax.html").read_text("utf8")
     for name in vitjax.__all__:
-        assert f'id="{name}"' in page, name
         section = re.search(rf'<section id="{name}">.*?</section>', page, re.DOTALL)
         assert name == "__version__" or "docstring" in section[0], name
+    guide = (tmp_path / "reference/vitjax/guide.html").read_text("utf8")
+    for name in set(PAGES) - {"README.md"}:
+        title = PAGES[name].splitlines()[0].removeprefix("# ")
+        assert re.search(rf"<h1[^>]*>{re.escape(title)}</h1>", guide), name
+
+
+if __name__ == "__main__":
+    head = PAGES["rows.md"].split("<!-- schema -->\n")[0]
+    (GUIDE / "rows.md").write_text(f"{head}<!-- schema -->\n{rows_table()}", "utf8")

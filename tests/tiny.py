@@ -1,4 +1,4 @@
-"""Miniature models of every architecture, and their files in foreign dialects.
+"""Miniature models of every architecture, and their files in every layout.
 
 The writers are the inverse of the tables under test, written from the formats'
 descriptions and not from those tables.
@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vitjax.models.model import Model
-from vitjax.models.tree import flatten, parameter_shapes, unflatten
+from vitjax.models.model import Model, flatten, parameter_shapes, unflatten
 from vitjax.types import Batch, Config
 
 SHAPE = dict(image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_dim=24)
@@ -66,27 +65,30 @@ def batch_of(images, label) -> Batch:
     )
 
 
+PRE_LINEN = {
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
+}
+
+
+def flax_arrays(model: Model, *, stacked: bool, rename=()) -> dict:
+    """The tree's leaves by path, blocks together or apart."""
+    out = {}
+    for key, value in flatten(jax.tree.map(np.asarray, model.params)).items():
+        parts = key.split("/")
+        if stacked or parts[:2] != ["Transformer", "encoderblock"]:
+            out[key] = value
+            continue
+        tail = "/".join(dict(rename).get(part, part) for part in parts[2:])
+        for block in range(len(value)):
+            out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
+    return out
+
+
 def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
     """The original npz: blocks apart, positions with [CLS]'s own at the front."""
-    flat = {k: np.asarray(v) for k, v in flatten(model.params).items()}
-    rename = (
-        {}
-        if linen
-        else {
-            "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
-            "LayerNorm_1": "LayerNorm_2",
-            "MlpBlock_0": "MlpBlock_3",
-        }
-    )
-    out = {}
-    for key, value in flat.items():
-        if key.startswith("Transformer/encoderblock/"):
-            tail = key.removeprefix("Transformer/encoderblock/").split("/")
-            tail = "/".join(rename.get(part, part) for part in tail)
-            for block in range(len(value)):
-                out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
-        else:
-            out[key] = value
+    out = flax_arrays(model, stacked=False, rename=() if linen else PRE_LINEN)
     position = out.pop("pos_embedding")
     out["Transformer/posembed_input/pos_embedding"] = position
     np.savez(path, **{prefix + key: value for key, value in out.items()})
@@ -159,15 +161,7 @@ def write_big_vision(path, model: Model, *, stacked: bool) -> dict:
 
     The position of [CLS] is added to it, as big_vision does when it reads old files.
     """
-    flat = {k: np.asarray(v) for k, v in flatten(model.params).items()}
-    out = {}
-    for key, value in flat.items():
-        if key.startswith("Transformer/encoderblock/") and not stacked:
-            tail = key.removeprefix("Transformer/encoderblock/")
-            for block in range(len(value)):
-                out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
-        else:
-            out[key] = value
+    out = flax_arrays(model, stacked=stacked)
     out["cls"] = out["cls"] + out["pos_embedding"][:, :1]
     out["pos_embedding"] = out["pos_embedding"][:, 1:]
     out = {"params/" + key: value for key, value in out.items()}
@@ -199,16 +193,15 @@ def write_hugging_face(path, model: Model, *, prefix: str = "vit.") -> dict:
             bare[there + "weight"] = mha[part]["kernel"].reshape(cfg.dim, -1).T
             if cfg.qkv_bias:
                 bare[there + "bias"] = mha[part]["bias"].reshape(-1)
-        out_kernel = mha["out"]["kernel"].reshape(-1, cfg.dim)
-        for there, weight, bias in (
-            ("attention.output", out_kernel, mha["out"]["bias"]),
-            ("intermediate", *at["MlpBlock_0"]["Dense_0"].values()),
-            ("output", *at["MlpBlock_0"]["Dense_1"].values()),
-        ):
-            if weight.ndim == 1:  # a dict's order: bias before kernel
-                weight, bias = bias, weight
-            bare[f"{name}{there}.dense.weight"] = weight.T
-            bare[f"{name}{there}.dense.bias"] = bias
+        dense, out_kernel = at["MlpBlock_0"], mha["out"]["kernel"].reshape(-1, cfg.dim)
+        bare |= {
+            f"{name}attention.output.dense.weight": out_kernel.T,
+            f"{name}attention.output.dense.bias": mha["out"]["bias"],
+            f"{name}intermediate.dense.weight": dense["Dense_0"]["kernel"].T,
+            f"{name}intermediate.dense.bias": dense["Dense_0"]["bias"],
+            f"{name}output.dense.weight": dense["Dense_1"]["kernel"].T,
+            f"{name}output.dense.bias": dense["Dense_1"]["bias"],
+        }
     for name, norm in norms.items():
         bare |= {name + "weight": norm["scale"], name + "bias": norm["bias"]}
     out = {prefix + key: value for key, value in bare.items()}
@@ -247,7 +240,7 @@ PUBLISHED = {
 
 
 def write_row(folder, name: str, config: Config) -> tuple[Model, pathlib.Path]:
-    """A miniature of a row, and its file in the row's own dialect."""
+    """A miniature of a row, and its file in the row's own layout."""
     model = make(config)
     suffix = "npz" if name == "vit_b16" else "safetensors"
     path = folder / f"{name}.{suffix}"

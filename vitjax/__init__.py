@@ -14,9 +14,8 @@ from vitjax.analysis.memory import (
     memory_classes,
     memory_coefficients,
 )
-from vitjax.analysis.probes import Probe, fit_ridge_probe
+from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
-from vitjax.analysis.softmax_probes import fit_softmax_probe
 from vitjax.api import (
     attention_gradients,
     explain,

@@ -1,18 +1,43 @@
-"""Wordings of error messages that many places share."""
+"""Error messages for wrong arguments: one wording for each kind of mistake."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-
-def unknown(what: str, value: Any, known: Iterable[str]) -> str:
-    """Say that a value is not one of those known, and which is nearest."""
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(str(value), known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{what}={value!r} is not one of {', '.join(known) or 'none'}.{hint}"
+Number = int | float
 
 
-def out_of_range(what: str, value: Any, low: Any, high: Any) -> str:
-    """Say that a value is outside [low, high)."""
-    return f"{what}={value!r} is out of range [{low}, {high})."
+def did_you_mean(value: Any, known: Iterable[Any], *, n: int = 1) -> str:
+    """` Did you mean 'y'?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(value), [str(name) for name in known], n=n)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def unknown(what: str, value: Any, known: Iterable[Any]) -> str:
+    """`method='x' is not one of a, b, c. Did you mean 'y'?`"""
+    known = list(known)
+    names = ", ".join(map(str, known))
+    return f"{what}={value!r} is not one of {names}.{did_you_mean(value, known)}"
+
+
+def out_of_range(what: str, value: Any, low: Number, high: Number = math.inf) -> str:
+    """`layers=(12,) is out of range [-12, 11].`"""
+    end = ")" if high == math.inf else "]"
+    return f"{what}={value!r} is out of range [{low}, {high}{end}."
+
+
+def check_one_of(what: str, value: Any, known: Iterable[Any]) -> None:
+    """Raise ValueError unless the value is known."""
+    known = list(known)
+    if value not in known:
+        raise ValueError(unknown(what, value, known))
+
+
+def check_range(
+    what: str, value: Any | Sequence[Any], low: Number, high: Number = math.inf
+) -> None:
+    """Raise ValueError unless low <= value <= high, for each of a sequence; not NaN."""
+    values = value if isinstance(value, Sequence) else (value,)
+    if not all(low <= each <= high for each in values):
+        raise ValueError(out_of_range(what, value, low, high))

@@ -1,11 +1,25 @@
-"""Rows -> intervals and tests: what a finite set of images can say."""
+"""Statistics over images: bootstrap intervals, permutation tests, corrections.
+
+Shared by all functions: arrays hold one value per image and quantity, images first; NaN
+where an image has none. `resamples` is the number m of random draws, at least 1, `seed`
+that of the draws. A permutation test returns p = (b + 1) / (m + 1) in (0, 1], b the
+draws at least as extreme as the data, uncorrected (see `holm`, `benjamini_hochberg`);
+`alternative` says which mean would speak against chance: "greater", "less", or either
+("two-sided"). Images, not tokens, are the independent units. One draw serves all
+quantities, so that the tokens and blocks of one image stay together and one matrix
+product tests them all.
+"""
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from vitjax import messages
+
+Alternative = Literal["greater", "less", "two-sided"]
 
 
 class Interval(NamedTuple):
@@ -26,30 +40,14 @@ def bootstrap_mean(
     """Mean over images with its percentile bootstrap interval.
 
     Images are drawn with replacement, as many as there are; the interval holds the
-    middle `level` of the means of `resamples` such draws. One draw serves all
-    quantities, so that the tokens, blocks and streams of one image stay together and
-    intervals of the same images are comparable. Every quantity has its own interval:
-    nothing is corrected for their number.
-
-    Args:
-        values: one value per image and quantity; NaN where an image has none.
-        level: probability inside the interval, in (0, 1).
-        resamples: number of draws, at least 1.
-        seed: of the draws; the same seed gives the same interval.
-
-    Returns:
-        The mean, NaN without any image; the bounds, NaN with fewer than two images.
-
-    Raises:
-        ValueError: `level` or `resamples` is outside its range.
+    middle `level`, in (0, 1), of the means of these draws. Every quantity has its own
+    interval: nothing is corrected for their number. The mean is NaN without any image,
+    the bounds are with fewer than two.
     """
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(
-            f"bootstrap_mean expects level in (0, 1) and resamples of at least 1; "
-            f"got level {level} and resamples {resamples}."
-        )
-    shape, images = values.shape[1:], len(values)
-    values = values.reshape(images, math.prod(shape)).astype(np.float64)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is out of range (0, 1).")
+    messages.check_range("resamples", resamples, 1)
+    shape, values = values.shape[1:], as_columns(values)
     present = np.isfinite(values)
     filled = np.where(present, values, 0.0)
     count = present.sum(0)
@@ -64,28 +62,35 @@ def bootstrap_mean(
     return Interval(*(part.reshape(shape) for part in (mean, low, high)))
 
 
+def as_columns(values) -> np.ndarray:
+    """[image quantity] in float64."""
+    return values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64)
+
+
+def draw_sizes(resamples: int, images: int) -> Iterator[int]:
+    """Numbers of draws that are made together, at most 16 MB of them."""
+    together = max(1, 2**21 // max(images, 1))
+    for start in range(0, resamples, together):
+        yield min(together, resamples - start)
+
+
 def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
     """Means of resampled images, some draws at a time: matrix products are fast."""
     images, draw = len(filled), np.random.default_rng(seed)
-    together = max(1, 2**21 // images)  # at most 16 MB of draws
     weights = None if present.all() else present.astype(np.float64)
-    for start in range(0, resamples, together):
-        drawn = np.stack(
+    for size in draw_sizes(resamples, images):
+        draws = np.stack(
             [
                 np.bincount(draw.integers(images, size=images), minlength=images)
-                for _ in range(min(together, resamples - start))
+                for _ in range(size)
             ]
         ).astype(np.float64)
-        count = images if weights is None else drawn @ weights
-        yield _divide(drawn @ filled, np.asarray(count))
+        count = images if weights is None else draws @ weights
+        yield _divide(draws @ filled, np.asarray(count))
 
 
 def _divide(total, count):
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
-Alternative = Literal["greater", "less", "two-sided"]
-"""What would speak against chance: a larger mean, a smaller one, or either."""
 
 
 def sign_flip_test(
@@ -98,26 +103,11 @@ def sign_flip_test(
     """Whether per-image differences are larger than chance.
 
     Under the null hypothesis every image's difference may as well have the other sign;
-    the sum of differences is compared with its value under random signs. One draw of
-    signs serves all quantities, so that one matrix product tests all blocks; images,
-    not tokens, are the independent units.
-
-    Args:
-        differences: one per image and quantity; NaN where an image has none.
-        alternative: see `Alternative`.
-        resamples: number m of draws, at least 1.
-        seed: of the draws.
-
-    Returns:
-        p = (b + 1) / (m + 1) in (0, 1], b the draws at least as extreme; NaN where no
-        image has a difference. Uncorrected: see `holm`, `benjamini_hochberg`.
-
-    Raises:
-        ValueError: an argument is out of its range.
+    the sum of differences is compared with its value under random signs. NaN where no
+    image has a difference.
     """
-    check(alternative, resamples)
     shape, images = differences.shape[1:], len(differences)
-    values = differences.reshape(images, math.prod(shape)).astype(np.float64)
+    values = as_columns(differences)
     present = np.isfinite(values)
     filled = np.where(present, values, 0.0)
     draw = np.random.default_rng(seed)
@@ -126,8 +116,7 @@ def sign_flip_test(
         bits = draw.integers(2, size=(count, images), dtype=np.int8)
         return (2.0 * bits - 1.0) @ filled
 
-    extreme = count_extreme(sums, filled.sum(0), images, resamples, alternative)
-    p = (extreme + 1) / (resamples + 1)
+    p = permutation_p(sums, filled.sum(0), images, resamples, alternative)
     return np.where(present.any(0), p, np.nan).reshape(shape)
 
 
@@ -139,27 +128,13 @@ def label_permutation_test(
     resamples: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, "..."]:
-    """Whether images of a group have a larger mean than the others.
+    """Whether images of a group have a larger mean than the others; no value is NaN.
 
-    Which images belong to the group is permuted; the difference of means is compared
-    with its value under permutations. One draw serves all quantities.
-
-    Args:
-        values: one per image and quantity, none NaN.
-        group: which images are in the group.
-        alternative: see `Alternative`.
-        resamples: number m of draws, at least 1.
-        seed: of the draws.
-
-    Returns:
-        p = (b + 1) / (m + 1) in (0, 1]; NaN where the group or the rest is empty.
-
-    Raises:
-        ValueError: an argument is out of its range, or a value is NaN.
+    The images of the group are permuted; the difference of means is compared with its
+    value under permutations. NaN where the group or the rest is empty.
     """
-    check(alternative, resamples)
     shape, images = values.shape[1:], len(values)
-    values = values.reshape(images, math.prod(shape)).astype(np.float64)
+    values = as_columns(values)
     if not np.isfinite(values).all():
         raise ValueError("label_permutation_test expects a value for every image.")
     inside = int(group.sum())
@@ -172,8 +147,8 @@ def label_permutation_test(
         return draw.permuted(np.tile(weights, (count, 1)), axis=1) @ values
 
     observed = weights @ values
-    extreme = count_extreme(differences, observed, images, resamples, alternative)
-    return ((extreme + 1) / (resamples + 1)).reshape(shape)
+    p = permutation_p(differences, observed, images, resamples, alternative)
+    return p.reshape(shape)
 
 
 def within_image_test(
@@ -187,31 +162,17 @@ def within_image_test(
 ) -> tuple[float, int]:
     """Whether tokens of a kind have larger values than the other tokens of their image.
 
-    Which tokens are of the kind is permuted within each image; the mean over images of
-    the difference of both means is compared with its value under permutations. Only
-    images with tokens of either kind count. It treats tokens as exchangeable, which
-    neighbours on a picture are not: `sign_flip_test` of per-image differences is the
-    honest default.
-
-    Args:
-        values: one per token.
-        member: tokens of the kind.
-        counted: tokens that count at all; None counts all.
-        alternative: see `Alternative`.
-        resamples: number m of draws, at least 1.
-        seed: of the draws.
-
-    Returns:
-        p = (b + 1) / (m + 1), NaN without such images; and on how many images it rests.
-
-    Raises:
-        ValueError: an argument is out of its range.
+    The tokens of the kind, `member`, are permuted within each image, among those that
+    are `counted`; the mean over images of the difference of both means is compared with
+    its value under permutations. Returns p, NaN without images that have tokens of
+    either kind, and their number. It treats tokens as exchangeable, which neighbors in
+    an image are not: prefer `sign_flip_test` of per-image differences.
     """
-    check(alternative, resamples)
+    check_test(alternative, resamples)
     counted = np.ones_like(member) if counted is None else counted
     member = member & counted
-    inside, all_of = member.sum(1), counted.sum(1)
-    rows = np.flatnonzero((inside > 0) & (inside < all_of))
+    inside, total = member.sum(1), counted.sum(1)
+    rows = np.flatnonzero((inside > 0) & (inside < total))
     if not len(rows):
         return float("nan"), 0
     draw = np.random.default_rng(seed)
@@ -219,43 +180,39 @@ def within_image_test(
     for row in rows:
         tokens = values[row, counted[row]].astype(np.float64)
         weights = np.where(member[row, counted[row]], 1 / inside[row], 0.0)
-        weights -= (weights == 0) / (all_of[row] - inside[row])
+        weights -= (weights == 0) / (total[row] - inside[row])
         observed += weights @ tokens / len(rows)
-        drawn = draw.permuted(np.tile(weights, (resamples, 1)), axis=1)
-        means += drawn @ tokens / len(rows)
+        draws = draw.permuted(np.tile(weights, (resamples, 1)), axis=1)
+        means += draws @ tokens / len(rows)
     extreme = beyond(means[:, None], np.array([observed]), alternative).sum()
     return float((extreme + 1) / (resamples + 1)), len(rows)
 
 
-def check(alternative: str, resamples: int) -> None:
-    """Refuse what no test can do."""
-    if alternative not in ("greater", "less", "two-sided") or resamples < 1:
-        raise ValueError(
-            f"A test takes greater, less or two-sided and at least 1 resample; got "
-            f"{alternative!r} and {resamples}."
-        )
+def check_test(alternative: str, resamples: int) -> None:
+    """Raise ValueError for options that do not exist."""
+    messages.check_one_of("alternative", alternative, get_args(Alternative))
+    messages.check_range("resamples", resamples, 1)
 
 
-def count_extreme(draws, observed, images, resamples, alternative) -> np.ndarray:
-    """How many of the drawn statistics are at least as extreme, some at a time."""
-    together, found = (
-        max(1, 2**21 // max(images, 1)),
-        np.zeros(observed.shape, np.int64),
-    )
-    for start in range(0, resamples, together):
-        drawn = draws(min(together, resamples - start))
-        found += beyond(drawn, observed, alternative).sum(0)
-    return found
+def permutation_p(
+    statistic: Callable[[int], np.ndarray], observed, images, resamples, alternative
+) -> np.ndarray:
+    """p of observed statistics; `statistic(count)` draws that many, some at a time."""
+    check_test(alternative, resamples)
+    extreme = np.zeros(observed.shape, np.int64)
+    for size in draw_sizes(resamples, images):
+        extreme += beyond(statistic(size), observed, alternative).sum(0)
+    return (extreme + 1) / (resamples + 1)
 
 
-def beyond(drawn, observed, alternative) -> np.ndarray:
+def beyond(draws, observed, alternative) -> np.ndarray:
     """Where drawn statistics are at least as extreme; equal up to rounding counts."""
-    tolerance = 1e-12 * np.abs(drawn).max(0, initial=0.0)
+    tolerance = 1e-12 * np.abs(draws).max(0, initial=0.0)
     if alternative == "two-sided":
-        drawn, observed = np.abs(drawn), np.abs(observed)
+        draws, observed = np.abs(draws), np.abs(observed)
     if alternative == "less":
-        drawn, observed = -drawn, -observed
-    return drawn >= observed - tolerance
+        draws, observed = -draws, -observed
+    return draws >= observed - tolerance
 
 
 def wilcoxon_test(
@@ -266,20 +223,14 @@ def wilcoxon_test(
 ) -> Float[np.ndarray, "..."]:
     """Wilcoxon's signed-rank test of pairs, as scipy computes it.
 
-    Args:
-        left, right: paired values and quantities.
-        alternative: `left` is larger, smaller, or either.
-
-    Returns:
-        p of each quantity, over the pairs that have both values; NaN where all are
-        equal.
+    p of each quantity that left is larger, over the pairs that have both values.
     """
     from scipy import stats
 
+    test: Any = stats.wilcoxon
     with np.errstate(invalid="ignore", divide="ignore"):
-        test: Any = stats.wilcoxon
-        found = test(left, right, alternative=alternative, axis=0, nan_policy="omit")
-    return np.asarray(found.pvalue)
+        result = test(left, right, alternative=alternative, axis=0, nan_policy="omit")
+    return np.asarray(result.pvalue)
 
 
 def vilas2023_permutation_test(
@@ -289,20 +240,12 @@ def vilas2023_permutation_test(
     resamples: int = 300,
     seed: int = 0,
 ) -> float:
-    """The published code's test of class against context tokens, for comparison.
+    """The published code's test of object against context tokens, for comparison.
 
-    Tokens of all images are pooled and shuffled; p is the share of shuffles whose
-    difference of means is larger than the true one. It takes tokens for independent,
-    can be 0, and calls ties significant (STUDY of the code): use `sign_flip_test`.
-
-    Args:
-        inside: values of one kind of tokens, of all images.
-        outside: of the other.
-        resamples: number of shuffles, 300 in the code.
-        seed: of the shuffles, which the code leaves open.
-
-    Returns:
-        In [0, 1]; NaN where there are no tokens of either kind.
+    Tokens of all images are pooled and shuffled; p is the fraction of shuffles whose
+    difference of means is larger than the true one, in [0, 1]; NaN where there are no
+    tokens of either kind. It takes tokens for independent, can be 0, and calls ties
+    significant: use `sign_flip_test`. The code leaves the seed open.
     """
     if not len(inside) or not len(outside):
         return float("nan")
@@ -311,8 +254,8 @@ def vilas2023_permutation_test(
     draw, larger = np.random.default_rng(seed), 0
     for _ in range(resamples):
         shuffled = draw.permutation(pooled)
-        here, there = shuffled[: len(inside)], shuffled[len(inside) :]
-        larger += int(difference < here.mean() - there.mean())
+        first, second = shuffled[: len(inside)], shuffled[len(inside) :]
+        larger += int(difference < first.mean() - second.mean())
     return larger / resamples
 
 
@@ -323,64 +266,47 @@ def vilas2023_accuracy_test(
     resamples: int = 300,
     seed: int = 0,
 ) -> Float[np.ndarray, "..."]:
-    """The published code's test of right against wrong images, for comparison.
+    """The published code's test of correct against wrong images, for comparison.
 
-    Which images were classified correctly is shuffled, for each quantity anew; p is the
-    share of shuffles whose difference of means is larger than the true one. It can be
-    0 and calls ties significant, so that quantities that are 0 for every image are
-    (STUDY of the code): use `label_permutation_test`.
-
-    Args:
-        values: one per image and quantity.
-        correct: whether the model's answer is the label.
-        resamples: number of shuffles, 300 in the code.
-        seed: of the shuffles, which the code leaves open.
-
-    Returns:
-        In [0, 1]; NaN where no image is right, or none is wrong.
+    Correctness is shuffled, for each quantity anew; p as above, NaN where no image is
+    correct, or none is wrong. Quantities that are 0 for every image are significant:
+    use `label_permutation_test`.
     """
     columns = values.reshape(len(values), math.prod(values.shape[1:]))
     p = [
         vilas2023_permutation_test(
-            *(column[correct], column[~correct]), resamples=resamples, seed=seed + place
+            column[correct], column[~correct], resamples=resamples, seed=seed + index
         )
-        for place, column in enumerate(columns.T)
+        for index, column in enumerate(columns.T)
     ]
     return np.array(p, np.float64).reshape(values.shape[1:])
 
 
 def holm(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
-    """Holm's adjusted p-values: the chance of any false alarm among all tests.
+    """Holm's adjusted p-values: the chance of any false alarm in a family of tests.
 
-    Args:
-        p: of all tests of one family, in any shape; NaN where there is none.
-
-    Returns:
-        Adjusted, in [0, 1]; NaN stays.
+    NaN, where there is no test, stays.
     """
-    return adjusted(p, lambda sorted_p, m, rank: sorted_p * (m - rank), np.maximum)
+    return adjusted(p, lambda sorted_p, m, rank: sorted_p * (m - rank), ascending=True)
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
-    """Benjamini and Hochberg's adjusted p-values: the expected share of false alarms.
+    """Benjamini and Hochberg's adjusted p-values: the expected rate of false alarms.
 
-    Args:
-        p: of all tests of one family, in any shape; NaN where there is none.
-
-    Returns:
-        Adjusted, in [0, 1]; NaN stays.
+    NaN, where there is no test, stays.
     """
-    scale = lambda sorted_p, m, rank: sorted_p * m / (rank + 1)  # noqa: E731
-    return adjusted(p, scale, np.minimum)
+    return adjusted(
+        p, lambda sorted_p, m, rank: sorted_p * m / (rank + 1), ascending=False
+    )
 
 
-def adjusted(p, scale, accumulate) -> np.ndarray:
+def adjusted(p, scale, *, ascending: bool) -> np.ndarray:
     """Sorted p-values scaled by their rank, made monotone from either end."""
     flat = np.asarray(p, np.float64).reshape(-1)
-    there = np.flatnonzero(np.isfinite(flat))
-    order = there[np.argsort(flat[there], kind="stable")]
+    tested = np.flatnonzero(np.isfinite(flat))
+    order = tested[np.argsort(flat[tested], kind="stable")]
     scaled = scale(flat[order], len(order), np.arange(len(order)))
-    if accumulate is np.maximum:
+    if ascending:
         scaled = np.maximum.accumulate(scaled)
     else:
         scaled = np.minimum.accumulate(scaled[::-1])[::-1]

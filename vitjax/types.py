@@ -1,4 +1,4 @@
-"""The axis glossary and the structs that cross a wall between rooms.
+"""Glossary of axes and words, and the structs that all rooms share.
 
 Axes, in every annotation of the package:
 
@@ -13,19 +13,39 @@ Axes, in every annotation of the package:
 - `class`: classes, in the order of `model.classes`.
 
 `query` and `key_token` are token axes of an attention matrix where both appear.
+
+Words, one for each concept:
+
+- residual stream: what blocks read and add to. State: a vector of it, or of an update.
+- class logits: a state in class space, `E.LN(x) + b`; logits: those of the model.
+- attention weights: after the softmax. Attention scores: before it.
+- [CLS], class token: the first prefix token. Register: any other prefix token.
+- on_object, patch_label: whether a patch lies on the labeled object: 1 object, 0
+  context, -1 neither.
+- image: an element of a data set, or its pixels. Example: what a probe is fitted on.
+- label: the true class. Prediction: the class of the largest logit. Target: the class
+  that a map explains.
+- mask: where the object is in an image.
+- map: one number per patch. Relevancy: the map of Vilas et al. 2023, section 7.
+- memory: a value vector of a layer; a token calls it with a coefficient.
+- vilas2023: as the published code of Vilas et al. 2023 defines it.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 ArrayLike = jax.Array | np.ndarray
-"""What array arguments may be: numpy arrays, JAX arrays, and tracers of the latter."""
+"""Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
+
+Convention = Literal["paper", "vilas2023_code"]
+"""Whose definition: that of the paper's text, or of its published code."""
+CONVENTIONS = get_args(Convention)
 
 Struct = TypeVar("Struct")
 
@@ -77,8 +97,8 @@ class Config:
         depth: number of encoder blocks.
         heads: attention heads per block; divides `dim`.
         mlp_dim: neurons of each block's MLP.
-        class_token: read the answer at [CLS]; otherwise at the mean of the image
-            tokens, normalised after pooling.
+        class_token: the head reads [CLS]; otherwise the mean of the image
+            tokens, normalized after pooling.
         registers: register tokens, between [CLS] and the patches.
         norm: where LayerNorm stands. "pre": `x + f(LN(x))`. "residual_post":
             `x + LN(f(x))`.
@@ -87,7 +107,7 @@ class Config:
         gelu: "erf" (exact; timm, the paper's numbers) or "tanh" (the original code).
         epsilon: added to the variance in every LayerNorm.
         refinement: whether every block but the last has a token-refinement module
-            (Naseer et al. 2022), one more readout: `vitjax.refinement_logits`.
+            (Naseer et al. 2022), a head of its own: `vitjax.refinement_logits`.
 
     Raises:
         ValueError: a size does not divide, is not positive, or an option is unknown.
@@ -185,15 +205,15 @@ class Config:
 
 @pytree
 class Trace:
-    """What one forward pass leaves behind; a field that was not asked for is None.
+    """Intermediates of one forward pass; a field that is not captured is None.
 
     Args:
-        embedding: the stream entering block 0.
-        residual: the stream after each block.
-        attention_update: what the attention sub-layer adds to the stream: after its
+        embedding: the residual stream entering block 0.
+        residual: the residual stream after each block.
+        attention_update: what the attention sub-layer adds to it: after its
             output projection, bias and LayerScale, and after the norm of a
             residual-post-norm block.
-        mlp_update: what the MLP adds to the stream, likewise.
+        mlp_update: what the MLP adds, likewise.
         attention_weights: after the softmax and after edits.
         values: value vectors of every head.
         mixed_values: values mixed by the attention weights, the input of the output
@@ -235,7 +255,7 @@ class Edits:
         attend: in [0, 1], the logarithm is added BEFORE the softmax: 0 cuts the link
             and the rest of the row sums to one.
         scale: multiplies the attention weights AFTER the softmax; nothing is
-            renormalised.
+            renormalized.
         keep: False removes a patch from the sequence by masking. Prefix tokens always
             stay. States of removed tokens are finite and meaningless.
         select: only these patches run, in this order: a sequence really shorter,
@@ -271,9 +291,35 @@ def _both(left, right, combine):
     return combine(left, right)
 
 
+def layer_norm(
+    x: Float[Array, "*any dim"],
+    scale: Float[ArrayLike, " dim"],
+    bias: Float[ArrayLike, " dim"],
+    *,
+    epsilon: float,
+    factor: Callable[[Array], Array] = lambda factor: factor,
+) -> Float[Array, "*any dim"]:
+    """Layer normalization in float32 at least, returned in the dtype of x.
+
+    The variance is the two-pass one: the one-pass form that Flax prefers loses digits
+    where a state's mean is large against its spread. `factor` is applied to 1 / sigma
+    before it multiplies; LRP holds it constant.
+    """
+    y = x.astype(np.promote_types(x.dtype, jnp.float32))
+    y = y - y.mean(-1, keepdims=True)
+    y = y * factor(jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon))
+    return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
+
+
+def along_last(vector: ArrayLike, like: Array) -> Array:
+    """A vector along the last axis of an array, in its dtype."""
+    vector = jnp.asarray(vector, like.dtype)
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
 @pytree
 class ClassSpace:
-    """The readout of a model: class logits of a state x are `E.LN(x) + b`.
+    """What turns a state x into class logits: `E.LN(x) + b`.
 
     Args:
         embedding: E, one row per class.
@@ -288,17 +334,38 @@ class ClassSpace:
     norm_shift: Float[ArrayLike, " dim"]
     epsilon: float = static()
 
+    def logits(
+        self, states: Float[ArrayLike, "*any dim"]
+    ) -> Float[Array, "*any class"]:
+        """Class logits of states; see `vitjax.project`."""
+        x = jnp.asarray(states)
+        x = x.astype(np.promote_types(x.dtype, jnp.float32))
+        norm = self.norm_scale, self.norm_shift
+        return self.affine(layer_norm(x, *norm, epsilon=self.epsilon))
+
+    def affine(self, x: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
+        """`E.x + b`, added up and returned in float32 at least.
+
+        In half precision, rounding the logits would merge logits that differ by less
+        than 0.3 %; the products cost the same.
+        """
+        kernel = jnp.asarray(self.embedding).T
+        dtype = np.promote_types(kernel.dtype, jnp.float32)
+        x = x.astype(kernel.dtype)
+        logits = jnp.matmul(x, kernel, preferred_element_type=dtype)
+        return logits + along_last(self.bias, logits)
+
 
 @pytree
 class Batch:
-    """Images on their way into a model; rows of padding have `valid` False.
+    """Images as a model takes them; rows of padding have `valid` False.
 
     Args:
         images: preprocessed pixels.
         label: true class, -1 where unknown.
         valid: False for padding and for images that could not be read.
         index: position in the data set.
-        patch_label: per patch 1 = class, 0 = context, -1 = neither; None where the
+        patch_label: per patch 1 = object, 0 = context, -1 = neither; None where the
             data set has no masks.
     """
 
@@ -307,3 +374,8 @@ class Batch:
     valid: Bool[ArrayLike, " batch"]
     index: Int[ArrayLike, " batch"]
     patch_label: Int[ArrayLike, "batch patch"] | None = None
+
+    @property
+    def token_class(self) -> ArrayLike | None:
+        """The former name of `patch_label`."""
+        return self.patch_label

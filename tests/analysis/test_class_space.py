@@ -1,6 +1,5 @@
 """Projection, rank, identifiability, top-k: formulas and properties."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,9 +20,8 @@ def test_project_is_the_formula():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
     states = RNG.normal(3, 2, (2, 5, 16)).astype(np.float32)
     x = states.astype(np.float64)
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
-        x.var(-1, keepdims=True) + space.epsilon
-    )
+    sigma = np.sqrt(x.var(-1, keepdims=True) + space.epsilon)
+    x = (x - x.mean(-1, keepdims=True)) / sigma
     x = x * np.asarray(space.norm_scale) + np.asarray(space.norm_shift)
     expected = x @ np.asarray(space.embedding).T + np.asarray(space.bias)
     np.testing.assert_allclose(project(space, states), expected, atol=1e-5)
@@ -57,12 +55,8 @@ def test_rank_at_the_extremes():
 
 def test_labels_broadcast_by_numpys_rules():
     logits = RNG.normal(size=(3, 2, 4, 7)).astype(np.float32)
-    for label in (
-        np.int32(2),
-        np.arange(4),
-        np.arange(2)[:, None],
-        np.zeros((3, 1, 1), int),
-    ):
+    columns = np.arange(2)[:, None]
+    for label in (np.int32(2), np.arange(4), columns, np.zeros((3, 1, 1), int)):
         full = np.broadcast_to(label, (3, 2, 4))
         expected = np.take_along_axis(logits, full[..., None], -1)[..., 0]
         np.testing.assert_array_equal(take_label(logits, label), expected)
@@ -75,9 +69,8 @@ def test_permuting_classes_permutes_nothing_that_counts():
     logits = RNG.normal(size=(6, 9)).astype(np.float32)
     label, order = RNG.integers(0, 9, 6), RNG.permutation(9)
     where = np.argsort(order)
-    np.testing.assert_array_equal(
-        rank(logits[:, order], where[label]), rank(logits, label)
-    )
+    moved = rank(logits[:, order], where[label])
+    np.testing.assert_array_equal(moved, rank(logits, label))
 
 
 def test_top_k_equals_a_stable_sort():
@@ -90,15 +83,7 @@ def test_top_k_equals_a_stable_sort():
         top_k(logits, k=21)
 
 
-def test_they_nest_in_jit_and_vmap():
+def test_class_logits_of_half_precision_are_float32():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
-    states, label = RNG.normal(size=(3, 5, 16)).astype(np.float32), np.array([0, 3, 6])
-
-    def score(x, label):
-        return identifiability(project(space, x), label)
-
-    mapped = jax.jit(jax.vmap(score))(states, label)
-    loop = [score(x, c) for x, c in zip(states, label)]
-    np.testing.assert_allclose(mapped, np.stack(loop), atol=1e-6)
-    low = project(space, jnp.asarray(states, jnp.bfloat16))
-    assert low.dtype == jnp.float32
+    states = jnp.asarray(RNG.normal(size=(3, 5, 16)), jnp.bfloat16)
+    assert project(space, states).dtype == jnp.float32

@@ -20,9 +20,8 @@ def test_the_trapezoid_is_numpys_and_any_order_of_steps_is_the_same():
 
 def test_the_published_area_is_the_sum_over_the_largest():
     accuracy = np.linspace(0.1, 0.8, 48)
-    found = area_under_curve(
-        accuracy, tuple(range(1, 49)), tokens=49, convention="vilas2023_code"
-    )
+    kept = tuple(range(1, 49))
+    found = area_under_curve(accuracy, kept, tokens=49, convention="vilas2023_code")
     np.testing.assert_allclose(found, accuracy.sum() / (0.8 * 49), rtol=1e-6)
 
 
@@ -31,15 +30,11 @@ def test_the_ends_of_an_area():
     assert area_under_curve(np.ones(3, bool), kept, tokens=49) == 1
     for convention in ("paper", "vilas2023_code"):
         zero = np.zeros(3, bool)
-        area = area_under_curve(zero, kept, tokens=49, convention=convention)
-        assert area == 0
-
-
-def test_areas_refuse_what_does_not_fit():
+        assert area_under_curve(zero, kept, tokens=49, convention=convention) == 0
     with pytest.raises(ValueError, match="3 steps"):
         area_under_curve(np.ones(3), (1, 2), tokens=4)
-    with pytest.raises(ValueError, match="neither"):
-        area_under_curve.__wrapped__(np.ones(2), (1, 2), tokens=4, convention="code")
+    with pytest.raises((ValueError, TypeError), match="code"):
+        area_under_curve(np.ones(2), (1, 2), tokens=4, convention="code")
 
 
 @pytest.fixture(scope="module")

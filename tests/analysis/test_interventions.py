@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from vitjax import api
-from vitjax.analysis import interventions
 from vitjax.analysis.class_space import project, rank
+from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.types import Edits
 
 
@@ -25,11 +25,8 @@ def test_published_attention_perturbations(name, kind, oracle, published_model):
     source, model = oracle(name), published_model(name)
     if kind == "no_cls" and name == "gap":
         pytest.skip("the published code does not define no_cls without [CLS]")
-    edits = (
-        api.self_only(model, convention="vilas2023_code")
-        if kind == "self_only"
-        else api.no_cls(model)
-    )
+    edits = api.no_cls(model) if kind == "no_cls" else None
+    edits = edits or api.self_only(model, convention="vilas2023_code")
     logits, ranks = last_block(model, source.images, source.label, edits)
     stored = source["perturbation"]
     np.testing.assert_allclose(logits, stored[f"{kind}_logits"], atol=1e-3)
@@ -49,12 +46,8 @@ def test_published_token_removal_by_mask_and_by_selection(
     for kept in range(3):
         keep = stored["keep"][:, kept]
         select = np.stack([np.flatnonzero(row) for row in keep]).astype(np.int32)
-        masked, ranks = last_block(
-            *(model, images, label, interventions.keep_tokens(keep))
-        )
-        short, short_ranks = last_block(
-            *(model, images, label, interventions.select_tokens(select))
-        )
+        masked, ranks = last_block(model, images, label, keep_tokens(keep))
+        short, short_ranks = last_block(model, images, label, select_tokens(select))
         expected = stored["drop_logits"][:, kept]
         np.testing.assert_allclose(short, expected, atol=1e-3)
         tolerance = 2e-4 if name == "setA" else 1e-5
@@ -67,31 +60,11 @@ def test_published_token_removal_by_mask_and_by_selection(
             assert (ours == wanted).mean() > 0.998
 
 
-@pytest.mark.parametrize("name", ("plain", "gap", "registers"))
-def test_self_only_of_the_paper_is_what_its_text_says(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    images, prefix = tiny.images(model.config), model.config.prefix
-    _, plain = api.forward(model, images, capture=("attention_weights",))
-    _, cut = api.forward(
-        model, images, capture=("attention_weights",), edits=api.self_only(model)
-    )
-    before, after = (np.asarray(t.attention_weights)[0] for t in (plain, cut))
-    np.testing.assert_allclose(
-        after[..., :prefix, :], before[..., :prefix, :], atol=1e-6
-    )
-    for query in range(prefix, model.config.tokens):
-        expected = before[..., query, :].copy()
-        others = [k for k in range(prefix, model.config.tokens) if k != query]
-        expected[..., others] = 0
-        np.testing.assert_allclose(after[..., query, :], expected, atol=1e-6)
-
-
-def test_renormalised_no_cls_sums_to_one():
+def test_renormalized_no_cls_sums_to_one():
     model = tiny.make(tiny.CONFIGS["plain"])
-    edits = api.no_cls(model, renormalize=True)
-    _, trace = api.forward(
-        model, tiny.images(model.config), capture=("attention_weights",), edits=edits
-    )
+    edits, images = api.no_cls(model, renormalize=True), tiny.images(model.config)
+    capture = ("attention_weights",)
+    _, trace = api.forward(model, images, capture=capture, edits=edits)
     weights = np.asarray(trace.attention_weights)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert (weights[..., 1:, 0] == 0).all()
@@ -111,10 +84,7 @@ def test_edits_compose_and_commute():
     ]
     for left in range(6):
         for right in range(left):
-            both = [
-                a & b
-                for a, b in ((edits[left], edits[right]), (edits[right], edits[left]))
-            ]
+            both = edits[left] & edits[right], edits[right] & edits[left]
             jax.tree.map(np.testing.assert_array_equal, *both)
     with pytest.raises(ValueError, match="select"):
         edits[4] & edits[4]
@@ -135,34 +105,23 @@ def test_masks_follow_a_selection():
 @pytest.mark.parametrize("name", ("plain", pytest.param("gap", marks=pytest.mark.slow)))
 def test_nothing_kept_is_finite(name):
     model = tiny.make(tiny.CONFIGS[name])
+    images, tokens = tiny.images(model.config), model.config.tokens
     edits = Edits(keep=np.zeros((3, 16), bool))
-    logits, trace = api.forward(
-        model, tiny.images(model.config), capture=("residual",), edits=edits
-    )
+    logits, trace = api.forward(model, images, capture=("residual",), edits=edits)
     assert np.isfinite(logits).all() and np.isfinite(trace.residual).all()
-    gradient = jax.grad(
-        lambda a: api.forward(model, tiny.images(model.config), edits=Edits(attend=a))[
-            0
-        ].sum()
-    )(np.zeros((1, 1, 1, model.config.tokens, model.config.tokens), np.float32))
+
+    def total(attend):
+        return api.forward(model, images, edits=Edits(attend=attend))[0].sum()
+
+    gradient = jax.grad(total)(np.zeros((1, 1, 1, tokens, tokens), np.float32))
     assert np.isfinite(gradient).all()
-
-
-def test_edits_pass_through_vmap():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images, rng = tiny.images(model.config), np.random.default_rng(0)
-    keeps = rng.random((4, 3, 16)) < 0.5
-    run = jax.jit(jax.vmap(lambda e: api.forward(model, images, edits=e)[0]))
-    mapped = run(Edits(keep=keeps))
-    loop = [api.forward(model, images, edits=Edits(keep=keep))[0] for keep in keeps]
-    np.testing.assert_allclose(mapped, np.stack(loop), atol=1e-5)
 
 
 def test_what_does_not_exist_is_refused():
     model = tiny.make(tiny.CONFIGS["gap"])
     with pytest.raises(ValueError, match="CLS"):
         api.no_cls(model)
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(ValueError, match=r"layers=\(2,\)"):
         api.self_only(model, layers=[2])
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
         api.self_only(model, convention="code")
@@ -186,14 +145,14 @@ def test_edits_that_do_not_fit_the_images_are_refused():
         Edits(keep=np.ones((2, 16), bool)),
         Edits(select=np.zeros((2, 4), int)),
     ):
-        with pytest.raises(ValueError, match="does not fit 3 images of 16 patches"):
+        with pytest.raises(ValueError, match="3 images of 16 patches"):
             api.forward(model, images, edits=edits)
-    with pytest.raises(ValueError, match="must not be negative"):
-        interventions.select_tokens(np.array([[0, -1]]))
+    with pytest.raises(ValueError, match="negative"):
+        select_tokens(np.array([[0, -1]]))
 
 
 @pytest.mark.parametrize("name", ("plain", "gap", "registers"))
-def test_self_only_with_and_without_renormalising(name):
+def test_self_only_with_and_without_renormalizing(name):
     """An independent formula: the weights themselves, set and divided by hand."""
     model = tiny.make(tiny.CONFIGS[name])
     images, prefix = tiny.images(model.config), model.config.prefix

@@ -1,14 +1,14 @@
-"""Ridge probes: against scikit-learn, and sums that do not mind how they were taken."""
+"""Probes against scikit-learn, and sums that do not depend on batches."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 
 import vitjax
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Probe, fit_ridge_probe
+from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 
 CLASSES, DIM = 7, 12
 
@@ -17,9 +17,9 @@ def examples(count=30, *, missing=2, offset=20.0, cells=(), seed=0):
     """States of all but the last classes, far from zero, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES - missing, size=count).astype(np.int32)
-    centres = rng.normal(size=(CLASSES, *cells, DIM))
+    centers = rng.normal(size=(CLASSES, *cells, DIM))
     noise = rng.normal(size=(count, *cells, DIM))
-    return (centres[labels] + noise + offset).astype(np.float32), labels
+    return (centers[labels] + noise + offset).astype(np.float32), labels
 
 
 def published(features, labels, *, alpha=1.0):
@@ -40,7 +40,7 @@ def test_scores_are_those_of_scikit_learn(alpha, count, offset):
         np.testing.assert_allclose(probe.scores(states), predict(states), atol=1e-4)
 
 
-def test_the_intercept_is_not_penalised():
+def test_the_intercept_is_not_penalized():
     features, labels = examples()
     heavy = fit_ridge_probe(features, labels, classes=CLASSES, alpha=1e9)
     share = np.bincount(labels, minlength=CLASSES) / len(labels)
@@ -60,9 +60,8 @@ def test_streamed_is_at_once(monkeypatch):
     once = fit_ridge_probe(features, labels, classes=CLASSES)
     monkeypatch.setattr(probes, "BATCH", 10)
     streamed = fit_ridge_probe(features, labels, classes=CLASSES)
-    np.testing.assert_allclose(
-        once.scores(features), streamed.scores(features), atol=1e-5
-    )
+    same = streamed.scores(features)
+    np.testing.assert_allclose(once.scores(features), same, atol=1e-5)
     assert not np.array_equal(once.centre, streamed.centre)
 
 
@@ -84,20 +83,19 @@ def test_many_probes_are_each_by_itself():
     for cell in np.ndindex(2, 3):
         here = (slice(None), *cell)
         alone = fit_ridge_probe(features[here], labels, classes=CLASSES)
-        np.testing.assert_allclose(
-            scores[here], alone.scores(features[here]), atol=1e-5
-        )
+        expected = alone.scores(features[here])
+        np.testing.assert_allclose(scores[here], expected, atol=1e-5)
 
 
 def test_a_batchs_sums_under_jit_and_vmap():
     features, labels = examples(30, cells=(3,))
-    shift = probes.batch_mean(features, labels)
-    direct = probes.batch_sums(features, labels, shift)
+    offset = probes.batch_mean(features, labels)
+    direct = probes.batch_sums(features, labels, offset)
     each = jax.vmap(probes.batch_sums, (1, None, 0), probes.BatchSums(0, 1))
-    mapped = jax.jit(each)(features, labels, shift)
+    mapped = jax.jit(each)(features, labels, offset)
     for left, right in zip(direct, mapped, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
-    shifted = features.astype(np.float64) - np.asarray(shift)
+    shifted = features.astype(np.float64) - np.asarray(offset)
     expected = np.einsum("nkd,nke->kde", shifted, shifted)
     np.testing.assert_allclose(direct.gram, expected, rtol=1e-5, atol=1e-4)
 
@@ -105,12 +103,12 @@ def test_a_batchs_sums_under_jit_and_vmap():
 def test_a_batch_without_labels_has_no_mean_and_no_sums():
     features, labels = examples()
     unknown = np.full_like(labels, -1)
-    shift = probes.batch_mean(features, unknown)
-    np.testing.assert_array_equal(shift, np.zeros(DIM))
-    moments = probes.empty_moments(shift, classes=CLASSES)
-    probes.add_batch(moments, probes.batch_sums(features, unknown, shift), unknown)
-    assert not moments.gram.any()
-    assert not moments.counts.any()
+    offset = probes.batch_mean(features, unknown)
+    np.testing.assert_array_equal(offset, np.zeros(DIM))
+    statistics = probes.empty_statistics(offset, classes=CLASSES)
+    probes.add_batch(statistics, probes.batch_sums(features, unknown, offset), unknown)
+    assert not statistics.gram.any()
+    assert not statistics.counts.any()
 
 
 def test_one_class_and_one_example():
@@ -142,7 +140,7 @@ def test_rank_counts_larger_scores_under_jit():
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
 def test_alpha_out_of_range(alpha):
     features, labels = examples(5)
-    with pytest.raises(ValueError, match="alpha is .* above 0"):
+    with pytest.raises(ValueError, match="alpha="):
         fit_ridge_probe(features, labels, classes=CLASSES, alpha=alpha)
 
 
@@ -150,7 +148,7 @@ def test_examples_that_do_not_fit():
     features, labels = examples(5)
     with pytest.raises(ValueError, match="5 states have 4 labels"):
         probes.check_examples(features, labels[:-1], classes=CLASSES)
-    with pytest.raises(ValueError, match="do not lie in"):
+    with pytest.raises(ValueError, match=r"labels=.*\[-1, 0\]"):
         fit_ridge_probe(features, labels, classes=1)
     with pytest.raises(ValueError, match="at least one example"):
         fit_ridge_probe(features, np.full(5, -1), classes=CLASSES)
@@ -167,10 +165,8 @@ def test_a_probe_is_a_pytree():
     assert len(jax.tree.leaves(probe)) == 3
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), probe)
     assert isinstance(twice, Probe)
-    assert twice.scores(features[:, None] * np.ones((1, 2, 1), np.float32)).shape == (
-        *(30, 2),
-        CLASSES,
-    )
+    doubled = np.repeat(features[:, None], 2, axis=1)
+    assert twice.scores(doubled).shape == (30, 2, CLASSES)
 
 
 @pytest.mark.slow
@@ -189,3 +185,82 @@ def test_scores_on_a_real_models_states_are_those_of_scikit_learn(
             here = (slice(None), *cell)
             expected = published(states[here], labels)(states[here])
             np.testing.assert_allclose(scores[here], expected, atol=1e-4)
+
+
+FEW, WIDTH, COUNT = 4, 6, 60
+
+
+def blobs(*, seed=0):
+    centers = 3 * np.eye(FEW, WIDTH)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(FEW, size=COUNT).astype(np.int32)
+    states = centers[labels] + rng.normal(size=(COUNT, WIDTH))
+    return (states + 5).astype(np.float32), labels
+
+
+def accuracy(probe, features, labels):
+    return (np.asarray(probe.rank(features, labels)) == 0).mean()
+
+
+def test_softmax_is_as_good_as_logistic_regression():
+    features, labels = blobs()
+    others = [blobs(seed=seed) for seed in range(1, 9)]
+    probe = fit_softmax_probe(features, labels, classes=FEW, seed=3)
+    known = LogisticRegression(max_iter=300).fit(features, labels)
+    found = np.mean([accuracy(probe, *pair) for pair in others])
+    assert found > np.mean([known.score(*pair) for pair in others]) - 0.04 > 0.8
+
+
+def test_a_seed_decides_all_and_another_cell_nothing():
+    features, labels = blobs()
+    pair = np.stack([features, features[::-1]], axis=1)
+    alone = fit_softmax_probe(features, labels, classes=FEW, epochs=3)
+    both = fit_softmax_probe(pair, labels, classes=FEW, epochs=3)
+    assert both.weights.shape == (2, FEW, WIDTH)
+    np.testing.assert_array_equal(both.weights[0], alone.weights)
+    other = fit_softmax_probe(features, labels, classes=FEW, epochs=3, seed=1)
+    assert not np.array_equal(other.weights, alone.weights)
+
+
+def held_out_loss(probe, features, labels, *, seed):
+    """What chooses the epoch: the loss on the tenth that the seed holds out."""
+    held = np.random.default_rng(seed).permutation(COUNT)[: COUNT // 10]
+    logits = np.asarray(probe.scores(features[held]), np.float64)
+    true = np.take_along_axis(logits, labels[held, None], 1)[:, 0]
+    return (np.log(np.exp(logits).sum(1)) - true).mean()
+
+
+def test_patience_ends_training_and_the_best_epoch_is_kept():
+    features, _ = blobs()
+    noise = np.random.default_rng(5).integers(FEW, size=COUNT).astype(np.int32)
+
+    def loss(**options):
+        probe = fit_softmax_probe(features, noise, classes=FEW, **options)
+        return held_out_loss(probe, features, noise, seed=0), probe
+
+    (few, early), (most, late) = loss(patience=1), loss(patience=200)
+    (forty, _), (none, untrained) = loss(patience=40, epochs=40), loss(epochs=0)
+    assert not np.asarray(untrained.weights).any()
+    np.testing.assert_allclose(none, np.log(FEW), atol=1e-6)
+    assert most <= forty + 1e-6
+    assert most <= few + 1e-6 <= none + 2e-6
+    assert np.abs(early.weights).max() <= np.abs(late.weights).max()
+
+
+def test_softmax_padding_and_constant_components_do_no_harm():
+    features, labels = blobs()
+    features[:, -1] = 7.0
+    padded = np.concatenate([features, np.full((3, WIDTH), np.nan, np.float32)])
+    beside = np.concatenate([labels, np.full(3, -1, np.int32)])
+    plain = fit_softmax_probe(features, labels, classes=FEW, epochs=2)
+    found = fit_softmax_probe(padded, beside, classes=FEW, epochs=2)
+    np.testing.assert_array_equal(found.weights, plain.weights)
+    assert np.isfinite(found.weights).all()
+
+
+def test_softmax_options_that_do_not_fit():
+    features, labels = blobs()
+    with pytest.raises(ValueError, match="two examples"):
+        fit_softmax_probe(features[:1], labels[:1], classes=FEW)
+    with pytest.raises(ValueError, match="validation=1.0"):
+        fit_softmax_probe(features, labels, classes=FEW, validation=1.0)

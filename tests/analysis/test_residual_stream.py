@@ -71,17 +71,17 @@ def test_composition_equals_the_published(name, read, oracle):
     after = tops["residual"][1:]
     ours = residual_composition(after, **options)
     theirs = residual_composition(after, **options, convention="vilas2023_code")
-    for key, short in (("previous", "prev"), ("attention", "attn"), ("mlp", "mlp")):
-        rate = 100 * np.asarray(ours[key]).mean((1, 2))
-        np.testing.assert_allclose(rate, stored[f"resid_only_{short}"], atol=1e-3)
-        rate = 100 * np.asarray(theirs[key]).mean((1, 2))
-        np.testing.assert_allclose(rate, stored[f"resid_published_{short}"], atol=1e-3)
-    rate = 100 * np.asarray(ours["several"]).mean((1, 2))
-    np.testing.assert_allclose(rate, stored["resid_several"], atol=1e-3)
-    rate = 100 * np.asarray(ours["composed"]).mean((1, 2))
-    np.testing.assert_allclose(rate, stored["resid_excl_comp"], atol=1e-3)
-    rate = 100 * np.asarray(theirs["composed"]).mean((1, 2))
-    np.testing.assert_allclose(rate, stored["resid_published_comp"], atol=1e-3)
+    keys = ("previous", "prev"), ("attention", "attn"), ("mlp", "mlp")
+    columns = [(ours[key], f"resid_only_{short}") for key, short in keys]
+    columns += [(theirs[key], f"resid_published_{short}") for key, short in keys]
+    columns += [
+        (ours["several"], "resid_several"),
+        (ours["composed"], "resid_excl_comp"),
+    ]
+    columns += [(theirs["composed"], "resid_published_comp")]
+    for found, column in columns:
+        rate = 100 * np.asarray(found).mean((1, 2))
+        np.testing.assert_allclose(rate, stored[column], atol=1e-3, err_msg=column)
 
 
 def test_top_classes_of_the_real_model_equal_the_published(read, oracle):
@@ -116,12 +116,6 @@ def test_misuse_is_refused():
     logits = np.zeros((2, 3), np.float32)
     with pytest.raises((ValueError, TypeError), match=r"one shape|\(1, 3\)|1,3"):
         similarity_change(logits, logits[:1], 0)
-    ids = np.zeros(3, int)
+    ids = dict.fromkeys(("before", "attention", "mlp"), np.zeros(3, int))
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
-        residual_composition(
-            ids,
-            before=ids,
-            attention=ids,
-            mlp=ids,
-            convention="code",  # pyright: ignore
-        )
+        residual_composition(np.zeros(3, int), **ids, convention="code")

@@ -1,4 +1,4 @@
-"""Foreign checkpoints: every dialect, strictly."""
+"""Checkpoints of other libraries: every layout, strictly."""
 
 import dataclasses
 import re
@@ -9,12 +9,20 @@ import published
 import pytest
 import safetensors.numpy
 import tiny
+from PIL import Image
 
+import vitjax
 from vitjax.api import forward
-from vitjax.checkpoints.convert import adapt, convert
+from vitjax.checkpoints.convert import detect_layout
 from vitjax.checkpoints.files import CheckpointError, open_arrays
-from vitjax.checkpoints.positions import resize_bicubic, resize_corners
-from vitjax.models.tree import flatten, unflatten
+from vitjax.checkpoints.layouts import Target
+from vitjax.checkpoints.positions import (
+    position_grid,
+    resize_bicubic,
+    resize_corners,
+    resize_positions,
+)
+from vitjax.models.model import flatten, unflatten
 from vitjax.types import Config
 
 
@@ -25,9 +33,9 @@ def assert_same_parameters(left, right, tolerance=0.0):
         np.testing.assert_allclose(left[path], right[path], rtol=0, atol=tolerance)
 
 
-def read(path, config, **options):
+def read(path, config, classes=7):
     with open_arrays(path) as arrays:
-        return convert(arrays, config, classes=len(tiny.CLASSES), **options)[0]
+        return detect_layout(arrays).params(config, classes=classes)[0]
 
 
 @pytest.mark.parametrize("linen", (True, False))
@@ -82,11 +90,12 @@ def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
     assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
     plain = tiny.CONFIGS["plain"]
     with open_arrays(tmp_path / "m.safetensors") as arrays:
-        adapted = adapt(arrays, plain, beside=lambda: {"layer_norm_eps": 1e-5})
-        assert adapted == Config(**tiny.SHAPE, registers=1, epsilon=1e-5)
-        assert adapt(arrays, plain, beside=dict).epsilon == 1e-12
-        with pytest.raises(CheckpointError, match="distillation_token"):
-            convert(arrays, plain, classes=7)
+        adjust = detect_layout(arrays).adjust_config
+        adjusted = adjust(plain, lambda: {"layer_norm_eps": 1e-5})
+        assert adjusted == Config(**tiny.SHAPE, registers=1, epsilon=1e-5)
+        assert adjust(plain, dict).epsilon == 1e-12
+    with pytest.raises(CheckpointError, match="distillation_token"):
+        read(tmp_path / "m.safetensors", plain)
 
 
 def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
@@ -107,23 +116,16 @@ def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
 def test_files_of_models_that_average_normalised_tokens_are_refused(tmp_path, linen):
     model = tiny.make(Config(**tiny.SHAPE, class_token=False))
     tiny.write_google(tmp_path / "m.npz", model, linen=linen)
-    with pytest.raises(CheckpointError, match="normalises every token before"):
+    with pytest.raises(CheckpointError, match="without \\[CLS\\]"):
         read(tmp_path / "m.npz", model.config)
 
 
-def test_both_formats_of_the_real_weights_are_the_same_model(shared, published_model):
-    model = published_model("setA")
-    (npz,) = (shared / "assets/vit_ti16").glob("*.npz")
-    with open_arrays(npz) as arrays:
-        params, _ = convert(arrays, model.config, classes=1000)
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, model.params))
-
-
-def test_small_npz_equals_its_safetensors(shared, published_model):
-    model = published_model("plain")
-    path = published.folder(shared, "plain") / "weights_augreg.npz"
-    with open_arrays(path) as arrays:
-        params, _ = convert(arrays, model.config, classes=20)
+@pytest.mark.parametrize(("name", "classes"), (("setA", 1000), ("plain", 20)))
+def test_npz_and_safetensors_are_the_same_model(name, classes, shared, published_model):
+    model, folder = published_model(name), published.folder(shared, name)
+    folder = shared / "assets/vit_ti16" if name == "setA" else folder
+    (npz,) = folder.glob("*.npz") if name == "setA" else [folder / "weights_augreg.npz"]
+    params = read(npz, model.config, classes)
     assert jax.tree.all(jax.tree.map(np.array_equal, params, model.params))
 
 
@@ -143,50 +145,44 @@ def test_missing_and_extra_keys_are_both_listed(tmp_path):
         arrays["neck.weight"] = np.zeros(3, np.float32)
 
     message = broken(tmp_path, change)
-    for part in (
-        "timm state dict",
-        "norm.bias",
-        "neck.weight",
-        "mlp.fc1.bias",
-        "blocks 1",
-    ):
+    for part in ("timm", "norm.bias", "neck.weight", "mlp.fc1.bias", "blocks 1"):
         assert part in message
 
 
-def test_shapes_that_do_not_fit_are_listed(tmp_path):
-    message = broken(
-        tmp_path, lambda a: a.update({"norm.bias": np.zeros(5, np.float32)})
-    )
-    assert "norm.bias gives (5,)" in message
-    message = broken(
-        tmp_path, lambda a: a.update({"pos_embed": np.zeros((1, 14, 16), np.float32)})
-    )
-    assert "14 position embeddings" in message
+@pytest.mark.parametrize(
+    ("key", "shape", "value"),
+    (
+        ("norm.bias", (5,), "norm.bias gives (5,)"),
+        ("pos_embed", (1, 14, 16), "14 position embeddings"),
+    ),
+)
+def test_shapes_that_do_not_fit_are_listed(tmp_path, key, shape, value):
+    array = np.zeros(shape, np.float32)
+    assert value in broken(tmp_path, lambda arrays: arrays.update({key: array}))
 
 
-def test_of_many_shapes_that_do_not_fit_a_few_are_said(tmp_path):
+def test_of_many_shapes_that_do_not_fit_a_few_are_listed(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
     tiny.write_timm(tmp_path / "m.safetensors", model)
     other = dataclasses.replace(model.config, mlp_dim=24, dim=24)
-    with pytest.raises(CheckpointError, match=r"; and \d+ more\. Is the") as caught:
+    with pytest.raises(CheckpointError, match=r"; and \d+ more") as caught:
         read(tmp_path / "m.safetensors", other)
     assert len(str(caught.value)) < 1000
+    with pytest.raises(CheckpointError, match="9 classes.*classes="):
+        read(tmp_path / "m.safetensors", model.config, classes=9)
 
 
-def test_a_wrong_class_count_says_what_to_pass(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_timm(tmp_path / "m.safetensors", model)
-    with (
-        open_arrays(tmp_path / "m.safetensors") as arrays,
-        pytest.raises(CheckpointError, match="Only the head differs.*classes="),
-    ):
-        convert(arrays, model.config, classes=9)
-
-
-def test_no_vision_transformer_is_recognised_as_such(tmp_path):
+def test_no_vision_transformer_is_recognized_as_such(tmp_path):
     np.savez(tmp_path / "m.npz", weights=np.zeros(3))
-    with pytest.raises(CheckpointError, match="no known dialect"):
+    with pytest.raises(CheckpointError, match="known layout.*weights"):
         read(tmp_path / "m.npz", tiny.CONFIGS["plain"])
+
+
+@pytest.mark.parametrize("change", ({"layer_scale": True}, {"registers": 2}))
+def test_parameters_that_a_layout_does_not_have_are_missing(tmp_path, change):
+    tiny.write_google(tmp_path / "m.npz", tiny.make(tiny.CONFIGS["plain"]), linen=True)
+    with pytest.raises(CheckpointError, match="Missing: .*(LayerScale|registers)"):
+        read(tmp_path / "m.npz", Config(**tiny.SHAPE, **change))
 
 
 def test_a_qkv_bias_that_the_config_denies_is_an_error(tmp_path):
@@ -204,7 +200,7 @@ def test_pre_logits_is_named_as_ignored(tmp_path):
     assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
 
 
-def test_position_embeddings_resize_by_dialect(tmp_path):
+def test_position_embeddings_resize_by_layout(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
     larger = Config(**tiny.SHAPE | {"image_size": 64})
     tiny.write_google(tmp_path / "m.npz", model, linen=True)
@@ -224,10 +220,7 @@ def test_prefix_tokens_without_a_position_have_position_zero(tmp_path):
     arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
     for start in (3, 4):  # registers without positions; neither registers nor [CLS]
         full = np.asarray(model.params["pos_embedding"])
-        there = (
-            full[:, 4:] if start == 4 else np.concatenate([full[:, :1], full[:, 4:]], 1)
-        )
-        arrays["pos_embed"] = np.ascontiguousarray(there)
+        arrays["pos_embed"] = np.concatenate([full[:, : 4 - start], full[:, 4:]], 1)
         safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
         params = read(tmp_path / "m.safetensors", model.config)
         expected = full.copy()
@@ -240,3 +233,58 @@ def test_flatten_and_unflatten_are_inverse():
     flat = flatten(params)
     assert all(re.fullmatch(r"[\w/]+", path) for path in flat)
     assert_same_parameters(unflatten(flat), params)
+
+
+@pytest.mark.parametrize("size", (7, 24, 14))
+def test_corner_aligned_resize_is_linear_between_corners(size):
+    grid = np.random.default_rng(0).normal(size=(14, 14, 3)).astype(np.float32)
+    ours = resize_corners(grid, (size, size))
+    at = np.linspace(0, 13, size)
+    low = np.minimum(at.astype(int), 12)
+    share = (at - low)[:, None, None]
+    rows = grid[low] * (1 - share) + grid[low + 1] * share
+    expected = rows[:, low] * (1 - share[:, 0]) + rows[:, low + 1] * share[:, 0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", (7, 24))
+def test_bicubic_resize_equals_pillows(size):
+    grid = np.random.default_rng(0).normal(size=(14, 14, 2)).astype(np.float32)
+    ours = resize_bicubic(grid, (size, size))
+    for channel in range(2):
+        picture = Image.fromarray(grid[..., channel], mode="F")
+        expected = picture.resize((size, size), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(ours[..., channel], expected, atol=2e-5)
+
+
+def test_which_positions_belong_to_prefix_tokens():
+    plain, registers = tiny.CONFIGS["plain"], tiny.CONFIGS["registers"]
+    assert position_grid(17, plain, None) == (1, (4, 4))
+    assert position_grid(16, plain, None) == (0, (4, 4))
+    assert position_grid(50, plain, None) == (1, (7, 7))
+    assert [position_grid(n, registers, None)[0] for n in (20, 17, 16)] == [4, 1, 0]
+    with pytest.raises(ValueError, match="15 position"):
+        position_grid(15, plain, None)
+
+
+def test_a_grid_that_is_known_is_never_guessed():
+    """Nine positions: [CLS] and 2 x 4, not 3 x 3 without it."""
+    wide = dataclasses.replace(tiny.CONFIGS["plain"], image_size=(16, 32))
+    square = dataclasses.replace(wide, image_size=24)
+    assert position_grid(9, square, wide) == (1, (2, 4))
+    assert position_grid(9, square, None) == (0, (3, 3))
+    position = np.random.default_rng(0).normal(size=(1, 9, 4)).astype(np.float32)
+    made = resize_positions(position, Target(square, wide, "bicubic"))
+    np.testing.assert_array_equal(made[:, :1], position[:, :1])
+    expected = resize_bicubic(position[0, 1:].reshape(2, 4, 4), (3, 3))
+    np.testing.assert_array_equal(made[0, 1:], expected.reshape(9, 4))
+
+
+def test_the_same_number_of_patches_in_another_grid_is_resized(tmp_path):
+    wide = dataclasses.replace(tiny.CONFIGS["plain"], image_size=(16, 32))
+    model = tiny.make(wide)
+    vitjax.save(model, tmp_path / "m")
+    tall = vitjax.load(tmp_path / "m", image_size=(32, 16))
+    grid = np.asarray(model.params["pos_embedding"])[0, 1:].reshape(2, 4, -1)
+    expected = resize_bicubic(grid, (4, 2)).reshape(8, -1)
+    np.testing.assert_allclose(tall.params["pos_embedding"][0, 1:], expected, atol=1e-6)

@@ -1,6 +1,7 @@
 """Load, init, save; what is fetched and what is said where it cannot be."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -16,10 +17,11 @@ import tiny
 from PIL import Image
 
 import vitjax
-from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints import download, registry
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.models.tree import flatten
-from vitjax.models.vit import pool
+from vitjax.checkpoints.huggingface import architecture, class_names
+from vitjax.models.heads import pool
+from vitjax.models.model import flatten
 from vitjax.types import Config, Edits
 
 
@@ -33,14 +35,13 @@ def test_save_and_load_are_inverse(tmp_path, name):
         preprocess=vitjax.Preprocess(*tiny.CONFIGS[name].shape)
     )
     vitjax.save(model, tmp_path / "m")
-    for again in (
-        vitjax.load(str(tmp_path / "m")),
-        vitjax.load(model.config, checkpoint=tmp_path / "m"),
-    ):
-        assert same(model, again)
-        assert again.config == model.config
-        assert again.classes == model.classes
-        assert again.preprocess == model.preprocess
+    for load in (vitjax.load, functools.partial(vitjax.load, model.config)):
+        by_name = load is vitjax.load
+        again = (
+            load(str(tmp_path / "m")) if by_name else load(checkpoint=tmp_path / "m")
+        )
+        assert same(model, again) and again.preprocess == model.preprocess
+        assert (again.config, again.classes) == (model.config, model.classes)
 
 
 def test_half_precision_on_disk_loads_as_float32(tmp_path):
@@ -56,17 +57,18 @@ def test_half_precision_on_disk_loads_as_float32(tmp_path):
 def test_load_an_architecture_with_a_file(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
     tiny.write_google(tmp_path / "m.npz", model, linen=False)
-    counted = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
-    assert counted.classes == tuple("0123456")
-    named = vitjax.load(
-        model.config, checkpoint=tmp_path / "m.npz", classes=list("abcdefg")
-    )
+    load = functools.partial(vitjax.load, model.config, checkpoint=tmp_path / "m.npz")
+    assert load().classes == load(classes=np.int64(7)).classes == tuple("0123456")
+    named = load(classes=list("abcdefg"))
     assert named.class_ids == tuple("abcdefg")
     assert named.preprocess == vitjax.Preprocess(32, 32)
+    assert load(image_size=(64, 64)).config.image_size == (64, 64)
     with pytest.raises(CheckpointError, match="classes="):
-        vitjax.load(model.config, checkpoint=tmp_path / "m.npz", classes=3)
+        load(classes=3)
     with pytest.raises(ValueError, match="distinct"):
-        vitjax.load(model.config, checkpoint=tmp_path / "m.npz", classes=["a"] * 7)
+        load(classes=["a"] * 7)
+    with pytest.raises(ValueError, match="classes=0"):
+        vitjax.init(model.config, classes=0)
     images = tiny.images(model.config)
     np.testing.assert_allclose(
         vitjax.forward(named, images)[0], vitjax.forward(model, images)[0], atol=1e-5
@@ -93,7 +95,7 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path):
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(ValueError, match="Did you mean vit_b16"):
+    with pytest.raises(ValueError, match="Did you mean 'vit_b16'"):
         vitjax.load("vit_b61")
     with pytest.raises(ValueError, match="vitjax.init"):
         vitjax.load(tiny.CONFIGS["plain"])
@@ -140,18 +142,16 @@ def test_without_torch_the_same_weights_come_as_safetensors(
     with pytest.raises(FileNotFoundError):
         vitjax.load("vit_b16_miil")
     original = "vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth"
-    exact = (
-        "timm/vit_base_patch16_224_miil.in21k_ft_in1k/resolve/main/model.safetensors"
-    )
-    assert offline[0].endswith(original if torch else exact)
+    exact = "timm/vit_base_patch16_224_miil.in21k_ft_in1k/resolve/main/"
+    assert original in offline[0] if torch else exact in offline[0]
 
 
 def test_a_cached_file_is_used_without_asking(tmp_path, offline):
     row = registry.find("vit_ti16")
-    assert loading.cached(row) is None
-    target = loading.published(row)[0].cached
+    assert download.cached(row) is None
+    target = download.published(row)[0].cached
     target.write_bytes(b"not a checkpoint")
-    assert loading.cached(row) == target
+    assert download.cached(row) == target
     with pytest.raises(CheckpointError, match="truncated"):
         vitjax.load("vit_ti16")
     assert not offline
@@ -167,15 +167,15 @@ def test_what_was_downloaded_is_checked_and_thrown_away(tmp_path, monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", give)
     row = dataclasses.replace(registry.find("vit_ti16"), sha256="abc123")
     with pytest.raises(CheckpointError, match="abc123.*removed"):
-        loading.download(row)
+        download.download(row)
     assert not list(tmp_path.iterdir())
     digest = hashlib.sha256(b"something else").hexdigest()
     row = dataclasses.replace(row, sha256=digest[:8])
-    assert loading.download(row).read_bytes() == b"something else"
+    assert download.download(row).read_bytes() == b"something else"
 
 
 @pytest.mark.parametrize("name", tiny.PUBLISHED)
-def test_every_row_in_its_own_dialect(tmp_path, name):
+def test_every_row_in_its_own_layout(tmp_path, name):
     config = tiny.shrunk(registry.find(name).config)
     model, path = tiny.write_row(tmp_path, name, config)
     loaded = vitjax.load(config, checkpoint=path, classes=7)
@@ -268,10 +268,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 def test_init_is_the_papers_control():
     config = dataclasses.replace(tiny.CONFIGS["plain"], dim=64, mlp_dim=256)
-    model, again = (
-        vitjax.init(config, seed=3, classes=5),
-        vitjax.init(config, seed=3, classes=5),
-    )
+    model, again = (vitjax.init(config, seed=3, classes=5) for _ in range(2))
     assert same(model, again)
     assert not same(model, vitjax.init(config, seed=4, classes=5))
     flat = flatten(model.params)
@@ -294,9 +291,8 @@ def test_init_is_the_papers_control():
 def test_the_gap_control_hardly_changes_over_depth():
     config = dataclasses.replace(tiny.CONFIGS["gap"], depth=4)
     model = vitjax.init(config, classes=5)
-    _, trace = vitjax.forward(
-        model, tiny.images(config), capture=("embedding", "residual")
-    )
+    capture = ("embedding", "residual")
+    _, trace = vitjax.forward(model, tiny.images(config), capture=capture)
     assert np.abs(trace.residual[-1] - trace.embedding).max() < 2e-4
 
 
@@ -306,23 +302,6 @@ def test_published_rows_load_their_own_file(shared):
     assert model.classes[1] == "goldfish, Carassius auratus"
     assert len(model.provenance.sha256) == 64
     assert model.preprocess == vitjax.Preprocess(224, 224)
-
-
-def test_what_load_takes(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_google(tmp_path / "m.npz", model, linen=False)
-    counted = vitjax.load(
-        model.config, checkpoint=tmp_path / "m.npz", classes=np.int64(7)
-    )
-    assert counted.num_classes == 7
-    listed = vitjax.load(
-        model.config, checkpoint=tmp_path / "m.npz", image_size=(64, 64)
-    )
-    assert listed.config.image_size == (64, 64) and hash(listed.config)
-    with pytest.raises(ValueError, match="classes is 0"):
-        vitjax.init(model.config, classes=0)
-    vitjax.save(model, tmp_path / "own")
-    assert same(vitjax.load(tmp_path / "own"), model)
 
 
 def test_our_own_folder_damaged_or_of_another_version(tmp_path):
@@ -340,17 +319,6 @@ def test_our_own_folder_damaged_or_of_another_version(tmp_path):
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match="damaged"):
         vitjax.load(tmp_path)
-
-
-def test_an_npz_damaged_in_the_middle_is_said_to_be_damaged(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_google(tmp_path / "m.npz", model, linen=True)
-    content = bytearray((tmp_path / "m.npz").read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 400] = bytes(400)
-    (tmp_path / "m.npz").write_bytes(content)
-    with pytest.raises(CheckpointError, match="probably truncated"):
-        vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
 
 
 LARGE = """
@@ -382,3 +350,23 @@ def test_loading_a_large_model_needs_about_twice_its_size(tmp_path):
         assert done.returncode == 0, done.stderr
         peak = done.stdout
     assert int(peak) < 2.2 * path.stat().st_size
+
+
+def test_what_is_absent_has_their_default():
+    base = dict(dim=768, depth=12, heads=12, mlp_dim=3072, epsilon=1e-12)
+    assert architecture({"model_type": "vit"}) == Config(224, 16, **base)
+    deit = architecture({"model_type": "deit", "image_size": [64, 32]})
+    assert deit == Config((64, 32), 16, **base, registers=1)
+
+
+def test_what_a_config_cannot_say_is_an_error():
+    with pytest.raises(CheckpointError, match=r"\[8, 16\]"):
+        architecture({"model_type": "vit", "patch_size": [8, 16]})
+    with pytest.raises(CheckpointError, match="hidden_act='relu'"):
+        architecture({"model_type": "vit", "hidden_act": "relu"})
+
+
+def test_classes_stand_in_the_order_of_their_numbers():
+    names = {str(n): f"name {n}" for n in (10, 2, 0, 1)}
+    assert class_names({"id2label": names}) == ("name 0", "name 1", "name 2", "name 10")
+    assert class_names({}) == ()

@@ -5,7 +5,7 @@ import pytest
 
 import vitjax
 from vitjax.checkpoints import registry
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 PARAMETERS = {
     "vit_ti16": 5_717_416,
@@ -50,7 +50,7 @@ def test_every_row_is_whole(name):
     names, ids = row.labels()
     assert len(names) == len(ids) == len(set(ids)) > 0
     assert (row.preprocess.height, row.preprocess.width) == row.config.shape
-    assert row.licence and row.source
+    assert row.license and row.source
     assert bool(row.url) + bool(row.packaged) + bool(row.obtain) == 1
     if row.sha256:
         assert row.url.endswith(f"-{row.sha256}.pth")

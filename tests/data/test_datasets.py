@@ -20,6 +20,10 @@ def save(path, value=0, size=(6, 4)):
     Image.new("L", size, value).save(path)
 
 
+def open_named(spec):
+    return open_data(spec, classes=NAMES, class_ids=IDS)
+
+
 def labels(source):
     return [source[i].label for i in range(len(source))]
 
@@ -29,30 +33,31 @@ class TestFolder:
         for name in ("hen/b.png", "hen/a.JPEG", "n01440764/deep/er.png", "3/x.webp"):
             save(tmp_path / name)
         save(tmp_path / ".cache" / "x.png")
-        (tmp_path / "hen" / "notes.txt").write_text("no image")
-        source = open_data(f"folder:{tmp_path}", classes=NAMES, class_ids=IDS)
-        records = [source[i] for i in range(len(source))]
-        assert [r.name for r in records] == [source.name(i) for i in range(4)]
-        assert {r.name: r.label for r in records} == {
+        (tmp_path / "hen" / "notes.txt").write_text("not an image")
+        source = open_named(f"folder:{tmp_path}")
+        names = [source[i].name for i in range(len(source))]
+        assert names == [source.name(i) for i in range(4)]
+        assert dict(zip(names, labels(source))) == {
             "3/x.webp": 3,
             "hen/a.JPEG": 4,
             "hen/b.png": 4,
             "n01440764/deep/er.png": 0,
         }
-        assert records[0].image.size == (6, 4)
+        assert source[0].image.size == (6, 4)
 
     def test_a_flat_folder(self, tmp_path):
         for name in ("n01514859_hen.JPEG", "n01440764_tench.JPEG", "holiday.jpg"):
             save(tmp_path / name)
-        source = open_data(tmp_path, classes=NAMES, class_ids=IDS)
-        assert labels(source) == [-1, 0, 4]
+        assert labels(open_named(tmp_path)) == [-1, 0, 4]
 
-    def test_a_folder_that_is_no_class(self, tmp_path):
-        save(tmp_path / "henn" / "a.png")
-        with pytest.raises(SourceError, match="'henn'.*hen"):
-            open_data(f"folder:{tmp_path}", classes=NAMES, class_ids=IDS)
+    def test_links_are_followed_and_circles_end(self, tmp_path):
+        save(tmp_path / "real/three/a.png")
+        save(tmp_path / "set/one/a.png")
+        (tmp_path / "set/three").symlink_to(tmp_path / "real/three")
+        (tmp_path / "set/one/again").symlink_to(tmp_path / "set")
+        assert open_folder(tmp_path / "set").names == ("one/a.png", "three/a.png")
 
-    def test_the_id_names_the_files(self, tmp_path):
+    def test_the_id_identifies_the_list_of_files(self, tmp_path):
         save(tmp_path / "a" / "hen" / "1.png")
         save(tmp_path / "b" / "hen" / "1.png", value=9)
         first = open_folder(tmp_path / "a").id
@@ -60,19 +65,20 @@ class TestFolder:
         save(tmp_path / "b" / "hen" / "2.png")
         assert open_folder(tmp_path / "b").id != first
 
-    def test_nothing_there(self, tmp_path):
+    def test_errors(self, tmp_path):
         with pytest.raises(SourceError, match="gone"):
             open_data(f"folder:{tmp_path}/gone")
         with pytest.raises(SourceError, match=".jpeg"):
             open_data(f"folder:{tmp_path}")
-
-    def test_a_broken_file_says_which(self, tmp_path):
         save(tmp_path / "hen" / "a.png")
         (tmp_path / "hen" / "b.png").write_bytes(b"nothing")
-        source = open_data(tmp_path, classes=NAMES, class_ids=IDS)
+        source = open_named(tmp_path)
         assert source[0].label == 4
         with pytest.raises(ImageError, match="hen/b.png"):
             source[1]
+        save(tmp_path / "henn" / "a.png")
+        with pytest.raises(SourceError, match="'henn'.*hen"):
+            open_named(tmp_path)
 
     def test_real_photos(self, shared):
         names, ids = imagenet1k()
@@ -83,60 +89,59 @@ class TestFolder:
 
 
 class TestCsv:
-    def table(self, folder, text):
-        save(folder / "images" / "a.png")
-        save(folder / "b.png")
-        (folder / "t.csv").write_text(text, encoding="utf-8-sig")
-        return f"csv:{folder}/t.csv"
+    @pytest.fixture
+    def table(self, tmp_path):
+        save(tmp_path / "images" / "a.png")
+        save(tmp_path / "b.png")
 
-    def test_paths_are_relative_to_the_table(self, tmp_path):
-        spec = self.table(
-            tmp_path, 'label,path\n"tench, Tinca tinca",images/a.png\n,b.png\n'
-        )
-        source = open_data(spec, classes=NAMES, class_ids=IDS)
+        def write(text):
+            (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
+            return f"csv:{tmp_path}/t.csv"
+
+        return write
+
+    def test_paths_are_relative_to_the_table(self, table):
+        text = 'label,path\n"tench, Tinca tinca",images/a.png\n,b.png\n'
+        source = open_named(table(text))
         assert labels(source) == [0, -1]
         assert source[1].name == "b.png" and source[1].mask is None
+        assert labels(open_data(table("path\nb.png\n"))) == [-1]
 
-    def test_without_labels(self, tmp_path):
-        assert labels(open_data(self.table(tmp_path, "path\nb.png\n"))) == [-1]
-
-    def test_masks(self, tmp_path):
+    def test_masks(self, table, tmp_path):
         mask = np.array([[0, 255, 255], [0, 0, 255]], np.uint8)
         Image.fromarray(mask).save(tmp_path / "bw.png")
-        Image.fromarray(mask // 255 * np.array([[1, 1, 255]], np.uint8)).save(
-            tmp_path / "ids.png"
-        )
+        ids = mask // 255 * np.array([[1, 1, 255]], np.uint8)
+        Image.fromarray(ids).save(tmp_path / "ids.png")
         text = "path,label,mask\nb.png,hen,bw.png\nb.png,hen,ids.png\nb.png,hen,\n"
-        source = open_csv(self.table(tmp_path, text).removeprefix("csv:"))
+        source = open_csv(table(text).removeprefix("csv:"))
         assert source[0].mask.tolist() == [[0, 1, 1], [0, 0, 1]]
         assert source[1].mask.tolist() == [[0, 1, 255], [0, 0, 255]]
         assert source[2].mask is None
 
-    @pytest.mark.parametrize("text", ["file,label\na.png,hen\n", "path,label\n", ""])
-    def test_not_a_table(self, tmp_path, text):
-        with pytest.raises(SourceError, match="t.csv needs"):
-            open_data(self.table(tmp_path, text))
-
-    def test_a_missing_image_or_table(self, tmp_path):
-        source = open_data(self.table(tmp_path, "path\ngone.png\n"))
+    def test_errors(self, table, tmp_path):
+        for text in ("file,label\na.png,hen\n", "path,label\n", ""):
+            with pytest.raises(SourceError, match="t.csv.*path and label"):
+                open_data(table(text))
+        with pytest.raises(SourceError, match="Row 3"):
+            open_data(table("path,label\na.png,1\n,2\n"))
+        source = open_data(table("path\ngone.png\n"))
         with pytest.raises(ImageError, match="gone.png.*no such file"):
             source[0]
+        (tmp_path / "t.csv").write_bytes("path,label\nÄ.png,1\n".encode("latin1"))
+        with pytest.raises(SourceError, match="t.csv.*UTF-8"):
+            open_csv(tmp_path / "t.csv")
         with pytest.raises(SourceError, match="nowhere.csv"):
             open_data("csv:nowhere.csv")
 
 
-def test_textured_digits():
-    source = open_data("textured_digits:test_1", classes=CLASSES)
+def test_textured_digits_with_the_classes_of_a_model():
+    model = types.SimpleNamespace(classes=CLASSES, class_ids=CLASSES)
+    source = open_data("textured_digits:test_1", model)
     record = source[5]
     assert record.label == record.context and source.name(5) == record.name
     assert repr(source) == f"{source.id} (5000 images)"
     with pytest.raises(SourceError, match="'zero'"):
-        open_data("textured_digits", classes=NAMES, class_ids=IDS)
-
-
-def test_classes_of_a_model():
-    model = types.SimpleNamespace(classes=CLASSES, class_ids=CLASSES)
-    assert open_data("textured_digits", model)[0].label == 1
+        open_named("textured_digits")
     assert open_source is open_data
 
 
@@ -152,7 +157,7 @@ def test_your_own_object():
             return Record(pixels, ["hen", None, "owl"][index], f"number {index}")
 
     assert isinstance(Own(), Source)
-    source = open_data(Own(), classes=NAMES, class_ids=IDS)
+    source = open_named(Own())
     assert (source.id, len(source), source.name(1)) == ("own/1", 3, "1")
     assert [source[0].label, source[1].label] == [4, -1]
     with pytest.raises(SourceError, match="own/1.*'owl'"):
@@ -163,22 +168,3 @@ def test_your_own_object():
 def test_an_unknown_spec(spec):
     with pytest.raises(SourceError, match=f"'{spec}'.*textured_digits"):
         open_data(spec)
-
-
-def test_linked_class_folders_count_and_circles_end(tmp_path):
-    save(tmp_path / "real/three/a.png")
-    save(tmp_path / "set/one/a.png")
-    (tmp_path / "set/three").symlink_to(tmp_path / "real/three")
-    (tmp_path / "set/one/again").symlink_to(tmp_path / "set")
-    names = open_folder(tmp_path / "set").names
-    assert names == ("one/a.png", "three/a.png")
-
-
-def test_damaged_tables(tmp_path):
-    table = tmp_path / "t.csv"
-    table.write_bytes("path,label\nÄ.png,1\n".encode("latin1"))
-    with pytest.raises(SourceError, match="t.csv.*UTF-8"):
-        open_csv(table)
-    table.write_text("path,label\na.png,1\n,2\n")
-    with pytest.raises(SourceError, match="Row 3"):
-        open_csv(table)

@@ -185,7 +185,7 @@ def test_workers_make_the_same_batches(tmp_path):
         list(load(numbers(12), workers=1))
 
 
-PROGRAM = """
+PROGRAM = r"""
 import os, signal, sys, time
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
@@ -194,7 +194,7 @@ from vitjax.data.textured_digits import TexturedDigits
 
 class Slow(TexturedDigits):
     def __getitem__(self, index):
-        print("worker", os.getpid(), flush=True)
+        os.write(1, b"worker %d\n" % os.getpid())
         time.sleep(0.2)
         return super().__getitem__(index)
 
@@ -203,7 +203,7 @@ if __name__ == "__main__":
     options = dict(preprocess=Preprocess(64, 64), local_batch_size=2, workers=2)
     try:
         for loaded in batches(source, **options):
-            print("batch", flush=True)
+            os.write(1, b"batch\n")
     except KeyboardInterrupt:
         sys.exit(130)
 """

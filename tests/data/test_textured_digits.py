@@ -10,7 +10,7 @@ def source():
     return TexturedDigits(part="test", correlation=0.5)
 
 
-def test_a_image_depends_on_its_index_alone(source):
+def test_an_image_depends_on_its_index_alone(source):
     batch = source.compose(np.array([41, 7, 4999]))
     for row, index in enumerate([41, 7, 4999]):
         record = source[index]
@@ -39,9 +39,9 @@ def test_another_seed_gives_other_images():
 def test_the_context_is_the_classes_own_with_the_given_probability(
     correlation, low, high
 ):
-    images = TexturedDigits(correlation=correlation).compose(np.arange(1000))
-    assert low <= (images.context == images.label).mean() <= high
-    assert set(images.context) == set(range(len(CONTEXTS)))
+    batch = TexturedDigits(correlation=correlation).compose(np.arange(1000))
+    assert low <= (batch.context == batch.label).mean() <= high
+    assert set(batch.context) == set(range(len(CONTEXTS)))
 
 
 def test_correlation_changes_nothing_but_the_context():
@@ -57,15 +57,15 @@ def test_correlation_changes_nothing_but_the_context():
 def test_the_mask_covers_what_the_digit_changes(source):
     indices = np.arange(50)
     draws = textured_digits.uniform((0, 1), indices)
-    images = source.compose(indices)
+    batch = source.compose(indices)
     sheets = textured_digits.load_material("test").sheets
-    ground = textured_digits.paint_context(sheets, images.context, draws[:, 3:9])
-    change = np.abs(images.images / 255 - ground).max(axis=-1)
-    assert change[images.mask].mean() > 0.25
+    ground = textured_digits.paint_context(sheets, batch.context, draws[:, 3:9])
+    change = np.abs(batch.images / 255 - ground).max(axis=-1)
+    assert change[batch.mask].mean() > 0.25
     glyphs, labels, _ = textured_digits.load_material("test")
     number = textured_digits.pick(draws[:, 0], len(labels))
     ink = textured_digits.place_digits(glyphs, number, draws[:, 9:16], 0.0)
-    np.testing.assert_array_equal(images.mask, ink > 0.5)
+    np.testing.assert_array_equal(batch.mask, ink > 0.5)
     assert change[ink == 0].max() < 0.51 / 255
 
 
@@ -127,18 +127,12 @@ def test_rotation_moves_a_stripe(turn):
 
 def test_splits():
     assert open_split("train").part == "train"
-    assert [open_split(s).correlation for s in ("test", "test_0", "test_1")] == [
-        0.5,
-        0,
-        1,
-    ]
-    with pytest.raises(ValueError, match="'validation'.*train, test"):
-        open_split("validation")
+    correlations = [open_split(s).correlation for s in ("test", "test_0", "test_1")]
+    assert correlations == [0.5, 0, 1]
     ids = {open_split(s).id for s in ("train", "test_0", "test_0.5", "test_1")}
     assert len(ids) == 4
-
-
-def test_bad_arguments():
+    with pytest.raises(ValueError, match="'validation'.*train, test"):
+        open_split("validation")
     with pytest.raises(ValueError, match="'valid'"):
         TexturedDigits(part="valid")
     with pytest.raises(ValueError, match="1.5"):

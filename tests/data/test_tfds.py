@@ -123,11 +123,11 @@ def test_imagenet_s_is_the_same_from_files_and_from_records(prepared, monkeypatc
     records = open_prepared("imagenet_s/919:validation", data_dir=data_dir)
     assert len(records) == len(files) == 8
     for index in range(8):
-        ours, theirs = records[index], files[index]
-        assert (ours.label, ours.name) == (theirs.label, theirs.name)
-        np.testing.assert_array_equal(np.asarray(ours.image), np.asarray(theirs.image))
-        np.testing.assert_array_equal(ours.mask, theirs.mask)
-        assert ours.digest == theirs.digest
+        record, file = records[index], files[index]
+        assert (record.label, record.name) == (file.label, file.name)
+        np.testing.assert_array_equal(np.asarray(record.image), np.asarray(file.image))
+        np.testing.assert_array_equal(record.mask, file.mask)
+        assert record.digest == file.digest
     assert open_prepared("imagenet_s/919:test", data_dir=data_dir)[0].mask is None
     assert len(open_prepared("imagenet_s/919:validation[:3]", data_dir=data_dir)) == 3
     assert "tensorflow" not in sys.modules

@@ -12,9 +12,12 @@ import pytest
 import tiny
 from scipy.special import erf
 
+import vitjax
 from vitjax.analysis.class_space import project
 from vitjax.api import forward
-from vitjax.models.vit import PatchEmbedding, VisionTransformer, pool
+from vitjax.models.heads import pool
+from vitjax.models.layers import PatchEmbedding
+from vitjax.models.vit import VisionTransformer
 from vitjax.types import TRACE_FIELDS, Config, Edits
 
 
@@ -25,7 +28,7 @@ def test_logits_equal_the_published(name, oracle, published_model):
     np.testing.assert_allclose(logits, expected, atol=5e-4 if name == "setA" else 2e-5)
 
 
-def reference(model, images):  # noqa: C901 (a whole network)
+def reference(model, images):
     """The whole network in float64 numpy, one image and block at a time."""
     cfg = model.config
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
@@ -43,10 +46,7 @@ def reference(model, images):  # noqa: C901 (a whole network)
     def attention(x, q):
         bias = (lambda n: q[n]["bias"]) if cfg.qkv_bias else (lambda n: 0.0)
         qkv = {
-            n: np.einsum("td,dhk->htk", x, q[n]["kernel"])
-            + np.reshape(
-                bias(n) + np.zeros((cfg.heads, cfg.head_dim)), (cfg.heads, 1, -1)
-            )
+            n: (np.einsum("td,dhk->thk", x, q[n]["kernel"]) + bias(n)).swapaxes(0, 1)
             for n in ("query", "key", "value")
         }
         scores = qkv["query"] @ qkv["key"].transpose(0, 2, 1) / math.sqrt(cfg.head_dim)
@@ -72,13 +72,9 @@ def reference(model, images):  # noqa: C901 (a whole network)
         x = np.concatenate([*prefix, x]) + p["pos_embedding"][0]
         for i in range(cfg.depth):
             q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
-            x = x + update(
-                lambda y, q=q: attention(y, q["MultiHeadDotProductAttention_0"]),
-                x,
-                q,
-                0,
-            )
-            x = x + update(lambda y, q=q: mlp(y, q["MlpBlock_0"]), x, q, 1)
+            mha, dense = q["MultiHeadDotProductAttention_0"], q["MlpBlock_0"]
+            x = x + update(lambda y, mha=mha: attention(y, mha), x, q, 0)
+            x = x + update(lambda y, dense=dense: mlp(y, dense), x, q, 1)
         pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
         pooled = norm(pooled, p["Transformer"]["encoder_norm"])
         return pooled @ p["head"]["kernel"] + p["head"]["bias"], x
@@ -105,9 +101,8 @@ def test_plain_flax_use_captures_stacked_arrays(name):
     ours, trace = forward(model, images, capture=TRACE_FIELDS)
     np.testing.assert_allclose(logits, ours, atol=1e-5)
     block = state["intermediates"]["Transformer"]["encoderblock"]
-    (weights,) = block["MultiHeadDotProductAttention_0"]["attention_weights"][
-        "__call__"
-    ]
+    mha = block["MultiHeadDotProductAttention_0"]
+    (weights,) = mha["attention_weights"]["__call__"]
     assert weights.shape == (cfg.depth, len(images), cfg.heads, cfg.tokens, cfg.tokens)
     np.testing.assert_allclose(weights, trace.attention_weights, atol=1e-6)
     (stream,) = block["residual"]["__call__"]
@@ -151,9 +146,7 @@ def test_stochastic_depth_keeps_the_mean():
 
     still = updates({}, False)
     drawn = updates({"dropout": jax.random.key(0)}, True)
-    np.testing.assert_allclose(
-        drawn[0], still[0], atol=1e-5
-    )  # the first is never dropped
+    np.testing.assert_allclose(drawn[0], still[0], atol=1e-5)  # is never dropped
     dropped = np.asarray((drawn[1] == 0).all((-1, -2)))
     assert 0.4 < dropped.mean() < 0.6
     assert np.abs(drawn[1][~dropped]).mean() > 1.5 * np.abs(still[1]).mean()
@@ -177,44 +170,6 @@ def test_half_precision_logits_are_the_projection_of_the_pooled_state():
     assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
 
 
-def test_one_program_per_shape():
-    traces = []
-
-    def count(model, images):
-        traces.append(images.shape)
-        return model.module.apply({"params": model.params}, images)
-
-    run = jax.jit(count)
-    for seed in range(3):
-        model = tiny.make(tiny.CONFIGS["plain"], seed=seed)
-        run(model, tiny.images(model.config, seed=seed))
-    assert len(traces) == 1
-    assert Edits() is not None
-
-
-def test_config_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="does not divide image_size"):
-        Config(**tiny.SHAPE | {"image_size": 33})
-    with pytest.raises(ValueError, match="does not divide dim"):
-        Config(**tiny.SHAPE | {"heads": 3})
-    with pytest.raises((ValueError, TypeError), match="residual_post"):
-        Config(**tiny.SHAPE, norm="post")  # pyright: ignore
-    with pytest.raises(ValueError, match="positive"):
-        Config(**tiny.SHAPE | {"depth": 0})
-
-
-def test_config_tells_its_tokens():
-    config = tiny.CONFIGS["registers"]
-    assert (config.prefix, config.grid, config.patches, config.tokens) == (
-        4,
-        (4, 4),
-        16,
-        20,
-    )
-    assert tiny.CONFIGS["wide"].grid == (2, 5)
-    assert hash(config) == hash(Config(**tiny.SHAPE, registers=3))
-
-
 @pytest.mark.parametrize("shape", [(2, 24, 16), (1, 8, 8), (2, 29, 23), (0, 16, 16)])
 def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
     images = np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32)
@@ -225,3 +180,48 @@ def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
     patches = shape[1] // 8 * (shape[2] // 8)
     found = embedding.apply(params, images)
     np.testing.assert_allclose(found, expected.reshape(shape[0], patches, 5), atol=1e-5)
+
+
+def test_refinement_equals_an_independent_formula():
+    model = tiny.make(tiny.CONFIGS["refinement"])
+    images, cfg = tiny.images(model.config), model.config
+    logits = vitjax.refinement_logits(model, images)
+    assert logits.shape == (cfg.depth - 1, 3, 7)
+    _, trace = vitjax.forward(model, images, capture=("residual",))
+    tree = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
+    norm, head = tree["Transformer"]["encoder_norm"], tree["head"]
+
+    def layer_norm(x):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
+        return x * norm["scale"] + norm["bias"]
+
+    for block in range(cfg.depth - 1):
+        p = jax.tree.map(lambda leaf, b=block: leaf[b], tree["refinement"])
+        x = layer_norm(np.asarray(trace.residual[block], np.float64))
+        grid = x[:, 1:].reshape(3, *cfg.grid, cfg.dim)
+
+        def layer(grid, p=p):
+            rows, columns = cfg.grid
+            wide = np.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            out = sum(
+                wide[:, r : r + rows, c : c + columns] @ p["conv"]["kernel"][r, c]
+                for r in range(3)
+                for c in range(3)
+            )
+            out = (out - p["norm"]["mean"]) / np.sqrt(p["norm"]["var"] + 1e-5)
+            return out * p["norm"]["scale"] + p["norm"]["bias"]
+
+        y = np.maximum(layer(np.maximum(layer(grid), 0)) + grid, 0).mean((1, 2))
+        y = y + x[:, 0] @ p["token"]["kernel"] + p["token"]["bias"]
+        expected = y @ head["kernel"] + head["bias"]
+        np.testing.assert_allclose(logits[block], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_refinement_needs_its_modules_and_every_patch():
+    plain, model = (tiny.make(tiny.CONFIGS[n]) for n in ("plain", "refinement"))
+    with pytest.raises(ValueError, match="vit_b16_refinement_heads"):
+        vitjax.refinement_logits(plain, tiny.images(plain.config))
+    edits = Edits(keep=np.ones((3, 16), bool))
+    with pytest.raises(ValueError, match="every patch"):
+        vitjax.refinement_logits(model, tiny.images(model.config), edits=edits)

@@ -15,19 +15,13 @@ OURS = {
     "plain": (dict(), dict()),
     "no qkv bias": (dict(qkv_bias=False), dict(qkv_bias=False)),
     "layer scale": (dict(init_values=0.3), dict(layer_scale=True)),
-    "registers": (
-        dict(reg_tokens=3, no_embed_class=True),
-        dict(registers=3),
-    ),
-    "mean": (
-        dict(class_token=False, global_pool="avg"),
-        dict(class_token=False),
-    ),
+    "registers": (dict(reg_tokens=3, no_embed_class=True), dict(registers=3)),
+    "mean": (dict(class_token=False, global_pool="avg"), dict(class_token=False)),
     "wide": (dict(img_size=(16, 40)), dict(image_size=(16, 40))),
 }
 
 
-def randomise(torch, model):
+def randomize(torch, model):
     generator = torch.Generator().manual_seed(0)
     for name, leaf in [*model.named_parameters(), *model.named_buffers()]:
         if not leaf.is_floating_point():
@@ -59,7 +53,7 @@ def test_logits(name, timm, torch, tmp_path):
     )
     config = vitjax.Config(**tiny.SHAPE | ours)
     assert_same_logits(
-        torch, randomise(torch, model), config, tmp_path / "m.safetensors"
+        torch, randomize(torch, model), config, tmp_path / "m.safetensors"
     )
 
 
@@ -76,13 +70,13 @@ def test_residual_post_norm(timm, torch, tmp_path):
         block_fn=ResPostBlock,
     )
     assert_same_logits(
-        torch, randomise(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
+        torch, randomize(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
     )
 
 
 def test_resized_positions(timm, torch, tmp_path):
     model = timm.models.VisionTransformer(**SHAPE, num_classes=7, mlp_ratio=1.5)
-    arrays = {k: v.numpy() for k, v in randomise(torch, model).state_dict().items()}
+    arrays = {k: v.numpy() for k, v in randomize(torch, model).state_dict().items()}
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     from timm.layers import resample_abs_pos_embed
 
@@ -108,35 +102,3 @@ def test_addresses_are_timms(timm):
             assert config is not None and config.url == row.url, name
             assert config.num_classes == len(row.labels()[0])
             assert config.input_size == (3, *row.config.shape)
-
-
-@pytest.mark.parametrize("grid", (4,))
-def test_token_refinement(grid, torch, tmp_path):
-    """The layers of Naseer et al.'s module, run by PyTorch, one convolution twice."""
-    from torch.nn import functional as F  # noqa: N812
-
-    model = tiny.make(tiny.CONFIGS["refinement"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
-    images = tiny.images(model.config)
-    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
-    logits = vitjax.refinement_logits(loaded, images)
-    _, trace = vitjax.forward(loaded, images, capture=("residual",))
-    p = {key: torch.tensor(value) for key, value in arrays.items()}
-    for block in range(model.config.depth - 1):
-        name = f"transformerheads.{block}."
-        stream = torch.tensor(np.asarray(trace.residual[block]))
-        x = F.layer_norm(stream, (16,), p["norm.weight"], p["norm.bias"], 1e-6)
-        patches = x[:, 1:].transpose(1, 2).reshape(3, 16, grid, grid)
-
-        def layer(y, name=name):
-            y = F.conv2d(y, p[name + "conv.weight"], padding=1)
-            stored = (p[name + f"bn.running_{part}"] for part in ("mean", "var"))
-            return F.batch_norm(y, *stored, p[name + "bn.weight"], p[name + "bn.bias"])
-
-        y = F.relu(layer(F.relu(layer(patches))) + patches)
-        y = F.avg_pool2d(y, grid).reshape(3, 16)
-        y = y + F.linear(
-            x[:, 0], p[name + "token_fc.weight"], p[name + "token_fc.bias"]
-        )
-        expected = F.linear(y, p["head.weight"], p["head.bias"])
-        np.testing.assert_allclose(logits[block], expected, atol=1e-4)

@@ -9,7 +9,7 @@ import tiny
 
 from vitjax.analysis.class_space import project, rank, take_label, top_k
 from vitjax.models.forward import forward
-from vitjax.models.vit import pool
+from vitjax.models.heads import pool
 from vitjax.recipes.identifiability import identifiability
 from vitjax.types import Edits
 

@@ -6,9 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from vitjax.report.reduction import curve_table
 
 from vitjax.report.per_image import digest
-from vitjax.report.reduction import curve_table
 from vitjax.runner import results, storage
 from vitjax.types import Config
 

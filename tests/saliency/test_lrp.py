@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from vitjax import api
-from vitjax.models.backward_rules import layer_norm
 from vitjax.saliency import lrp
+from vitjax.types import layer_norm
 
 TARGET = np.array([1, 4, 2], np.int32)
 
@@ -45,7 +45,7 @@ def test_the_factors_of_a_product_get_half_each(draw):
 
 def test_an_addition_keeps_the_total(draw):
     x, update, relevance = draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)
-    _, back = jax.vjp(lrp.normalised_add, x, update)
+    _, back = jax.vjp(lrp.normalized_add, x, update)
     parts = back(relevance)
     assert all(np.isfinite(part).all() for part in parts)
     total = sum(part.sum((1, 2)) for part in parts)
@@ -97,33 +97,23 @@ def test_the_gamma_rule_favours_contributions_of_the_outputs_sign(draw):
     np.testing.assert_allclose(back(cotangent)[0] * x, expected, rtol=1e-3, atol=1e-4)
 
 
-def without_biases(model):
-    """Nothing is added anywhere: what comes in is all that can be handed on."""
-
-    def drop(path, leaf):
-        added = path[-1].key == "bias"
-        return jnp.zeros_like(leaf) if added else leaf
-
-    params = jax.tree_util.tree_map_with_path(drop, model.params)
-    return model.replace(params=params)
-
-
 @pytest.mark.parametrize("name", ("registers", "registers_gap"))
 def test_attnlrp_conserves_the_logit(name):
     """Exactly, through stream, norms, MLP and head; softmax would absorb some."""
-    model = silence_attention(without_biases(tiny.make(tiny.CONFIGS[name])))
+    model = without_biases_and_values(tiny.make(tiny.CONFIGS[name]))
     images = tiny.images(model.config)
     logits = api.forward(model, images)[0][np.arange(3), TARGET]
     x, gradient = lrp.attnlrp_gradient(model, images, TARGET, gamma=0.0, edits=None)
     np.testing.assert_allclose((x * gradient).sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
 
 
-def silence_attention(model):
-    """No value gets through: stream, norms and MLP are left."""
+def without_biases_and_values(model):
+    """Only the residual stream, norms and the MLP without biases are left."""
 
     def drop(path, leaf):
-        names = [getattr(key, "key", "") for key in path]
-        return jnp.zeros_like(leaf) if "out" in names else leaf
+        names = [key.key for key in path]
+        dropped = names[-1] == "bias" or "out" in names
+        return jnp.zeros_like(leaf) if dropped else leaf
 
     params = jax.tree_util.tree_map_with_path(drop, model.params)
     return model.replace(params=params)

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from vitjax import api
+from vitjax.analysis.interventions import keep_tokens
 from vitjax.saliency import removal
 
 
@@ -49,18 +50,9 @@ def test_a_step_is_the_model_without_the_other_patches(name):
     counts = (16, 5, 0, 1, 12)
     for order, sign in (("negative", -1), ("positive", 1)):
         kept_first = np.argsort(sign * importance, axis=1)
-        logits = np.stack(
-            [
-                api.forward(
-                    model,
-                    images,
-                    edits=api.interventions.keep_tokens(
-                        np.argsort(kept_first, axis=1) < count
-                    ),
-                )[0]
-                for count in counts
-            ]
-        )
+        position = np.argsort(kept_first, axis=1)
+        keeps = [keep_tokens(position < count) for count in counts]
+        logits = np.stack([api.forward(model, images, edits=e)[0] for e in keeps])
         answer = logits.argmax(-1)
         label = answer[1].astype(np.int32)
         found = api.removal_curve(
@@ -103,21 +95,13 @@ def test_no_intermediate_is_longer_than_its_bucket():
 
 
 @pytest.mark.parametrize(
-    "options, message",
-    (
-        (dict(keep_counts=()), "keep_counts"),
-        (dict(keep_counts=(17,)), "keep_counts"),
-        (dict(keep_counts=(-1,)), "keep_counts"),
-    ),
+    ("patches", "counts", "value"),
+    ((16, (), r"\(\)"), (16, (17,), "17"), (16, (-1,), "-1"), (17, (1,), r"\(3, 17\)")),
 )
-def test_what_does_not_exist_is_refused(options, message):
+def test_misuse_is_refused(patches, counts, value):
     model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
-    with pytest.raises(ValueError, match=message):
+    importance = np.zeros((3, patches), np.float32)
+    with pytest.raises(ValueError, match=value):
         removal.removal_curve(
-            model, images, 1, np.zeros((3, 16), np.float32), **options
-        )
-    with pytest.raises(ValueError, match="one number per patch"):
-        removal.removal_curve(
-            model, images, 1, np.zeros((3, 17), np.float32), keep_counts=(1,)
+            model, tiny.images(model.config), 1, importance, keep_counts=counts
         )

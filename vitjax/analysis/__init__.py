@@ -1,1 +1,1 @@
-"""Arrays to arrays: pure, unjitted functions, safe under vmap."""
+"""Analyses of arrays: pure functions, not compiled, safe under jit, vmap and grad."""

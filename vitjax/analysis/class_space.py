@@ -1,8 +1,7 @@
-"""Hidden states in class space: logits, ranks, identifiability."""
+"""Hidden states in class space: class logits, ranks, identifiability."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -24,7 +23,7 @@ def project(
 
     Args:
         class_space: `model.class_space`.
-        states: streams or updates, any leading axes.
+        states: residual streams or updates, any leading axes.
 
     Returns:
         Class logits, computed and returned in float32 at least.
@@ -37,35 +36,19 @@ def project(
             f"States of width {states.shape[-1]} do not fit a class space of width "
             f"{class_space.embedding.shape[-1]}; the last axis of states is `dim`."
         )
-    normed = layer_norm(class_space, states)
-    embedding = jnp.asarray(class_space.embedding)
-    dtype = np.promote_types(embedding.dtype, jnp.float32)
-    logits = jnp.einsum(
-        "...d,cd->...c",
-        normed.astype(embedding.dtype),
-        embedding,
-        preferred_element_type=dtype,
-    )
-    return logits + over_last(class_space.bias, logits)
+    return class_space.logits(states)
 
 
-def layer_norm(
-    class_space: ClassSpace, states: Float[ArrayLike, "*any dim"]
-) -> Float[Array, "*any dim"]:
-    """The final LayerNorm, in float32 at least."""
-    states = jnp.asarray(states)
-    x = states.astype(np.promote_types(states.dtype, jnp.float32))
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + class_space.epsilon)
-    return x * over_last(class_space.norm_scale, x) + over_last(
-        class_space.norm_shift, x
-    )
-
-
-def over_last(vector, like):
-    """A vector along the last axis of `like`, in its dtype."""
-    vector = jnp.asarray(vector, like.dtype)
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+def broadcast_labels(label: Labels, shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """Class numbers, broadcast by numpy's rules against leading axes."""
+    label = jnp.asarray(label).astype(jnp.int32)
+    if label.ndim > len(shape):
+        raise ValueError(
+            f"label of shape {label.shape} has more axes than the leading axes {shape} "
+            "of the class logits."
+        )
+    label = label.reshape((1,) * (len(shape) - label.ndim) + label.shape)
+    return jnp.broadcast_to(label, shape)
 
 
 def take_label(
@@ -73,16 +56,8 @@ def take_label(
 ) -> Float[Array, "*any"]:
     """The logit of a label; labels broadcast against the leading axes."""
     class_logits = jnp.asarray(class_logits)
-    leading = class_logits.shape[:-1]
-    label = jnp.asarray(label)
-    if label.ndim > len(leading):
-        raise ValueError(
-            f"label of shape {label.shape} has more axes than the leading axes "
-            f"{leading} of the class logits."
-        )
-    label = label.reshape((1,) * (len(leading) - label.ndim) + label.shape)
-    label = jnp.broadcast_to(label, leading)[..., None]
-    return jnp.take_along_axis(class_logits, label, axis=-1)[..., 0]
+    label = broadcast_labels(label, class_logits.shape[:-1])
+    return jnp.take_along_axis(class_logits, label[..., None], axis=-1)[..., 0]
 
 
 def rank(
@@ -105,14 +80,7 @@ def rank(
         ValueError: the label has more axes than the logits have leading ones.
     """
     true = take_label(class_logits, label)
-    return rank_of_logit(class_logits, true)
-
-
-def rank_of_logit(
-    class_logits: Float[ArrayLike, "*any class"], true: Float[ArrayLike, "*any"]
-) -> Int[Array, "*any"]:
-    """Number of entries larger than a logit that stands among them."""
-    larger = jnp.asarray(class_logits) > jnp.asarray(true)[..., None]
+    larger = jnp.asarray(class_logits) > true[..., None]
     count = larger.sum(-1, dtype=jnp.int32)
     return jnp.where(jnp.isnan(true), class_logits.shape[-1] - 1, count)
 
@@ -137,14 +105,14 @@ def identifiability(
 
 
 class TopK(NamedTuple):
-    """The k largest class logits, top_k_indices, and their classes."""
+    """The k largest class logits in descending order, and their classes."""
 
     logits: Float[Array, "*any top"]
     classes: Int[Array, "*any top"]
 
 
 def top_k(class_logits: Float[ArrayLike, "*any class"], *, k: int = 5) -> TopK:
-    """The k classes with the largest logits, in top_k_indices order.
+    """The k classes with the largest logits, in descending order.
 
     Args:
         class_logits: logits, any leading axes.

@@ -1,14 +1,11 @@
-"""How faithful a map is: areas under removal curves, and agreement with masks."""
-
-from typing import Literal
+"""Faithfulness of maps: areas under removal curves, and localization of objects."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vitjax.types import ArrayLike
-
-Convention = Literal["paper", "vilas2023_code"]
+from vitjax import messages
+from vitjax.types import CONVENTIONS, ArrayLike, Convention
 
 
 def area_under_curve(
@@ -20,7 +17,7 @@ def area_under_curve(
 ) -> Float[Array, "*any"]:
     """Area under a removal curve (Vilas et al. 2023, section 7).
 
-    "paper": the integral of accuracy over the share of patches kept, by trapezoids
+    "paper": the integral of accuracy over the fraction of patches kept, by trapezoids
     between the counts given; give 0 and `tokens` among them, else the ends are missing.
     "vilas2023_code": sum of the accuracies / (largest accuracy x tokens), over counts
     1 to tokens - 1, as the published numbers have it: it cannot reach 1, and depends on
@@ -39,6 +36,7 @@ def area_under_curve(
     Raises:
         ValueError: the steps do not fit, or an unknown convention.
     """
+    messages.check_one_of("convention", convention, CONVENTIONS)
     values, counts = jnp.asarray(correct), np.asarray(kept)
     if counts.shape != (values.shape[-1],) or not len(counts):
         raise ValueError(
@@ -50,10 +48,6 @@ def area_under_curve(
         largest = values.max(-1)
         divisor = jnp.where(largest > 0, largest, 1) * tokens
         return jnp.where(largest > 0, values.sum(-1) / divisor, 0)
-    if convention != "paper":
-        raise ValueError(
-            f"convention={convention!r} is neither 'paper' nor 'vilas2023_code'."
-        )
     order = np.argsort(counts, kind="stable")
     widths = jnp.asarray(np.diff(counts[order]) / tokens, values.dtype)
     ends = values[..., order]
@@ -66,7 +60,7 @@ def localisation(
     *,
     where: Bool[ArrayLike, "batch patch"] | None = None,
 ) -> dict[str, Float[Array, " batch"]]:
-    """How well a map finds an object (protocol of Chefer et al. 2021, section 4.2).
+    """How well a map localizes an object (Chefer et al. 2021, section 4.2).
 
     The map is scaled to [0, 1] within its image; the object is where it exceeds its own
     mean. With TP, FP, FN, TN patches of object and background:
@@ -86,26 +80,26 @@ def localisation(
     """
     values = jnp.asarray(maps)
     values = values.astype(np.promote_types(values.dtype, jnp.float32))
-    real = jnp.asarray(mask)
-    there = jnp.ones(real.shape, bool) if where is None else jnp.asarray(where)
-    scaled = to_unit_range(values, there)
-    count = jnp.maximum(there.sum(-1, keepdims=True), 1).astype(values.dtype)
-    said = scaled > jnp.where(there, scaled, 0).sum(-1, keepdims=True) / count
+    mask = jnp.asarray(mask)
+    counted = jnp.ones(mask.shape, bool) if where is None else jnp.asarray(where)
+    scaled = to_unit_range(values, counted)
+    size = jnp.maximum(counted.sum(-1, keepdims=True), 1).astype(values.dtype)
+    on_object = scaled > jnp.where(counted, scaled, 0).sum(-1, keepdims=True) / size
 
-    def number(which) -> Float[Array, " batch"]:
-        return (which & there).sum(-1).astype(values.dtype)
+    def count(condition) -> Float[Array, " batch"]:
+        return (condition & counted).sum(-1).astype(values.dtype)
 
-    tp, fp = number(said & real), number(said & ~real)
-    fn, tn = number(~said & real), number(~said & ~real)
+    tp, fp = count(on_object & mask), count(on_object & ~mask)
+    fn, tn = count(~on_object & mask), count(~on_object & ~mask)
     pooled = jnp.concatenate([1 - scaled, scaled], -1)
     return {
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
         "mean_iou": (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2,
-        "average_precision": average_precision(scaled, real, there),
+        "average_precision": average_precision(scaled, mask, counted),
         "average_precision_both": average_precision(
             pooled,
-            jnp.concatenate([~real, real], -1),
-            jnp.concatenate([there, there], -1),
+            jnp.concatenate([~mask, mask], -1),
+            jnp.concatenate([counted, counted], -1),
         ),
         "true_positives": tp,
         "false_positives": fp,
@@ -114,10 +108,10 @@ def localisation(
     }
 
 
-def to_unit_range(values, there):
+def to_unit_range(values, counted):
     """Values scaled to [0, 1] over patches that count; 0 where constant."""
-    low = jnp.where(there, values, jnp.inf).min(-1, keepdims=True)
-    high = jnp.where(there, values, -jnp.inf).max(-1, keepdims=True)
+    low = jnp.where(counted, values, jnp.inf).min(-1, keepdims=True)
+    high = jnp.where(counted, values, -jnp.inf).max(-1, keepdims=True)
     spread = high - low
     scaled = (values - low) / jnp.where(spread > 0, spread, 1)
     # Exactly 1 also where the compiler divides by a reciprocal: it ties with 1 - 0.
@@ -128,23 +122,16 @@ def to_unit_range(values, there):
 def average_precision(
     score: Float[Array, "batch item"],
     positive: Bool[Array, "batch item"],
-    there: Bool[Array, "batch item"],
+    counted: Bool[Array, "batch item"],
 ) -> Float[Array, " batch"]:
-    """Mean over positives of the precision at their score; ties share a threshold.
+    """Mean over positives of the precision at their score; NaN without a positive.
 
-    AP = sum over thresholds t of (recall(t) - recall(t before)) x precision(t).
-
-    Args:
-        score: larger is more positive.
-        positive: the truth.
-        there: items that count.
-
-    Returns:
-        In [0, 1]; NaN without a positive.
+    AP = sum over thresholds t of (recall(t) - recall(t before)) x precision(t); ties
+    share a threshold.
     """
-    above = (score[:, None, :] >= score[:, :, None]) & there[:, None, :]
+    above = (score[:, None, :] >= score[:, :, None]) & counted[:, None, :]
     hits = (above & positive[:, None, :]).sum(-1)
     precision = hits / jnp.maximum(above.sum(-1), 1)
-    counted = positive & there
-    total = jnp.where(counted, precision, 0).sum(-1)
-    return total.astype(score.dtype) / counted.sum(-1).astype(score.dtype)
+    positive = positive & counted
+    total = jnp.where(positive, precision, 0).sum(-1)
+    return total.astype(score.dtype) / positive.sum(-1).astype(score.dtype)

@@ -1,8 +1,8 @@
-"""Class logits of a block's three streams of information for the price of two products.
+"""Fused projection: class logits of a block's three states by two matrix products.
 
-With W = diag(norm_scale).E^T, centred over `dim`, a state's class logits are
+With W = diag(norm_scale).E^T, centered over `dim`, a state's class logits are
 `x.W / sigma(x) + beta`, where beta = norm_shift.E^T + b. The product is linear, so the
-stream after a block is the stream before it plus both updates in class space as well.
+residual stream after a block is that before it plus both updates, in class space too.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax.analysis.class_space import over_last
-from vitjax.types import ArrayLike, ClassSpace
+from vitjax.types import ArrayLike, ClassSpace, along_last
 
 
 class FoldedClassSpace(NamedTuple):
-    """A class space in the form in which products add up."""
+    """A class space with its norm folded into the class embedding."""
 
     weight: Float[Array, "dim class"]
     beta: Float[Array, " class"]
@@ -25,10 +24,10 @@ class FoldedClassSpace(NamedTuple):
 
 
 def fold(class_space: ClassSpace) -> FoldedClassSpace:
-    """The class space with its norm folded into the class embedding."""
+    """Fold the norm of a class space into its class embedding."""
     embedding = jnp.asarray(class_space.embedding)
     exact = embedding.astype(np.promote_types(embedding.dtype, jnp.float32))
-    weight = (exact * over_last(class_space.norm_scale, exact)).T
+    weight = (exact * along_last(class_space.norm_scale, exact)).T
     weight = weight - weight.mean(0, keepdims=True)
     shift = jnp.asarray(class_space.norm_shift, exact.dtype)
     bias = jnp.asarray(class_space.bias, exact.dtype)
@@ -39,7 +38,7 @@ def fold(class_space: ClassSpace) -> FoldedClassSpace:
 def product(
     space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
 ) -> Float[Array, "*any class"]:
-    """x.W: what adds up over updates."""
+    """x.W, which adds up over updates."""
     dtype = space.beta.dtype
     states = jnp.asarray(states, space.weight.dtype)
     return jnp.matmul(states, space.weight, preferred_element_type=dtype)
@@ -48,7 +47,7 @@ def product(
 def inverse_sigma(
     space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
 ) -> Float[Array, "*any"]:
-    """1 / sqrt(variance + epsilon), what LayerNorm divides by."""
+    """1 / sqrt(variance + epsilon) of LayerNorm."""
     x = jnp.asarray(states, space.beta.dtype)
     x = x - x.mean(-1, keepdims=True)
     return jax.lax.rsqrt(jnp.square(x).mean(-1) + space.epsilon)
@@ -61,7 +60,7 @@ def logits(
 ) -> Float[Array, "*any class"]:
     """Class logits of states whose products are known."""
     inverse = inverse_sigma(space, states)[..., None]
-    return products * inverse + over_last(space.beta, products)
+    return products * inverse + along_last(space.beta, products)
 
 
 def rank_and_logit(
@@ -72,8 +71,8 @@ def rank_and_logit(
 ) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
     """Rank and logit of each image's label at every token.
 
-    The label itself is left out of the count: the compiler may round its logit in one
-    way inside the comparison and in another outside it.
+    The label itself is left out of the count: the compiler may round its logit
+    differently inside and outside the comparison.
     """
     label = jnp.asarray(label)
     index = label[:, None, None]

@@ -1,28 +1,47 @@
-"""Builders of `Edits`: what the paper does to attention, and which tokens exist."""
+"""Interventions of the paper as `Edits`: cut attention, remove tokens."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vitjax.types import ArrayLike, Config, Edits
-
-Convention = Literal["paper", "vilas2023_code"]
+from vitjax import messages
+from vitjax.types import CONVENTIONS, ArrayLike, Config, Convention, Edits
 
 
 def self_only(
-    config: Config,
+    model: Any,
     *,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     convention: Convention = "paper",
     renormalize: bool = False,
 ) -> Edits:
-    """Image tokens no longer see other image tokens; see `api.self_only`."""
-    if convention not in ("paper", "vilas2023_code"):
-        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
+    """Image tokens no longer see other image tokens.
+
+    "paper" (Vilas et al. 2023, section 5): after the softmax, an image row's weights to
+    other image tokens become 0; its own and those to prefix tokens stay, and nothing is
+    renormalized. "vilas2023_code": an image row's own weight becomes exactly 1 and all
+    others 0, those to [CLS] included. Rows of prefix tokens are untouched in both.
+
+    Args:
+        model: the model, or its `Config`; only the architecture counts.
+        layers: block numbers, negative ones from the end; None for all.
+        heads: head numbers, likewise.
+        convention: see above.
+        renormalize: with "paper", cut the links before the softmax, so that what is
+            left of an image row sums to one. The other convention's rows always do.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: a block or head that does not exist, or an unknown convention.
+    """
+    messages.check_one_of("convention", convention, CONVENTIONS)
+    config = getattr(model, "config", model)
     rows = np.arange(config.tokens)
     image = rows >= config.prefix
     own = rows[:, None] == rows[None]
@@ -34,13 +53,28 @@ def self_only(
 
 
 def no_cls(
-    config: Config,
+    model: Any,
     *,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     renormalize: bool = False,
 ) -> Edits:
-    """Image tokens no longer see [CLS]; see `api.no_cls`."""
+    """Image tokens no longer see [CLS] (Vilas et al. 2023, section 5).
+
+    Args:
+        model: the model, or its `Config`; only the architecture counts.
+        layers: block numbers, negative ones from the end; None for all.
+        heads: head numbers, likewise.
+        renormalize: cut the link before the softmax, so that the rest of an image row
+            sums to one; otherwise its weight is set to 0 after the softmax.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: the model has no [CLS], or a block or head does not exist.
+    """
+    config = getattr(model, "config", model)
     if not config.class_token:
         raise ValueError("no_cls needs a model with a [CLS] token; this one has none.")
     allowed = np.ones((config.tokens, config.tokens), bool)
@@ -55,32 +89,25 @@ def restrict(
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
 ) -> Float[Array, "layer 1 head query key_token"]:
-    """A mask for chosen blocks and heads; 1 everywhere else."""
-    chosen = [
-        members(which, count, name)
-        for which, count, name in (
-            (layers, config.depth, "layers"),
-            (heads, config.heads, "heads"),
-        )
-    ]
-    here = chosen[0][:, None, None, None, None] & chosen[1][None, None, :, None, None]
-    return jnp.asarray(np.where(here, allowed[None, None, None], True), jnp.float32)
+    """A mask for the chosen blocks and heads; 1 everywhere else."""
+    in_layers = members("layers", layers, config.depth)[:, None, None, None, None]
+    in_heads = members("heads", heads, config.heads)[None, None, :, None, None]
+    mask = np.where(in_layers & in_heads, allowed[None, None, None], True)
+    return jnp.asarray(mask, jnp.float32)
 
 
-def members(which: Sequence[int] | None, count: int, name: str) -> np.ndarray:
-    """Chosen numbers as booleans; one True, meaning all, where nothing is chosen."""
-    if which is None:
+def members(name: str, numbers: Sequence[int] | None, count: int) -> np.ndarray:
+    """Numbers as booleans; one True, meaning all, for None."""
+    if numbers is None:
         return np.ones(1, bool)
-    wrong = [number for number in which if not -count <= number < count]
-    if wrong:
-        raise ValueError(f"{name}={list(which)}: {wrong} not in [-{count}, {count}).")
+    messages.check_range(name, tuple(numbers), -count, count - 1)
     chosen = np.zeros(count, bool)
-    chosen[list(which)] = True
+    chosen[list(numbers)] = True
     return chosen
 
 
 def keep_tokens(keep: Bool[ArrayLike, "batch patch"]) -> Edits:
-    """Only these patches exist; the rest leave by masking, shapes stay.
+    """Only these patches exist; the others are masked, shapes stay.
 
     Args:
         keep: False removes a patch. Prefix tokens always stay.
@@ -92,7 +119,7 @@ def keep_tokens(keep: Bool[ArrayLike, "batch patch"]) -> Edits:
 
 
 def select_tokens(indices: Int[ArrayLike, "batch kept"]) -> Edits:
-    """Only these patches run, in this order: a sequence really shorter.
+    """Only these patches run, in this order: a really shorter sequence.
 
     Args:
         indices: patch numbers in [0, patch), row-major; chosen after the position

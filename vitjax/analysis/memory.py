@@ -1,4 +1,4 @@
-"""Key-value memories in class space: what the weights hold and which tokens call it.
+"""Key-value memories: the classes that value vectors promote, and agreement rates.
 
 A sub-layer's output is a sum over memories, sum_m a_m v_m + bias: v_m are the rows of
 its output matrix (`vitjax.memory_values`), a_m the coefficients with which a token
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vitjax.analysis.class_space import Labels
-from vitjax.analysis.interventions import Convention
+from vitjax import messages
+from vitjax.analysis.class_space import Labels, broadcast_labels
 from vitjax.analysis.top_k import fast_top_k_indices
-from vitjax.types import ArrayLike, ClassSpace, Trace, pytree
+from vitjax.types import CONVENTIONS, ArrayLike, ClassSpace, Convention, Trace, pytree
 
 System = Literal["attention", "mlp"]
 
@@ -37,7 +37,7 @@ class MemoryClasses:
 def memory_coefficients(
     trace: Trace, *, convention: Convention = "paper"
 ) -> dict[System, Float[Array, "*layer batch token memory"]]:
-    """With which coefficients tokens call the memories of a layer.
+    """Coefficients with which tokens call the memories of a layer.
 
     Attention: the values mixed by attention, heads side by side, A V. MLP: "paper" the
     neurons after the GELU, "vilas2023_code" before it; both have the same strongest
@@ -53,14 +53,12 @@ def memory_coefficients(
     Raises:
         ValueError: the trace lacks a field, or an unknown convention.
     """
-    fields = {"paper": "mlp_hidden", "vilas2023_code": "mlp_preactivation"}
-    if convention not in fields:
-        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
-    mixed, hidden = trace.mixed_values, getattr(trace, fields[convention])
+    messages.check_one_of("convention", convention, CONVENTIONS)
+    field = "mlp_hidden" if convention == "paper" else "mlp_preactivation"
+    mixed, hidden = trace.mixed_values, getattr(trace, field)
     if mixed is None or hidden is None:
         raise ValueError(
-            f"memory_coefficients needs capture=('mixed_values', "
-            f"{fields[convention]!r}) in the trace."
+            f"memory_coefficients needs a trace of capture=('mixed_values', {field!r})."
         )
     mixed = jnp.asarray(mixed)
     return {
@@ -102,14 +100,14 @@ def memory_classes(
         ValueError: k is out of its range.
     """
 
-    def one(values):
+    def of_layer(values):
         logits = memory_logits(class_space, values)
         return MemoryClasses(
             classes=fast_top_k_indices(logits.T, k),
             memories=fast_top_k_indices(logits, k),
         )
 
-    return over_leading(one, jnp.asarray(values))
+    return over_leading(of_layer, jnp.asarray(values))
 
 
 def over_leading(function, values):
@@ -138,16 +136,16 @@ def class_value_agreement(
         In [-1, 1]: 1 where a value vector points along the class embedding. Random
         vectors of width d give about sqrt(2 ln(memory) / d).
     """
-    embedding = unit(jnp.asarray(class_space.embedding))
+    embedding = normalize(jnp.asarray(class_space.embedding))
 
-    def one(values):
-        cosines = jnp.matmul(embedding, unit(values).T, precision="highest")
+    def of_layer(values):
+        cosines = jnp.matmul(embedding, normalize(values).T, precision="highest")
         return cosines.max(-1)
 
-    return over_leading(one, jnp.asarray(values))
+    return over_leading(of_layer, jnp.asarray(values))
 
 
-def unit(x: Float[Array, "row dim"]) -> Float[Array, "row dim"]:
+def normalize(x: Float[Array, "row dim"]) -> Float[Array, "row dim"]:
     """Rows of length one, float32 at least; rows of zeros stay zero."""
     x = x.astype(np.promote_types(x.dtype, jnp.float32))
     length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
@@ -167,12 +165,12 @@ def key_value_agreement(
     k: int = 5,
     convention: Convention = "paper",
 ) -> Bool[Array, "*any"]:
-    """Whether a token's strongest memories speak of its class.
+    """Whether a token's strongest memories promote its class.
 
     With M the k memories of largest coefficient: "paper": the label is among the k
     classes of largest logit of any memory in M (Vilas et al. 2023, section 6.2).
     "vilas2023_code": a memory in M is among the k memories that promote the label most.
-    Its share over tokens is the agreement rate. Chance differs by layer and is best
+    Its mean over tokens is the agreement rate. Chance differs by layer and is best
     measured with permuted labels; roughly it is k^2/class and k^2/memory.
 
     Args:
@@ -190,10 +188,10 @@ def key_value_agreement(
         ValueError: k is out of its range, the label has too many axes, or an unknown
             convention.
     """
-    known = classes_of(class_space, values, k, coefficients.shape[-1])
+    classes = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = fast_top_k_indices(coefficients, k)
-    label = spread(label, strongest.shape[:-1])
-    return agreement(known, strongest, label, k=k, convention=convention)
+    label = broadcast_labels(label, strongest.shape[:-1])
+    return agreement(classes, strongest, label, k=k, convention=convention)
 
 
 def agreement(
@@ -204,12 +202,11 @@ def agreement(
     k: int,
     convention: Convention = "paper",
 ) -> Bool[Array, "*any"]:
-    """`key_value_agreement` of strongest memories, which serve several questions."""
+    """`key_value_agreement` of the strongest memories."""
+    messages.check_one_of("convention", convention, CONVENTIONS)
     if convention == "paper":
         classes = jnp.asarray(known.classes)[..., :k][strongest]
         return (classes == label[..., None, None]).any((-2, -1))
-    if convention != "vilas2023_code":
-        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
     memories = jnp.asarray(known.memories)[..., :k][label]
     return (strongest[..., :, None] == memories[..., None, :]).any((-2, -1))
 
@@ -225,7 +222,7 @@ def compositionality(
     """Whether a layer's top class is that of one of its strongest memories.
 
     argmax_c E.v_m = predicted for any of the k memories of largest coefficient (Vilas
-    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its answer
+    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its top class
     of several memories.
 
     Args:
@@ -236,17 +233,18 @@ def compositionality(
         k: how many memories; static.
 
     Returns:
-        True where the answer is NOT composed.
+        True where the top class is NOT composed.
 
     Raises:
         ValueError: k is out of its range, or `predicted` has too many axes.
     """
-    known = classes_of(class_space, values, k, coefficients.shape[-1])
+    classes = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = fast_top_k_indices(coefficients, k)
-    return says(known, strongest, spread(predicted, strongest.shape[:-1]))
+    predicted = broadcast_labels(predicted, strongest.shape[:-1])
+    return top1_of_one_memory(classes, strongest, predicted)
 
 
-def says(
+def top1_of_one_memory(
     known: MemoryClasses,
     strongest: Int[Array, "*any top"],
     predicted: Int[Array, "*any"],
@@ -259,11 +257,7 @@ def says(
 def classes_of(
     class_space: ClassSpace, values: Values, k: int, memories: int
 ) -> MemoryClasses:
-    """`memory_classes`, where it was not given.
-
-    Raises:
-        ValueError: what was given holds fewer than k, or is of other memories.
-    """
+    """`memory_classes` of values; checked where they are `MemoryClasses` already."""
     if not isinstance(values, MemoryClasses):
         values = memory_classes(class_space, values, k=k)
     if values.classes.ndim != 2 or values.classes.shape[0] != memories:
@@ -277,18 +271,3 @@ def classes_of(
             f"make them with memory_classes(..., k={k})."
         )
     return values
-
-
-def spread(label: Labels, shape: tuple[int, ...]) -> Int[Array, "..."]:
-    """Class numbers, broadcast by numpy's rules against leading axes.
-
-    Raises:
-        ValueError: they have more axes.
-    """
-    label = jnp.asarray(label).astype(jnp.int32)
-    if label.ndim > len(shape):
-        raise ValueError(
-            f"label of shape {label.shape} has more axes than the leading axes {shape}."
-        )
-    label = label.reshape((1,) * (len(shape) - label.ndim) + label.shape)
-    return jnp.broadcast_to(label, shape)

@@ -1,22 +1,30 @@
-"""Linear probes: class scores learnt from hidden states (Vilas et al. 2023, section 8).
+"""Linear probes: class scores learned from states (Vilas et al. 2023, section 8).
 
-A ridge probe needs of its examples only three sums, so that examples need not be kept:
-the Gram matrix of the states, the sum of the states of each class, and how many there
-are of each. States are shifted first, by about their mean, so that the sums of one
-batch keep their digits in float32; batches are added up in float64 on the host.
+A ridge probe is fitted from three sums over examples, which need not be kept: the Gram
+matrix of the states, the sum of the states of each class, and the number of examples of
+each. An offset near their mean is subtracted first, so that the sums of one batch keep
+their digits in float32; batches are added up in float64 on the host.
+
+Shared by all functions: `features` are states, examples first; further leading axes are
+probes of their own. `labels` are their classes; those below 0 leave an example out,
+whatever its states.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
+from vitjax import messages
 from vitjax.analysis.class_space import rank
 from vitjax.types import ArrayLike, pytree
 
 BATCH = 1024
-"""Examples whose sums are taken in float32 at once."""
+"""Examples that are added up in float32 at once."""
 
 
 @pytree
@@ -29,8 +37,8 @@ class Probe:
     Args:
         weights: W.
         bias: b.
-        centre: about the mean of the states that it was fitted on; taken off first so
-            that float32 keeps the digits of what is left.
+        centre: about the mean of the states that it was fitted on; subtracted first, so
+            that float32 keeps the digits of the difference.
     """
 
     weights: Float[ArrayLike, "*probe class dim"]
@@ -53,7 +61,17 @@ class Probe:
         Raises:
             ValueError: the shapes do not fit.
         """
-        return scores(self, states)
+        weights, states = jnp.asarray(self.weights), jnp.asarray(states)
+        states = states.astype(np.promote_types(states.dtype, weights.dtype))
+        axes = (*weights.shape[:-2], weights.shape[-1])
+        if states.shape[-len(axes) :] != axes:
+            raise ValueError(
+                f"States of shape {states.shape} do not end with {axes}, the axes of "
+                "the probes and the width that they were fitted on."
+            )
+        shifted = states - expand_leading(self.centre, states.ndim)
+        products = jnp.einsum("...d,...cd->...c", shifted, weights, precision="highest")
+        return products + expand_leading(self.bias, states.ndim)
 
     def rank(
         self,
@@ -69,56 +87,39 @@ class Probe:
         Returns:
             0 for the best, class - 1 for the worst; ties take the best rank.
         """
-        found = self.scores(states)
-        return rank(found, jnp.reshape(label, (-1,) + (1,) * (found.ndim - 2)))
+        scores = self.scores(states)
+        return rank(scores, jnp.reshape(label, (-1,) + (1,) * (scores.ndim - 2)))
 
 
-def scores(
-    probe: Probe, states: Float[ArrayLike, "*any dim"]
-) -> Float[Array, "*any class"]:
-    """`Probe.scores`, as a function."""
-    weights, states = jnp.asarray(probe.weights), jnp.asarray(states)
-    states = states.astype(np.promote_types(states.dtype, weights.dtype))
-    axes = (*weights.shape[:-2], weights.shape[-1])
-    if states.ndim < len(axes) or states.shape[states.ndim - len(axes) :] != axes:
-        raise ValueError(
-            f"States of shape {states.shape} do not end with {axes}, the axes of the "
-            "probes and the width that they were fitted on."
-        )
-    shifted = states - over(probe.centre, states.ndim)
-    products = jnp.einsum("...d,...cd->...c", shifted, weights, precision="highest")
-    return products + over(probe.bias, states.ndim)
-
-
-def over(array: ArrayLike, ndim: int) -> Array:
+def expand_leading(array: ArrayLike, ndim: int) -> Array:
     """An array along the last of `ndim` axes."""
     array = jnp.asarray(array)
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
-class BatchSums(NamedTuple):
-    """What one batch adds to `Moments`, float32.
+def expand_trailing(per_example: Array, features: Array) -> Array:
+    """One value per example, to broadcast against its states."""
+    return per_example.reshape(per_example.shape + (1,) * (features.ndim - 1))
 
-    Args:
-        gram: sum over the batch of s.s^T, with s the shifted states.
-        states: s; zero where the label is unknown.
+
+class BatchSums(NamedTuple):
+    """Sums of one batch, float32: gram of s.s^T, and states s less the offset.
+
+    Zero where the label is unknown.
     """
 
     gram: Float[Array, "*probe dim dim"]
     states: Float[Array, "batch *probe dim"]
 
 
-class Moments(NamedTuple):
+class SufficientStatistics(NamedTuple):
     """Sums over all examples so far, float64 on the host.
 
-    Args:
-        shift: what was taken off every state, float32.
-        gram: sum of s.s^T over the shifted states s.
-        sums: sum of s over the examples of each class.
-        counts: examples of each class.
+    The offset; sum of s.s^T over the states s less the offset; sum of s over the
+    examples of each class; number of examples of each class.
     """
 
-    shift: Float[np.ndarray, "*probe dim"]
+    offset: Float[np.ndarray, "*probe dim"]
     gram: Float[np.ndarray, "*probe dim dim"]
     sums: Float[np.ndarray, "*probe class dim"]
     counts: Float[np.ndarray, " class"]
@@ -127,51 +128,35 @@ class Moments(NamedTuple):
 def batch_mean(
     features: Float[ArrayLike, "batch *probe dim"], labels: Int[ArrayLike, " batch"]
 ) -> Float[Array, "*probe dim"]:
-    """Mean state of the labelled examples of a batch; 0 where there is none."""
+    """Mean state of the labeled examples of a batch; 0 where there is none."""
     features = jnp.asarray(features, jnp.float32)
     known = jnp.asarray(labels) >= 0
-    total = jnp.where(beside(known, features), features, 0.0).sum(0)
+    total = jnp.where(expand_trailing(known, features), features, 0.0).sum(0)
     return total / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
 def batch_sums(
     features: Float[ArrayLike, "batch *probe dim"],
     labels: Int[ArrayLike, " batch"],
-    shift: Float[ArrayLike, "*probe dim"],
+    offset: Float[ArrayLike, "*probe dim"],
 ) -> BatchSums:
-    """What a batch adds; pure, and every probe for itself.
-
-    Args:
-        features: states.
-        labels: their classes; those below 0 are left out, whatever their states hold.
-        shift: taken off the states.
-
-    Returns:
-        Its sums.
-    """
+    """The sums of a batch; pure, and each probe's depend on its own states alone."""
     features = jnp.asarray(features, jnp.float32)
-    known = beside(jnp.asarray(labels) >= 0, features)
-    states = jnp.where(known, features - over(shift, features.ndim), 0.0)
+    known = expand_trailing(jnp.asarray(labels) >= 0, features)
+    states = features - expand_leading(offset, features.ndim)
+    states = jnp.where(known, states, 0.0)
     gram = jnp.einsum("n...d,n...e->...de", states, states, precision="highest")
     return BatchSums(gram, states)
 
 
-def beside(per_example: Array, features: Array) -> Array:
-    """One value per example, to meet its states."""
-    return per_example.reshape(per_example.shape + (1,) * (features.ndim - 1))
-
-
-def empty_moments(shift: Float[ArrayLike, "*probe dim"], *, classes: int) -> Moments:
-    """The sums of no examples.
-
-    Args:
-        shift: what will be taken off every state.
-        classes: how many there are.
-    """
-    shift = np.array(shift, np.float32)
-    *probes, dim = shift.shape
-    return Moments(
-        shift=shift,
+def empty_statistics(
+    offset: Float[ArrayLike, "*probe dim"], *, classes: int
+) -> SufficientStatistics:
+    """The sums of no examples."""
+    offset = np.array(offset, np.float32)
+    *probes, dim = offset.shape
+    return SufficientStatistics(
+        offset=offset,
         gram=np.zeros((*probes, dim, dim)),
         sums=np.zeros((*probes, classes, dim)),
         counts=np.zeros(classes),
@@ -179,75 +164,49 @@ def empty_moments(shift: Float[ArrayLike, "*probe dim"], *, classes: int) -> Mom
 
 
 def add_batch(
-    moments: Moments, batch: BatchSums, labels: Int[ArrayLike, " batch"]
-) -> Moments:
-    """The sums with those of a batch added, in place: they may fill the memory.
-
-    Args:
-        moments: overwritten.
-        batch: of `batch_sums` with the same shift.
-        labels: of the same examples.
-
-    Returns:
-        The same arrays.
-    """
-    np.add(moments.gram, np.asarray(batch.gram), out=moments.gram)
+    statistics: SufficientStatistics, batch: BatchSums, labels: Int[ArrayLike, " batch"]
+) -> None:
+    """Add the sums of a batch in place, since they may fill the memory."""
+    np.add(statistics.gram, np.asarray(batch.gram), out=statistics.gram)
     states = np.asarray(batch.states)
     for state, label in zip(states, np.asarray(labels).tolist()):
         if label >= 0:
-            moments.sums[..., label, :] += state
-            moments.counts[label] += 1
-    return moments
+            statistics.sums[..., label, :] += state
+            statistics.counts[label] += 1
 
 
-def solve_ridge(moments: Moments, *, alpha: float) -> Probe:
+def solve_ridge(statistics: SufficientStatistics, *, alpha: float) -> Probe:
     """The ridge probes of some sums, in float64, returned in float32.
 
     With m the mean state, n_c the examples of class c and S_c the sum of their states,
-    both sides of the centred normal equations follow from the sums:
+    both sides of the centered normal equations follow from the sums:
 
         (G - n m.m^T + alpha I) w_c = 2 (S_c - n_c m),    b_c = 2 n_c / n - 1 - w_c.m
 
     One Cholesky factor serves all classes. A class without examples has w = 0, b = -1.
-
-    Args:
-        moments: of at least one example.
-        alpha: weight of the penalty on w; the intercept is not penalised. Above 0.
-
-    Returns:
-        A probe for each that the sums hold.
-
-    Raises:
-        ValueError: there are no examples, some are not finite, or alpha is not above 0.
     """
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha is {alpha}; it must be above 0, and finite.")
-    count = moments.counts.sum()
-    if count == 0:
-        raise ValueError("A probe needs at least one example whose class is known.")
-    if not np.isfinite(moments.gram).all():
-        raise ValueError("Some states are NaN or infinite; a probe cannot be fitted.")
-    mean = moments.sums.sum(-2) / count
-    shape = moments.sums.shape
-    weights = np.zeros(shape, np.float32)
-    bias = np.empty(shape[:-1], np.float32)
-    for cell in np.ndindex(*shape[:-2]):
-        one = moments.gram[cell], moments.sums[cell], moments.counts, mean[cell]
-        weights[cell], bias[cell] = solve_one(*one, alpha=alpha)
-    return Probe(weights=weights, bias=bias, centre=moments.shift)
-
-
-def solve_one(gram, sums, counts, mean, *, alpha: float):
-    """Weights and bias of one probe; see `solve_ridge`."""
     from scipy.linalg import cho_factor, cho_solve
 
-    count, there = counts.sum(), counts > 0
-    centred = gram - count * np.outer(mean, mean)
-    centred[np.diag_indices_from(centred)] += alpha
-    targets = 2 * (sums[there] - np.outer(counts[there], mean))
-    weights = np.zeros_like(sums)
-    weights[there] = cho_solve(cho_factor(centred, lower=True), targets.T).T
-    return weights, 2 * counts / count - 1 - weights @ mean
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha={alpha} is out of range (0, inf).")
+    offset, grams, sums, counts = statistics
+    count, present = counts.sum(), counts > 0
+    if count == 0:
+        raise ValueError("A probe needs at least one example whose class is known.")
+    if not np.isfinite(grams).all():
+        raise ValueError("Some states are NaN or infinite; a probe cannot be fitted.")
+    weights = np.zeros(sums.shape, np.float32)
+    bias = np.empty(sums.shape[:-1], np.float32)
+    for index in np.ndindex(*sums.shape[:-2]):
+        mean = sums[index].sum(0) / count
+        gram = grams[index] - count * np.outer(mean, mean)
+        gram[np.diag_indices_from(gram)] += alpha
+        targets = 2 * (sums[index][present] - np.outer(counts[present], mean))
+        solution = np.zeros_like(sums[index])
+        solution[present] = cho_solve(cho_factor(gram, lower=True), targets.T).T
+        weights[index] = solution
+        bias[index] = 2 * counts / count - 1 - solution @ mean
+    return Probe(weights=weights, bias=bias, centre=offset)
 
 
 def fit_ridge_probe(
@@ -268,8 +227,8 @@ def fit_ridge_probe(
         features: states, examples first; further leading axes are probes of their own.
         labels: their classes, in [0, classes); -1 for examples to leave out.
         classes: how many there are, C. A class without examples scores -1 everywhere.
-        alpha: weight of the penalty; the intercept is not penalised. Above 0; far below
-            1e-5 of the states' summed squares, float32's rounding is felt.
+        alpha: weight of the penalty; the intercept is not penalized. Above 0; far below
+            1e-5 of the states' summed squares, float32's rounding shows.
 
     Returns:
         The probe; its scores are about 1 for the class of a state and -1 for others.
@@ -281,27 +240,148 @@ def fit_ridge_probe(
         Hoerl and Kennard, Ridge regression, Technometrics 1970.
     """
     features, labels = check_examples(features, labels, classes=classes)
-    shift = batch_mean(features[:BATCH], labels[:BATCH])
-    moments = empty_moments(shift, classes=classes)
+    offset = batch_mean(features[:BATCH], labels[:BATCH])
+    statistics = empty_statistics(offset, classes=classes)
     for start in range(0, len(labels), BATCH):
         rows = slice(start, start + BATCH)
-        sums = batch_sums(features[rows], labels[rows], shift)
-        add_batch(moments, sums, labels[rows])
-    return solve_ridge(moments, alpha=alpha)
+        sums = batch_sums(features[rows], labels[rows], offset)
+        add_batch(statistics, sums, labels[rows])
+    return solve_ridge(statistics, alpha=alpha)
 
 
 def check_examples(features, labels, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Examples as host arrays.
-
-    Raises:
-        ValueError: their number differs, or a label is no class.
-    """
+    """Examples as host arrays, once their shapes and labels fit."""
     features, labels = np.asarray(features), np.asarray(labels)
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} states have {len(labels)} labels.")
-    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"Labels from {labels.min()} to {labels.max()} do not lie in "
-            f"[0, {classes}), the classes; -1 leaves an example out."
-        )
+    if len(labels):
+        ends = (int(labels.min()), int(labels.max()))
+        messages.check_range("labels", ends, -1, classes - 1)
     return features, labels
+
+
+def fit_softmax_probe(
+    features: Float[ArrayLike, "n *probe dim"],
+    labels: Int[ArrayLike, " n"],
+    *,
+    classes: int,
+    weight_decay: float = 1e-2,
+    learning_rate: float = 1e-2,
+    batch_size: int = 256,
+    epochs: int = 200,
+    patience: int = 10,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Probe:
+    """Multinomial logistic regression of classes on states, stopped early.
+
+    Minimizes the mean of -log softmax(W.z_i + b)_c over mini-batches by AdamW, with z
+    the states scaled to mean 0 and deviation 1; keeps the epoch with the smallest loss
+    on held-out examples. An alternative to the published ridge regression.
+
+    Args:
+        features: states, examples first; further leading axes are probes of their own.
+        labels: their classes, in [0, classes); -1 for examples to leave out.
+        classes: how many there are.
+        weight_decay: of AdamW, on W alone. At least 0.
+        learning_rate: of AdamW. Above 0.
+        batch_size: examples per step, at most those that are trained on.
+        epochs: at most so many passes over the examples.
+        patience: stop after so many epochs without a smaller loss.
+        validation: fraction of the examples that is held out, at least one. In (0, 1).
+        seed: of the split and of the order of examples.
+
+    Returns:
+        The probe; its scores are logits.
+
+    Raises:
+        ValueError: shapes, labels or options do not fit; there are not two examples.
+
+    Reference:
+        Loshchilov and Hutter, Decoupled weight decay regularization, ICLR 2019.
+    """
+    features, labels = check_examples(features, labels, classes=classes)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation} is out of range (0, 1).")
+    features, labels = features[labels >= 0], labels[labels >= 0]
+    if len(labels) < 2:
+        raise ValueError(
+            f"A softmax probe needs two examples or more, one of them to hold out; got "
+            f"{len(labels)}."
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    held = min(max(1, round(validation * len(labels))), len(labels) - 1)
+    options = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+    fit = functools.partial(
+        train_softmax,
+        labels=jnp.asarray(labels[order], jnp.int32),
+        key=jax.random.key(seed),
+        limits={k: jnp.float32(v) for k, v in options.items()},
+        stops=(jnp.int32(epochs), jnp.int32(patience)),
+        held=held,
+        classes=classes,
+        batch_size=min(batch_size, len(labels) - held),
+    )
+    *probes, dim = features.shape[1:]
+    flat = features.reshape(len(labels), -1, dim)
+    fitted = [
+        fit(jnp.asarray(flat[order, i], jnp.float32)) for i in range(flat.shape[1])
+    ]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *fitted)
+    return jax.tree.map(lambda leaf: leaf.reshape(*probes, *leaf.shape[1:]), stacked)
+
+
+@functools.partial(jax.jit, static_argnames=("held", "classes", "batch_size"))
+def train_softmax(
+    features, *, labels, key, limits, stops, held, classes, batch_size
+) -> Probe:
+    """One probe; the first `held` examples choose the epoch."""
+    offset = features[held:].mean(0)
+    scale = features[held:].std(0)
+    scale = jnp.where(scale > 1e-6 * scale.max(), scale, 1.0)
+    states = (features - expand_leading(offset, 2)) / expand_leading(scale, 2)
+    decayed = {"weights": True, "bias": False}
+    update = optax.adamw(
+        limits["learning_rate"], weight_decay=limits["weight_decay"], mask=decayed
+    )
+    epochs, patience = stops
+
+    def loss(params, rows):
+        logits = jnp.matmul(states[rows], params["weights"].T, precision="highest")
+        logits = logits + expand_leading(params["bias"], 2)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
+        return losses.mean()
+
+    def step(carry, rows):
+        params, state = carry
+        gradient = jax.grad(loss)(params, rows)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
+            changes, state = update.update(gradient, state, params)
+        return (optax.apply_updates(params, changes), state), None
+
+    def epoch(carry):
+        params, state, best, least, waited, number = carry
+        rows = jax.random.permutation(
+            jax.random.fold_in(key, number), len(labels) - held
+        )
+        steps = len(rows) // batch_size
+        rows = held + rows[: steps * batch_size].reshape(steps, batch_size)
+        (params, state), _ = jax.lax.scan(step, (params, state), rows)
+        now = loss(params, jnp.arange(held))
+        better = now < least
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), params, best)
+        waited = jnp.where(better, 0, waited + 1)
+        return params, state, best, jnp.minimum(now, least), waited, number + 1
+
+    def unfinished(carry):
+        *_, waited, number = carry
+        return (number < epochs) & (waited < patience)
+
+    params = {
+        "weights": jnp.zeros((classes, features.shape[1])),
+        "bias": jnp.zeros(classes),
+    }
+    start = (params, update.init(params), params, loss(params, jnp.arange(held)), 0, 0)
+    best = jax.lax.while_loop(unfinished, epoch, start)[2]
+    weights = best["weights"] / expand_leading(scale, 2)
+    return Probe(weights=weights, bias=best["bias"], centre=offset)

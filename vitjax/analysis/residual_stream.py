@@ -1,4 +1,4 @@
-"""What attention and MLP add: towards the class or not, and whose answer survives."""
+"""Residual stream analyses: class similarity change and residual composition."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vitjax import messages
 from vitjax.analysis.class_space import Labels, take_label
-from vitjax.analysis.interventions import Convention
-from vitjax.types import ArrayLike
+from vitjax.types import CONVENTIONS, ArrayLike, Convention
 
 Composition = dict[
     Literal["previous", "attention", "mlp", "several", "composed"],
@@ -25,10 +25,10 @@ def similarity_change(
     """Whether a step brings a state nearer to its class.
 
     p'_c > p_c (Vilas et al. 2023, section 6.1: class similarity change), where p' are
-    the class logits of what a layer writes, or of the stream after it, and p those of
-    what it read. Its share over tokens is the change rate, 0.5 by chance. The published
-    code compares both sub-layers with the block's input; what the MLP truly reads is
-    the stream after attention.
+    the class logits of what a layer writes, or of the residual stream after it, and p
+    those of its input. Its mean over tokens is the change rate, 0.5 by chance. The
+    published code compares both sub-layers with the block's input; the MLP's input is
+    really the residual stream after attention.
 
     Args:
         logits_before: class logits p, any leading axes.
@@ -47,9 +47,9 @@ def similarity_change(
             f"Class logits before, {before.shape}, and after, {after.shape}, must have "
             "one shape."
         )
-    wide = np.promote_types(before.dtype, after.dtype)
-    risen, read = take_label(after, label), take_label(before, label)
-    return risen.astype(wide) > read.astype(wide)
+    dtype = np.promote_types(before.dtype, after.dtype)
+    before, after = take_label(before, label), take_label(after, label)
+    return after.astype(dtype) > before.astype(dtype)
 
 
 def residual_composition(
@@ -60,15 +60,14 @@ def residual_composition(
     mlp: Int[ArrayLike, "*any"],
     convention: Convention = "paper",
 ) -> Composition:
-    """Whose top class a block's output has: of its input, of an update, or a new one.
+    """Where a block's top class comes from: its input, an update, or neither.
 
     With t the top class of a state, "previous" is t_after = t_before, "attention" and
     "mlp" t_after = t of what that sub-layer writes (Vilas et al. 2023, section 6.1;
     Geva et al. 2022). "paper": exactly one of them; "several" more than one;
-    "composed" none: the answer is new. The five exclude each other and add to one.
-    "vilas2023_code": the three overlap, and "composed" is neither previous nor
-    attention, the MLP not being looked at (bars that add to up to 206 %); "several" is
-    False.
+    "composed" none: the class is new. The five exclude each other and add to one.
+    "vilas2023_code": the three overlap, "composed" is neither previous nor attention,
+    whatever the MLP (bars add up to as much as 206 %), and "several" is False.
 
     Args:
         after: top class of the stream after the block.
@@ -83,6 +82,7 @@ def residual_composition(
     Raises:
         ValueError: an unknown convention.
     """
+    messages.check_one_of("convention", convention, CONVENTIONS)
     ids = [jnp.asarray(x).astype(jnp.int32) for x in (after, before, attention, mlp)]
     matches = [source == ids[0] for source in ids[1:]]
     previous, by_attention, by_mlp = matches
@@ -94,8 +94,6 @@ def residual_composition(
             "several": jnp.zeros_like(previous),
             "composed": ~(previous | by_attention),
         }
-    if convention != "paper":
-        raise ValueError(f"convention {convention!r} is not 'paper', 'vilas2023_code'.")
     count = jnp.stack(matches).sum(0, dtype=jnp.int32)
     only = count == 1
     return {

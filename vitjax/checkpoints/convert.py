@@ -1,207 +1,186 @@
-"""Foreign checkpoints to our parameter tree, one table per dialect.
+"""Conversion of checkpoints: arrays of any known layout become our parameter tree.
 
-Every foreign key is consumed or named as ignored; anything else is an error that lists
-both sides. Our tree is big_vision's stacked one: see `vitjax.models.vit`.
+Every key is converted or named as ignored; anything else is an error that lists both
+sides. Our tree is big_vision's stacked one: see `vitjax.models.vit`.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vitjax.checkpoints.files import Arrays, CheckpointError
-from vitjax.checkpoints.layouts import AXES, DIALECTS, Dialect, Entry
-from vitjax.models.tree import parameter_shapes, unflatten
+from vitjax.checkpoints.layouts import (
+    LAST_BLOCKS_WITHOUT,
+    LAYOUTS,
+    CheckpointLayout,
+    Target,
+)
+from vitjax.models.model import parameter_shapes, unflatten
 from vitjax.types import Config
 
 
-def convert(
-    arrays: Arrays,
-    config: Config,
-    *,
-    classes: int,
-    resize: str = "",
-    written: Config | None = None,
-) -> tuple[Any, str]:
-    """A checkpoint's arrays as parameters of a model.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Arrays whose layout is known.
 
     Args:
-        arrays: foreign key to array.
-        config: the architecture that the file is meant for; where its image size is
-            another than the file's, position embeddings are resized.
-        classes: number of classes of the head.
-        resize: how position embeddings are resized; "" takes the dialect's way.
-        written: the architecture that the file was written for, where that is known;
-            it may differ in the image size.
-
-    Returns:
-        The parameter tree, float32 JAX arrays; and the way of resizing positions.
-
-    Raises:
-        CheckpointError: keys are missing or left over, or shapes do not fit.
+        arrays: key in the file to array.
+        layout: how they are named.
+        keys: key of the layout to key in the file, which may have a prefix.
     """
-    dialect, prefix = guess(arrays)
-    resize = resize or dialect.resize
-    dialect = dataclasses.replace(dialect, resize=resize, written=written)
-    entries = dialect.entries(config)
-    foreign = {key.removeprefix(prefix): key for key in arrays}
-    check_keys(dialect, entries, foreign, config)
-    shapes = parameter_shapes(config, classes)
-    flat, problems = {}, []
-    for entry in entries:
-        try:
-            array = build(entry, arrays, foreign, config, dialect)
-        except CheckpointError:  # a ValueError too: the file is damaged
-            raise
-        except ValueError as error:
-            problems.append(f"{', '.join(entry.theirs)}: {error}")
-            continue
-        if array.shape != shapes[entry.ours]:
-            problems.append(
-                f"{', '.join(entry.theirs)} gives {array.shape}, the model's "
-                f"{entry.ours} is {shapes[entry.ours]}"
+
+    arrays: Arrays
+    layout: CheckpointLayout
+    keys: Mapping[str, str]
+
+    def adjust_config(
+        self, config: Config, read_config_json: Callable[[], Mapping[str, Any]]
+    ) -> Config:
+        """The architecture, with the fields that the file decides."""
+        return self.layout.adjust_config(config, self.keys, read_config_json)
+
+    def count_classes(self) -> int:
+        """Number of classes of the head."""
+        if self.layout.head not in self.keys:
+            raise CheckpointError(
+                "The checkpoint has no classification head, so it has no class space; "
+                "give one that was trained to classify."
             )
-            continue
-        flat[entry.ours] = jax.numpy.asarray(array)
-    if problems:
-        raise CheckpointError(misfit(problems, dialect, classes))
-    return unflatten(flat), dialect.resize
+        return len(self.arrays[self.keys[self.layout.head]])
+
+    def params(
+        self,
+        config: Config,
+        *,
+        classes: int,
+        resize: str = "",
+        source_config: Config | None = None,
+    ) -> tuple[Any, str]:
+        """Parameters of a model, float32, and how position embeddings are resized.
+
+        They are resized to the image size of `config`, by default as the
+        layout does; `source_config` is the architecture that the file was written for.
+        """
+        resize = resize or self.layout.resize
+        target, table = Target(config, source_config, resize), self.layout.table(config)
+        self.check_keys(config, [source for source, _ in table.values()])
+        shapes, flat, problems = parameter_shapes(config, classes), {}, []
+        for path, (source, convert) in table.items():
+            try:
+                array = self.stack(source, lambda x, f=convert: f(x, target), config)
+            except CheckpointError:  # a ValueError too: the file is damaged
+                raise
+            except ValueError as error:
+                problems.append(f"{source}: {error}")
+                continue
+            if array.shape == shapes[path]:
+                flat[path] = jnp.asarray(array)
+            else:
+                problems.append(
+                    f"{source} gives {array.shape}, the model's {path} is "
+                    f"{shapes[path]}"
+                )
+        if problems:
+            raise CheckpointError(shape_mismatch(problems, self.layout, classes))
+        return unflatten(flat), resize
+
+    def check_keys(self, config: Config, sources: list[str]) -> None:
+        """Every expected key is there, every key that is there is expected."""
+        layout = self.layout
+        if not (config.class_token or layout.pools_first or config.norm != "pre"):
+            raise CheckpointError(
+                f"The checkpoint, read as {layout.name}, is of a library that "
+                "normalizes every token before it averages them; without [CLS], this "
+                "model normalizes the average, and its logits would differ. Such "
+                "files are not read."
+            )
+        expected = {key for source in sources for key in block_keys(source, config)}
+        ignored = re.compile("|".join(layout.ignored) or r"(?!)")
+        extra = sorted(k for k in set(self.keys) - expected if not ignored.fullmatch(k))
+        missing = sorted(expected - set(self.keys))
+        if missing or extra:
+            raise CheckpointError(
+                f"The checkpoint, read as {layout.name}, does not fit {config}. "
+                f"Missing: {group_blocks(missing)}. Extra: {group_blocks(extra)}. "
+                "Check the Config against the file: depth, qkv_bias, class_token, "
+                "registers, layer_scale."
+            )
+
+    def stack(self, source: str, convert: Callable, config: Config) -> np.ndarray:
+        """One converted array, stacked over blocks where it belongs to them."""
+        stacked, keys = np.empty(0), block_keys(source, config)
+        for block, key in enumerate(keys):
+            array = np.asarray(self.arrays[self.keys[key]]).astype(np.float32)
+            array = convert(array)
+            if keys == [source]:
+                return array
+            if block == 0:
+                stacked = np.empty((len(keys), *array.shape), np.float32)
+            stacked[block] = array
+        return stacked
 
 
-def adapt(
-    keys: Iterable[str], config: Config, *, beside: Callable[[], Mapping[str, Any]]
-) -> Config:
-    """The architecture, with what a checkpoint's dialect decides by itself.
-
-    Args:
-        keys: the checkpoint's.
-        config: the architecture that the file is meant for.
-        beside: reads the config.json beside it; empty where there is none.
-
-    Raises:
-        CheckpointError: the keys are in no known dialect.
-    """
-    keys = list(keys)
-    dialect, prefix = guess(keys)
-    return dialect.travels(config, {k.removeprefix(prefix) for k in keys}, beside)
-
-
-def count_classes(arrays: Arrays) -> int:
-    """Number of classes of a checkpoint's head."""
-    dialect, prefix = guess(arrays)
-    for key in (prefix + dialect.head, dialect.head):
-        if key in arrays:
-            return len(arrays[key])
+def detect_layout(arrays: Arrays) -> Checkpoint:
+    """Arrays with the layout that their keys are written in."""
+    for layout in LAYOUTS:
+        for prefix in layout.prefixes:
+            mark = re.compile(re.escape(prefix) + layout.mark)
+            if any(map(mark.fullmatch, arrays)):
+                keys = {key.removeprefix(prefix): key for key in arrays}
+                return Checkpoint(arrays, layout, keys)
     raise CheckpointError(
-        "The checkpoint has no classification head, so it has no class space; give one "
-        "that was trained to classify."
+        f"These {len(arrays)} keys are in no known layout "
+        f"({'; '.join(layout.name for layout in LAYOUTS)}): "
+        f"{first_keys(sorted(arrays))}. Is it the checkpoint of a Vision Transformer?"
     )
 
 
-def guess(keys: Iterable[str]) -> tuple[Dialect, str]:
-    """The dialect that a set of keys is written in, and what stands before them all."""
-    keys = list(keys)
-    for dialect in DIALECTS:
-        for prefix in dialect.prefixes:
-            if any(re.fullmatch(re.escape(prefix) + dialect.mark, key) for key in keys):
-                return dialect, prefix
-    raise CheckpointError(
-        f"These {len(keys)} keys are in no known dialect "
-        f"({'; '.join(dialect.name for dialect in DIALECTS)}): {few(sorted(keys))}. "
-        "Is it the checkpoint of a Vision Transformer?"
-    )
+def block_keys(source: str, config: Config) -> list[str]:
+    """The keys of all blocks, or the key itself where it has no block's number."""
+    for placeholder, without in LAST_BLOCKS_WITHOUT.items():
+        if placeholder in source:
+            blocks = range(config.depth - without)
+            return [source.replace(placeholder, str(block)) for block in blocks]
+    return [source]
 
 
-def check_keys(dialect, entries, foreign, config) -> None:
-    """Every expected key is there, every key that is there is expected."""
-    if not (config.class_token or dialect.pools_first or config.norm != "pre"):
-        raise CheckpointError(
-            f"The checkpoint, read as {dialect.name}, is of a library that normalises "
-            "every token before it averages them; without [CLS], this model normalises "
-            "the average, and its answers would be others. Such files are not read."
-        )
-    expected = {
-        key.replace(axis, str(block)) if axis else key
-        for entry in entries
-        for key in entry.theirs
-        for axis, count in [stacked(key, config)]
-        for block in range(count)
-    }
-    ignored = re.compile("|".join(dialect.ignored(config)) or r"(?!)")
-    missing = sorted(expected - set(foreign))
-    extra = sorted(k for k in set(foreign) - expected if not ignored.fullmatch(k))
-    if missing or extra:
-        raise CheckpointError(
-            f"The checkpoint, read as {dialect.name}, does not fit {config}. "
-            f"Missing: {some(missing)}. Extra: {some(extra)}. Check the Config against "
-            "the file: depth, qkv_bias, class_token, registers, layer_scale."
-        )
-
-
-def misfit(problems: list[str], dialect: Dialect, classes: int) -> str:
+def shape_mismatch(problems: list[str], layout: CheckpointLayout, classes: int) -> str:
     """The message for arrays of other shapes than the model's."""
     advice = "Is the file of this model? Check the name or the Config against it."
     if all("head/" in problem for problem in problems):
         advice = (
-            f"Only the head differs: the model was asked for {classes} classes; pass "
-            "classes= with the file's own number, or its list of names."
+            f"Only the head differs: the model has {classes} classes; pass classes= "
+            "with the file's own number, or its list of names."
         )
     return (
-        f"The checkpoint, read as {dialect.name}, has arrays of other shapes than the "
-        f"model: {few(problems)}. {advice}"
+        f"The checkpoint, read as {layout.name}, has arrays of other shapes than the "
+        f"model: {first_keys(problems)}. {advice}"
     )
 
 
-def some(items: list[str]) -> str:
-    """A list in words; what differs only in the block's number is said once."""
-    blocks: dict[str, list[int]] = {}
+def group_blocks(items: list[str]) -> str:
+    """A list in words; items that differ only in the block's number are one."""
+    groups: dict[str, list[int]] = {}
     for item in items:
         numbered = re.search(r"(blocks\.|encoderblock_|layer\.|heads\.)(\d+)", item)
         if numbered:
             start, end = numbered.span(2)
             pattern = item[:start] + "{block}" + item[end:]
-            blocks.setdefault(pattern, []).append(int(item[start:end]))
+            groups.setdefault(pattern, []).append(int(numbered[2]))
         else:
-            blocks[item] = []
+            groups[item] = []
     words = [
-        f"{pattern} for blocks {', '.join(map(str, sorted(numbers)))}"
-        if numbers
-        else pattern
-        for pattern, numbers in blocks.items()
+        pattern + (f" for blocks {', '.join(map(str, sorted(blocks)))}" * bool(blocks))
+        for pattern, blocks in groups.items()
     ]
     return "; ".join(words) or "none"
 
 
-def few(items: list[str], count: int = 4) -> str:
+def first_keys(items: list[str], count: int = 4) -> str:
     """The first of a list in words, and how many more there are."""
     more = len(items) - count
-    return some(items[:count]) + (f"; and {more} more" if more > 0 else "")
-
-
-def stacked(key: str, config: Config) -> tuple[str, int]:
-    """What stands for the block's number in a key ("" for none), and how many have."""
-    for axis, without in AXES.items():
-        if axis in key:
-            return axis, config.depth - without
-    return "", 1
-
-
-def build(entry: Entry, arrays, foreign, config, dialect) -> np.ndarray:
-    """One of our arrays, stacked over blocks where it belongs to them."""
-    axis, count = stacked(entry.theirs[0], config)
-
-    def read(block):
-        keys = [key.replace(axis, str(block)) if axis else key for key in entry.theirs]
-        values = [np.asarray(arrays[foreign[k]]).astype(np.float32) for k in keys]
-        return entry.make(*values, config=config, dialect=dialect)
-
-    first = read(0)
-    if not axis:
-        return first
-    stack = np.empty((count, *first.shape), np.float32)
-    for block in range(count):
-        stack[block] = first if block == 0 else read(block)
-    return stack
+    return group_blocks(items[:count]) + (f"; and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Bytes on disk to named arrays, and back; nothing here knows what they mean."""
+"""Checkpoint files: named arrays in npz, safetensors and PyTorch files, and back."""
 
 import contextlib
 import hashlib
@@ -8,11 +8,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 ARRAYS, CONFIG = "model.safetensors", "config.json"
-"""The two files of our own folder."""
+"""The two files of a folder that `vitjax.save` writes."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -23,30 +25,23 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
-    """A checkpoint file as a mapping; npz and safetensors read an array when asked.
+    """A checkpoint file, local or remote, as a mapping.
 
-    Args:
-        path: a `.npz`, `.safetensors` or `.pth` file, local or remote (`gs://`).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is truncated, of an unknown format, or holds pickles.
+    npz and safetensors read an array when it is accessed. Truncated files, unknown
+    formats and pickles raise CheckpointError.
     """
-    from etils import epath
-
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"There is no checkpoint at {path}. Give the path of an existing "
             f"{', '.join(SUFFIXES[:3])} file, or of a folder that vitjax wrote."
         )
-    readers = {".npz": read_npz, ".safetensors": read_safetensors}
-    reader = readers.get(path.suffix, read_torch)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"{path} does not end in one of {SUFFIXES}, so its format is not known."
         )
-    with reader(path) as arrays:
+    readers = {".npz": read_npz, ".safetensors": read_safetensors}
+    with readers.get(path.suffix, read_torch)(path) as arrays:
         yield arrays
 
 
@@ -58,30 +53,22 @@ def broken(path, reason) -> CheckpointError:
     )
 
 
-class NpzArrays(Mapping):
-    """An npz file; bfloat16, which numpy saves as two void bytes, is restored."""
+class LazyArrays(Mapping):
+    """Names, and a function that reads the array of one."""
 
-    def __init__(self, path, npz):
-        self.path, self.npz = path, npz
+    def __init__(self, names, read):
+        self.names, self.read = dict.fromkeys(names), read
 
     def __getitem__(self, key):
-        try:
-            array = self.npz[key]
-        except KeyError:
-            raise
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise broken(self.path, error) from error
-        if array.dtype == np.dtype("V2"):
-            import ml_dtypes
-
-            return array.view(ml_dtypes.bfloat16)
-        return array
+        if key not in self.names:
+            raise KeyError(key)
+        return self.read(key)
 
     def __iter__(self):
-        return iter(self.npz.files)
+        return iter(self.names)
 
     def __len__(self):
-        return len(self.npz.files)
+        return len(self.names)
 
 
 @contextlib.contextmanager
@@ -95,25 +82,16 @@ def read_npz(path) -> Iterator[Arrays]:
             raise broken(path, "it is no archive of plain arrays") from error
         if not isinstance(npz, np.lib.npyio.NpzFile):
             raise broken(path, "it holds a single array")
-        yield NpzArrays(path, npz)
 
+        def read(key):
+            try:
+                array = npz[key]
+            except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+                raise broken(path, error) from error
+            # numpy saves bfloat16 as two void bytes.
+            return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
-class SafetensorsArrays(Mapping):
-    """A safetensors file."""
-
-    def __init__(self, file):
-        self.file, self.names = file, tuple(file.keys())
-
-    def __getitem__(self, key):
-        if key not in self.names:
-            raise KeyError(key)
-        return self.file.get_tensor(key)
-
-    def __iter__(self):
-        return iter(self.names)
-
-    def __len__(self):
-        return len(self.names)
+        yield LazyArrays(npz.files, read)
 
 
 @contextlib.contextmanager
@@ -125,7 +103,7 @@ def read_safetensors(path) -> Iterator[Arrays]:
     try:
         if os.path.exists(path):
             with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-                yield SafetensorsArrays(file)
+                yield LazyArrays(file.keys(), file.get_tensor)
         else:
             yield safetensors.numpy.load(path.read_bytes())
     except safetensors.SafetensorError as error:
@@ -163,15 +141,8 @@ def read_torch(path) -> Iterator[Arrays]:
 def write_folder(
     folder: str | os.PathLike, arrays: dict[str, np.ndarray], config: dict[str, Any]
 ) -> None:
-    """Write our own folder: the arrays as safetensors, the rest as JSON.
-
-    Args:
-        folder: made where it does not exist.
-        arrays: name to array.
-        config: everything else that makes the model, JSON-serialisable.
-    """
+    """Write our own folder: the arrays as safetensors, the rest as JSON."""
     import safetensors.numpy
-    from etils import epath
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,13 +152,7 @@ def write_folder(
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The JSON beside the arrays of our own folder, or of a Hugging Face model.
-
-    Raises:
-        CheckpointError: the folder holds none, or not valid JSON.
-    """
-    from etils import epath
-
+    """The config.json of our own folder, or of a Hugging Face model's."""
     path = epath.Path(folder) / CONFIG
     if not path.exists():
         raise CheckpointError(
@@ -197,54 +162,36 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: the file is damaged, or holds something else.
-    """
-    from etils import epath
-
+    """A JSON object."""
     try:
-        written = json.loads(epath.Path(path).read_text())
+        content = json.loads(epath.Path(path).read_text())
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged, for it is not JSON: {error}."
-        ) from error
-    if not isinstance(written, dict):
+        raise CheckpointError(f"{path} is damaged: it is not JSON: {error}.") from error
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
-    return written
+    return content
 
 
-def read_beside(path: str | os.PathLike) -> dict[str, Any]:
+def read_config_json(path: str | os.PathLike) -> dict[str, Any]:
     """The config.json in the folder of a checkpoint file; empty where there is none."""
-    from etils import epath
-
     folder = epath.Path(path).parent
     return read_config(folder) if (folder / CONFIG).exists() else {}
 
 
 def find_weights(folder: str | os.PathLike) -> Any:
-    """The file of arrays in a folder.
-
-    Raises:
-        CheckpointError: there is none, or they are spread over several files.
-    """
-    from etils import epath
-
+    """The file of arrays in a folder."""
     names = (ARRAYS, "pytorch_model.bin")
-    found = [epath.Path(folder) / n for n in names if (epath.Path(folder) / n).exists()]
-    if not found:
-        raise CheckpointError(
-            f"{folder} holds neither {' nor '.join(names)}; weights spread over "
-            "several files are not read."
-        )
-    return found[0]
+    for path in (epath.Path(folder) / name for name in names):
+        if path.exists():
+            return path
+    raise CheckpointError(
+        f"{folder} holds neither {' nor '.join(names)}; weights spread over several "
+        "files are not read."
+    )
 
 
 def sha256(path: str | os.PathLike) -> str:
     """Hex digest of a file's bytes."""
-    from etils import epath
-
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while block := file.read(1 << 20):

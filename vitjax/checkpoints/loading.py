@@ -1,23 +1,25 @@
-"""Load, initialise and save models; fetch what is published."""
+"""Load, initialize and save models."""
 
 import dataclasses
-import importlib.util
 import os
-import pathlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from vitjax import messages
 from vitjax.checkpoints import files, huggingface
-from vitjax.checkpoints.convert import adapt, convert, count_classes
+from vitjax.checkpoints.convert import detect_layout
+from vitjax.checkpoints.download import weights
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
 from vitjax.data.images import Preprocess, from_hugging_face
 from vitjax.data.labels import imagenet1k
-from vitjax.models.model import Model, Provenance, initialise
-from vitjax.models.tree import flatten
+from vitjax.models.model import Model, Provenance, flatten, initialize
 from vitjax.types import Config
+
+OWN_KEYS = ("name", "config", "classes", "class_ids", "preprocess", "position_resize")
+"""Keys of our own config.json, apart from its format and source."""
 
 
 def load(
@@ -36,13 +38,13 @@ def load(
             local or remote. Without it a named model comes from the package, or is
             downloaded once into `VITJAX_CACHE` or the user's cache.
         classes: class names, or their number, where they are not the row's.
-        image_size: another input size; position embeddings are resized in the way of
-            the library that the file comes from.
+        image_size: another input size; position embeddings are resized as the library
+            that wrote the file does.
 
     Returns:
-        The model, float32, on the default device. What only the file knows travels
-        with it: from a Hugging Face file the norms' epsilon (1e-12, or what the
-        config.json beside it says) and DeiT's distillation token, a register here.
+        The model, float32, on the default device. A Hugging Face file also decides the
+        norms' epsilon (1e-12, or that of the config.json in its folder) and DeiT's
+        distillation token, a register here.
 
     Raises:
         ValueError: no such name, or neither name nor checkpoint.
@@ -73,7 +75,7 @@ def init(
     embeddings are normal with deviation 0.02, [CLS] and registers with 1e-6, the patch
     embedding is uniform in +-1/sqrt(fan-in), biases 0, norms 1 and 0. In
     residual-post-norm blocks the norms' scales start at 1e-5, which makes every block
-    all but an identity: that control is degenerate, its class logits are constant over
+    almost an identity: that control is degenerate, its class logits are constant over
     depth.
 
     Args:
@@ -90,7 +92,7 @@ def init(
     row = find(model) if isinstance(model, str) else anonymous(model)
     known = row.labels()
     names, ids = labels(classes, known if known[0] else numbered(1000))
-    return initialise(
+    return initialize(
         row.config,
         classes=names,
         class_ids=ids,
@@ -122,19 +124,23 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
     files.write_folder(folder, arrays, config)
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path, local or remote, is a folder."""
+    return epath.Path(path).is_dir()
+
+
 def numbered(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes that have none: their numbers."""
+    """Names and ids of classes that have none: their numbers."""
     names = tuple(map(str, range(count)))
     return names, names
 
 
 def labels(classes, known) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(class names, class ids), where the caller may have given names or a number."""
+    """(class names, class ids): those known, or of the caller's names or number."""
     if classes is None:
         return known
     if isinstance(classes, int | np.integer):
-        if classes < 1:
-            raise ValueError(f"classes is {classes}; a model has at least one.")
+        messages.check_range("classes", int(classes), 1)
         return known if classes == len(known[0]) else numbered(int(classes))
     names = tuple(classes)
     if len(set(names)) < len(names) or isinstance(classes, str):
@@ -144,56 +150,63 @@ def labels(classes, known) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return names, names
 
 
-def load_file(path, row: Variant, classes, image_size) -> Model:
-    """A foreign file as a model of a row's architecture."""
-    config = resized(row.config, image_size)
+def load_file(
+    path, row: Variant, classes, image_size, *, resize: str = "", origin: Any = None
+) -> Model:
+    """A file of arrays as a model of a row's architecture.
+
+    `resize` is how position embeddings are resized, by default as its layout does;
+    `origin` is what the provenance names, by default the file.
+    """
+    config = row.config
+    if image_size is not None:
+        config = dataclasses.replace(config, image_size=image_size)
     with files.open_arrays(path) as arrays:
-        config = adapt(arrays, config, beside=lambda: files.read_beside(path))
+        checkpoint = detect_layout(arrays)
+        config = checkpoint.adjust_config(config, lambda: files.read_config_json(path))
         known = row.labels()
-        known = known if known[0] else numbered(count_classes(arrays))
+        known = known if known[0] else numbered(checkpoint.count_classes())
         names, ids = labels(classes, known)
-        params, position_resize = convert(
-            arrays, config, classes=len(names), written=row.config
+        params, resize = checkpoint.params(
+            config, classes=len(names), resize=resize, source_config=row.config
         )
     return Model(
         params=params,
         config=config,
         classes=names,
         class_ids=ids,
-        preprocess=row.preprocess.resized_to(*config.shape),
+        preprocess=row.preprocess and row.preprocess.resized_to(*config.shape),
         provenance=Provenance(
             name=row.name,
-            path=os.fspath(path),
+            path=os.fspath(origin or path),
             sha256=files.sha256(path),
-            position_resize=position_resize,
+            position_resize=resize,
         ),
     )
 
 
 def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
     """A folder that describes itself: ours, or Hugging Face's."""
-    written = files.read_config(folder)
-    if huggingface.is_hugging_face(written):
-        path = files.find_weights(folder)
-        return load_file(path, row or described(folder, written), classes, image_size)
-    if written.get("format") != "vitjax":
+    config_json = files.read_config(folder)
+    if config_json.get("format") == "vitjax":
+        return load_own(folder, config_json, row, classes, image_size)
+    if not huggingface.is_hugging_face(config_json):
         raise files.CheckpointError(
             f"{folder} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT "
             "or DeiT. Give the file itself as checkpoint=, with a vitjax.Config."
         )
-    return load_own(folder, written, row, classes, image_size)
+    row = row or huggingface_row(folder, config_json)
+    return load_file(files.find_weights(folder), row, classes, image_size)
 
 
-def described(folder, written: dict[str, Any]) -> Variant:
-    """A row made of what a Hugging Face folder says of its model."""
-    from etils import epath
-
-    config = huggingface.architecture(written)
+def huggingface_row(folder, config_json: Mapping[str, Any]) -> Variant:
+    """The row that a Hugging Face folder describes."""
+    config = huggingface.architecture(config_json)
     preprocess = Preprocess(*config.shape)
     path = epath.Path(folder) / "preprocessor_config.json"
     if path.exists():
         preprocess = from_hugging_face(files.read_json(path))
-    names = huggingface.class_names(written)
+    names = huggingface.class_names(config_json)
     known, ids = imagenet1k()
     return Variant(
         name="",
@@ -203,178 +216,31 @@ def described(folder, written: dict[str, Any]) -> Variant:
     )
 
 
-def load_own(folder, written, row: Variant | None, classes, image_size) -> Model:
-    """Our own folder as a model; what it says of itself must fit the row."""
-    if missing := OWN_KEYS - set(written):
+def load_own(
+    folder, config_json: Mapping[str, Any], row: Variant | None, classes, image_size
+) -> Model:
+    """A folder that `save` wrote; its architecture must fit the row."""
+    if missing := set(OWN_KEYS) - set(config_json):
         raise files.CheckpointError(
             f"{files.CONFIG} of {folder} lacks {', '.join(sorted(missing))}: it is "
             "damaged, or another version of vitjax wrote it."
         )
-    config = stored = Config.from_dict(written["config"])
-    if row is not None and not same_but_size(row.config, config):
-        raise files.CheckpointError(
-            f"{folder} holds {config}, but {row.name or 'the architecture asked for'} "
-            f"is {row.config}. Load it by its own name or path."
-        )
-    if image_size is None and row is not None:
-        image_size = row.config.image_size
-    config = resized(config, image_size)
-    preprocess = written["preprocess"]
-    known = (tuple(written["classes"]), tuple(written["class_ids"]))
-    names, ids = labels(classes, known)
-    file = files.find_weights(folder)
-    with files.open_arrays(file) as arrays:
-        resize = written["position_resize"]
-        params, _ = convert(
-            arrays, config, classes=len(names), resize=resize, written=stored
-        )
-    return Model(
-        params=params,
+    config = Config.from_dict(config_json["config"])
+    if row is not None:
+        resized = dataclasses.replace(row.config, image_size=config.image_size)
+        if resized != config:
+            raise files.CheckpointError(
+                f"{folder} holds {config}, but {row.name or 'the given architecture'} "
+                f"is {row.config}. Load it by its own name or path."
+            )
+        image_size = row.config.image_size if image_size is None else image_size
+    names, ids = tuple(config_json["classes"]), tuple(config_json["class_ids"])
+    preprocess: Any = config_json["preprocess"]
+    own = Variant(
+        name=config_json["name"],
         config=config,
-        classes=names,
-        class_ids=ids,
-        preprocess=preprocess
-        and Preprocess.from_dict(preprocess).resized_to(*config.shape),
-        provenance=Provenance(
-            name=written["name"],
-            path=os.fspath(folder),
-            sha256=files.sha256(file),
-            position_resize=resize,
-        ),
+        preprocess=preprocess and Preprocess.from_dict(preprocess),
+        labels=lambda: (names, ids),
     )
-
-
-OWN_KEYS = {
-    *("name", "config", "classes", "class_ids", "preprocess", "position_resize"),
-}
-"""What our own config.json holds, besides its format and source."""
-
-
-def same_but_size(left: Config, right: Config) -> bool:
-    """Whether two architectures differ in the image size at most."""
-    return left == dataclasses.replace(right, image_size=left.image_size)
-
-
-def resized(config: Config, image_size) -> Config:
-    """The architecture at another input size."""
-    if image_size is None:
-        return config
-    return dataclasses.replace(config, image_size=image_size)
-
-
-def is_folder(path) -> bool:
-    """Whether a path, local or remote, is a folder."""
-    from etils import epath
-
-    return epath.Path(path).is_dir()
-
-
-def packaged(folder: str) -> pathlib.Path:
-    """A checkpoint that comes with vitjax: in a wheel, or in a clone beside it."""
-    package = pathlib.Path(__file__).parents[1]
-    for root in (package / "checkpoints", package.parent / "checkpoints"):
-        if (root / folder / files.CONFIG).exists():
-            return root / folder
-    raise FileNotFoundError(
-        f"The packaged checkpoint {folder} is missing from this installation of "
-        "vitjax; install it again, or pass checkpoint=."
-    )
-
-
-def weights(row: Variant) -> pathlib.Path:
-    """Where a row's own weights lie on this machine; downloaded where they do not."""
-    if row.packaged:
-        return packaged(row.packaged)
-    if row.obtain:
-        raise FileNotFoundError(f"{row.name} has no address to load from. {row.obtain}")
-    if not row.url:
-        raise ValueError(
-            "An architecture has no weights of its own: pass checkpoint= with a file, "
-            "or call vitjax.init for random ones."
-        )
-    return download(row)
-
-
-def cache_folder() -> pathlib.Path:
-    """Where downloads and compiled programs are kept."""
-    import pooch
-
-    return pathlib.Path(os.environ.get("VITJAX_CACHE") or pooch.os_cache("vitjax"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A file that can be fetched.
-
-    Args:
-        url: where from.
-        name: what it is called in the cache.
-        sha256: all or the first of its digits, or "".
-    """
-
-    url: str
-    name: str
-    sha256: str = ""
-
-    @property
-    def cached(self) -> pathlib.Path:
-        """Where it is, or would be, kept."""
-        return cache_folder() / self.name
-
-
-def published(row: Variant) -> tuple[Published, ...]:
-    """A row's file, and the same weights as safetensors, which need no PyTorch."""
-    if not row.url:
-        return ()
-    original = Published(row.url, row.url.rsplit("/", 1)[-1], row.sha256)
-    if not row.tag:
-        return (original,)
-    url = f"https://huggingface.co/{row.tag}/resolve/main/{files.ARRAYS}"
-    return original, Published(url, f"{row.tag.split('/')[-1]}.safetensors")
-
-
-def cached(row: Variant) -> pathlib.Path | None:
-    """The file of a row in the cache, or None."""
-    found = [file.cached for file in published(row) if readable(file)]
-    return next((path for path in found if path.exists()), None)
-
-
-def readable(file: Published) -> bool:
-    """Whether this installation can read it."""
-    needs_torch = file.name.endswith((".pth", ".pt", ".bin"))
-    return not needs_torch or importlib.util.find_spec("torch") is not None
-
-
-def download(row: Variant) -> pathlib.Path:
-    """Fetch a row's file into the cache, once."""
-    kept = cached(row)
-    if kept is not None:
-        return kept
-    files_ = published(row)
-    file = next((one for one in files_ if readable(one)), files_[0])
-    return fetch(file, name=row.name)
-
-
-def fetch(file: Published, *, name: str) -> pathlib.Path:
-    """Download a file; one whose digest is wrong is not kept."""
-    import pooch
-
-    target = file.cached
-    bar = sys.stderr.isatty()
-    try:
-        pooch.retrieve(file.url, None, target.name, target.parent, progressbar=bar)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{name} could not be downloaded from {file.url} "
-            f"({type(error).__name__}). On a machine with network, download it and put "
-            f"it at {target}, or pass checkpoint= with its path (on the command line "
-            "--checkpoint)."
-        ) from error
-    found = files.sha256(target)
-    if not found.startswith(file.sha256):
-        target.unlink()
-        raise files.CheckpointError(
-            f"What {file.url} gave has sha256 {found}, not {file.sha256}...; it was "
-            "removed. Try again, or pass checkpoint= with a file that you trust."
-        )
-    return target
+    resize, file = config_json["position_resize"], files.find_weights(folder)
+    return load_file(file, own, classes, image_size, resize=resize, origin=folder)

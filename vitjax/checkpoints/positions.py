@@ -1,4 +1,4 @@
-"""Position embeddings: which belong to which token, and how they are resized."""
+"""Position embeddings: one per token, resized to the model's grid of patches."""
 
 import math
 from typing import Any
@@ -8,49 +8,41 @@ import numpy as np
 
 from vitjax.types import Config
 
-Layout = tuple[int, tuple[int, int]]
-"""How many positions belong to prefix tokens, and the grid of the others."""
 
+def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
+    """One position per token of a `layouts.Target`: the patches' resized to its grid.
 
-def positions(position: np.ndarray, *, config: Config, dialect: Any) -> np.ndarray:
-    """One position per token: the patches' resized to the model's grid.
-
-    Prefix tokens that the file gives no position (registers in timm, [CLS] in
-    big_vision) have position 0.
+    Prefix tokens without a position in the file (registers in timm, [CLS] in
+    big_vision) get position 0.
     """
-    extra, size = layout(position.shape[1], config, dialect.written)
-    prefix, patches = position[:, :extra], position[:, extra:]
-    if size != config.grid:
-        grid = RESIZE[dialect.resize](patches.reshape(*size, -1), config.grid)
-        patches = grid.reshape(1, config.patches, -1)
-    bare = np.zeros((1, config.prefix - extra, position.shape[2]), np.float32)
-    return np.concatenate([prefix, bare, patches], axis=1)
+    config = target.config
+    prefix, grid = position_grid(position.shape[1], config, target.source_config)
+    of_prefix, patches = position[:, :prefix], position[:, prefix:]
+    if grid != config.grid:
+        resize = RESIZE[target.resize]
+        patches = resize(patches.reshape(*grid, -1), config.grid)
+        patches = patches.reshape(1, config.patches, -1)
+    zeros = np.zeros((1, config.prefix - prefix, position.shape[2]), np.float32)
+    return np.concatenate([of_prefix, zeros, patches], axis=1)
 
 
-def layout(count: int, config: Config, written: Config | None) -> Layout:
-    """How a file's positions are laid out.
+def position_grid(
+    count: int, config: Config, source_config: Config | None
+) -> tuple[int, tuple[int, int]]:
+    """How many of a file's positions belong to prefix tokens, and the others' grid.
 
-    Args:
-        count: of the positions.
-        config: the model that they are for.
-        written: the architecture that the file was written for, where it is known.
-
-    Returns:
-        The grid of that architecture or of the model where one fits, else a square.
-
-    Raises:
-        ValueError: no grid fits.
+    The grid of the architecture that the file was written for, or of the model, where
+    one fits; else a square.
     """
-    extras = (config.prefix, int(config.class_token), 0)
-    grids = [one.grid for one in (written, config) if one is not None]
-    for rows, columns in grids:
-        for extra in extras:
-            if count - extra == rows * columns:
-                return extra, (rows, columns)
-    for extra in extras:
-        side = math.isqrt(max(count - extra, 0))
-        if side > 0 and side**2 == count - extra:
-            return extra, (side, side)
+    prefixes = (config.prefix, int(config.class_token), 0)
+    for known in (source_config, config):
+        for prefix in prefixes:
+            if known is not None and count - prefix == known.patches:
+                return prefix, known.grid
+    for prefix in prefixes:
+        side = math.isqrt(max(count - prefix, 0))
+        if side > 0 and side**2 == count - prefix:
+            return prefix, (side, side)
     raise ValueError(
         f"{count} position embeddings are neither {config.patches} patches nor a "
         f"square number of them, with or without {config.prefix} prefix tokens"
@@ -58,7 +50,7 @@ def layout(count: int, config: Config, written: Config | None) -> Layout:
 
 
 def resize_corners(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The original ViT code's way: linear between aligned corners."""
+    """As the original ViT code: linear between aligned corners."""
     from scipy import ndimage
 
     zoom = (size[0] / grid.shape[0], size[1] / grid.shape[1], 1)
@@ -66,27 +58,27 @@ def resize_corners(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """timm's way for torch files: antialiased bicubic between pixel centres."""
+    """As timm for torch files: antialiased bicubic between pixel centers."""
     shape = (*size, grid.shape[-1])
     return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
 
 
 def resize_plain_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """transformers' way: PyTorch's bicubic between pixel centres, not antialiased."""
+    """As transformers: PyTorch's bicubic between pixel centers, not antialiased."""
     rows, columns = (cubic_weights(n, m) for n, m in zip(grid.shape, size))
     return np.einsum("rn,nmd,cm->rcd", rows, grid, columns).astype(np.float32)
 
 
-def cubic_weights(entries: int, wanted: int) -> np.ndarray:
-    """[wanted entry] weights of cubic convolution with a = -0.75, edges repeated."""
-    centre = (np.arange(wanted) + 0.5) * entries / wanted - 0.5
-    weights, rows = np.zeros((wanted, entries)), np.arange(wanted)
+def cubic_weights(entries: int, size: int) -> np.ndarray:
+    """[size entry] weights of cubic convolution with a = -0.75, edges repeated."""
+    center = (np.arange(size) + 0.5) * entries / size - 0.5
+    weights, rows = np.zeros((size, entries)), np.arange(size)
     for offset in (-1, 0, 1, 2):
-        place = np.floor(centre) + offset
-        x, a = np.abs(centre - place), -0.75
+        index = np.floor(center) + offset
+        x, a = np.abs(center - index), -0.75
         near = (a + 2) * x**3 - (a + 3) * x**2 + 1
         far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        inside = place.clip(0, entries - 1).astype(int)
+        inside = index.clip(0, entries - 1).astype(int)
         np.add.at(weights, (rows, inside), np.where(x <= 1, near, far))
     return weights
 

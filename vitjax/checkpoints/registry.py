@@ -1,13 +1,13 @@
 """The table of models: architecture, preprocessing, labels, source.
 
-No behaviour depends on a model's name: every difference is a field of its row.
+No behavior depends on a model's name: every difference is a field of its row.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
+from vitjax import messages
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.data.textured_digits import CLASSES
@@ -26,16 +26,6 @@ Shape = dict[str, Any]
 """Fields of a `Config` that rows share."""
 
 
-def digits() -> Labels:
-    """Names and ids of the embedded data set's classes."""
-    return CLASSES, CLASSES
-
-
-def unlabelled() -> Labels:
-    """Of an architecture that has no row."""
-    return (), ()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table.
@@ -43,7 +33,7 @@ class Variant:
     Args:
         name: what `load` calls it.
         config: the architecture.
-        preprocess: image to array, as the weights expect it.
+        preprocess: image to array, as the weights expect it; None where unknown.
         labels: makes (class names, class ids).
         url: where the weights are published, or "".
         tag: the exact name of the same weights on the Hugging Face hub, or "": a bare
@@ -51,20 +41,20 @@ class Variant:
         packaged: folder of weights that comes with vitjax, or "".
         sha256: of the file at `url`, or the first digits of it, as far as public
             metadata tell; "" where they do not.
-        licence: of the weights.
+        license: of the weights.
         source: in words: data, recipe, who published it.
         obtain: for weights without a URL: how to get them.
     """
 
     name: str
     config: Config
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     labels: Callable[[], Labels]
     url: str = ""
     tag: str = ""
     packaged: str = ""
     sha256: str = ""
-    licence: str = ""
+    license: str = ""
     source: str = ""
     obtain: str = ""
 
@@ -74,80 +64,69 @@ SMALL: Shape = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
 BASE: Shape = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
 LARGE: Shape = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
 
-IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""Mean and deviation of ImageNet's colours, which torchvision's pipelines use."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AugReg:
-    """An architecture of Steiner et al. 2021, and what its published files are called.
-
-    Args:
-        size: letters in file names.
-        timm: the size in timm's names.
-        patch: patch size.
-        shape: the rest of the architecture.
-        pretraining: the recipe in the names of its files.
-        rate: learning rate of the fine-tuning to 224.
-        large: the recipe of the 384 file where it is another; "" where there is none.
-    """
-
-    size: str
-    timm: str
-    patch: int
-    shape: Shape
-    pretraining: str
-    rate: str
-    large: str | None = ""
-
-
-def recipe(augment: str, decay: str, dropout: str) -> str:
-    """The part of an AugReg file's name that says how it was pre-trained."""
-    return f"i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}-sd_{dropout}"
-
-
-AUGREG_MODELS = (
-    AugReg("Ti", "tiny", 16, TINY, recipe("none", "0.03", "0.0"), "0.03"),
-    AugReg("S", "small", 32, SMALL, recipe("light1", "0.03", "0.0"), "0.03"),
-    AugReg("S", "small", 16, SMALL, recipe("light1", "0.03", "0.0"), "0.03"),
-    AugReg(
-        *("B", "base", 32, BASE, recipe("medium1", "0.03", "0.0"), "0.03"),
-        large=recipe("light1", "0.1", "0.0"),
-    ),
-    AugReg("B", "base", 16, BASE, recipe("medium1", "0.1", "0.0"), "0.01"),
-    AugReg("B", "base", 8, BASE, recipe("medium1", "0.1", "0.0"), "0.01", large=None),
-    AugReg("L", "large", 16, LARGE, recipe("medium1", "0.1", "0.1"), "0.01"),
+TORCHVISION: dict[str, Any] = dict(
+    resize_size=256,
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
 )
+"""The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 
 
-def augreg(model: AugReg, *, size: int, classes: int) -> Variant:
-    """A row of Steiner et al. 2021: ImageNet-21k, or then ImageNet-1k."""
-    name = f"vit_{model.size.lower()}{model.patch}"
-    tag = f"timm/vit_{model.timm}_patch{model.patch}_{size}.augreg_in21k"
-    file = f"{model.size}_{model.patch}-"
-    file += (model.large or model.pretraining) if size == 384 else model.pretraining
-    common: dict[str, Any] = dict(
-        config=Config(size, model.patch, **model.shape),
-        preprocess=Preprocess(size, size),
-        licence="Apache-2.0",
+AugRegRecipe = tuple[str, str, str, str]
+"""Augmentation, weight decay and dropout of pre-training, and the learning rate of
+fine-tuning, as in the names of published files."""
+
+AUGREG_224: dict[tuple[str, int], AugRegRecipe] = {
+    ("Ti", 16): ("none", "0.03", "0.0", "0.03"),
+    ("S", 32): ("light1", "0.03", "0.0", "0.03"),
+    ("S", 16): ("light1", "0.03", "0.0", "0.03"),
+    ("B", 32): ("medium1", "0.03", "0.0", "0.03"),
+    ("B", 16): ("medium1", "0.1", "0.0", "0.01"),
+    ("B", 8): ("medium1", "0.1", "0.0", "0.01"),
+    ("L", 16): ("medium1", "0.1", "0.1", "0.01"),
+}
+AUGREG_384 = AUGREG_224 | {("B", 32): ("light1", "0.1", "0.0", "0.03")}
+del AUGREG_384["B", 8]
+AUGREG_SIZES = {
+    "Ti": ("tiny", TINY),
+    "S": ("small", SMALL),
+    "B": ("base", BASE),
+    "L": ("large", LARGE),
+}
+"""Letters in file names -> the size in timm's names, and the architecture."""
+
+
+def augreg(letters: str, patch: int, recipe: AugRegRecipe, *, size=224) -> Variant:
+    """A row of Steiner et al. 2021: ImageNet-21k, then ImageNet-1k at an image size."""
+    augment, decay, dropout, rate = recipe
+    timm, shape = AUGREG_SIZES[letters]
+    file = (
+        f"{letters}_{patch}-i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}"
+        f"-sd_{dropout}--imagenet2012-steps_20k-lr_{rate}-res_{size}.npz"
     )
-    if classes == 21843:
-        return Variant(
-            name=f"{name}_in21k",
-            labels=imagenet21k,
-            url=f"{AUGREG}{file}.npz",
-            tag=tag,
-            source="AugReg, ImageNet-21k",
-            **common,
-        )
-    rate = "0.03" if size == 384 and model.large else model.rate
+    name = f"vit_{letters.lower()}{patch}"
     return Variant(
         name=name if size == 224 else f"{name}_{size}",
+        config=Config(size, patch, **shape),
+        preprocess=Preprocess(size, size),
         labels=imagenet1k,
-        url=f"{AUGREG}{file}--imagenet2012-steps_20k-lr_{rate}-res_{size}.npz",
-        tag=f"{tag}_ft_in1k",
+        url=AUGREG + file,
+        tag=f"timm/vit_{timm}_patch{patch}_{size}.augreg_in21k_ft_in1k",
+        license="Apache-2.0",
         source="AugReg, ImageNet-21k then 1k",
-        **common,
+    )
+
+
+def in21k(row: Variant) -> Variant:
+    """An AugReg row before its fine-tuning."""
+    return dataclasses.replace(
+        row,
+        name=f"{row.name}_in21k",
+        labels=imagenet21k,
+        url=row.url.partition("--imagenet2012")[0] + ".npz",
+        tag=row.tag.removesuffix("_ft_in1k"),
+        source="AugReg, ImageNet-21k",
     )
 
 
@@ -156,18 +135,12 @@ def deit(size: str, timm: str, digest: str, shape: Shape) -> Variant:
     return Variant(
         name=f"deit_{size}16",
         config=Config(224, 16, **shape),
-        preprocess=Preprocess(
-            *(224, 224),
-            resize="shorter",
-            resize_size=256,
-            interpolation="bicubic",
-            **IMAGENET,
-        ),
+        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
         labels=imagenet1k,
         url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
         tag=f"timm/deit_{timm}_patch16_224.fb_in1k",
         sha256=digest,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="DeiT, ImageNet-1k",
     )
 
@@ -177,37 +150,29 @@ def refinement(name: str, *, heads: bool) -> Variant:
     return Variant(
         name=name,
         config=Config(224, 16, **BASE, refinement=heads),
-        preprocess=Preprocess(
-            *(224, 224),
-            resize="square",
-            resize_size=256,
-            interpolation="bicubic",
-            **IMAGENET,
-        ),
+        preprocess=Preprocess(224, 224, resize="square", **TORCHVISION),
         labels=imagenet1k,
         url=TRM,
-        licence="not stated",
+        license="not stated",
         source="DeiT-B with token refinement (Naseer et al.), ImageNet-1k",
     )
 
+
+AUGREG_ROWS = tuple(augreg(*key, recipe) for key, recipe in AUGREG_224.items())
 
 ROWS = (
     Variant(
         name="textured_digits",
         config=Config(64, 8, dim=128, depth=6, heads=4, mlp_dim=512),
         preprocess=Preprocess(64, 64),
-        labels=digits,
+        labels=lambda: (CLASSES, CLASSES),
         packaged="textured_digits",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="our own recipe, the embedded data",
     ),
-    *(augreg(model, size=224, classes=1000) for model in AUGREG_MODELS),
-    *(
-        augreg(model, size=384, classes=1000)
-        for model in AUGREG_MODELS
-        if model.large is not None
-    ),
-    *(augreg(model, size=224, classes=21843) for model in AUGREG_MODELS),
+    *AUGREG_ROWS,
+    *(augreg(*key, recipe, size=384) for key, recipe in AUGREG_384.items()),
+    *map(in21k, AUGREG_ROWS),
     deit("ti", "tiny", "a1311bcf", TINY),
     deit("s", "small", "cd65a155", SMALL),
     deit("b", "base", "b5f2ef4d", BASE),
@@ -216,7 +181,7 @@ ROWS = (
         config=Config(224, 16, **BASE),
         preprocess=Preprocess(224, 224),
         labels=cifar100,
-        licence="not stated",
+        license="not stated",
         source="the paper's authors: ViT-B/16, ImageNet-21k then CIFAR-100",
         obtain="The paper's authors keep vit_base_patch16_224-CIFAR100.pt on Google "
         "Drive; github.com/martinagvilas/vit-cls_emb links to it. Download it there "
@@ -227,7 +192,8 @@ ROWS = (
         name="vit_b16_miil",
         config=Config(224, 16, **BASE, qkv_bias=False),
         preprocess=Preprocess(
-            *(224, 224),
+            height=224,
+            width=224,
             resize="shorter",
             resize_size=256,
             mean=(0.0, 0.0, 0.0),
@@ -237,7 +203,7 @@ ROWS = (
         url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
         tag="timm/vit_base_patch16_224_miil.in21k_ft_in1k",
         sha256="2deb18e3",
-        licence="MIT",
+        license="MIT",
         source="MIIL, ImageNet-21k-P then 1k",
     ),
     refinement("vit_b16_refinement", heads=False),
@@ -245,18 +211,14 @@ ROWS = (
     Variant(
         name="vit_b16_gap",
         config=Config(
-            *(224, 16),
-            **BASE,
-            class_token=False,
-            norm="residual_post",
-            qkv_bias=False,
+            224, 16, **BASE, class_token=False, norm="residual_post", qkv_bias=False
         ),
         preprocess=Preprocess(224, 224),
         labels=imagenet1k,
         url=f"{TIMM}v0.1-tpu-weights/vit_base_patch16_rpn_224-sw-3b07e89d.pth",
         tag="timm/vit_base_patch16_rpn_224.sw_in1k",
         sha256="3b07e89d",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="timm, ImageNet-1k",
     ),
 )
@@ -274,17 +236,11 @@ def list_models() -> tuple[str, ...]:
 
 
 def find(name: str) -> Variant:
-    """The row of that name.
-
-    Raises:
-        ValueError: there is none; the message has near names.
-    """
+    """The row of that name; raises ValueError with near names."""
     if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"There is no model {name!r}.{hint} Known: {', '.join(VARIANTS)}; or pass "
-            "a vitjax.Config with checkpoint=, or the folder of a converted checkpoint."
+            f"{messages.unknown('model', name, VARIANTS)} Or pass a vitjax.Config with "
+            "checkpoint=, or the folder of a converted checkpoint."
         )
     return VARIANTS[name]
 
@@ -295,5 +251,5 @@ def anonymous(config: Config) -> Variant:
         name="",
         config=config,
         preprocess=Preprocess(*config.shape),
-        labels=unlabelled,
+        labels=lambda: ((), ()),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from vitjax.checkpoints.loading import cache_folder
+from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.command import make_folder
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import jax
 
-from vitjax.checkpoints import loading, registry
-from vitjax.models.tree import parameter_shapes
+from vitjax.checkpoints import download, registry
+from vitjax.models.model import parameter_shapes
 
 DEVICE_FILES = {"gpu": ("/dev/nvidia[0-9]*", "/dev/kfd"), "tpu": ("/dev/accel[0-9]*",)}
 TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
@@ -85,11 +85,11 @@ def describe_weights(model: str, checkpoint: str | None = None) -> str:
         return f"Weights: {model} comes with vitjax; nothing is downloaded."
     shapes = parameter_shapes(row.config, len(row.labels()[0])).values()
     size = f"{4 * sum(map(math.prod, shapes)) / 1e6:,.0f} MB"
-    if cached := loading.cached(row):
+    if cached := download.cached(row):
         return f"Weights: {cached} ({size}), downloaded before."
     if not row.url:
         return f"Weights: {model} cannot be downloaded. {row.obtain}"
     return (
-        f"Weights: about {size} will be downloaded once, to {loading.cache_folder()} "
-        f"({row.source}; {row.licence})."
+        f"Weights: about {size} will be downloaded once, to {download.cache_folder()} "
+        f"({row.source}; {row.license})."
     )

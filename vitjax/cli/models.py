@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints import download, loading, registry
 from vitjax.cli.command import Command, metavar, show_table
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 NUMBERS = "parameters", "input", "tokens", "classes"
 COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
@@ -40,12 +40,12 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
     size = "x".join(map(str, config.shape))
     if row.packaged:
         weights = "in the package"
-    elif loading.cached(row) is not None:
+    elif download.cached(row) is not None:
         weights = "cached"
     else:
         weights = "to be downloaded" if row.url else "from its authors"
     numbers = f"{count:,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.licence, weights
+    return row.name, *numbers, row.source, row.license, weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

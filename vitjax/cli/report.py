@@ -38,7 +38,7 @@ class Report(Command):
         if not self.runs:
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
         if self.subset < 1:
-            raise ValueError(out_of_range("subset", self.subset, 1, "infinity"))
+            raise ValueError(out_of_range("subset", self.subset, 1))
         out = self.out or (self.runs[0] if len(self.runs) == 1 else "vitjax-report")
         page = write_report(
             [open_results(path) for path in self.runs],

@@ -33,7 +33,7 @@ PER_CLASS = 5
 STEPS = (
     "To get CIFAR-100: (1) download cifar-100-binary.tar.gz (161 MB) from "
     "www.cs.toronto.edu/~kriz/cifar.html; (2) give cifar100:PATH, where PATH is the "
-    "archive or the folder that it lies in; there is no need to unpack it."
+    "archive or its folder; there is no need to unpack it."
 )
 
 

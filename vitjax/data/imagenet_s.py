@@ -26,7 +26,7 @@ Part = Literal["validation", "test"]
 
 SUBSETS = (919, 300, 50)
 NO_MASK = (1, 1)
-"""Size of a segmentation that stands for none, where every image must have one."""
+"""Size of a segmentation that means none, where every image must have one."""
 
 PER_CLASS = {"validation": 5, "test": 10}
 """Images per class in the paper's experiments: to analyze, and to train probes on."""
@@ -65,8 +65,8 @@ def open_imagenet_s(
     and have at least `per_class` images, with that many of each. Of the official
     validation part these are 910 classes and 4,550 images, of the test part with 10
     images each, which trains probes, 909 and 9,090. The authors' own choice is in
-    a private table, `ImageNetS919/<part>_stim_info.csv`; where it is given or lies
-    there, it decides, otherwise `seed` does, for each class by itself.
+    a private table, `ImageNetS919/<part>_stim_info.csv`; where it is given or
+    exists, it decides, otherwise `seed` does, for each class by itself.
 
     `path` holds `ImageNetS919` (or 300, 50); `classes` is by default the largest that
     is there. With "paper", `per_class` is by default 5 of "validation" and 10 of
@@ -143,7 +143,7 @@ def visible_names(folder: pathlib.Path) -> list[str]:
 
 
 def category_list(root: pathlib.Path, subset: int) -> tuple[str, ...]:
-    """WordNet ids in the order of the masks' numbers: the data set's list, or ours."""
+    """WordNet ids in the order of the masks' numbers; the data set's list wins."""
     name = {919: "im919", 300: "im300", 50: "im50"}[subset]
     path = root / "data" / "categories" / f"ImageNetS_categories_{name}.txt"
     return tuple(path.read_text().split()) if path.is_file() else imagenet_s(subset)

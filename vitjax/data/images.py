@@ -46,7 +46,7 @@ class Preprocess:
             Not used by "squash".
         interpolation: PIL's filter, antialiased.
         mean, std: of each color channel, for pixels scaled to [0, 1].
-        apply_exif: rotate photographs as their EXIF tag says. The published pipelines
+        orient: rotate photographs as their EXIF tag says. The published pipelines
             do not, nor do torchvision and timm.
 
     Raises:
@@ -61,7 +61,7 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    apply_exif: bool = False
+    orient: bool = False
 
     def __post_init__(self):
         for name in ("mean", "std"):  # also lists, which have no hash
@@ -96,7 +96,7 @@ class Preprocess:
         """The image as the model sees it, before normalization."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        elif self.apply_exif:
+        elif self.orient:
             image = ImageOps.exif_transpose(image)
         return np.asarray(self.resize_and_crop(to_rgb(image), self.interpolation))
 
@@ -154,13 +154,12 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Preprocess":
-        """What `to_dict` wrote, now or when `apply_exif` was called `orient`.
+        """What `to_dict` wrote.
 
         Raises:
             ValueError: a field that this version does not know.
         """
-        former = {"orient": "apply_exif"}
-        values: dict[str, Any] = {former.get(k, k): v for k, v in fields.items()}
+        values: dict[str, Any] = dict(fields)
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise ValueError(

@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import UInt64
 
 from vitjax.data.images import ImageError, Preprocess, content_digest, describe
 from vitjax.data.masks import MaskRule, label_patches
@@ -93,18 +93,13 @@ def batches(
             yield loader.collate(first, itertools.islice(it, local_batch_size))
 
 
-class Example(NamedTuple):
-    """A preprocessed image."""
-
-    label: int
-    pixels: Float[np.ndarray, "height width 3"]
-    patch_label: Int[np.ndarray, " patch"] | None
-    digest: int
+Rows = dict[str, Any]
+"""Name of an array of a batch -> the row of one image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """What reads examples and batches them; it is pickled once for all workers."""
+    """Reads examples and batches them; pickled once for all workers."""
 
     source: Any
     preprocess: Preprocess
@@ -114,58 +109,57 @@ class Loader:
     local_batch_size: int
     stop: int
 
-    def read(self, index: int) -> Example | ExampleError:
-        """The image at an index, or why there is none."""
+    def read(self, index: int) -> Rows | ExampleError:
+        """The rows of the image at an index, or why there are none."""
         try:
             record = self.source[index]
             try:
                 pixels = self.preprocess(record.image)
-            except Exception as error:  # some modes of Pillow have no conversion
+            except Exception as error:  # Pillow cannot convert every mode
                 raise ImageError(record.name, describe(error)) from error
         except ImageError as error:
             if self.on_error == "stop":
                 raise
             return ExampleError(index, error.name, error.reason)
-        patch_label, digest = None, record.digest
+        rows = {"images": pixels, "label": record.label, "valid": True}
+        rows["digest"] = record.digest
+        if record.digest is None:
+            arrays = (
+                [record.image] if record.mask is None else [record.image, record.mask]
+            )
+            rows["digest"] = content_digest(*(np.asarray(a).tobytes() for a in arrays))
         if record.mask is not None and self.config is not None:
-            patch_label = label_patches(
+            rows["patch_label"] = label_patches(
                 record.mask,
                 preprocess=self.preprocess,
                 grid=self.config.grid,
                 mask_rule=self.mask_rule,
             )
-        if digest is None:
-            arrays = (record.image, record.mask)[: 1 + (record.mask is not None)]
-            digest = content_digest(*(np.asarray(array).tobytes() for array in arrays))
-        return Example(record.label, pixels, patch_label, digest)
+        return rows
 
-    def collate(self, first: int, examples: Iterable[Example | ExampleError]) -> Loaded:
-        """Examples from index `first` on as one batch."""
+    def collate(self, first: int, examples: Iterable[Rows | ExampleError]) -> Loaded:
+        """The batch of the images from index `first` on."""
         size, preprocess = self.local_batch_size, self.preprocess
-        images = np.zeros((size, preprocess.height, preprocess.width, 3), np.float32)
-        label = np.full(size, -1, np.int32)
-        valid = np.zeros(size, bool)
-        digest = np.zeros(size, np.uint64)
-        patch_label = None
+        shape = (size, preprocess.height, preprocess.width, 3)
+        arrays = {
+            "images": np.zeros(shape, np.float32),
+            "label": np.full(size, -1, np.int32),
+            "valid": np.zeros(size, bool),
+            "digest": np.zeros(size, np.uint64),
+        }
         if self.config is not None:
-            patch_label = np.full((size, self.config.patches), -1, np.int32)
+            patches = (size, self.config.patches)
+            arrays["patch_label"] = np.full(patches, -1, np.int32)
         errors = []
         for row, example in enumerate(examples):
             if isinstance(example, ExampleError):
                 errors.append(example)
                 continue
-            images[row], label[row], valid[row] = example.pixels, example.label, True
-            digest[row] = example.digest
-            if patch_label is not None and example.patch_label is not None:
-                patch_label[row] = example.patch_label
-        batch = Batch(
-            images=images,
-            label=label,
-            valid=valid,
-            index=np.arange(first, first + size, dtype=np.int32),
-            patch_label=patch_label,
-        )
-        return Loaded(batch, errors, digest)
+            for name, values in example.items():
+                arrays[name][row] = values
+        digest = arrays.pop("digest")
+        index = np.arange(first, first + size, dtype=np.int32)
+        return Loaded(Batch(index=index, **arrays), errors, digest)
 
 
 def run_ahead(

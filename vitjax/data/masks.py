@@ -23,7 +23,7 @@ MaskConvention = Literal["area", "vilas2023_code"]
 
 @dataclasses.dataclass(frozen=True)
 class MaskRule:
-    """How a mask decides which patches lie on the object.
+    """How a mask decides which patches are on the object.
 
     "area" resizes (by nearest pixel) and crops the mask as the image; a patch is on the
     object if at least `threshold` of its pixels are, in (0, 1], ignored ones left out

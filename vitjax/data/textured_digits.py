@@ -103,6 +103,8 @@ class TexturedDigits:
     deform: float | int = 0.0
     length: int | None = None
 
+    label_names = CLASSES
+
     def __post_init__(self):
         if self.part not in LENGTHS:
             raise ValueError(f"part={self.part!r} is not one of {', '.join(LENGTHS)}.")
@@ -119,11 +121,6 @@ class TexturedDigits:
 
     def __len__(self) -> int:
         return LENGTHS[self.part] if self.length is None else self.length
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Every label that a record may have."""
-        return CLASSES
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -236,7 +233,7 @@ def sample(
     v: Float[np.ndarray, "batch row column"],
     u: Float[np.ndarray, "batch row column"],
 ) -> Float[np.ndarray, "batch row column"]:
-    """Bilinear interpolation at (v, u) in [-1, 1]; the empty border lies outside."""
+    """Bilinear interpolation at (v, u) in [-1, 1]; beyond is the empty border."""
     side = glyphs.shape[1]
 
     def locate(t):

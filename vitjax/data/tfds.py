@@ -47,7 +47,7 @@ class Prepared:
         known = 0 <= number < len(self.classes)
         mask = None
         if known and segmentations and segmentations[0].size != NO_MASK:
-            # The classes of such a set stand in the order of its masks' numbers.
+            # The classes of such a set are in the order of its masks' numbers.
             mask = class_mask(segmentations[0], number + 1, size=image.size)
         return Record(
             image=image,

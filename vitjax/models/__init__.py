@@ -1,1 +1,1 @@
-"""A checkpoint file becomes a function from images to logits and a trace."""
+"""The Vision Transformer in Flax Linen, and passes forward and backward through it."""

@@ -1,7 +1,7 @@
-"""One pass backward through the blocks that keeps only their inputs.
+"""A backward pass through the blocks that keeps only their inputs.
 
 Each block is computed anew while its gradients are taken, so that memory holds one
-stream per block and one block's own intermediates, not every block's.
+residual stream per block and one block's own intermediates.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import split_edits
-from vitjax.models.forward import ATTENTION, apply_block, run_blocks
+from vitjax.models.forward import apply_block, read_input, run_blocks
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 
 
 class Gradients(NamedTuple):
-    """What one block hands over on the way back.
+    """Gradients of a scalar at one block.
 
     Args:
-        stream_in: the stream entering the block, [batch token dim].
+        stream_in: the residual stream entering the block, [batch token dim].
         weights: attention weights after softmax and edits, [batch head query token].
         weights_gradient: of the scalar with respect to them.
         stream_gradient: of the scalar with respect to `stream_in`.
@@ -39,70 +40,65 @@ def scan_backward(
     scalar_fn: Callable[[Float[Array, "batch class"]], Float[Array, ""]],
     read: Callable[[Any, Gradients], tuple[Any, Any]],
     *,
-    state: Any,
+    state: Callable[[Array, Array], Any],
     edits: Edits | None = None,
 ) -> tuple[Any, Any]:
-    """Gradients of a scalar of the logits, from the last block to the first.
+    """Gradients of a scalar of the class logits, from the last block to the first.
 
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        scalar_fn: class logits [batch class] to a scalar.
-        read: `read(state, gradients) -> (state, pytree)`, called once a block.
-        state: what `read` is handed at the last block.
-        edits: interventions.
-
-    Returns:
-        The state after block 0, and what `read` returned, stacked [layer ...].
+    `read(state, gradients) -> (state, pytree)` is called once a block; the state at the
+    last block is `state(x, gradient)` of the final residual stream and the gradient
+    there. Returns the state after block 0, and the pytrees, stacked [layer ...].
     """
-    edits = Edits() if edits is None else edits
-    streams = forward_streams(model, images, edits)
-    return scan_back_from(model, streams, scalar_fn, read, state=state, edits=edits)
+    edits = edits or Edits()
+    x, inputs = block_inputs(model, images, edits)
+    gradient = jax.grad(lambda x: scalar_fn(model.apply(x, edits, method="unembed")))(x)
+    start = state(x, gradient)
+    return scan_reverse(model, inputs, (gradient,), read, state=start, edits=edits)
 
 
-def forward_streams(model: Model, images, edits: Edits):
-    """(stream entering block 0, last stream, what enters every block)."""
-    embedding, last, _, streams = run_blocks(
-        model, images, stream_entering, edits=edits
-    )
-    return embedding, last, streams
+def block_inputs(model: Model, images, edits: Edits):
+    """The final residual stream, and what enters every block."""
+    _, x, _, inputs = run_blocks(model, images, read_input, edits=edits)
+    return x, inputs
 
 
-def scan_back_from(model: Model, streams, scalar_fn, read, *, state, edits: Edits):
-    """The way back of `scan_backward`, from (embedding, last stream, all inputs)."""
-    embedding, last, entering = streams
+def scan_reverse(
+    model: Model,
+    inputs: Float[Array, "layer batch token dim"],
+    cotangents: tuple[Float[Array, "batch token dim"], ...],
+    read: Callable[..., tuple[Any, Any]],
+    *,
+    state: Any,
+    edits: Edits,
+    rules: tuple[Rules, ...] = (Rules(),),
+) -> tuple[Any, Any]:
+    """The loop over blocks, backward; cotangents at the last block, one for each rules.
+
+    `read(state, *gradients)` takes as many `Gradients` as there are rules.
+    """
     shared, layered = split_edits(edits, model.config)
-    length, heads = embedding.shape[1], model.config.heads
-    zeros = jnp.zeros((embedding.shape[0], heads, length, length), embedding.dtype)
-
-    def of_readout(x):
-        return scalar_fn(model.apply(x, edits, method="readout"))
+    _, batch, length, _ = inputs.shape
+    zeros = jnp.zeros((batch, model.config.heads, length, length), inputs.dtype)
 
     def step(carry, per_block):
-        cotangent, state = carry
-        params, links, stream_in = per_block
+        cotangents, state = carry
+        params, masks, stream_in = per_block
 
-        def block(x, zeros):
-            entry = {ATTENTION: {"attention_weights": {"value": zeros}}}
-            x, trace = apply_block(
-                *(model, params, x, (shared, links)),
-                fields=("attention_weights",),
-                perturbations=entry,
-            )
-            return x, jnp.asarray(trace.attention_weights)
+        def pull_back(cotangent, rules):
+            def block(x, offset):
+                x, trace = apply_block(
+                    model, params, x, (shared, masks), offset=offset, rules=rules
+                )
+                return x, jnp.asarray(trace.attention_weights)
 
-        _, pull, weights = jax.vjp(block, stream_in, zeros, has_aux=True)
-        stream_gradient, weights_gradient = pull(cotangent)
-        found = Gradients(stream_in, weights, weights_gradient, stream_gradient)
-        state, out = read(state, found)
-        return (stream_gradient, state), out
+            _, pull, weights = jax.vjp(block, stream_in, zeros, has_aux=True)
+            stream_gradient, weights_gradient = pull(cotangent)
+            return Gradients(stream_in, weights, weights_gradient, stream_gradient)
 
-    start = (jax.grad(of_readout)(last), state)
-    per_block = (model.block_params, layered, entering)
-    (_, state), reads = jax.lax.scan(step, start, per_block, reverse=True)
+        gradients = tuple(map(pull_back, cotangents, rules))
+        state, out = read(state, *gradients)
+        return (tuple(each.stream_gradient for each in gradients), state), out
+
+    blocks = (model.block_params, layered, inputs)
+    (_, state), reads = jax.lax.scan(step, (cotangents, state), blocks, reverse=True)
     return state, reads
-
-
-def stream_entering(params, stream_in, trace):
-    """A `read` for the pass forward: every block's input."""
-    return stream_in

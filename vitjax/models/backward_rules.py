@@ -1,7 +1,7 @@
-"""How a block's operations are to be differentiated: seams for other backward rules.
+"""Replaceable backward rules of a block's operations, for LRP.
 
 Layer-wise relevance propagation is a backward pass whose operations follow other rules
-than the chain rule. The values of the forward pass stay what they are.
+than the chain rule. The values of the forward pass stay the same.
 """
 
 import dataclasses
@@ -9,54 +9,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jax import Array
+from jaxtyping import Float
 
-from vitjax.types import ArrayLike
-
-
-def layer_norm(
-    x: Float[Array, "*any dim"],
-    scale: Float[ArrayLike, " dim"],
-    bias: Float[ArrayLike, " dim"],
-    *,
-    epsilon: float,
-    factor: Callable[[Array], Array] = lambda factor: factor,
-) -> Float[Array, "*any dim"]:
-    """Layer normalisation; its statistics are float32 at least.
-
-    The variance is the two-pass one: the one-pass form that Flax prefers loses digits
-    where a stream's mean is large against its spread.
-
-    Args:
-        x: the states.
-        scale, bias: the affine part.
-        epsilon: added to the variance.
-        factor: what becomes of 1 / sigma before it multiplies; `stop_gradient` freezes
-            it.
-
-    Returns:
-        The normalised states, in the dtype of `x`.
-    """
-    dtype = np.promote_types(x.dtype, jnp.float32)
-    scale, bias = scale.astype(dtype), bias.astype(dtype)
-    along_last = (1,) * (x.ndim - 1) + x.shape[-1:]
-    y = x.astype(dtype)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * factor(jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon))
-    y = y * scale.reshape(along_last) + bias.reshape(along_last)
-    return y.astype(x.dtype)
+from vitjax.types import layer_norm
 
 
-def second(x: Any, y: Any) -> Any:
-    """Its second argument: the ordinary derivative of what `y` was made of."""
+def keep_value(x: Any, y: Any) -> Any:
+    """y unchanged, with its ordinary derivative."""
     return y
 
 
 def weighted_sum(x: Array, weights: Array) -> Array:
-    """Tokens by their weight, summed."""
+    """Sum of the tokens times their weights."""
     return (x * weights).sum(1)
 
 
@@ -64,9 +30,9 @@ def weighted_sum(x: Array, weights: Array) -> Array:
 class Rules:
     """The operations of a block; by default the ordinary ones.
 
-    A rule must return the operation's ordinary value; only what its derivative is may
-    differ. Those of the form `(x, y)` are handed the input and the value of an
-    operation on one array, and return `y` with another derivative in `x`.
+    A rule returns the operation's ordinary value; only its derivative may differ. Rules
+    of the form `(x, y)` take the input and the value of an operation on one array and
+    return `y` with another derivative in `x`.
 
     Args:
         dense: `(x [... in], kernel [in out], bias [out] | None) -> [... out]`, every
@@ -75,7 +41,7 @@ class Rules:
             with values.
         norm: `(x, scale, bias, epsilon=...)`, the layer norms.
         add: `(stream, update)`, the residual additions.
-        mean: `(stream, weights [batch token 1])`, what a readout without [CLS] reads.
+        mean: `(stream, weights [batch token 1])`, the pooled state without [CLS].
         softmax, gelu: `(x, y)`.
         scaled: `(x, y)`, where `y` is `x` times a constant, entry by entry.
     """
@@ -85,9 +51,9 @@ class Rules:
     norm: Callable[..., Any] = layer_norm
     add: Callable[..., Any] = jnp.add
     mean: Callable[..., Any] = weighted_sum
-    softmax: Callable[..., Any] = second
-    gelu: Callable[..., Any] = second
-    scaled: Callable[..., Any] = second
+    softmax: Callable[..., Any] = keep_value
+    gelu: Callable[..., Any] = keep_value
+    scaled: Callable[..., Any] = keep_value
 
 
 def dense(rules: Rules, layer: Any, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,4 +1,4 @@
-"""Edits, as one block sees them: masks on the links between its tokens."""
+"""Attention masks of one block, derived from `Edits`."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 from vitjax.types import ArrayLike, Config, Edits
 
 MASKED = -1e30
-"""Finite, so that a row whose every link is cut is uniform and not NaN."""
+"""Finite, so that a row without any link is uniform and not NaN."""
 
 
 class AttentionMasks(NamedTuple):
@@ -19,11 +19,7 @@ class AttentionMasks(NamedTuple):
 
 
 def check_edits(edits: Edits, config: Config, batch: int) -> None:
-    """Refuse edits of which tokens exist that do not fit the images.
-
-    Raises:
-        ValueError: another number of patches, or of images.
-    """
+    """Raise ValueError where `keep` or `select` does not fit the images."""
     for name in ("keep", "select"):
         mask = getattr(edits, name)
         if mask is None:
@@ -47,7 +43,7 @@ def split_edits(edits: Edits, config: Config) -> tuple[AttentionMasks, Attention
         mask = getattr(edits, name)
         if mask is None:
             continue
-        mask = select_links(jnp.asarray(mask), edits, config)
+        mask = select_mask(jnp.asarray(mask), edits, config)
         if mask.shape[0] == 1:
             shared[name] = mask[0]
         else:
@@ -58,7 +54,7 @@ def split_edits(edits: Edits, config: Config) -> tuple[AttentionMasks, Attention
     return AttentionMasks(**shared), AttentionMasks(**layered)
 
 
-def select_links(mask, edits: Edits, config: Config):
+def select_mask(mask, edits: Edits, config: Config):
     """Gather the token axes of a mask where a selection shortens the sequence."""
     layers, _, heads, *lengths = mask.shape
     if layers not in (1, config.depth) or heads not in (1, config.heads):
@@ -86,7 +82,7 @@ def select_links(mask, edits: Edits, config: Config):
 
 
 def selected_tokens(edits: Edits, config: Config):
-    """Token numbers in the full sequence of what `select` lets run, prefix first."""
+    """Token numbers in the full sequence of the selected tokens, prefix first."""
     patches = jnp.asarray(edits.select)
     prefix = jnp.arange(config.prefix, dtype=patches.dtype)
     prefix = jnp.broadcast_to(prefix[None], (patches.shape[0], config.prefix))
@@ -111,5 +107,5 @@ def token_mask(edits: Edits, config: Config) -> Bool[Array, "batch token"]:
 def log_mask(attend, dtype):
     """log(attend), finite at 0, with a finite derivative everywhere."""
     attend = jnp.asarray(attend, dtype)
-    open_ = attend > 0
-    return jnp.where(open_, jnp.log(jnp.where(open_, attend, 1)), MASKED)
+    linked = attend > 0
+    return jnp.where(linked, jnp.log(jnp.where(linked, attend, 1)), MASKED)

@@ -1,6 +1,6 @@
-"""The forward passes that analyses go through: block by block, and by gradient."""
+"""Forward passes, block by block: captured intermediates and gradients of attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import AttentionMasks, split_edits
+from vitjax.models.layers import Block, Tap
 from vitjax.models.model import Model
-from vitjax.models.vit import Block, Tap
 from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, ArrayLike, Edits, Trace
+
+ATTENTION = "MultiHeadDotProductAttention_0"
 
 Read = Callable[..., Any]
 
@@ -23,28 +25,34 @@ def scan_blocks(
     *,
     edits: Edits | None = None,
     state: Any = None,
+    args: Any = None,
 ) -> tuple[Float[Array, "batch class"], Any]:
     """Run the model and call `read` inside the scan over its blocks.
 
     Only what `read` returns is kept, stacked on a leading `layer` axis; arrays of the
-    trace that it does not touch are never computed. This is how a question about a
-    whole data set keeps memory small.
+    trace that it does not use are never computed, so that memory stays small. This
+    function is not compiled, since it takes a function of yours: put it into your own
+    `jax.jit`, and pass what changes from call to call, such as labels, as `args`.
 
     Args:
         model: the model.
         images: preprocessed pixels.
         read: `read(block_params, stream_in, trace) -> pytree`, where `stream_in` is the
-            stream entering the block, [batch token dim], and `trace` holds every field
-            of that block without the layer axis. With `state`, it is instead
-            `read(state, block_params, stream_in, trace) -> (state, pytree)`.
+            residual stream entering the block, [batch token dim], and `trace` holds
+            every field of that block without the layer axis. With `state`, it is
+            instead `read(state, block_params, stream_in, trace) -> (state, pytree)`;
+            with `args`, these are its last argument.
         edits: interventions.
-        state: None, or `state(embedding) -> pytree`: what `read` is handed at block 0,
-            made from the stream entering it.
+        state: None, or `state(embedding) -> pytree`: the state at block 0, made from
+            the residual stream entering it.
+        args: None, or a pytree of data for `read`.
 
     Returns:
         Class logits, and the pytree of `read` with a leading `layer` axis.
     """
-    _, _, logits, reads = run_blocks(model, images, read, edits=edits, state=state)
+    _, _, logits, reads = run_blocks(
+        model, images, read, edits=edits, state=state, args=args
+    )
     return logits, reads
 
 
@@ -54,84 +62,102 @@ def final_residual(
     *,
     edits: Edits | None = None,
 ) -> tuple[Float[Array, "batch class"], Float[Array, "batch token dim"]]:
-    """Class logits and the stream after the last block; nothing of the others is kept.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        edits: interventions.
-
-    Returns:
-        Both; the stream is as long as the edits leave it.
-    """
-    _, stream, logits, _ = run_blocks(model, images, read_nothing, edits=edits)
-    return logits, stream
+    """Class logits and the residual stream after the last block."""
+    _, x, logits, _ = run_blocks(model, images, read_nothing, edits=edits)
+    return logits, x
 
 
 def read_nothing(params, stream_in, trace) -> tuple[()]:
-    """A `read` for `scan_blocks` that keeps nothing."""
+    """A `read` that keeps nothing."""
     return ()
 
 
-def run_blocks(model: Model, images, read: Read, *, edits, state=None):
-    """`scan_blocks`, with both ends: (embedding, last stream, class logits, reads)."""
-    edits = Edits() if edits is None else edits
+def read_input(params, stream_in, trace):
+    """A `read` that keeps what enters each block."""
+    return stream_in
+
+
+def run_blocks(model: Model, images, read: Read, *, edits, state=None, args=None):
+    """(embedding, final residual stream, class logits, reads) of `scan_blocks`."""
+    edits = edits or Edits()
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
+    x, reads = scan_forward(model, embedding, read, edits=edits, state=state, args=args)
+    return embedding, x, model.apply(x, edits, method="unembed"), reads
+
+
+def scan_forward(
+    model: Model,
+    embedding: Float[Array, "batch token dim"],
+    read: Read,
+    *,
+    edits: Edits,
+    state: Any = None,
+    args: Any = None,
+    offsets: Float[Array, "layer batch head token token"] | None = None,
+    rules: Rules = Rules(),
+    checkpoint: bool = False,
+):
+    """The loop over blocks, from what enters block 0: (final residual stream, reads).
+
+    `offsets` are added to the attention weights; `rules` say how blocks are
+    differentiated; with `checkpoint`, only their inputs are kept for that.
+    """
     shared, layered = split_edits(edits, model.config)
+    extra = () if args is None else (args,)
 
     def step(carry, per_block):
         x, state_in = carry
-        params, links = per_block
-        x_out, trace = apply_block(model, params, x, (shared, links))
+        params, masks, offset = per_block
+        x_out, trace = apply_block(
+            model, params, x, (shared, masks), offset=offset, rules=rules
+        )
         if state is None:
-            return (x_out, None), read(params, x, trace)
-        state_out, out = read(state_in, params, x, trace)
+            return (x_out, None), read(params, x, trace, *extra)
+        state_out, out = read(state_in, params, x, trace, *extra)
         return (x_out, state_out), out
 
+    if checkpoint:  # the scan is its own barrier against common subexpressions
+        step = jax.checkpoint(step, prevent_cse=False)
     start = (embedding, None if state is None else state(embedding))
-    (x, _), reads = jax.lax.scan(step, start, (model.block_params, layered))
-    return embedding, x, model.apply(x, edits, method="readout"), reads
+    blocks = (model.block_params, layered, offsets)
+    (x, _), reads = jax.lax.scan(step, start, blocks)
+    return x, reads
 
 
 def apply_block(
     model: Model,
     params: Any,
     x: Float[Array, "batch token dim"],
-    links: tuple[AttentionMasks, ...],
+    masks: tuple[AttentionMasks, ...],
     *,
-    fields: Sequence[str] = BLOCK_FIELDS,
-    perturbations: Any = None,
+    offset: Float[Array, "batch head token token"] | None = None,
     rules: Rules = Rules(),
 ) -> tuple[Float[Array, "batch token dim"], Trace]:
-    """One encoder block, and the fields of its trace that were asked for.
-
-    `perturbations` are added at taps; `rules` say how it is differentiated.
-    """
+    """One encoder block: the residual stream after it, and its trace."""
     variables = {"params": params}
-    if perturbations is not None:
-        variables["perturbations"] = perturbations
+    if offset is not None:
+        entry = {"attention_weights": {"value": offset}}
+        variables["perturbations"] = {ATTENTION: entry}
     (x, _), captured = Block(model.config, rules=rules).apply(
         variables,
         x,
-        *links,
-        capture_intermediates=lambda module, _: (
-            isinstance(module, Tap) and module.name in fields
-        ),
+        *masks,
+        capture_intermediates=lambda module, _: isinstance(module, Tap),
         mutable=["intermediates"],
     )
-    return x, Trace(**tapped(captured.get("intermediates", {})))
+    return x, Trace(**tapped(captured["intermediates"]))
 
 
 def tapped(tree: Any) -> dict[str, Array]:
     """Flax's nested intermediates as {tap name: array}."""
-    found = {}
+    arrays = {}
     for name, value in tree.items():
         if name in BLOCK_FIELDS:
-            (found[name],) = value["__call__"]
+            (arrays[name],) = value["__call__"]
         else:
-            found |= tapped(value)
-    return found
+            arrays |= tapped(value)
+    return arrays
 
 
 def forward(
@@ -141,7 +167,7 @@ def forward(
     capture: tuple[str, ...] = (),
     edits: Edits | None = None,
 ) -> tuple[Float[Array, "batch class"], Trace]:
-    """Class logits, and the intermediates that were asked for.
+    """Class logits, and the intermediates named in `capture`.
 
     Args:
         model: the model.
@@ -150,7 +176,7 @@ def forward(
         edits: interventions.
 
     Returns:
-        Class logits [batch class], and a `Trace` whose asked-for fields carry a leading
+        Class logits [batch class], and a `Trace` whose captured fields carry a leading
         `layer` axis (all but `embedding`); the others are None.
 
     Raises:
@@ -162,10 +188,9 @@ def forward(
         raise ValueError(
             f"capture={capture!r} must be a tuple of names out of {TRACE_FIELDS}."
         )
-    names = tuple(name for name in capture if name in BLOCK_FIELDS)
 
     def read(params, stream_in, trace):
-        return {name: getattr(trace, name) for name in names}
+        return {n: getattr(trace, n) for n in capture if n != "embedding"}
 
     embedding, _, logits, fields = run_blocks(model, images, read, edits=edits)
     if "embedding" in capture:
@@ -184,38 +209,30 @@ def attention_gradients(
 
     d scalar_fn(logits) / d A[layer, batch, head, query, key], where A are the weights
     after the softmax and after edits; taken through zeros added to every block's A in
-    one backward pass through the whole model.
+    one backward pass through the whole model. Not compiled, since it takes a function
+    of yours: put it into your own `jax.jit`.
 
     Args:
         model: the model.
         images: preprocessed pixels.
-        scalar_fn: class logits [batch class] to a scalar; static.
+        scalar_fn: class logits [batch class] to a scalar.
         edits: interventions.
 
     Returns:
         The gradient, 0 where a weight has no influence.
     """
-    edits = Edits() if edits is None else edits
-    images = model.check_images(images)
-    links = split_edits(edits, model.config)
-    x = model.apply(images, edits, method="embed")
-    length = x.shape[1]
-    cfg = model.config
-    shape = (cfg.depth, x.shape[0], cfg.heads, length, length)
+    edits, cfg = edits or Edits(), model.config
+    embedding = model.apply(model.check_images(images), edits, method="embed")
+    batch, length, _ = embedding.shape
 
-    def scalar(zeros):
-        def step(x, per_block):
-            params, layered, zero = per_block
-            entry = {ATTENTION: {"attention_weights": {"value": zero}}}
-            x, _ = apply_block(
-                model, params, x, (links[0], layered), fields=(), perturbations=entry
-            )
-            return x, None
+    def scalar(offsets):
+        x, _ = scan_forward(
+            model, embedding, read_nothing, edits=edits, offsets=offsets
+        )
+        return scalar_fn(model.apply(x, edits, method="unembed"))
 
-        out, _ = jax.lax.scan(step, x, (model.block_params, links[1], zeros))
-        return scalar_fn(model.apply(out, edits, method="readout"))
-
-    return jax.grad(scalar)(jnp.zeros(shape, x.dtype))
+    shape = (cfg.depth, batch, cfg.heads, length, length)
+    return jax.grad(scalar)(jnp.zeros(shape, embedding.dtype))
 
 
 def refinement_logits(
@@ -226,13 +243,13 @@ def refinement_logits(
 ) -> Float[Array, "refined batch class"]:
     """Class logits of the token-refinement module of every block but the last.
 
-    See `vitjax.models.refinement.Refinement` for the definition (Naseer et al. 2022).
+    See `vitjax.models.heads.Refinement` for the definition (Naseer et al. 2022).
 
     Args:
         model: with `Config(refinement=True)`, such as "vit_b16_refinement_heads".
         images: preprocessed pixels.
-        edits: interventions on attention; none on which tokens exist, for a module
-            sees the patches on their grid.
+        edits: interventions on attention; none that remove tokens, since a module
+            needs every patch on its grid.
 
     Returns:
         Entry b stands for block b, 0-based; there are `depth - 1`.
@@ -259,17 +276,14 @@ def refinement_logits(
 
 
 def block_counter(embedding: Float[Array, "batch token dim"]) -> Int[Array, ""]:
-    """The number of the first block, as a state to count from."""
+    """A `state` of `scan_blocks` that counts blocks from 0."""
     return jnp.zeros((), jnp.int32)
 
 
 def refine_block(
-    model: Model, index: Int[Array, ""], stream: Float[Array, "batch token dim"]
+    model: Model, index: Int[Array, ""], x: Float[Array, "batch token dim"]
 ) -> Float[Array, "batch class"]:
     """Class logits of the refinement module of a block; meaningless for the last."""
     index = jnp.minimum(index, model.config.depth - 2)
     params = jax.tree.map(lambda leaf: leaf[index], model.params["refinement"])
-    return model.apply(params, stream, method="refine")
-
-
-ATTENTION = "MultiHeadDotProductAttention_0"
+    return model.apply(params, x, method="refine")

@@ -1,4 +1,4 @@
-"""A model: parameters are data, the rest is static, so that it passes through jit."""
+"""Models: a pytree of parameters with a static architecture, to pass through jit."""
 
 import dataclasses
 import functools
@@ -8,22 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.heads import class_space
 from vitjax.models.vit import VisionTransformer
 from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Provenance:
-    """What a model is called and where its weights came from; for the record.
+    """The name of a model and where its weights came from.
 
-    It is no part of a program, so any two compare equal: models of one architecture
-    share their compiled functions.
+    Any two compare equal, so that models of one architecture share their compiled
+    functions.
 
     Args:
         name: the row of the model table, or "".
-        path: what was read.
-        sha256: of what was read, or "".
+        path: the file or folder.
+        sha256: of the file, or "".
         position_resize: how the library that wrote it resizes position embeddings.
     """
 
@@ -52,7 +51,7 @@ class Model:
         classes: class names, in the order of the logits.
         class_ids: one id per class: a WordNet id for ImageNet, else the name.
         preprocess: image -> float32 [height width 3], or None where it is not known.
-        provenance: what it is called and where its weights came from.
+        provenance: its name and where its weights came from.
     """
 
     params: Any
@@ -64,7 +63,7 @@ class Model:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that the head tells apart."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
@@ -74,8 +73,8 @@ class Model:
 
     @property
     def class_space(self) -> ClassSpace:
-        """The readout: class embedding, bias and final LayerNorm."""
-        return class_space(self.params, self.config)
+        """What turns states into class logits."""
+        return self.apply(method="class_space")
 
     @property
     def block_params(self) -> Any:
@@ -118,7 +117,7 @@ class Model:
         return jnp.asarray(images, self.dtype)
 
 
-def initialise(
+def initialize(
     config: Config,
     *,
     classes: tuple[str, ...],
@@ -127,19 +126,41 @@ def initialise(
     **fields: Any,
 ) -> Model:
     """A model with random weights, a pure function of the seed."""
-    params = initialiser(config, len(classes))(jax.random.key(seed))
+    params = initializer(config, len(classes))(jax.random.key(seed))
     ids = classes if class_ids is None else class_ids
     return Model(params=params, config=config, classes=classes, class_ids=ids, **fields)
 
 
 @functools.lru_cache(maxsize=32)
-def initialiser(config: Config, classes: int) -> Any:
+def initializer(config: Config, classes: int) -> Any:
     """key -> params, compiled once for an architecture."""
     module = VisionTransformer(config, classes)
-    images = jax.ShapeDtypeStruct((1, *config.shape, 3), jnp.float32)
 
-    def initialise_params(key):
-        zeros = jnp.zeros(images.shape, images.dtype)
-        return module.init(key, zeros)["params"]
+    def initialize_params(key):
+        return module.init(key, jnp.zeros((1, *config.shape, 3)))["params"]
 
-    return jax.jit(initialise_params)
+    return jax.jit(initialize_params)
+
+
+def parameter_shapes(config: Config, classes: int) -> dict[str, tuple[int, ...]]:
+    """Path to shape of every parameter of a model."""
+    tree = jax.eval_shape(initializer(config, classes), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten(tree).items()}
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """A nested dict as {path joined by /: leaf}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree

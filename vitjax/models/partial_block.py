@@ -1,7 +1,7 @@
-"""From attention weights through the rest of a block: what relevancy differentiates.
+"""The output of a block as a function of its attention rows, for relevancy.
 
-A token's state after a block depends on its own attention row alone; everything else,
-the values and the stream entering the block, is held fixed.
+A token's state after a block depends on its own attention row alone; all the rest, the
+values and the residual stream entering the block, is held fixed.
 """
 
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules
-from vitjax.models.vit import LayerNorm, LayerScale, MlpBlock
-from vitjax.types import Config, Trace
+from vitjax.models.layers import MlpBlock
+from vitjax.types import Config, Trace, layer_norm
 
 
 class MlpCache(NamedTuple):
-    """What a block's forward pass found in its MLP at some rows.
+    """The MLP's values in the forward pass, at some rows.
 
-    Differentiated where they hold, the tail need not multiply by the MLP's matrices
-    anew to find them: that is half of its work.
+    A derivative taken there need not multiply by the MLP's matrices again, which is
+    half of its cost.
 
     Args:
         preactivation: of the first dense layer.
@@ -30,20 +30,20 @@ class MlpCache(NamedTuple):
     output: Float[Array, "batch row dim"] | None
 
     def rules(self) -> Rules:
-        """Dense layers that give these values, with their ordinary derivative."""
+        """Dense layers that return these values, with their ordinary derivative."""
         values = iter(self)
 
         def dense(x, kernel, bias):
             value = next(values)
             if value is None:
                 return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-            return known_dense(x, kernel, value)
+            return cached_dense(x, kernel, value)
 
         return Rules(dense=dense)
 
 
 def cache_mlp(config: Config, trace: Trace, rows: slice) -> MlpCache:
-    """What a trace knows of its block's MLP at some rows."""
+    """The MLP's values in a trace, at some rows."""
     hidden: Any = trace.mlp_preactivation
     update: Any = trace.mlp_update
     plain = config.norm == "pre" and not config.layer_scale
@@ -51,12 +51,12 @@ def cache_mlp(config: Config, trace: Trace, rows: slice) -> MlpCache:
 
 
 @jax.custom_vjp
-def known_dense(x, kernel, value):
+def cached_dense(x, kernel, value):
     """A dense layer whose value at x is known."""
     return value
 
 
-known_dense.defvjp(
+cached_dense.defvjp(
     lambda x, kernel, value: (value, kernel),
     lambda kernel, cotangent: (cotangent @ kernel.T, None, None),
 )
@@ -65,23 +65,17 @@ known_dense.defvjp(
 def attention_update(
     config: Config, params: Any, mixed: Float[Array, "batch row head key"]
 ) -> Float[Array, "batch row dim"]:
-    """What attention adds to the stream at some rows, from their mixed values.
+    """What attention adds to the residual stream at some rows, from mixed values.
 
-    Args:
-        config: the architecture.
-        params: of the block.
-        mixed: attention weights times values.
-
-    Returns:
-        The update, after output projection, LayerScale and, in residual-post-norm
-        blocks, the norm.
+    As in a `Trace`: after output projection, LayerScale and, in residual-post-norm
+    blocks, the norm.
     """
     out = params["MultiHeadDotProductAttention_0"]["out"]
     update = jnp.einsum("bqhk,hkd->bqd", mixed, out["kernel"])
     update = update + out["bias"][None, None]
     if config.norm == "residual_post":
-        update = layer_norm(config, params, 0, update)
-    return layer_scale(config, params, 0, update)
+        update = norm(config, params, 0, update)
+    return scale(config, params, 0, update)
 
 
 def block_output(
@@ -89,38 +83,30 @@ def block_output(
     params: Any,
     mixed: Float[Array, "batch row head key"],
     stream_in: Float[Array, "batch row dim"],
-    known: MlpCache | None = None,
+    cache: MlpCache | None = None,
 ) -> Float[Array, "batch row dim"]:
-    """The stream after the block at some rows, from their mixed values.
+    """The residual stream after the block at some rows, from their mixed values.
 
-    Args:
-        config: the architecture.
-        params: of the block.
-        mixed: attention weights times values.
-        stream_in: the stream entering the block, at the same rows.
-        known: the MLP's values there, where `mixed` is what it was in the forward pass.
-
-    Returns:
-        The stream.
+    `stream_in` entered the block there; `cache` holds for the forward pass's `mixed`.
     """
     x = stream_in + attention_update(config, params, mixed)
-    mlp = MlpBlock(config, rules=Rules() if known is None else known.rules())
+    mlp = MlpBlock(config, rules=Rules() if cache is None else cache.rules())
     variables = {"params": params["MlpBlock_0"]}
     if config.norm == "residual_post":
-        y: Any = layer_norm(config, params, 1, mlp.apply(variables, x))
+        y: Any = norm(config, params, 1, mlp.apply(variables, x))
     else:
-        y = mlp.apply(variables, layer_norm(config, params, 1, x))
-    return x + layer_scale(config, params, 1, y)
+        y = mlp.apply(variables, norm(config, params, 1, x))
+    return x + scale(config, params, 1, y)
 
 
-def layer_norm(config: Config, params: Any, index: int, x: Any) -> Any:
+def norm(config: Config, params: Any, index: int, x: Any) -> Any:
     """A block's norm, by its number."""
-    norm = LayerNorm(config.epsilon)
-    return norm.apply({"params": params[f"LayerNorm_{index}"]}, x)
+    affine = params[f"LayerNorm_{index}"]
+    return layer_norm(x, affine["scale"], affine["bias"], epsilon=config.epsilon)
 
 
-def layer_scale(config: Config, params: Any, index: int, x: Any) -> Any:
+def scale(config: Config, params: Any, index: int, x: Any) -> Any:
     """A block's LayerScale, by its number, where it has any."""
     if not config.layer_scale:
         return x
-    return LayerScale().apply({"params": params[f"LayerScale_{index}"]}, x)
+    return x * params[f"LayerScale_{index}"]["gamma"][None, None]

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from vitjax.analysis import fused_projection
 from vitjax.analysis.class_space import rank, take_label, top_k
 from vitjax.models.forward import block_counter, refine_block, scan_blocks
+from vitjax.models.heads import pool
 from vitjax.models.model import Model
-from vitjax.models.vit import pool
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.recipe import Recipe

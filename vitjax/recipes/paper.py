@@ -17,10 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vitjax.analysis import fused_projection, interventions, memory
 from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.top_k import argmax, fast_top_k_indices
-from vitjax.messages import unknown
 from vitjax.models.forward import block_counter, final_residual, scan_blocks
 from vitjax.models.heads import memory_values
-from vitjax.models.model import Model, initialise
+from vitjax.models.model import Model, initialize
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
@@ -130,9 +129,9 @@ def memory_rows(
         )
         rows[schema.AGREEMENT_VILAS2023(system)] = agree(label)
         rows[schema.CHANCE_VILAS2023(system)] = chance(agree, label, orders)
-        says = functools.partial(memory.says, known, paper)
-        rows[schema.SIMPLE(system)] = says(top)
-        rows[schema.CHANCE_SIMPLE(system)] = chance(says, top, orders)
+        is_simple = functools.partial(memory.top1_of_one_memory, known, paper)
+        rows[schema.SIMPLE(system)] = is_simple(top)
+        rows[schema.CHANCE_SIMPLE(system)] = chance(is_simple, top, orders)
         if heads and system == "attention":
             mixed = jnp.asarray(trace.mixed_values)
             rows |= head_rows(known, mixed, label, top, orders, k=count)
@@ -159,15 +158,15 @@ def head_rows(
     strongest = fast_top_k_indices(mixed, min(k, key)) + first
     agree = functools.partial(agreement, known, strongest, k=k)
 
-    def says(top):
+    def is_simple(top):
         top = jnp.broadcast_to(top[..., None], strongest.shape[:-1])
-        return memory.says(known, strongest, top)
+        return memory.top1_of_one_memory(known, strongest, top)
 
     return {
         "agreement_head": agree(label).mean(1),
         "chance_head": chance(agree, label, permutations),
-        "simple_head": says(top).mean(1),
-        "chance_simple_head": chance(says, top, permutations),
+        "simple_head": is_simple(top).mean(1),
+        "chance_simple_head": chance(is_simple, top, permutations),
     }
 
 
@@ -277,7 +276,7 @@ def intervene(
 def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
     """Project the memories onto the class space, and compare them with two controls.
 
-    Permutations, random keep-sets and the randomly initialized control depend on `seed`.
+    Permutations, random keep-sets and the control's parameters depend on `seed`.
     """
     space, values = model.class_space, memory_values(model.params)
     config, classes = model.config, model.num_classes
@@ -285,7 +284,7 @@ def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
     permutations = jax.vmap(lambda key: jax.random.permutation(key, classes))(
         jax.random.split(keys[0], PERMUTATIONS)
     )
-    control = initialise(config, classes=model.classes, seed=seed)
+    control = initialize(config, classes=model.classes, seed=seed)
     control_values = memory_values(control.params)
     order = jax.random.permutation(keys[2], config.dim)
     memories, static, agree = {}, {}, memory.class_value_agreement
@@ -330,11 +329,6 @@ class PaperOptions(OnePassOptions):
 
     heads: bool = True
     interventions: tuple[schema.Intervention, ...] = tuple(schema.INTERVENTIONS)
-
-    def __post_init__(self):
-        for name in self.interventions:
-            if name not in schema.INTERVENTIONS:
-                raise ValueError(unknown("intervention", name, schema.INTERVENTIONS))
 
 
 DIMS = base.DIMS | schema.dims(

@@ -16,8 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Probe
-from vitjax.analysis.softmax_probes import fit_softmax_probe
+from vitjax.analysis.probes import Probe, fit_softmax_probe
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.models.forward import scan_blocks
@@ -153,15 +152,6 @@ def labels_of(source: Any) -> Iterator[int]:
             yield -1
 
 
-def empty_probe(shape: tuple[int, ...], *, classes: int, dim: int) -> Probe:
-    """Probes of zeros."""
-    return Probe(
-        weights=np.zeros((*shape, classes, dim), np.float32),
-        bias=np.zeros((*shape, classes), np.float32),
-        centre=np.zeros((*shape, dim), np.float32),
-    )
-
-
 def fit_group(
     context: Context, source: Subset, group: Group, *, kind: Kind, alpha: float
 ) -> Probe:
@@ -226,15 +216,15 @@ batch_sums = jax.jit(probes.batch_sums)
 
 def fit_ridge(examples: Examples, *, classes: int, alpha: float) -> Probe:
     """Add up the sums of all batches and solve; states are not kept."""
-    moments = None
+    statistics = None
     for states, labels in examples:
-        if moments is None:
-            shift = np.asarray(batch_mean(states, labels))
-            moments = probes.empty_moments(shift, classes=classes)
-        sums = batch_sums(states, labels, moments.shift)
-        probes.add_batch(moments, sums, labels)
-    assert moments is not None  # `first_of_each_class` chose at least one image
-    return probes.solve_ridge(moments, alpha=alpha)
+        if statistics is None:
+            offset = np.asarray(batch_mean(states, labels))
+            statistics = probes.empty_statistics(offset, classes=classes)
+        sums = batch_sums(states, labels, statistics.offset)
+        probes.add_batch(statistics, sums, labels)
+    assert statistics is not None  # `first_of_each_class` chose at least one image
+    return probes.solve_ridge(statistics, alpha=alpha)
 
 
 def fit_softmax(examples: Examples, *, classes: int, seed: int) -> Probe:

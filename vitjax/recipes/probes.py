@@ -12,7 +12,7 @@ gradients, and at random.
 import dataclasses
 import functools
 import re
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis.probes import Probe
-from vitjax.messages import unknown
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
@@ -29,7 +28,6 @@ from vitjax.recipes.probe_fits import (
     Kind,
     Subset,
     bytes_per_probe,
-    empty_probe,
     first_of_each_class,
     fit_group,
     make_groups,
@@ -53,10 +51,10 @@ class RankCarry(NamedTuple):
 
 
 class RemovalCarry(NamedTuple):
-    """Importance of every image's patches by the probes, and the seed of random ones."""
+    """Importance of every image's patches by the probes; the seed of random ones."""
 
     importance: Float[ArrayLike, "image patch"]
-    seed: Int[ArrayLike, ""]
+    seed: Int[Array, ""]
 
 
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
@@ -75,16 +73,20 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
         return RankCarry(probe, *first)
 
-    def shape(group: Group) -> RankCarry:
-        probe = empty_probe(group.shape, classes=classes, dim=config.dim)
-        return jax.eval_shape(lambda: carry(group, probe))
+    def empty(group: Group) -> RankCarry:
+        probe = Probe(
+            weights=jnp.zeros((*group.shape, classes, config.dim)),
+            bias=jnp.zeros((*group.shape, classes)),
+            centre=jnp.zeros((*group.shape, config.dim)),
+        )
+        return carry(group, probe)
 
     fits = [
         Pass(
             step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
             dims={name: DIMS[name] for name in map(schema.RANK_PROBE, group.streams)},
             setup=functools.partial(fit, group),
-            carry_shape=shape(group),
+            carry_shape=jax.eval_shape(functools.partial(empty, group)),
             region=group.region,
             title=f"fit {number}/{len(groups)}",
         )
@@ -231,7 +233,7 @@ def rank_patches(context: Context) -> Setup:
         importance_of(ranks[start : start + WINDOW, :, prefix:])
         for start in range(0, len(ranks), WINDOW)
     ]
-    return Setup(RemovalCarry(np.concatenate(windows), np.int32(context.seed)))
+    return Setup(RemovalCarry(np.concatenate(windows), jnp.int32(context.seed)))
 
 
 def importance_of(
@@ -244,7 +246,7 @@ def importance_of(
 def removal_rows(
     model: Model, batch: Batch, carry: RemovalCarry, *, keep_counts: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Whether the model is right with part of its patches, in five orders of removal."""
+    """Whether the model is right with some patches, in five orders of removal."""
     label = jnp.maximum(batch.label, 0)
     probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
     gradient = relevancy(model, batch.images, label).sum((0, 2))
@@ -304,17 +306,12 @@ class ProbeOptions:
     max_memory: str | int = "4GiB"
 
     def __post_init__(self):
-        for name in self.streams:
-            if name not in schema.STREAMS:
-                raise ValueError(unknown("stream", name, schema.STREAMS))
         if "residual" not in self.streams:
             raise ValueError(
                 f"streams={self.streams} must hold 'residual': its ranks order tokens."
             )
         ordered = tuple(name for name in schema.STREAMS if name in self.streams)
         object.__setattr__(self, "streams", ordered)
-        if self.probe not in get_args(Kind):
-            raise ValueError(unknown("probe", self.probe, get_args(Kind)))
         if not 0 < self.alpha < np.inf:
             raise ValueError(f"alpha={self.alpha} must be above 0, and finite.")
         for name in ("shots", "steps"):

@@ -7,6 +7,7 @@ images first, gives `passes` instead of a step.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -166,13 +167,15 @@ class Recipe:
             options: a whole options dataclass, or a mapping of those to replace.
 
         Raises:
-            ValueError: the recipe has no such option.
+            ValueError: the recipe has no such option, or the option no such choice.
         """
         if isinstance(options, Mapping):
-            for name in options:
-                if name not in self.keywords:
+            types = typing.get_type_hints(type(self.options))
+            for name, value in options.items():
+                if name not in types:
                     what = f"option of the recipe {self.name!r}"
-                    raise ValueError(unknown(what, name, tuple(self.keywords)))
+                    raise ValueError(unknown(what, name, types))
+                check_choice(name, value, types[name])
             options = dataclasses.replace(self.options, **options)
         return dataclasses.replace(self, options=options)
 
@@ -187,3 +190,12 @@ class Recipe:
         assert self.step is not None
         extra = () if self.setup is None else (carry,)
         return self.step(model, batch, *extra, **self.keywords)
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is none of a `Literal`, or holds one in a tuple of them."""
+    if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
+        raise ValueError(unknown(name, value, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        for item in value:
+            check_choice(name, item, typing.get_args(kind)[0])

@@ -1,4 +1,4 @@
-"""Rows -> one curve per image: the last place where single tokens are looked at.
+"""Runs as a report reads them: one curve per image, averaged over a kind of tokens.
 
 For token t of an image of class c after block b, `rank` counts the classes with a
 larger logit than c, and
@@ -7,214 +7,230 @@ larger logit than c, and
 
 (Vilas et al. 2023, section 4). Both are averaged here over a kind of tokens within
 each image; everything later averages over images, so that images count alike however
-many tokens of a kind they have.
+many tokens of a kind they have. Rows are read some hundred images at a time, of images
+that are done, valid and labeled.
 """
 
-import dataclasses
+import functools
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from vitjax.recipes import schema
 from vitjax.runner.results import Results
 from vitjax.types import Config
-
-STREAMS = {
-    "residual": "block output",
-    "attention_update": "attention update",
-    "mlp_update": "MLP update",
-}
-"""What was projected onto the class space, by the name of its array."""
-
-TOKENS = {
-    "cls": "[CLS]",
-    "register": "registers",
-    "image": "image tokens",
-    "class": "class tokens",
-    "context": "context tokens",
-}
-"""Kinds of tokens. Class and context tokens are the image tokens that a mask names."""
 
 MEASURES = ("identifiability", "rate")
 
 WINDOW_BYTES = 2**24
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Digest:
-    """One run, reduced to a value per image, block and kind of tokens.
+class Run:
+    """One run: its rows, its manifest, and per-image values computed once.
 
     Args:
-        manifest: of the run.
-        config: architecture of its model.
-        classes: names of the classes.
-        total: images that were asked for.
-        done: images that were computed or skipped so far.
-        skipped: images among them that could not be read.
-        unlabelled: images among them whose class is unknown.
-        image: position in the data set of the others: done, read and labelled.
-        label: its class.
-        correct: whether the model's first class is the label.
-        tokens: kinds of tokens that exist, keys of `TOKENS`.
-        curves: by stream; measures in the order of `MEASURES`, token kinds in that of
-            `tokens`. NaN where an image has no token of that kind.
+        results: rows of a recipe with ranks, finished or not.
+        name: what a report calls it.
+
+    Attributes:
+        total, done: images that were requested; that were computed or skipped so far.
+        skipped, unlabeled: among these, not readable; without a known class.
+        image: position in the data set of the others, that all numbers are about.
+        label, correct: their class; whether the prediction is it.
+        tokens: kinds of tokens that exist, keys of `schema.KINDS`.
+
+    Raises:
+        ValueError: the run holds no ranks.
     """
 
-    manifest: Mapping[str, Any]
-    config: Config
-    classes: tuple[str, ...]
-    total: int
-    done: int
-    skipped: int
-    unlabelled: int
-    image: Int[np.ndarray, " image"]
-    label: Int[np.ndarray, " image"]
-    correct: Bool[np.ndarray, " image"]
-    tokens: tuple[str, ...]
-    curves: Mapping[str, Float[np.ndarray, "image measure tokens layer"]]
+    def __init__(self, results: Results, name: str = ""):
+        if schema.RANK("residual") not in results:
+            raise ValueError(
+                f"A report needs the rows of the `identifiability` recipe; this run is "
+                f"of recipe {results.manifest.get('recipe')!r} and holds "
+                f"{sorted(map(str, results))}. Make one with "
+                "`vitjax run identifiability`."
+            )
+        self.results, self.name = results, name
+        self.manifest: Mapping[str, Any] = results.manifest
+        model = self.manifest["model"]
+        self.config = Config.from_dict(model["config"])
+        self.classes = tuple(model["classes"])
+        done = np.flatnonzero(results["done"].values)
+        valid, label = self.read(schema.VALID(), done), self.read(schema.LABEL(), done)
+        use = valid & (label >= 0)
+        self.total, self.done = len(results["done"]), len(done)
+        self.skipped = int((~valid).sum())
+        self.unlabeled = int((valid & (label < 0)).sum())
+        self.image, self.label = done[use], label[use]
+        self.correct = self.read(schema.PREDICTION()) == self.label
+        missing = {
+            "cls": not self.config.class_token,
+            "register": not self.config.registers,
+            "object": schema.PATCH_LABEL() not in results,
+            "context": schema.PATCH_LABEL() not in results,
+        }
+        self.tokens = tuple(kind for kind in schema.KINDS if not missing.get(kind))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.results
+
+    @property
+    def pooled(self) -> str:
+        """The kind of tokens that the prediction is read from."""
+        return "cls" if self.config.class_token else "image"
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Streams whose ranks the run holds."""
+        return tuple(s for s in schema.STREAMS if schema.RANK(s) in self.results)
+
+    def read(
+        self, name: str, images: Int[np.ndarray, " image"] | None = None
+    ) -> np.ndarray:
+        """Rows of an array at increasing positions; by default those of `image`."""
+        images = self.image if images is None else images
+        rows: Any = images
+        if len(images) and images[-1] - images[0] + 1 == len(images):
+            rows = slice(int(images[0]), int(images[-1]) + 1)  # faster
+        return self.results[name][rows].values
+
+    def windows(self) -> Iterator[Int[np.ndarray, " image"]]:
+        """Positions of the images that count, some hundred at a time."""
+        size = 4 * self.config.depth * self.config.tokens
+        step = max(1, min(1024, WINDOW_BYTES // size))
+        for start in range(0, len(self.image), step):
+            yield self.image[start : start + step]
+
+    def members(
+        self, kind: str, images: Int[np.ndarray, " image"]
+    ) -> Bool[np.ndarray, "image_or_1 token"]:
+        """Which tokens are of a kind: one row for all images, or one for each."""
+        prefix = self.config.prefix
+        token = np.arange(self.config.tokens)
+        if kind in ("object", "context"):
+            patch_label = self.read(schema.PATCH_LABEL(), images)
+            on_kind = patch_label == (1 if kind == "object" else 0)
+            return np.pad(on_kind, ((0, 0), (prefix, 0)))
+        member = {
+            "cls": token < 1,
+            "register": (token >= self.config.class_token) & (token < prefix),
+            "image": token >= prefix,
+        }
+        return member[kind][None]
+
+    @functools.cached_property
+    def curves(self) -> xr.DataArray:
+        """Both measures of every stream and kind of tokens.
+
+        Dimensions image, stream, measure, tokens, layer; NaN where an image has no
+        token of that kind.
+        """
+        windows = []
+        for images in self.windows():
+            members = [self.members(kind, images) for kind in self.tokens]
+            ranks = [self.read(schema.RANK(s), images) for s in self.streams]
+            count = len(self.classes)
+            averages = [[_average(r, m, count) for m in members] for r in ranks]
+            windows.append(np.stack([np.stack(each, 2) for each in averages], 1))
+        shape = len(self.streams), len(MEASURES), len(self.tokens), self.config.depth
+        empty = np.empty((0, *shape), np.float32)
+        return xr.DataArray(
+            np.concatenate([empty, *windows]).astype(np.float32),
+            dims=("image", "stream", "measure", "tokens", "layer"),
+            coords={
+                "stream": list(self.streams),
+                "measure": list(MEASURES),
+                "tokens": list(self.tokens),
+            },
+        )
+
+    def curve(
+        self, tokens: str, measure: str = "identifiability", stream: str = "residual"
+    ) -> Float[np.ndarray, "image layer"]:
+        """One measure of one kind of tokens in one stream."""
+        where = {"stream": stream, "measure": measure, "tokens": tokens}
+        return self.curves.sel(where).values
 
     def chance(self, measure: str) -> float:
         """Expected measure if every rank were equally likely."""
         count = len(self.classes)
         return (count + 1) / (2 * count) if measure == "identifiability" else 1 / count
 
-    def of(
-        self, stream: str, measure: str, tokens: str
-    ) -> Float[np.ndarray, "image layer"]:
-        """One measure of one kind of tokens in one stream."""
-        where = MEASURES.index(measure), self.tokens.index(tokens)
-        return self.curves[stream][:, *where]
+    @property
+    def has_paper(self) -> bool:
+        """Whether it holds rows of section 6 of the paper, of at least one image."""
+        needed = schema.LOGIT_MIDDLE(), *schema.AGREEMENT.names
+        return len(self.image) > 0 and all(name in self for name in needed)
+
+    @functools.cached_property
+    def paper(self) -> xr.Dataset:
+        """Metrics of sections 5 and 6; only where `has_paper`."""
+        from vitjax.report.paper_metrics import paper_metrics  # needs this file
+
+        return paper_metrics(self)
+
+    def metric(self, name: str, **where: str) -> np.ndarray:
+        """One of the metrics `paper`, at some of its coordinates."""
+        return self.paper[name].sel(where).values
 
 
-def digest(run: Results, *, streams: Sequence[str] = tuple(STREAMS)) -> Digest:
-    """Reduce a run to per-image curves, reading some hundred images at a time.
-
-    Args:
-        run: rows of a recipe with ranks, finished or not.
-        streams: which streams to read, keys of `STREAMS`; those that the run did not
-            write are left out.
-
-    Returns:
-        Its digest; images that are not done, not valid or not labelled are counted
-        and left out.
-
-    Raises:
-        ValueError: the run holds no ranks.
-    """
-    if "rank_residual" not in run:
-        raise ValueError(
-            f"A report needs the rows of the `identifiability` recipe; this run is of "
-            f"recipe {run.manifest.get('recipe')!r} and holds {sorted(run.names)}. "
-            "Make one with `vitjax run identifiability`."
-        )
-    model = run.manifest["model"]
-    config, classes = Config.from_dict(model["config"]), tuple(model["classes"])
-    done, valid = run["done"][:], run["valid"][:]
-    label, prediction = run["label"][:], run["prediction"][:]
-    use = done & valid & (label >= 0)
-    tokens = _kinds(config, masks="patch_label" in run)
-    present = [name for name in streams if f"rank_{name}" in run]
-    return Digest(
-        manifest=run.manifest,
-        config=config,
-        classes=classes,
-        total=len(done),
-        done=int(done.sum()),
-        skipped=int((done & ~valid).sum()),
-        unlabelled=int((done & valid & (label < 0)).sum()),
-        image=np.flatnonzero(use),
-        label=label[use],
-        correct=prediction[use] == label[use],
-        tokens=tokens,
-        curves=_curves(run, config, len(classes), use, present, tokens),
-    )
-
-
-def _curves(run, config, classes, use, streams, tokens) -> dict[str, np.ndarray]:
-    """The loop over the image axis; only what it returns outlives a window."""
-    ranks = {name: run[f"rank_{name}"] for name in streams}
-    masked = "class" in tokens
-    shape = (int(use.sum()), len(MEASURES), len(tokens), config.depth)
-    curves = {name: np.empty(shape, np.float32) for name in streams}
-    filled = 0
-    for window, chosen in windows(run, config, use):
-        rows = slice(filled, filled + int(chosen.sum()))
-        filled = rows.stop
-        mask = run["patch_label"][window][chosen] if masked else None
-        kinds = [members(config, kind, mask) for kind in tokens]
-        for stream, array in ranks.items():
-            block = array[window][chosen]
-            for place, there in enumerate(kinds):
-                curves[stream][rows, :, place] = _average(block, there, classes)
-    return curves
-
-
-def _kinds(config, *, masks) -> tuple[str, ...]:
-    exists = {
-        "cls": config.class_token,
-        "register": config.registers > 0,
-        "image": True,
-        "class": masks,
-        "context": masks,
-    }
-    return tuple(kind for kind in TOKENS if exists[kind])
-
-
-def windows(
-    run: Results, config: Config, use: Bool[np.ndarray, " image"]
-) -> Iterator[tuple[slice, Bool[np.ndarray, " window"]]]:
-    """Slices of the image axis with what to use of each; whole batches if they fit.
-
-    Args:
-        run: whose rows are read.
-        config: architecture of its model.
-        use: which images count.
-
-    Returns:
-        Slices in order, those without any such image left out.
-    """
-    most = max(1, min(1024, WINDOW_BYTES // (4 * config.depth * config.tokens)))
-    batch = max(1, int(run.manifest.get("batch_size") or 1))
-    step = most // batch * batch or most
-    for start in range(0, len(use), step):
-        window = slice(start, min(start + step, len(use)))
-        if use[window].any():
-            yield window, use[window]
-
-
-def members(
-    config: Config, kind: str, mask: Int[np.ndarray, "image patch"] | None
-) -> Bool[np.ndarray, "image_or_1 token"]:
-    """Which tokens are of a kind: the same for all images, or read from the masks.
-
-    Args:
-        config: architecture of the model.
-        kind: key of `TOKENS`.
-        mask: for class and context tokens: 1 class, 0 context, -1 neither.
-
-    Returns:
-        One row for all images, or one for each.
-    """
-    if kind in ("class", "context") and mask is not None:
-        there = np.zeros((len(mask), config.tokens), bool)
-        there[:, config.prefix :] = mask == (1 if kind == "class" else 0)
-        return there
-    ranges = {
-        "cls": slice(0, 1),
-        "register": slice(int(config.class_token), config.prefix),
-        "image": slice(config.prefix, None),
-    }
-    there = np.zeros((1, config.tokens), bool)
-    there[:, ranges[kind]] = True
-    return there
-
-
-def _average(ranks, there, classes) -> Float[np.ndarray, "image measure layer"]:
-    """Mean of each measure over the tokens that are there; rank -1 is an absent one."""
-    there = there[:, None] & (ranks >= 0)
-    count = there.sum(-1)
-    total = np.where(there, ranks, 0).sum(-1, dtype=np.int64)
-    hits = (there & (ranks == 0)).sum(-1)
+def _average(ranks, member, classes) -> Float[np.ndarray, "image measure layer"]:
+    """Mean of each measure over member tokens; rank -1 is an absent one."""
+    member = member[:, None] & (ranks >= 0)
+    count = member.sum(-1)
+    total = np.where(member, ranks, 0).sum(-1, dtype=np.int64)
+    hits = (member & (ranks == 0)).sum(-1)
     with np.errstate(invalid="ignore"):  # no token of this kind: 0 / 0
         return np.stack([1 - total / (count * classes), hits / count], axis=1)
+
+
+def as_runs(
+    results: Results | Sequence[Results], names: Sequence[str] = ()
+) -> list[Run]:
+    """Runs with names.
+
+    Args:
+        results: of one run or of several.
+        names: by default what tells them apart.
+
+    Raises:
+        ValueError: there is no run, or one holds no ranks.
+    """
+    several = [results] if isinstance(results, Results) else list(results)
+    if not several:
+        raise ValueError("Expected at least one run, as open_results returns it.")
+    names = names or run_names([each.manifest for each in several])
+    return [Run(each, name) for each, name in zip(several, names, strict=True)]
+
+
+def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Short names that tell runs apart: the model, and more only where it differs."""
+    fields = [
+        short_data,
+        lambda m: m.get("dtype"),
+        lambda m: pathlib.PurePath(str(m["model"].get("checkpoint"))).name,
+        lambda m: str(m["model"].get("sha256"))[:8],
+        lambda m: f"seed {m.get('seed')}",
+    ]
+    names = [m["model"]["name"] for m in manifests]
+    for place, field in enumerate(fields):
+        values = [str(field(m)) for m in manifests]
+        # Other data is always worth saying, the rest only to tell namesakes apart.
+        needed = place == 0 or len(set(names)) < len(names)
+        if needed and len(set(values)) > 1:
+            names = [f"{name} · {value}" for name, value in zip(names, values)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:place].count(name) + 1})"
+        for place, name in enumerate(names)
+    ]
+
+
+def short_data(manifest: Mapping[str, Any]) -> str:
+    """The data as on the command line, of a path only the last part."""
+    spec = str(manifest["data"]["spec"])
+    return pathlib.PurePath(spec).name if "/" in spec else spec

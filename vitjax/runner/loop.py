@@ -461,7 +461,7 @@ def collect(
     return BatchResult(
         rows=rows,
         errors=[
-            dataclasses.asdict(error) | {"index": int(indices[row])}
+            {"index": int(indices[row]), "name": error.name, "reason": error.error}
             for error, row in zip(loaded.errors, np.flatnonzero(real)[~valid])
         ],
         previews={

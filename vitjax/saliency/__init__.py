@@ -1,1 +1,1 @@
-"""A model and a batch become a map or a curve per image."""
+"""Saliency: maps of patches and token removal curves, one per image."""

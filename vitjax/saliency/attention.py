@@ -1,63 +1,56 @@
-"""Maps of attention alone: they know no class, only where a model looks."""
+"""Attention maps: raw attention and rollout, which know no class.
+
+As all methods of this room they are batched and pure: `images` are preprocessed pixels,
+`target` the class that is explained, `edits` interventions. Rows of attention are those
+that the head reads: [CLS], or where there is none the average over image tokens. Prefix
+tokens are never part of a map.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitjax.models.forward import scan_blocks
+from vitjax.models.heads import pool_weights
 from vitjax.models.model import Model
-from vitjax.models.vit import pool_weights
 from vitjax.types import ArrayLike, Config, Edits, Trace
 
 Images = Float[ArrayLike, "batch height width channel"]
+Target = Int[ArrayLike, " batch"]
 Map = Float[Array, "batch patch"]
 Maps = Float[Array, "layer batch head patch"]
 
 
-def answer_row(trace: Trace, edits: Edits, config: Config):
-    """Attention of the token that is read, or averaged over those that are."""
+def cls_attention(trace: Trace, edits: Edits, config: Config):
+    """The attention row of [CLS], or the average row of the pooled tokens."""
     weights: Any = trace.attention_weights
     if config.class_token:
         return weights[:, :, 0]
-    read = pool_weights(weights[:, 0], edits, config)
-    return jnp.einsum("bq,bhqt->bht", read, weights)
+    pooled = pool_weights(weights[:, 0], edits, config)
+    return jnp.einsum("bq,bhqt->bht", pooled, weights)
 
 
 def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -> Maps:
-    """Attention weights of the answer's row: A[layer, head, [CLS], patch].
+    """Attention weights A[layer, head, [CLS], patch], in [0, 1].
 
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        edits: interventions.
-
-    Returns:
-        In [0, 1]; the customary map is the last block's, averaged over heads.
+    The customary map is the last block's, averaged over heads.
     """
-    cfg, edits = model.config, Edits() if edits is None else edits
+    cfg, edits = model.config, edits or Edits()
 
     def read(params, stream_in, trace):
-        return answer_row(trace, edits, cfg)[..., cfg.prefix :]
+        return cls_attention(trace, edits, cfg)[..., cfg.prefix :]
 
     return scan_blocks(model, images, read, edits=edits)[1]
 
 
 def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
-    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928).
+    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928), in [0, 1].
 
-    The answer's row of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
+    The row of [CLS] of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
     mixed with the residual path, block after block. Computed as a row vector from the
-    last block down.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        edits: interventions.
-
-    Returns:
-        In [0, 1]; with the prefix tokens, which are left out, rows sum to one.
+    last block down. With the prefix tokens, which are left out, rows sum to one.
     """
     return rollout_row(model, images, edits=edits)[:, model.config.prefix :]
 
@@ -70,7 +63,7 @@ def rollout_row(
     def read(params, stream_in, trace):
         return trace.attention_weights.mean(1)
 
-    edits = Edits() if edits is None else edits
+    edits = edits or Edits()
     _, weights = scan_blocks(model, images, read, edits=edits)
 
     def step(row, mixed):

@@ -1,9 +1,7 @@
-"""The maps that people compare with, each from its paper's formula.
+"""Baseline maps, each from its paper's formula; see `attention` for what they share.
 
-All are batched and pure, and read where the model reads its answer: at [CLS], or
-averaged over the query rows of image tokens where there is none. Prefix tokens are
-never part of a map. Methods with one map per block and head return
-[layer batch head patch]; `maps.methods` adds them up.
+Methods with one map per block and head return [layer batch head patch];
+`saliency.methods` adds them up.
 """
 
 from typing import Any
@@ -13,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from vitjax.analysis.class_space import project, take_label
-from vitjax.models.backward import forward_streams, scan_back_from, scan_backward
+from vitjax import messages
+from vitjax.analysis.class_space import take_label
+from vitjax.models.backward import block_inputs, scan_backward
 from vitjax.models.edits import split_edits
 from vitjax.models.forward import apply_block, final_residual, scan_blocks
+from vitjax.models.heads import pool, pool_weights, pooled_rows
+from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.models.partial_block import block_output
-from vitjax.models.vit import mix, pool, pool_weights
-from vitjax.saliency.attention import Images, Map, Maps
-from vitjax.types import ArrayLike, Edits
+from vitjax.saliency.attention import Images, Map, Maps, Target
+from vitjax.types import Edits
 
-Target = Int[ArrayLike, " batch"]
 Seed = int | Int[Array, ""]
 
 CHUNK = 8
@@ -31,8 +30,14 @@ CHUNK = 8
 
 
 def target_logit(target: Target):
-    """Class logits -> the sum over images of each one's target logit."""
+    """Class logits -> the sum over images of each one's target logit z."""
     return lambda logits: take_label(logits, target).sum()
+
+
+def gauss_legendre(steps: int, dtype: Any):
+    """Nodes and weights of an integral over [0, 1], [step 2]."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), dtype)
 
 
 def chefer(
@@ -40,31 +45,25 @@ def chefer(
 ) -> Map:
     """Gradient times attention (Chefer, Gur and Wolf, ICCV 2021, arXiv 2103.15679).
 
-    R = I; block after block R += C.R with C = mean over heads of relu(dz/dA * A), z the
-    target's final logit; the map is the answer's row of R (equations 5 and 6). This is
-    what Vilas et al. 2023 compare with. Since only one row is read, it is computed from
-    the last block down as r += r.C, without any product of token matrices.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit is explained.
-        edits: interventions.
-
-    Returns:
-        At least 0. Without [CLS] every patch holds 1/patches of R's identity besides.
+    R = I; block after block R += C.R with C = mean over heads of relu(dz/dA * A); the
+    map is the row of [CLS] of R (equations 5 and 6), at least 0. This is what Vilas et
+    al. 2023 compare with. Since only one row is read, it is computed from the last
+    block down as r += r.C, without any product of token matrices. Without [CLS], R's
+    identity adds 1/patches to every patch.
     """
-    cfg = model.config
+    cfg, edits = model.config, edits or Edits()
 
-    def read(row, found):
-        mixed = jax.nn.relu(found.weights_gradient * found.weights).mean(1)
+    def read(row, grads):
+        mixed = jax.nn.relu(grads.weights_gradient * grads.weights).mean(1)
         return row + jnp.einsum("bq,bqt->bt", row, mixed), None
 
-    edits = Edits() if edits is None else edits
-    streams = forward_streams(model, images, edits)
-    start = pool_weights(streams[1], edits, cfg)
-    row, _ = scan_back_from(
-        *(model, streams, target_logit(target), read), state=start, edits=edits
+    row, _ = scan_backward(
+        model,
+        images,
+        target_logit(target),
+        read,
+        state=lambda x, gradient: pool_weights(x, edits, cfg),
+        edits=edits,
     )
     return row[:, cfg.prefix :]
 
@@ -72,67 +71,50 @@ def chefer(
 def gradcam(
     model: Model, images: Images, target: Target, *, edits: Edits | None = None
 ) -> Map:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last block's tokens.
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last block's input.
 
-    relu(sum over channels d of a_d x_d), where x is the stream entering the last block
-    and a_d the mean over patches of dz/dx_d; later, patches no longer reach [CLS].
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit z is explained.
-        edits: interventions.
-
-    Returns:
-        At least 0.
+    relu(sum over channels d of a_d x_d), where x is the residual stream entering the
+    last block and a_d the mean over patches of dz/dx_d; later, patches no longer reach
+    [CLS].
     """
-    edits = Edits() if edits is None else edits
-    _, _, streams = forward_streams(model, images, edits)
+    edits = edits or Edits()
+    _, inputs = block_inputs(model, images, edits)
     shared, layered = split_edits(edits, model.config)
-    params, links = jax.tree.map(lambda leaf: leaf[-1], (model.block_params, layered))
+    params, masks = jax.tree.map(lambda leaf: leaf[-1], (model.block_params, layered))
 
-    def answer(x):
-        x, _ = apply_block(model, params, x, (shared, links), fields=())
-        return target_logit(target)(model.apply(x, edits, method="readout"))
+    def logit(x):
+        x, _ = apply_block(model, params, x, (shared, masks))
+        return target_logit(target)(model.apply(x, edits, method="unembed"))
 
-    states = streams[-1][:, model.config.prefix :]
-    gradient = jax.grad(answer)(streams[-1])[:, model.config.prefix :]
+    states = inputs[-1][:, model.config.prefix :]
+    gradient = jax.grad(logit)(inputs[-1])[:, model.config.prefix :]
     return jax.nn.relu(jnp.einsum("bpd,bd->bp", states, gradient.mean(1)))
 
 
 def legrad(
     model: Model, images: Images, target: Target, *, edits: Edits | None = None
 ) -> Maps:
-    """LeGrad (Bousselham et al. 2024, arXiv 2404.03214).
+    """LeGrad (Bousselham et al. 2024, arXiv 2404.03214), at least 0.
 
     mean over query rows of relu(dz_l / dA_l), where z_l is the target's logit of block
     l's own output (projected as the head would); that of [CLS] depends on its own row
     alone. Their map is the mean over blocks and heads.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit is explained.
-        edits: interventions.
-
-    Returns:
-        At least 0.
     """
-    cfg, edits = model.config, Edits() if edits is None else edits
-    rows = slice(0, 1) if cfg.class_token else slice(cfg.prefix, None)
+    cfg, edits = model.config, edits or Edits()
+    rows = pooled_rows(cfg)
 
     def read(params, stream_in, trace):
-        part = pool_weights(stream_in, edits, cfg)[:, rows, None]
+        pool_weight = pool_weights(stream_in, edits, cfg)[:, rows, None]
 
         def logit(weights):
             mixed = mix(weights, trace.values)
             states = block_output(cfg, params, mixed, stream_in[:, rows])
-            state = (states * part).sum(1)
-            return take_label(project(model.class_space, state), target).sum()
+            state = (states * pool_weight).sum(1)
+            return target_logit(target)(model.class_space.logits(state))
 
         gradient = jax.grad(logit)(trace.attention_weights[:, :, rows])
-        share = gradient.shape[2] / gradient.shape[3]  # the other rows' are zero
-        return jax.nn.relu(gradient).mean(2)[..., cfg.prefix :] * share
+        fraction = gradient.shape[2] / gradient.shape[3]  # the other rows' are zero
+        return jax.nn.relu(gradient).mean(2)[..., cfg.prefix :] * fraction
 
     return scan_blocks(model, images, read, edits=edits)[1]
 
@@ -148,110 +130,87 @@ def integrated_gradients(
     """Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365).
 
     integral over a in [0, 1] of (x - x') . dz/dx at x' + a (x - x'), summed over each
-    patch's pixels; x' is the image of zeros, grey for the usual normalisation. The
+    patch's pixels; x' is the image of zeros, gray for the usual normalization. The
     patch embedding is linear, so that the sum over pixels is one over channels of
-    tokens. Gauss-Legendre nodes.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit z is explained.
-        steps: nodes of the integral, at least 1. Static.
-        edits: interventions.
-
-    Returns:
-        Signed; sums to z(x) - z(x') up to the integral's error (completeness).
-
-    Raises:
-        ValueError: no step.
+    tokens. Signed; sums to z(x) - z(x') up to the error of `steps` (static)
+    Gauss-Legendre nodes (completeness).
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1.")
-    edits = Edits() if edits is None else edits
+    messages.check_range("steps", steps, 1)
+    edits = edits or Edits()
     images, prefix = model.check_images(images), model.config.prefix
 
     def patches(pixels):
         return model.apply(pixels, edits, method="embed")[:, prefix:]
 
-    way = patches(images) - patches(jnp.zeros_like(images))
+    difference = patches(images) - patches(jnp.zeros_like(images))
 
-    def read(state, found):
-        return found.stream_gradient, None
+    def read(state, grads):
+        return grads.stream_gradient, None
 
-    def node(total, place):
-        alpha, weight = place
+    def node(total, alpha_and_weight):
+        alpha, weight = alpha_and_weight
         gradient, _ = scan_backward(
-            *(model, images * alpha, target_logit(target), read),
-            state=jnp.zeros_like(model.apply(images, edits, method="embed")),
+            model,
+            images * alpha,
+            target_logit(target),
+            read,
+            state=lambda x, gradient: jnp.zeros_like(x),
             edits=edits,
         )
-        part = jnp.einsum("bpd,bpd->bp", gradient[:, prefix:], way)
-        return total + weight * part, None
+        product = jnp.einsum("bpd,bpd->bp", gradient[:, prefix:], difference)
+        return total + weight * product, None
 
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), way.dtype)
-    start = jnp.zeros(way.shape[:2], way.dtype)
-    return jax.lax.scan(node, start, places)[0]
+    start = jnp.zeros(difference.shape[:2], difference.dtype)
+    return jax.lax.scan(node, start, gauss_legendre(steps, difference.dtype))[0]
 
 
 def class_projection(
     model: Model, images: Images, target: Target, *, edits: Edits | None = None
 ) -> Maps:
-    """What each patch writes into the answer's logit through each attention head.
+    """What each patch writes into the target's logit through each attention head.
 
-    sum over the answer's rows of A[layer, head, row, patch] (W_o v_patch) . u, where
+    sum over the pooled rows of A[layer, head, row, patch] (W_o v_patch) . u, where
     u . x is the target's logit of a state x with the final LayerNorm's own deviation
     sigma held at its value (as Gandelsman et al. 2024, arXiv 2310.05916, do for CLIP).
     LayerScale and, in residual-post-norm blocks, the norm with its deviation belong to
-    W_o. With the prefix tokens', these add up to all that attention adds to the logit
-    but for biases.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit is explained.
-        edits: interventions.
-
-    Returns:
-        Signed, in units of logits.
+    W_o. Signed, in units of logits: with the prefix tokens', these add up to all that
+    attention adds to the logit but for biases.
     """
-    cfg, space = model.config, model.class_space
-    scale = jnp.asarray(space.norm_scale)[None]
-    direction = centred(jnp.asarray(space.embedding)[target] * scale)
-    rows = slice(0, 1) if cfg.class_token else slice(cfg.prefix, None)
-    edits = Edits() if edits is None else edits
+    cfg, space, edits = model.config, model.class_space, edits or Edits()
+    direction = jnp.asarray(space.embedding)[target]
+    direction = center(direction * jnp.asarray(space.norm_scale)[None])
+    rows = pooled_rows(cfg)
 
     def read(params, stream_in, trace):
-        part = pool_weights(stream_in, edits, cfg)[:, rows]
+        row_weight = pool_weights(stream_in, edits, cfg)[:, rows]
         out = params["MultiHeadDotProductAttention_0"]["out"]
         u = direction
         if cfg.layer_scale:
             u = u * params["LayerScale_0"]["gamma"][None]
-        share = jnp.full((1, 1), 1.0, u.dtype)
         if cfg.norm == "residual_post":
             mixed = trace.mixed_values[:, rows]
             update = jnp.einsum("bqhk,hkd->bqd", mixed, out["kernel"])
             update = update + out["bias"][None, None]
-            share = 1 / deviation(update, cfg.epsilon)
-            u = centred(u * params["LayerNorm_0"]["scale"][None])
+            row_weight = row_weight * (1 / deviation(update, cfg.epsilon))
+            u = center(u * params["LayerNorm_0"]["scale"][None])
         written = jnp.einsum("bthk,hkd,bd->bht", trace.values, out["kernel"], u)
         weights = trace.attention_weights[:, :, rows]
-        read_from = jnp.einsum("bhqt,bq->bht", weights, part * share)
+        attended = jnp.einsum("bhqt,bq->bht", weights, row_weight)
         state = pool(trace.residual, edits, cfg)
-        return (read_from * written)[..., cfg.prefix :], state
+        return (attended * written)[..., cfg.prefix :], state
 
     _, (parts, states) = scan_blocks(model, images, read, edits=edits)
     return parts / deviation(states[-1], cfg.epsilon)[None, :, None, None]
 
 
-def centred(x):
-    """x minus its mean over the last axis: LayerNorm subtracts it from every state."""
+def center(x):
+    """x minus its mean over the last axis."""
     return x - x.mean(-1, keepdims=True)
 
 
 def deviation(x, epsilon: float):
     """sigma of LayerNorm, over the last axis."""
-    return jnp.sqrt(jnp.square(centred(x)).mean(-1) + epsilon)
+    return jnp.sqrt(jnp.square(center(x)).mean(-1) + epsilon)
 
 
 def occlusion(
@@ -261,27 +220,20 @@ def occlusion(
 
     The patch is removed after its position was added (Zeiler and Fergus 2014, arXiv
     1311.2901, cover it instead); one forward pass per patch, some at a time.
-
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class whose logit z is explained.
-        edits: interventions.
-
-    Returns:
-        Signed, in units of logits.
     """
     patches, batch = model.config.patches, images.shape[0]
-    others = Edits() if edits is None else edits
+    others = edits or Edits()
 
-    def logit(keep):
-        removed = others & Edits(keep=jnp.broadcast_to(keep, (batch, patches)))
-        return take_label(final_residual(model, images, edits=removed)[0], target)
+    def logit(edits):
+        return take_label(final_residual(model, images, edits=edits)[0], target)
 
-    whole = take_label(final_residual(model, images, edits=edits)[0], target)
-    keeps = ~jnp.eye(patches, dtype=bool)
-    without = jax.lax.map(logit, keeps[:, None], batch_size=max(1, CHUNK // batch))
-    return whole[:, None] - without.T
+    def without_patch(keep):
+        keep = jnp.broadcast_to(keep, (batch, patches))
+        return logit(others & Edits(keep=keep))
+
+    keeps = ~jnp.eye(patches, dtype=bool)[:, None]
+    without = jax.lax.map(without_patch, keeps, batch_size=max(1, CHUNK // batch))
+    return logit(others)[:, None] - without.T
 
 
 def random(
@@ -292,28 +244,18 @@ def random(
     seed: Seed = 0,
     edits: Edits | None = None,
 ) -> Map:
-    """Noise: the control that every table needs.
+    """Noise, uniform in [0, 1): the control that every table needs.
 
-    Drawn from the seed and the picture's own bits, so that a picture has the same map
-    wherever it stands in a batch.
-
-    Args:
-        model: the model; its number of patches counts.
-        images: preprocessed pixels.
-        target: not used.
-        seed: which noise.
-        edits: not used.
-
-    Returns:
-        Uniform in [0, 1).
+    Drawn from the seed and the image's own bits, so that an image has the same map
+    wherever it stands in a batch. `target` and `edits` are not used.
     """
     pixels = jnp.asarray(images, jnp.float32).reshape(images.shape[0], -1)
     bits = jax.lax.bitcast_convert_type(pixels, jnp.uint32)
-    places = jnp.arange(bits.shape[1], dtype=jnp.uint32) * 2 + 1
-    own = (bits * places[None]).sum(1, dtype=jnp.uint32)
+    factors = jnp.arange(bits.shape[1], dtype=jnp.uint32) * 2 + 1
+    digests = (bits * factors[None]).sum(1, dtype=jnp.uint32)
 
-    def draw(own) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), own)
+    def draw(digest) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), digest)
         return jax.random.uniform(key, (model.config.patches,))
 
-    return jax.vmap(draw)(own)
+    return jax.vmap(draw)(digests)

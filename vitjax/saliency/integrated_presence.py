@@ -1,18 +1,19 @@
-"""Integrated presence: how much a class owes to each patch being there at all."""
+"""Integrated presence: the path integral of adding all patches to the model."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
+from vitjax import messages
 from vitjax.analysis.class_space import take_label
-from vitjax.models.backward import forward_streams, scan_back_from
+from vitjax.models.backward import scan_backward
+from vitjax.models.heads import pool
 from vitjax.models.model import Model
-from vitjax.models.vit import pool
-from vitjax.saliency.attention import Images, Map
-from vitjax.types import ArrayLike, Edits
+from vitjax.saliency.attention import Images, Map, Target
+from vitjax.saliency.gradients import gauss_legendre
+from vitjax.types import Edits
 
 Score = Literal["log_probability", "logit"]
 
@@ -25,17 +26,17 @@ SCORES = {
 def integrated_presence(
     model: Model,
     images: Images,
-    target: Int[ArrayLike, " batch"],
+    target: Target,
     *,
     steps: int = 8,
     score: Score = "logit",
     edits: Edits | None = None,
 ) -> Map:
-    """How much the score owes to each patch, on the way from no patches to all.
+    """The contribution of each patch to the score, from no patches to all.
 
     A patch of presence m in [0, 1] takes part in every softmax of attention with its
-    exponential times m, and in a mean-pooled readout with weight m: m = 0 is the model
-    without the patch, exactly as removal tests remove it. The map is the path integral
+    exponential times m, and in a pooled mean with weight m: m = 0 is the model without
+    the patch, exactly as removal tests remove it. The map is the path integral
     (integrated gradients, Sundararajan et al. 2017, of presence instead of pixels; the
     Aumann-Shapley value of the patches as players)
 
@@ -43,72 +44,56 @@ def integrated_presence(
         d score / d log m_t = sum over blocks, heads and queries q of
                               A_qt (g_qt - sum_u A_qu g_qu),   g = d score / d A.
 
-    Ours. Each step costs about three forward passes.
+    Not from a paper. Each step costs about three forward passes. Signed, in units of
+    the score; sums to the score with all patches less that without any, up to the
+    integral's error.
 
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class that is explained.
-        steps: Gauss-Legendre nodes of the integral over sqrt(a), at least 1. Static.
-        score: the target's "logit", or its "log_probability", which saturates where the
-            model is sure. Static.
-        edits: interventions.
-
-    Returns:
-        Signed, in units of the score; sums to the score with all patches less that
-        without any, up to the integral's error.
-
-    Raises:
-        ValueError: no step, or an unknown score.
+    `steps` are Gauss-Legendre nodes of the integral over sqrt(a); `score` is the
+    target's "logit", or its "log_probability", which saturates where the model is sure.
+    Both static.
     """
-    if steps < 1 or score not in SCORES:
-        raise ValueError(
-            f"steps={steps} must be at least 1, and score={score!r} one of "
-            f"{', '.join(SCORES)}."
-        )
+    messages.check_range("steps", steps, 1)
+    messages.check_one_of("score", score, SCORES)
     batch, tokens = images.shape[0], model.config.tokens
     dtype = np.promote_types(model.dtype, jnp.float32)
-    others = Edits() if edits is None else edits
+    others = edits or Edits()
     patch = np.arange(tokens) >= model.config.prefix
 
-    def node(total, place):
-        root, weight = place
-        presence = root**2  # the integrand is steepest where hardly anything is there
+    def node(total, root_and_weight):
+        root, weight = root_and_weight
+        presence = root**2  # the integrand is steepest where hardly any patch is there
         attend = jnp.where(patch, presence, 1.0).reshape(1, 1, 1, 1, tokens)
         edits = others & Edits(attend=attend)
-        found = presence_gradient(model, images, target, score, edits)
-        return total + 2 * weight / root * found.astype(total.dtype), None
+        gradient = presence_gradient(model, images, target, score, edits)
+        return total + 2 * weight / root * gradient.astype(total.dtype), None
 
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    places = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), dtype)
     patches = model.config.patches if others.select is None else others.select.shape[1]
     start = jnp.zeros((batch, patches), dtype)
-    return jax.lax.scan(node, start, places)[0]
+    return jax.lax.scan(node, start, gauss_legendre(steps, dtype))[0]
 
 
 def presence_gradient(
-    model: Model, images: Images, target: Int[ArrayLike, " batch"], score: Score, edits
+    model: Model, images: Images, target: Target, score: Score, edits: Edits
 ) -> Map:
     """d score / d log m of each patch, where the edits already hold m."""
     cfg = model.config
 
-    def of_logits(logits):
+    def scalar_fn(logits):
         return take_label(SCORES[score](logits), target).sum()
 
-    def read(total, found):
-        owed = found.weights * found.weights_gradient
-        owed = owed - found.weights * owed.sum(-1, keepdims=True)
-        return total + owed.sum((1, 2)), None
+    def start(x, gradient):
+        total = jnp.zeros(x.shape[:2], x.dtype)
+        if cfg.class_token:
+            return total
+        # Presence is also the weight in the pooled mean.
+        from_mean = x - pool(x, edits, cfg)[:, None]
+        return total + jnp.einsum("btd,btd->bt", gradient, from_mean)
 
-    streams = forward_streams(model, images, edits)
-    last = streams[1]
-    start = jnp.zeros(last.shape[:2], last.dtype)
-    if not cfg.class_token:
-        # Presence is also the weight in the pooled mean, which it moves apart from it.
-        at_readout = jax.grad(
-            lambda x: of_logits(model.apply(x, edits, method="readout"))
-        )(last)
-        apart = last - pool(last, edits, cfg)[:, None]
-        start = start + jnp.einsum("btd,btd->bt", at_readout, apart)
-    total, _ = scan_back_from(model, streams, of_logits, read, state=start, edits=edits)
+    def read(total, grads):
+        contribution = grads.weights * grads.weights_gradient
+        of_row = contribution.sum(-1, keepdims=True)
+        contribution = contribution - grads.weights * of_row
+        return total + contribution.sum((1, 2)), None
+
+    total, _ = scan_backward(model, images, scalar_fn, read, state=start, edits=edits)
     return total[:, cfg.prefix :]

@@ -1,7 +1,7 @@
-"""Layer-wise relevance propagation through the ViT, in two sets of rules.
+"""Layer-wise relevance propagation (LRP) through the ViT, by two sets of rules.
 
 A backward pass with other rules at each operation. Chefer et al.'s rules divide what
-arrives, so their cotangent IS the relevance, and operations that hand it on unchanged
+arrives, so their cotangent IS the relevance, and operations that pass it on unchanged
 do just that. AttnLRP's rules are linear in what arrives: their cotangent is relevance
 over value, and most of them are the ordinary derivative.
 """
@@ -13,167 +13,114 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import Labels, take_label
-from vitjax.models.backward_rules import Rules, layer_norm
-from vitjax.models.edits import split_edits
-from vitjax.models.forward import ATTENTION, apply_block, run_blocks
+from vitjax import messages
+from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
+from vitjax.models.backward import block_inputs, scan_reverse
+from vitjax.models.backward_rules import Rules
+from vitjax.models.forward import read_nothing, scan_forward
+from vitjax.models.heads import pool_weights
 from vitjax.models.model import Model
-from vitjax.models.vit import pool_weights
-from vitjax.types import ArrayLike, Edits
+from vitjax.saliency.attention import Images
+from vitjax.types import Edits, layer_norm
 
 SMALL = 1e-9
 """Keeps a quotient of relevance finite where the denominator is nearly 0."""
 
 
 def lrp(
-    model: Model,
-    images: Float[ArrayLike, "batch height width channel"],
-    target: Labels,
-    *,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Labels, *, edits: Edits | None = None
 ) -> Float[Array, "batch patch"]:
     """Transformer attribution: relevance times gradient of attention, rolled out.
 
     C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of
-    C_L ... C_1 (Chefer, Gur and Wolf 2021, section 3.3), where A_b are the attention
-    weights of block b and R(A_b) is their relevance, begun with 1 at the logit z_c.
-    Relevance passes a dense layer by the z+ rule, R_i = sum_j (x_i w_ij)+ R_j /
-    sum_k (x_k w_kj)+, without its bias; a product in halves, each factor's entries in
-    proportion to what they contribute; a residual addition in proportion, then scaled
-    so that each side's total has weight |total| over the sum of both; norms, GELU,
-    softmax and factors unchanged.
+    C_L ... C_1 (Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention
+    Visualization", CVPR 2021, section 3.3; start_layer=0 of its code), where A_b are
+    the attention weights of block b and R(A_b) is their relevance, begun with 1 at the
+    logit z_c. Relevance passes a dense layer by the z+ rule, R_i = sum_j (x_i w_ij)+
+    R_j / sum_k (x_k w_kj)+, without its bias; a product in halves, each factor's
+    entries in proportion to what they contribute; a residual addition in proportion,
+    then scaled so that each side's total has weight |total| over the sum of both;
+    norms, GELU, softmax and factors unchanged.
 
-    One scan backward over the blocks carries the gradient, the relevance and the row
-    of the rollout; of the forward pass only each block's input is kept.
-
-    Args:
-        model: the model. Without [CLS], relevance passes the mean by the z+ rule, and
-            the rollout is read at the rows that the mean reads, averaged (ours; the
-            paper's models have a [CLS]).
-        images: preprocessed pixels.
-        target: class number of each image, or one for all.
-        edits: interventions; of a selection, the map holds the selected patches.
-
-    Returns:
-        At least 0; prefix tokens are left out; not normalised.
-
-    Reference:
-        Chefer, Gur, Wolf, "Transformer Interpretability Beyond Attention
-        Visualization", CVPR 2021; start_layer=0 of its code.
+    At least 0; of a selection, the selected patches. Without [CLS] (new here: the
+    paper's models have one), relevance passes the mean by the z+ rule, and the rollout
+    is read at the pooled rows, averaged.
     """
-    edits = Edits() if edits is None else edits
-    config = model.config
-    shared, layered = split_edits(edits, config)
-    _, last, logits, streams = run_blocks(model, images, stream_in, edits=edits)
-    batch, length, _ = last.shape
-    target = jnp.broadcast_to(jnp.asarray(target), (batch,))
-    one = jax.nn.one_hot(target, logits.shape[-1], dtype=last.dtype)
-    weights = jnp.zeros((batch, config.heads, length, length), last.dtype)
+    edits, config = edits or Edits(), model.config
+    x, inputs = block_inputs(model, images, edits)
+    target = broadcast_labels(target, x.shape[:1])
+    one = jax.nn.one_hot(target, model.num_classes, dtype=x.dtype)
 
-    def above(rules):
-        """What arrives at the last stream."""
-        return jax.vjp(lambda x: readout(model, x, edits, rules), last)[1](one)[0]
+    def at_last_block(rules):
+        return jax.vjp(lambda x: unembed(model, x, edits, rules), x)[1](one)[0]
 
-    def through(rules, params, links, x, arriving):
-        """What arrives at the block's input and at its attention weights."""
+    def read(row, ordinary, relevance):
+        product = ordinary.weights_gradient * relevance.weights_gradient
+        mixing = jnp.maximum(product, 0).mean(1)
+        return row + jnp.einsum("bq,bqt->bt", row, mixing), None
 
-        def block(x, zeros):
-            entry = {ATTENTION: {"attention_weights": {"value": zeros}}}
-            x, _ = apply_block(
-                *(model, params, x, (shared, links)),
-                fields=(),
-                perturbations=entry,
-                rules=rules,
-            )
-            return x
-
-        return jax.vjp(block, x, weights)[1](arriving)
-
-    def step(carry, per_block):
-        row, gradient, relevance = carry
-        params, links, x = per_block
-        gradient, of_logit = through(Rules(), params, links, x, gradient)
-        relevance, relevant = through(CHEFER, params, links, x, relevance)
-        mixing = jnp.maximum(of_logit * relevant, 0).mean(1)
-        row = row + jnp.einsum("bq,bqt->bt", row, mixing)
-        return (row, gradient, relevance), None
-
-    start = (pool_weights(last, edits, config), above(Rules()), above(CHEFER))
-    blocks = (model.block_params, layered, streams)
-    (row, _, _), _ = jax.lax.scan(step, start, blocks, reverse=True)
+    rules = (Rules(), CHEFER)
+    row, _ = scan_reverse(
+        model,
+        inputs,
+        tuple(map(at_last_block, rules)),
+        read,
+        state=pool_weights(x, edits, config),
+        edits=edits,
+        rules=rules,
+    )
     return row[:, config.prefix :]
 
 
 def attnlrp(
     model: Model,
-    images: Float[ArrayLike, "batch height width channel"],
+    images: Images,
     target: Labels,
     *,
     gamma: float = 0.05,
     edits: Edits | None = None,
 ) -> Float[Array, "batch patch"]:
-    """AttnLRP: relevance of each patch for a logit.
+    """AttnLRP: relevance of each patch for a logit, signed, in units of the logit.
 
     R = sum over channels of x * g, where x is the embedded patch and g the derivative
-    of z_c under other rules (Achtibat et al. 2024, section 3): softmax by its Taylor
-    expansion, R_i = x_i (R'_i - s_i sum_j R'_j), which is its ordinary derivative; a
-    product of two activations in halves; LayerNorm with sigma held fixed; GELU handing
-    its relevance on; dense layers by the gamma rule, R_i = sum_j (z_ij + gamma z_ij^s)
-    R_j / sum_k (z_kj + gamma z_kj^s), where z_ij = x_i w_ij, the sum over k has the
-    bias in it and z^s are those of the sign of the output. What biases get is not
-    handed on.
+    of z_c under other rules (Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin and
+    Samek, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
+    ICML 2024, section 3): softmax by its Taylor expansion, R_i = x_i (R'_i - s_i sum_j
+    R'_j), which is its ordinary derivative; a product of two activations in halves;
+    LayerNorm with sigma held fixed; GELU passing its relevance on; dense layers by the
+    gamma rule, R_i = sum_j (z_ij + gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s),
+    where z_ij = x_i w_ij, the sum over k has the bias in it and z^s are those of the
+    sign of the output. What biases get is not passed on.
 
-    Args:
-        model: the model.
-        images: preprocessed pixels.
-        target: class number of each image, or one for all.
-        gamma: of the dense layers in the blocks, at least 0. Static. 0 is the epsilon
-            rule in its limit, which is noisy on a ViT.
-        edits: interventions; of a selection, the map holds the selected patches.
-
-    Returns:
-        Signed, in units of the logit. With gamma=0 and the tokens that are no patches,
-        it sums to the logit less what biases and softmax absorb.
-
-    Raises:
-        ValueError: gamma is negative.
-
-    Reference:
-        Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin, Samek, "AttnLRP:
-        Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024;
-        made from its formulas.
+    `gamma` (static), at least 0, is that of the dense layers in the blocks; 0 is the
+    epsilon rule in its limit, which is noisy on a ViT. With it and the tokens that are
+    no patches, the map sums to the logit less what biases and softmax absorb. Of a
+    selection, the map holds the selected patches.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma={gamma} must be at least 0.")
+    messages.check_range("gamma", gamma, 0)
     x, gradient = attnlrp_gradient(model, images, target, gamma=gamma, edits=edits)
     return (x * gradient).sum(-1)[:, model.config.prefix :]
 
 
 def attnlrp_gradient(model, images, target, *, gamma, edits):
-    """The stream entering block 0, and AttnLRP's derivative of the logit there."""
-    edits = Edits() if edits is None else edits
+    """What enters block 0, and AttnLRP's derivative of the logit there."""
+    edits = edits or Edits()
     images = model.check_images(images)
-    target = jnp.broadcast_to(jnp.asarray(target), (images.shape[0],))
-    shared, layered = split_edits(edits, model.config)
+    target = broadcast_labels(target, images.shape[:1])
     rules = attention_aware(gamma)
 
-    def step(x, per_block):
-        params, links = per_block
-        links = (shared, links)
-        return apply_block(model, params, x, links, fields=(), rules=rules)[0], None
-
-    def explained(x):
-        # Kept of each block is its input; the scan is its own barrier against CSE.
-        body = jax.checkpoint(step, prevent_cse=False)
-        x, _ = jax.lax.scan(body, x, (model.block_params, layered))
-        return take_label(readout(model, x, edits, attention_aware(0.0)), target).sum()
+    def logit(x):
+        x, _ = scan_forward(
+            model, x, read_nothing, edits=edits, rules=rules, checkpoint=True
+        )
+        return take_label(unembed(model, x, edits, attention_aware(0.0)), target).sum()
 
     embedding = model.apply(images, edits, method="embed")
-    return embedding, jax.grad(explained)(embedding)
+    return embedding, jax.grad(logit)(embedding)
 
 
-def readout(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
-    """Class logits of the last stream, by the rules."""
+def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
+    """Class logits of the final residual stream, by the rules."""
     config, space = model.config, model.class_space
     if config.class_token:
         state = x[:, 0]
@@ -182,11 +129,6 @@ def readout(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     norm = (space.norm_scale, space.norm_shift)
     state = rules.norm(state, *norm, epsilon=space.epsilon)
     return (rules.dense or linear)(state, space.embedding.T, space.bias)
-
-
-def stream_in(params, stream_in, trace):
-    """A `read` for `run_blocks` that keeps what enters each block."""
-    return stream_in
 
 
 def linear(x, kernel, bias):
@@ -227,15 +169,15 @@ def positive_dense(x, kernel, bias):
 def _positive_dense_forward(x, kernel, bias):
     # (x w)+ = (|x| |w| + x w) / 2: one product more than the layer itself.
     plain = linear(x, kernel, None)
-    positive = jnp.maximum(linear(abs(x), abs(kernel), None) + plain, 0) / 2
+    positive = jnp.maximum(linear(jnp.abs(x), jnp.abs(kernel), None) + plain, 0) / 2
     return linear(x, kernel, bias), (x, kernel, positive)
 
 
 def _positive_dense_backward(kept, relevance):
     x, kernel, positive = kept
-    share = divide(relevance, positive)
-    plain = x * jnp.matmul(share, kernel.T)
-    absolute = abs(x) * jnp.matmul(share, abs(kernel).T)
+    ratio = divide(relevance, positive)
+    plain = x * jnp.matmul(ratio, kernel.T)
+    absolute = jnp.abs(x) * jnp.matmul(ratio, jnp.abs(kernel).T)
     return (plain + absolute) / 2, None, None
 
 
@@ -268,37 +210,37 @@ def _shared_product_forward(equation, left, right):
 
 def _shared_product_backward(equation, kept, relevance):
     y, back = jax.vjp(functools.partial(jnp.einsum, equation), *kept)
-    shares = back(divide(relevance, y))
-    return tuple(factor * share / 2 for factor, share in zip(kept, shares))
+    ratios = back(divide(relevance, y))
+    return tuple(factor * ratio / 2 for factor, ratio in zip(kept, ratios))
 
 
 shared_product.defvjp(_shared_product_forward, _shared_product_backward)
 
 
 @jax.custom_vjp
-def normalised_add(x, update):
+def normalized_add(x, update):
     """A sum, its relevance by contribution, the two totals of one image rescaled."""
     return x + update
 
 
-def _normalised_add_backward(kept, relevance):
-    share = divide(relevance, kept[0] + kept[1])
-    parts = [part * share for part in kept]
+def _normalized_add_backward(kept, relevance):
+    ratio = divide(relevance, kept[0] + kept[1])
+    parts = [part * ratio for part in kept]
     axes = tuple(range(1, relevance.ndim))
     totals = [part.sum(axes, keepdims=True) for part in parts]
     # Only where the totals differ in sign does this change anything.
-    whole = relevance.sum(axes, keepdims=True)
-    unit = divide(whole, abs(totals[0]) + abs(totals[1]))
-    return tuple(p * divide(abs(t) * unit, t) for p, t in zip(parts, totals))
+    total = relevance.sum(axes, keepdims=True)
+    unit = divide(total, jnp.abs(totals[0]) + jnp.abs(totals[1]))
+    return tuple(p * divide(jnp.abs(t) * unit, t) for p, t in zip(parts, totals))
 
 
-normalised_add.defvjp(lambda x, u: (x + u, (x, u)), _normalised_add_backward)
+normalized_add.defvjp(lambda x, u: (x + u, (x, u)), _normalized_add_backward)
 
 CHEFER = Rules(
     dense=positive_dense,
     product=shared_product,
     norm=unchanged_norm,
-    add=normalised_add,
+    add=normalized_add,
     mean=positive_sum,
     softmax=unchanged,
     gelu=unchanged,
@@ -310,7 +252,7 @@ CHEFER = Rules(
 
 
 def attention_aware(gamma: float) -> Rules:
-    """AttnLRP's; everything that is not named is the ordinary derivative."""
+    """AttnLRP's rules; all others are the ordinary derivative."""
     return Rules(
         dense=functools.partial(gamma_dense, gamma) if gamma else None,
         product=halved_product,
@@ -362,17 +304,19 @@ def gamma_dense(gamma, x, kernel, bias):
 def _gamma_dense_forward(gamma, x, kernel, bias):
     # z^s sums to (|x| |w| s + x w) / 2: one product more than the layer itself.
     y = linear(x, kernel, bias)
-    absolute = linear(abs(x), abs(kernel), None if bias is None else abs(bias))
-    size = abs(y)
-    share = divide(size, size + gamma / 2 * (size + absolute))
-    return y, (x, kernel, share, jnp.sign(y))
+    absolute = linear(
+        jnp.abs(x), jnp.abs(kernel), None if bias is None else jnp.abs(bias)
+    )
+    size = jnp.abs(y)
+    ratio = divide(size, size + gamma / 2 * (size + absolute))
+    return y, (x, kernel, ratio, jnp.sign(y))
 
 
 def _gamma_dense_backward(gamma, kept, cotangent):
-    x, kernel, share, sign = kept
-    shared = cotangent * share
-    plain = jnp.matmul(shared, kernel.T)
-    absolute = jnp.sign(x) * jnp.matmul(sign * shared, abs(kernel).T)
+    x, kernel, ratio, sign = kept
+    scaled = cotangent * ratio
+    plain = jnp.matmul(scaled, kernel.T)
+    absolute = jnp.sign(x) * jnp.matmul(sign * scaled, jnp.abs(kernel).T)
     return (1 + gamma / 2) * plain + gamma / 2 * absolute, None, None
 
 

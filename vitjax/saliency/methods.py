@@ -1,6 +1,5 @@
-"""Every explanation method behind one call."""
+"""Explanation methods, all behind one call."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -8,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import Labels
+from vitjax import messages
+from vitjax.analysis.class_space import Labels, broadcast_labels
 from vitjax.models.model import Model
 from vitjax.saliency import attention, consensus, gradients, integrated_presence, lrp
 from vitjax.saliency.gradients import Seed
@@ -40,20 +40,20 @@ def relevancy_of_patches(model: Model, images, target, **options: Any):
 
 
 def without_target(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A map of attention alone as a method: it takes a target and ignores it."""
+    """A map of attention alone as a method that ignores its target."""
     return lambda model, images, target, **options: function(model, images, **options)
 
 
-PARTS: dict[str, Callable[..., Float[Array, "layer batch head patch"]]] = {
+PER_HEAD: dict[str, Callable[..., Float[Array, "layer batch head patch"]]] = {
     "relevancy": relevancy_of_patches,
     "raw_attention": without_target(attention.raw_attention),
     "legrad": gradients.legrad,
     "class_projection": gradients.class_projection,
     "helpful_minus_attended": helpful_minus_attended,
 }
-"""Methods with a map of every block and head; the map is their sum."""
+"""Methods with a map for every block and head; the map is their sum."""
 
-WHOLE: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
+WHOLE_MODEL: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
     "chefer": gradients.chefer,
     "rollout": without_target(attention.rollout),
     "gradcam": gradients.gradcam,
@@ -67,9 +67,9 @@ WHOLE: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
 }
 """Methods with one map of the whole model."""
 
-METHODS = (*PARTS, *WHOLE)
+METHODS = (*PER_HEAD, *WHOLE_MODEL)
 
-OWN_OPTIONS = {
+METHOD_OPTIONS = {
     "relevancy": ("of", "loss"),
     "helpful_minus_attended": ("of", "loss"),
     "integrated_gradients": ("steps",),
@@ -93,17 +93,17 @@ def explain(
     seed: Seed = 0,
     edits: Edits | None = None,
 ) -> Float[Array, "batch patch"]:
-    """A map of which patches speak for a class, by the method that is named.
+    """A map of which patches are evidence for a class, by a choice of methods.
 
-    Methods and their formulas: "relevancy" (Vilas et al. 2023, section 7, summed over
-    blocks and heads), "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al.,
-    CVPR 2021), "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam",
-    "integrated_gradients", "integrated_presence" (ours: the path integral of removing
-    patches), "consensus" (ours: its mean rank with "chefer"), "class_projection" (each
-    patch's direct contribution to the logit), "occlusion" (a patch is removed),
-    "raw_attention" (by default of the last block), "rollout", "random" (the control),
-    and "helpful_minus_attended" (relevancy against actual attention: no importance, but
-    what the model neglects). See `vitjax.maps`.
+    Methods: "relevancy" (Vilas et al. 2023, section 7, summed over blocks and heads),
+    "chefer" (gradient x attention, ICCV 2021), "lrp" (Chefer et al., CVPR 2021),
+    "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam", "integrated_gradients",
+    "integrated_presence" (new here: the path integral of removing patches), "consensus"
+    (new here: its mean rank with "chefer"), "class_projection" (each patch's direct
+    contribution to the logit), "occlusion" (a patch is removed), "raw_attention" (by
+    default of the last block), "rollout", "random" (the control), and
+    "helpful_minus_attended" (where relevancy exceeds attention, which is not an
+    importance map). See `vitjax.saliency` for the formulas.
 
     Args:
         model: the model.
@@ -122,7 +122,7 @@ def explain(
         edits: interventions.
 
     Returns:
-        [batch patch], signed and not normalised; larger speaks more for the class. Read
+        [batch patch], signed and not normalized; larger is more evidence. Read
         at [CLS], or averaged over query rows where there is none; registers are prefix
         tokens and never in the map.
 
@@ -130,47 +130,41 @@ def explain(
         ValueError: an unknown method, block or head, or blocks and heads of a method
             that has one map of the whole model.
     """
-    check(method)
-    target = jnp.broadcast_to(jnp.asarray(target), (images.shape[0],))
-    given = dict(of=of, loss=loss, steps=steps, seed=seed)
-    own = {name: given[name] for name in OWN_OPTIONS.get(method, ())}
-    if method in PARTS:
+    check_method(method)
+    target = broadcast_labels(target, images.shape[:1])
+    options = dict(of=of, loss=loss, steps=steps, seed=seed)
+    own = {name: options[name] for name in METHOD_OPTIONS.get(method, ())}
+    if method in PER_HEAD:
         if method == "raw_attention" and layers is None:
             layers = (-1,)
-        parts = PARTS[method](model, images, target, edits=edits, **own)
-        return chosen(parts, layers, heads).sum((0, 2))
+        parts = PER_HEAD[method](model, images, target, edits=edits, **own)
+        parts = select_parts("layers", parts, layers, axis=0)
+        return select_parts("heads", parts, heads, axis=2).sum((0, 2))
     if layers is not None or heads is not None:
         raise ValueError(
             f"{method!r} is one map of the whole model; layers and heads can be chosen "
-            f"for {', '.join(PARTS)}."
+            f"for {', '.join(PER_HEAD)}."
         )
-    return WHOLE[method](model, images, target, edits=edits, **own)
+    return WHOLE_MODEL[method](model, images, target, edits=edits, **own)
 
 
-def check(method: str) -> None:
-    """Refuse a method that does not exist, with the nearest that does."""
-    if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"There is no method {method!r}.{hint} MlpCache: {', '.join(METHODS)}."
-        )
+def check_method(method: str) -> None:
+    """Raise ValueError unless the method exists."""
+    messages.check_one_of("method", method, METHODS)
 
 
-def chosen(
+def select_parts(
+    name: str,
     parts: Float[Array, "layer batch head patch"],
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
-) -> Float[Array, "some_layers batch some_heads patch"]:
-    """The maps of some blocks and heads."""
-    for axis, numbers, word in ((0, layers, "block"), (2, heads, "head")):
-        if numbers is None:
-            continue
-        size = parts.shape[axis]
-        if not numbers or any(not -size <= n < size for n in numbers):
-            raise ValueError(
-                f"There is no {word} of {tuple(numbers)}: they count from 0 to "
-                f"{size - 1}, or from the end as -1 to {-size}."
-            )
-        parts = jnp.take(parts, np.asarray(numbers) % size, axis=axis)
-    return parts
+    numbers: Sequence[int] | None,
+    *,
+    axis: int,
+) -> Float[Array, "..."]:
+    """The maps of some blocks or heads."""
+    if numbers is None:
+        return parts
+    size = parts.shape[axis]
+    if not numbers:
+        raise ValueError(f"{name}={numbers!r} must hold at least one number.")
+    messages.check_range(name, tuple(numbers), -size, size - 1)
+    return jnp.take(parts, np.asarray(numbers) % size, axis=axis)

@@ -1,17 +1,18 @@
 """Relevancy: where more attention would help a class (Vilas et al. 2023, section 7)."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import Labels, project, take_label
+from vitjax import messages
+from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
 from vitjax.models.forward import scan_blocks
+from vitjax.models.heads import pool_weights, pooled_rows
+from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.models.partial_block import attention_update, block_output, cache_mlp
-from vitjax.models.vit import mix, pool_weights
 from vitjax.saliency.attention import raw_attention
 from vitjax.types import ArrayLike, Edits
 
@@ -21,26 +22,13 @@ Loss = Literal[
 ]
 
 
-def cross_entropy(logits, target):
-    """-log softmax(z)_c."""
+def loss_of_logits(logits, target, loss: Loss):
+    """-log softmax(z)_c; the same of softmax(z), as the published code; or -z_c."""
+    if loss == "negative_logit":
+        return -take_label(logits, target)
+    if loss == "softmax_cross_entropy_of_probability":
+        logits = jax.nn.softmax(logits)
     return -take_label(jax.nn.log_softmax(logits), target)
-
-
-def double_cross_entropy(logits, target):
-    """-log softmax(softmax(z))_c, as the published code has it."""
-    return cross_entropy(jax.nn.softmax(logits), target)
-
-
-def negative_logit(logits, target):
-    """-z_c."""
-    return -take_label(logits, target)
-
-
-LOSSES: dict[str, Callable[..., Any]] = {
-    "cross_entropy": cross_entropy,
-    "softmax_cross_entropy_of_probability": double_cross_entropy,
-    "negative_logit": negative_logit,
-}
 
 
 def relevancy(
@@ -57,8 +45,8 @@ def relevancy(
 
     R = -d loss(project(x_q), c) / d A[head, q, :], where x_q is token q's state after
     the block (or what attention adds to it) as a function of its own attention row A;
-    values and the stream entering the block are held fixed (Vilas et al. 2023, section
-    7). No pass backward through the network is needed.
+    values and the residual stream entering the block are held fixed (Vilas et al. 2023,
+    section 7). No backward pass through the network is needed.
 
     Args:
         model: the model.
@@ -75,78 +63,54 @@ def relevancy(
 
     Returns:
         [layer batch head token]; with query="all" [layer batch head query token].
-        Positive where more attention would help the class; signed, not normalised.
+        Positive where more attention would help the class; signed, not normalized.
 
     Raises:
         ValueError: an unknown option.
     """
-    check(of, loss, query)
-    config, edits = model.config, Edits() if edits is None else edits
-    target = jnp.broadcast_to(jnp.asarray(target), (images.shape[0],))
+    messages.check_one_of("of", of, get_args(Of))
+    messages.check_one_of("loss", loss, get_args(Loss))
+    messages.check_one_of("query", query, (None, "all"))
+    config, edits = model.config, edits or Edits()
+    target = broadcast_labels(target, images.shape[:1])
+    every_row = query == "all"
+    rows = slice(None) if every_row else pooled_rows(config)
 
-    def total(params, mixed, stream_in, known, label, part=None):
-        """The loss at some rows, [batch row], or of their weighted sum, summed."""
+    def loss_of_rows(params, mixed, stream_in, cache, pool_weight=None):
+        """The sum of the losses at some rows, or the loss of their weighted sum."""
         if of == "residual":
-            state = block_output(config, params, mixed, stream_in, known)
+            state = block_output(config, params, mixed, stream_in, cache)
         else:
             state = attention_update(config, params, mixed)
-        if part is not None:
-            state = (state * part[:, :, None]).sum(1, keepdims=True)
-        logits = project(model.class_space, state)
-        return LOSSES[loss](logits, label[:, None]).sum()
+        if pool_weight is not None:
+            state = (state * pool_weight[:, :, None]).sum(1, keepdims=True)
+        logits = model.class_space.logits(state)
+        return loss_of_logits(logits, target[:, None], loss).sum()
 
     def read(params, stream_in, trace):
         weights, values = trace.attention_weights, trace.values
-        if query == "all" or config.class_token:
-            rows = slice(0, None if query == "all" else 1)
-            found = gradient_of_rows(
-                *(total, params, weights[:, :, rows], values, stream_in[:, rows]),
-                *(cache_mlp(config, trace, rows), target),
-            )
-            return found if query == "all" else found[:, :, 0]
-        patches = slice(config.prefix, None)
-        part = pool_weights(stream_in, edits, config)[:, patches]
-        return gradient_of_pool(
-            *(total, params, trace.mixed_values[:, patches], values),
-            *(stream_in[:, patches], cache_mlp(config, trace, patches), target, part),
-        )
+        cache, x = cache_mlp(config, trace, rows), stream_in[:, rows]
+        if every_row or config.class_token:
+
+            def of_weights(weights):
+                return loss_of_rows(params, mix(weights, values), x, cache)
+
+            gradient = jax.grad(of_weights)(weights[:, :, rows])
+            return gradient if every_row else gradient[:, :, 0]
+
+        # The gradient summed over rows is that of one step that all rows take.
+        pool_weight = pool_weights(stream_in, edits, config)[:, rows]
+        mixed = trace.mixed_values[:, rows]
+
+        def of_step(step):
+            moved = jnp.einsum("bht,bthk->bhk", step, values)[:, None]
+            return loss_of_rows(params, mixed + moved, x, cache, pool_weight)
+
+        batch, length, heads, _ = values.shape
+        return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
     _, gradients = scan_blocks(model, images, read, edits=edits)
     return -gradients
-
-
-def check(of: str, loss: str, query: str | None) -> None:
-    """Refuse options that do not exist."""
-    if loss not in LOSSES or of not in ("residual", "attention_update"):
-        raise ValueError(
-            f"of={of!r} is one of residual, attention_update; loss={loss!r} one of "
-            f"{', '.join(LOSSES)}."
-        )
-    if query not in (None, "all"):
-        raise ValueError(f"query={query!r} is None or 'all'.")
-
-
-def gradient_of_rows(total, params, weights, values, stream_in, known, target):
-    """d loss / d A of some rows, [batch head row token]."""
-
-    def of_weights(weights):
-        mixed = mix(weights, values)
-        return total(params, mixed, stream_in, known, target)
-
-    return jax.grad(of_weights)(weights)
-
-
-def gradient_of_pool(
-    total, params, mixed, values, stream_in, known, target: Int[Array, " batch"], part
-):
-    """d loss / d A summed over rows, [batch head token]: one step for all of them."""
-    batch, length, heads, _ = values.shape
-
-    def of_step(step):
-        moved = jnp.einsum("bht,bthk->bhk", step, values)
-        return total(params, mixed + moved[:, None], stream_in, known, target, part)
-
-    return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
 
 def helpful_minus_attended(
@@ -158,11 +122,11 @@ def helpful_minus_attended(
     loss: Loss = "cross_entropy",
     edits: Edits | None = None,
 ) -> Float[Array, "layer batch head patch"]:
-    """What a model neglects: where attention would help, minus where it is.
+    """Where attention would help, minus where it is: what a model neglects.
 
     relu(R) / sum relu(R) - A / sum A over the patches of each block and head, R the
-    relevancy and A the attention weights of the answer's row (Vilas et al. 2023,
-    section 7, compare the two; the scale is ours, since their units differ).
+    relevancy and A the attention weights of [CLS] (Vilas et al. 2023, section 7,
+    compare the two; the scale is new here, since their units differ).
 
     Args:
         model: the model.
@@ -184,6 +148,6 @@ def helpful_minus_attended(
 
 
 def shares(values: Float[Array, "*any patch"]) -> Float[Array, "*any patch"]:
-    """Each as its part of the sum; 0 where the sum is."""
-    total = values.sum(-1, keepdims=True)
+    """Each value divided by their sum; 0 where that is 0."""
+    total: Any = values.sum(-1, keepdims=True)
     return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)

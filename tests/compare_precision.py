@@ -1,0 +1,97 @@
+"""What another precision changes: two runs of one recipe compared, array by array.
+
+    vitjax run paper --model NAME --data SOURCE --out exact --dtype float32
+    vitjax run paper --model NAME --data SOURCE --out rough --dtype bfloat16
+    python tests/compare_precision.py exact rough
+
+Prints one line an array, over the images that both runs hold:
+
+- ranks, predictions, top classes, truth values: the share that is equal; of ranks also
+  the mean absolute difference of identifiability, 1 - rank / classes;
+- rates, which are means of truth values over images and tokens: their absolute
+  difference, mean over layers and what other axes there are;
+- logits, agreement and other numbers: the mean absolute difference, and that in
+  standard deviations of the first run;
+- maps of explanation methods: Spearman's rank correlation, mean over images.
+
+Run both on one machine: other devices move last bits too.
+"""
+
+import argparse
+
+import numpy as np
+import xarray
+from scipy.stats import spearmanr
+
+from vitjax.recipes import schema
+from vitjax.runner.results import open_results
+
+OF_THE_DATA = {"label", "valid", "patch_label", "preview_image", "preview_index"}
+
+
+def compare(first: xarray.Dataset, second: xarray.Dataset) -> dict[str, dict]:
+    """Array name -> measure -> value.
+
+    Raises:
+        ValueError: the runs are of different recipes, models or images.
+    """
+    for key in ("recipe", "model", "data", "seed"):
+        if first.attrs.get(key) != second.attrs.get(key):
+            raise ValueError(
+                f"{key}={first.attrs.get(key)!r} of the first run is "
+                f"{second.attrs.get(key)!r} in the second: run the same twice."
+            )
+    classes = len(first.attrs["model"]["classes"])
+    label, valid = first["label"].values, first["valid"].values
+    measures = {}
+    for name, array in schema.SCHEMA.items():
+        if name not in first or name not in second or name in OF_THE_DATA:
+            continue
+        if name == "digest" or "class" in array.axes:
+            continue
+        a, b = (xarray.Dataset.__getitem__(run, name).values for run in (first, second))
+        if "image" in array.axes:
+            known = valid & (label >= 0) if array.needs_label else valid
+            a, b = a[known], b[known]
+        measures[name] = compare_arrays(name, a, b, classes=classes)
+    return measures
+
+
+def compare_arrays(
+    name: str, a: np.ndarray, b: np.ndarray, *, classes: int
+) -> dict[str, float]:
+    """Measures of one array; images first, NaN left out."""
+    if name in schema.MAP.names:
+        pairs = zip(a.reshape(len(a), -1), b.reshape(len(b), -1))
+        return {"spearman": float(np.nanmean([spearmanr(*pair)[0] for pair in pairs]))}
+    if a.dtype.kind in "iub":
+        measures = {"equal": float((a == b).mean())}
+        if name.startswith("rank_"):
+            measures["identifiability"] = float(
+                np.abs(a / classes - b / classes).mean()
+            )
+        if a.dtype.kind == "b":
+            axes = tuple(axis for axis in range(a.ndim) if axis != 1)
+            rates = a.mean(axes), b.mean(axes)
+            measures["rate"] = float(np.abs(rates[0] - rates[1]).mean())
+        return measures
+    both = np.isfinite(a) & np.isfinite(b)
+    difference = float(np.abs(a[both] - b[both]).mean())
+    spread = float(a[both].std())
+    return {"difference": difference, "deviations": difference / max(spread, 1e-30)}
+
+
+def main() -> None:
+    """Print the comparison of two run folders."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("first", help="folder of the exact run")
+    parser.add_argument("second", help="folder of the other run")
+    arguments = parser.parse_args()
+    runs = open_results(arguments.first), open_results(arguments.second)
+    for name, measures in compare(*runs).items():
+        values = "  ".join(f"{key} {value:.4g}" for key, value in measures.items())
+        print(f"{name:36} {values}")
+
+
+if __name__ == "__main__":
+    main()

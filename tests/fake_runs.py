@@ -1,0 +1,205 @@
+"""Runs made up from the schema, small enough to compute every number by hand."""
+
+import dataclasses
+
+import numpy as np
+
+from vitjax.recipes import schema
+from vitjax.runner.results import Results
+from vitjax.types import Config
+
+BASE = (
+    schema.LABEL,
+    schema.VALID,
+    schema.PREDICTION,
+    schema.RANK,
+    schema.LOGIT,
+    schema.TOP_CLASSES,
+    schema.TOP_LOGITS,
+)
+ONE_PASS = (
+    schema.FIRST,
+    schema.FIRST_EMBEDDING,
+    schema.LOGIT_MIDDLE,
+    schema.LOGIT_EMBEDDING,
+    schema.AGREEMENT,
+    schema.AGREEMENT_VILAS2023,
+    schema.CHANCE,
+    schema.CHANCE_VILAS2023,
+    schema.SIMPLE,
+    schema.CHANCE_SIMPLE,
+    schema.CLASS_VALUE,
+    schema.CLASS_VALUE_CONTROL,
+    schema.CLASS_VALUE_HEAD,
+)
+FAMILIES = {
+    "identifiability": (),
+    "one_pass": ONE_PASS,
+    "paper": (
+        *ONE_PASS,
+        schema.AGREEMENT_HEAD,
+        schema.CHANCE_HEAD,
+        schema.SIMPLE_HEAD,
+        schema.CHANCE_SIMPLE_HEAD,
+        schema.RANK_EDITED,
+        schema.PREDICTION_EDITED,
+    ),
+    "tokens": (
+        schema.TOKEN_CLASSES,
+        schema.TOKEN_PROBABILITIES,
+        schema.ATTENDED,
+        schema.HELPFUL,
+    ),
+    "faithfulness": (
+        schema.MAP,
+        schema.REMOVAL,
+        schema.PIXELS,
+        schema.SEGMENTATION,
+        schema.PREDICTION_EMPTY,
+        schema.KEPT,
+    ),
+    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM),
+}
+"""Recipe -> what it writes beside `BASE`."""
+
+METHODS = ("chefer", "class_projection", "random")
+KEPT = (4, 8, 12)
+
+RANKS = (schema.RANK, schema.RANK_EDITED, schema.RANK_PROBE, schema.RANK_REFINED)
+CLASSES = (
+    schema.FIRST,
+    schema.FIRST_EMBEDDING,
+    schema.PREDICTION_EDITED,
+    schema.PREDICTION_EMPTY,
+)
+HITS = (
+    schema.AGREEMENT,
+    schema.AGREEMENT_VILAS2023,
+    schema.SIMPLE,
+    schema.REMOVAL,
+    schema.PIXELS,
+    schema.CORRECT,
+    schema.CORRECT_RANDOM,
+)
+
+
+def fake_run(
+    recipe="identifiability",
+    *,
+    images=9,
+    classes=5,
+    previews=2,
+    masks=False,
+    seed=0,
+    change=None,
+    manifest=None,
+    path="",
+    **fields,
+):
+    """A run of a recipe, with ranks that improve over the blocks.
+
+    `change` replaces or adds arrays, `manifest` entries; `fields` are those of Config.
+    """
+    config = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 3}
+    config = Config(**{**config, "heads": 2, "mlp_dim": 16, **fields})
+    draw = np.random.default_rng(seed)
+    previews = min(previews, images)
+    families = [*BASE, *FAMILIES[recipe]]
+    families += [schema.PATCH_LABEL] if masks else []
+    families += [schema.PREVIEW, schema.PREVIEW_INDEX] if previews else []
+    families += [schema.RANK_REFINED] if config.refinement else []
+    sizes = {
+        "image": images,
+        "layer": config.depth,
+        "token": config.tokens,
+        "patch": config.patches,
+        "head": config.heads,
+        "class": classes,
+        "top": min(5, classes),
+        "step": len(KEPT),
+        "level": 9,
+        "refined": config.depth - 1,
+        "preview": previews,
+        "height": config.shape[0],
+        "width": config.shape[1],
+        "channel": 3,
+    }
+
+    def values(family, array):
+        shape = tuple(sizes[axis] for axis in array.axes)
+        if family in RANKS:
+            improve = np.ones(len(shape[1:]))
+            if "layer" in array.axes:
+                improve = np.linspace(1, 0.1, config.depth)[:, None]
+            return (draw.random(shape) * improve * classes).astype(np.int32)
+        if family in CLASSES:
+            return draw.integers(classes, size=shape, dtype=np.int32)
+        if family in HITS:
+            return draw.random(shape) < 0.6
+        return draw.random(shape, dtype=np.float32)
+
+    arrays = {a.name: values(family, a) for family in families for a in family}
+    label = draw.integers(classes, size=images, dtype=np.int32)
+    wrong = draw.random(images) < 0.3
+    prediction = np.where(wrong, (label + 1) % classes, label).astype(np.int32)
+    top = (prediction[:, None, None] + np.arange(sizes["top"])) % classes
+    patch_label = draw.integers(-1, 2, (images, config.patches)).astype(np.int8)
+    pixels = draw.integers(256, size=(previews, *config.shape, 3))
+    ordered = draw.random((images, config.depth, config.tokens, classes)).argsort(-1)
+    shares = np.sort(arrays.get(schema.TOKEN_PROBABILITIES(), np.zeros(1)))[..., ::-1]
+    special = {
+        "label": label,
+        "valid": np.ones(images, bool),
+        "prediction": prediction,
+        "top_classes": np.repeat(top, config.depth, axis=1).astype(np.int32),
+        "patch_label": patch_label,
+        "preview_image": pixels.astype(np.uint8),
+        "preview_index": np.arange(previews, dtype=np.int32),
+        "token_classes": ordered[..., : sizes["top"]].astype(np.int32),
+        "token_probabilities": shares,
+        "kept": np.asarray(KEPT, np.float32),
+    }
+    arrays |= {name: value for name, value in special.items() if name in arrays}
+    if "rank_without_context" in arrays and masks:
+        for name, stays in (("without_context", 1), ("without_class", 0)):
+            gone = np.pad(patch_label != stays, ((0, 0), (config.prefix, 0)))
+            arrays[schema.RANK_EDITED(name)][gone] = -1
+    if recipe == "faithfulness":
+        unused = set(schema.METHODS) - set(METHODS)
+        ends = tuple(f"_{method}" for method in unused)
+        arrays = {n: v for n, v in arrays.items() if not n.endswith(ends)}
+    arrays |= {"done": np.ones(images, bool), **(change or {})}
+    axes = {name: array.axes for name, array in schema.SCHEMA.items()}
+    axes["done"] = ("image",)
+    names = [f"kind {number}" for number in range(classes)]
+    attrs = {
+        "recipe": recipe,
+        "recipe_options": {"methods": METHODS, "keep_counts": KEPT},
+        "model": {
+            "name": "vit_test",
+            "config": dataclasses.asdict(config),
+            "classes": names,
+            "class_ids": names,
+            "checkpoint": "/somewhere/weights.npz",
+            "sha256": "0123456789abcdef" * 4,
+            "preprocess": None,
+        },
+        "data": {"spec": "folder:photos", "id": "sha256:feed", "images": images},
+        "batch_size": 4,
+        "dtype": "float32",
+        "matmul_precision": "highest",
+        "seed": 0,
+        "limit": None,
+        "versions": {"vitjax": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
+        "devices": {"platform": "cpu", "count": 2},
+        "created": "2025-01-01T10:00:00+00:00",
+        "finished": "2025-01-01T10:01:00+00:00",
+        "images_per_second": 31.5,
+        "skipped": [],
+    }
+    for key, value in (manifest or {}).items():
+        nested = isinstance(value, dict) and isinstance(attrs.get(key), dict)
+        attrs[key] = {**attrs[key], **value} if nested else value
+    results = Results({n: (axes[n], value) for n, value in arrays.items()}, attrs=attrs)
+    results.encoding["source"] = str(path)
+    return results

@@ -1,0 +1,276 @@
+"""The page of a report, its files, and the same as objects of a notebook."""
+
+import base64
+import html
+import html.parser
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fake_runs import fake_run
+from PIL import Image
+
+from vitjax.report import notebook, page
+from vitjax.report.per_image import as_runs
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags close in order; collects what the page refers to and says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.sources, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "action"):
+                self.sources.append(value)
+            if name in ("href", "xlink:href"):
+                self.links.append((tag, value))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def words_of(*results):
+    """What the page says besides its sections."""
+    return Page(page.render_page(as_runs(results), (), "")).words
+
+
+@pytest.fixture(scope="module")
+def masked_run():
+    return fake_run(images=20, masks=True)
+
+
+@pytest.fixture(scope="module")
+def report(masked_run, tmp_path_factory):
+    """(folder, page) of a report on one run with masks."""
+    folder = tmp_path_factory.mktemp("report")
+    path = page.write_report([masked_run], folder)
+    assert path == folder / "report.html"
+    return folder, Page(path.read_text("utf-8"))
+
+
+def test_files(report):
+    files = {path.name for path in (report[0] / "figures").iterdir()}
+    names = {"identifiability", "updates", "rate", "maps", "context_boxes"}
+    expected = {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+    assert expected | {"summary.csv", "tests.csv"} <= files
+    for path in (report[0] / "figures").glob("*.png"):
+        Image.open(path).verify()
+
+
+def test_the_page_needs_nothing_else(report):
+    folder, parsed = report
+    assert parsed.sources
+    assert all(source.startswith("data:image/png") for source in parsed.sources)
+    outside = {link for link in parsed.links if not link[1].startswith(("#", "data:"))}
+    assert outside == {("a", page.ARXIV_URL)}
+    text = (folder / "report.html").read_text("utf-8")
+    for word in ("<link", "@import", "url(http", "<iframe", "@font-face", "fetch("):
+        assert word not in text
+    assert "default-src 'none'" in text  # nor may it ask for anything
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_downloads_in_the_page_are_the_files(report):
+    folder, parsed = report
+    inside = [link for _, link in parsed.links if link.startswith("data:text/csv")]
+    contents = {base64.b64decode(link.partition(",")[2]) for link in inside}
+    files = {p.read_bytes() for p in folder.glob("figures/*.csv") if p.stem != "maps"}
+    assert contents == files
+
+
+def test_same_rows_same_report(masked_run, report, tmp_path):
+    page.write_report([masked_run], tmp_path)
+    for path in sorted(report[0].rglob("*.*")):
+        again = tmp_path / path.relative_to(report[0])
+        assert again.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"depth": 1, "images": 1},
+        {"classes": 1, "previews": 0},
+        {"image_size": (8, 32), "registers": 4, "masks": True},
+        {"class_token": False, "norm": "residual_post"},
+    ],
+    ids=str,
+)
+def test_edge_cases(tmp_path, case):
+    path = page.write_report([fake_run(**case)], tmp_path)
+    words = Page(path.read_text("utf-8")).words
+    assert "In short" in words and "nan" not in words.lower().split()
+    assert ("no [CLS] token" in words) == (case.get("class_token") is False)
+
+
+def test_runs_side_by_side(tmp_path):
+    deep = fake_run(depth=5, seed=1, manifest={"model": {"name": "vit_deep"}})
+    tokens = fake_run("tokens")
+    path = page.write_report([fake_run(), deep, tokens], tmp_path, names="abc")
+    parsed = Page(path.read_text("utf-8"))
+    assert "a, b on folder:photos" in parsed.words
+    assert parsed.words.count("predicts") == 2  # the run of `tokens` has no sentences
+    # An image for both runs, a strip of maps for each; the explorer's; the color bar.
+    assert len(parsed.sources) == 2 * (1 + 3 + 5) + 1
+    assert '"probabilities"' in path.read_text("utf-8")
+
+
+def test_the_page_says_what_was_run():
+    words = words_of(fake_run())
+    for part in (
+        "vit_test on folder:photos",
+        "0123456789abcdef" * 4,
+        "sha256:feed",
+        "9 of 9 done, 9 used",
+        "jax 0.10.2",
+        "1 − rank / C",
+        "Vilas et al. 2023",
+    ):
+        assert part in words
+    for part in ("partial run", "skipped", "without", "degenerate", "no labels"):
+        assert part not in words
+
+
+skipped = [{"index": 3, "name": "<b>broken</b>.jpg", "reason": "truncated & short"}]
+cropped = [{"index": 5, "name": "small.jpg"}]
+random_weights = {"checkpoint": "random weights, seed 0"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "notices"),
+    [
+        (
+            {"done": np.arange(9) < 4},
+            {"manifest": {"finished": None}},
+            ["partial run, 4 of 9 images"],
+        ),
+        (
+            {"valid": np.arange(9) != 3},
+            {"manifest": {"skipped": skipped}},
+            ["1 of 9 images skipped", "<b>broken</b>.jpg", "truncated & short"],
+        ),
+        (
+            {},
+            {"manifest": {"no_object_tokens": cropped}},
+            ["1 of 9 images without object tokens", "small.jpg"],
+        ),
+        (
+            {},
+            {"manifest": {"model": random_weights}, "norm": "residual_post"},
+            ["degenerate control"],
+        ),
+        (
+            {"label": np.arange(9, dtype=np.int32) % 5 - 1},
+            {},
+            ["2 of 9 images without a label"],
+        ),
+        ({"label": np.full(9, -1, np.int32)}, {}, ["no labels"]),
+        ({"done": np.zeros(9, bool)}, {}, ["no images"]),
+        ({"valid": np.zeros(9, bool)}, {}, ["no images", "9 of 9 images skipped"]),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[0],
+)
+def test_what_limits_a_run_is_said(arrays, options, notices):
+    words = words_of(fake_run(change=arrays, **options))
+    for notice in notices:
+        assert notice in words
+
+
+@pytest.mark.parametrize("name", ("label", "done"))
+def test_nothing_to_draw(tmp_path, name):
+    values = {"label": np.full(9, -1, np.int32), "done": np.zeros(9, bool)}
+    path = page.write_report([fake_run(change={name: values[name]})], tmp_path)
+    words = Page(path.read_text("utf-8")).words.lower().split()
+    assert "nan" not in words and not list(tmp_path.rglob("*.png"))
+
+
+def test_no_page_is_left_if_rows_cannot_be_read(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("rows of rank_mlp_update are gone")
+
+    monkeypatch.setattr(page, "sections", fail)
+    with pytest.raises(OSError, match="rank_mlp_update"):
+        page.write_report([fake_run()], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run(tmp_path):
+    for function in (notebook.pictures, notebook.tables, notebook.explorer):
+        with pytest.raises(ValueError):
+            function()
+    with pytest.raises(ValueError):
+        page.write_report([], tmp_path)
+
+
+def test_a_notebook_has_the_figures_and_tables_of_the_page(report, masked_run):
+    files = {path.name for path in (report[0] / "figures").iterdir()}
+    pictures = notebook.pictures(masked_run)
+    assert {f"{key}.png" for key in pictures} == {f for f in files if ".png" in f}
+    tables = {f"{key}.csv" for key in notebook.tables(masked_run)}
+    assert {f"{key}.csv" for key in pictures} | tables == {
+        f for f in files if ".csv" in f
+    }
+    assert len(notebook.tables(masked_run, masked_run)["summary"].data) == 2 * len(
+        notebook.tables(masked_run)["summary"].data
+    )
+
+
+def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
+    frame = notebook.explorer(masked_run, height=321)._repr_html_()
+    content = re.search('srcdoc="(.*?)"', frame, re.S)[1]
+    inner = Page(html.unescape(content))
+    assert "height:321px" in frame and "Token explorer" in inner.words
+    assert "What is measured" not in inner.words
+    assert "Content-Security-Policy" in content and "explorer-0-1" in content
+    with pytest.raises(ValueError):
+        notebook.explorer(fake_run(previews=0))
+
+
+def test_a_sheet_of_maps_is_shown_at_screen_size():
+    images = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 200)]
+    maps = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    shown = notebook.sheet(images, ["a", "b"], {"one": maps, "two": -maps}, title="<T>")
+    text = shown._repr_html_()
+    content = base64.b64decode(re.search('base64,([^"]+)"', text)[1])
+    image = Image.open(io.BytesIO(content))
+    assert image.width > image.height
+    assert f"width:{image.width * 96 // 144}px" in text
+    assert "<b>&lt;T&gt;</b>" in text
+
+
+def test_importing_stays_light():
+    code = """import sys, vitjax
+before = set(sys.modules)
+import vitjax.report.page, vitjax.report.notebook
+print(sorted(set(sys.modules) - before))"""
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "vitjax.report.page" in loaded
+    for heavy in ("matplotlib", "jinja2", "PIL", "scipy"):
+        assert f"'{heavy}'" not in loaded

@@ -1,0 +1,192 @@
+"""Maps of tokens and grids of images: arrays, drawings and numbers."""
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import fake_run
+from matplotlib import colormaps
+from PIL import Image
+
+from vitjax.report import map_grid, token_maps
+from vitjax.report.figure import ReportOptions
+from vitjax.report.per_image import Run
+
+
+def figure_of(*results):
+    runs = [Run(each, name) for each, name in zip(results, "abc")]
+    made = token_maps.section(runs, ReportOptions())
+    return made and made.figures[0]
+
+
+def read_csv(figure):
+    return pd.read_csv(io.StringIO(figure.csv()))
+
+
+def pixels_of(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("depth", (1, 2, 3, 6, 7, 12, 24, 39))
+def test_shown_layers_are_even_and_end_at_the_last(depth):
+    layers = np.asarray(token_maps.shown_layers(depth))
+    assert layers[-1] == depth - 1 and len(layers) == min(6, depth)
+    assert np.ptp(np.diff(layers)) <= 1 if depth > 1 else layers[0] == 0
+
+
+def test_maps_hold_the_rows(tmp_path):
+    rows = "".join(f"{n},photos/file {n}.jpg\n" for n in range(9))
+    (tmp_path / "images.csv").write_text("index,name\n" + rows)
+    fields = {"image_size": (8, 16), "registers": 1, "depth": 12}
+    run = fake_run(masks=True, previews=3, path=tmp_path, **fields)
+    table = read_csv(figure_of(run))
+    assert len(table) == 3 * 6 * 8
+    assert set(table["layer"]) == {1, 3, 5, 7, 9, 11}
+    for row in table.itertuples():
+        patch = 4 * row.row + row.column
+        assert row.rank == run["rank_residual"][row.image, row.layer, 2 + patch]
+        assert row.identifiability == pytest.approx(1 - row.rank / 5)
+        assert row.on_object == (run["patch_label"][row.image, patch] == 1)
+        assert row.name == f"photos/file {row.image}.jpg"
+        assert row.label == f"kind {int(run['label'][row.image])}"
+        assert row.prediction == f"kind {int(run['prediction'][row.image])}"
+
+
+def test_previews_are_done_valid_and_shown_once():
+    done, valid = np.ones((2, 9), bool)
+    done[1] = valid[2] = False
+    index = np.array([0, 1, 0, 2, -1, 3], np.int32)
+    change = {"done": done, "valid": valid, "preview_index": index}
+    run = Run(fake_run(previews=6, change=change))
+    found = token_maps.previews(run, limit=9)
+    assert [preview.index for preview in found] == [0, 3]
+    for preview, place in zip(found, (0, 5)):
+        pixels = run.results["preview_image"][place]
+        np.testing.assert_array_equal(preview.pixels, pixels)
+    assert [one.index for one in token_maps.previews(run, limit=1)] == [0]
+    assert figure_of(fake_run(previews=0)) is None
+
+
+def test_absent_tokens_have_no_identifiability():
+    ranks = np.full((9, 3, 17), 2, np.int32)
+    ranks[:, :, 1:5] = -1
+    figure = figure_of(fake_run(change={"rank_residual": ranks}))
+    table = read_csv(figure)
+    assert (table["identifiability"].isna() == (table["row"] == 0)).all()
+    assert table["on_object"].isna().all() and "gray: absent token" in figure.caption
+
+
+def test_without_labels_there_is_no_map():
+    figure = figure_of(fake_run(change={"label": np.full(9, -1, np.int32)}))
+    assert figure.data.empty
+    assert "predicted" in figure.html() and "block" not in figure.html()
+
+
+def test_an_image_of_several_runs_is_one_card():
+    figure = figure_of(fake_run(), fake_run(seed=1, depth=5))
+    assert [[one.run.name for one in card] for card in figure.cards] == [["a", "b"]] * 2
+    assert figure.html().count("<img") == 1 + 2 * (1 + 3 + 5)  # and the color bar
+    other = fake_run(manifest={"data": {"id": "sha256:other"}})
+    assert len(figure_of(fake_run(), other).cards) == 4
+
+
+def test_a_map_has_colors_dots_and_absences():
+    ranks = np.array([[0, 5, 9], [-1, 1, 3]])
+    image = token_maps.draw_map(ranks, classes=10, side=60)
+    assert image.shape == (40, 60, 3)
+    for (row, column), rank in np.ndenumerate(ranks):
+        corner = image[20 * row + 1, 20 * column + 1]
+        color = colormaps["viridis"](1 - rank / 10, bytes=True)[:3]
+        np.testing.assert_array_equal(corner, color if rank >= 0 else (128, 128, 128))
+        middle = image[20 * row + 10, 20 * column + 10]
+        np.testing.assert_array_equal(middle, token_maps.DOT if rank == 0 else corner)
+
+
+def test_the_border_is_where_the_mask_ends():
+    mask = np.zeros((3, 3), bool)
+    mask[1, 1] = True
+    ranks = np.full((3, 3), 5)
+    plain = token_maps.draw_map(ranks, classes=10, side=60)
+    image = token_maps.draw_map(ranks, classes=10, side=60, mask=mask)
+    rows, columns = np.nonzero((image == 255).all(-1))
+    assert {rows.min(), columns.min()} == {19} and {rows.max(), columns.max()} == {40}
+    changed = (image != plain).any(-1)
+    assert changed[18:42, 18:42].any() and not changed[:18].any()
+    assert not changed[22:38, 22:38].any()
+    whole = token_maps.draw_map(ranks, classes=10, side=60, mask=mask | True)
+    np.testing.assert_array_equal(whole, plain)
+
+
+def test_small_images_are_enlarged_under_the_border():
+    (masked, _), (plain, _) = (
+        token_maps.previews(Run(fake_run(masks=masks)), limit=2)
+        for masks in (True, False)
+    )
+    assert masked.image.shape == (48, 48, 3)  # 16 pixels, 4 patches: cells of 12
+    assert plain.image is plain.pixels
+
+
+@pytest.mark.parametrize("kind", ("png", "jpeg"))
+def test_an_image_in_the_page_is_the_same_image(kind):
+    image = np.full((5, 7, 3), (10, 90, 200), np.uint8)
+    head, _, content = token_maps.image_url(image, kind=kind).partition(",")
+    assert head == f"data:image/{kind};base64"
+    assert np.abs(pixels_of(base64.b64decode(content)) - image).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tench, Tinca tinca", "tench"),
+        ("kind 3", "kind 3"),
+        ("a" * 30, "a" * 23 + "…"),
+        (", odd", ", odd"),
+    ],
+)
+def test_short_name(name, expected):
+    assert token_maps.short_name(name) == expected
+
+
+@pytest.mark.parametrize(("count", "methods", "height"), [(1, 1, 16), (2, 3, 32)])
+def test_a_grid_has_a_row_per_image_and_a_column_per_method(count, methods, height):
+    images = np.full((count, height, 16, 3), (200, 30, 40), np.uint8)
+    values = np.zeros((count, 4, 4))
+    values[:, 0, 0] = -1  # the rest is 0: white
+    maps = {f"m{n}": values for n in range(methods)}
+    titles = ["for <b>$x_{$\nprediction: y"] * count
+    pixels = pixels_of(map_grid.png(images, titles, maps, dpi=50))
+    area = (50 * 1.7) ** 2 * height / 16
+    red = (np.abs(pixels - (200, 30, 40)).max(-1) < 3).sum()
+    assert red == pytest.approx(count * area, rel=0.05)
+    blue = (pixels[..., 2] > pixels[..., 0] + 40).sum()
+    assert blue == pytest.approx(count * methods * area / 16, rel=0.15)
+
+
+@pytest.mark.parametrize("text", [map_grid.LEGEND, "word " * 60])
+def test_the_legend_of_a_grid_fits(text):
+    image = np.full((16, 16, 3), (200, 30, 40), np.uint8)
+    pixels = pixels_of(map_grid.grid_png([[(image, "a")]], legend=text, dpi=100))
+    red = (np.abs(pixels - (200, 30, 40)).max(-1) < 3).any(1)
+    below = pixels[np.flatnonzero(red).max() + 2 :].min(-1)
+    assert below[:, :-6].min() < 128  # words
+    assert below[:, -6:].min() == below[:2].min() == below[-4:].min() == 255
+
+
+def test_signed_maps_diverge_from_white():
+    colors = map_grid.to_colors(np.array([[-2.0, 0.0, 1.0, 2.0]])).astype(int)[0]
+    negative, zero, small, large = colors
+    assert zero.min() > 240 and np.ptp(zero) < 10
+    assert negative[2] > negative[0] + 40 and large[0] > large[2] + 40
+    assert small.min() > large.min()  # half as far from white
+    colors = map_grid.to_colors(np.array([[3.0, 4.0, 5.0]])).astype(int)[0]
+    assert (np.diff(colors.sum(-1)) > 0).all()  # from dark to bright
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, np.nan, -1.0])
+def test_constant_and_undefined_maps_have_one_color(value):
+    colors = map_grid.to_colors(np.full((2, 3), value))
+    assert colors.shape == (2, 3, 3) and colors.dtype == np.uint8
+    assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 1

@@ -1,0 +1,15 @@
+"""The guide: everything that the README leaves out, a Markdown file each.
+
+.. include:: methods.md
+.. include:: paper.md
+.. include:: runs.md
+.. include:: rows.md
+.. include:: data.md
+.. include:: models.md
+.. include:: precision.md
+.. include:: speed.md
+.. include:: pods.md
+.. include:: troubleshooting.md
+.. include:: peers.md
+.. include:: contributing.md
+"""

@@ -1,0 +1,212 @@
+"""Marks of figures: how the rows of a table are drawn into axes.
+
+A mark draws all series of one panel, name -> rows in order, and returns what stands for
+each in a legend.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitjax.report.style import COLORS, INK, MARKERS, MUTED, PAPER
+
+Series = Mapping[str, pd.DataFrame]
+Handles = dict[str, Any]
+
+DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (5, 3))}
+"""How chance looks in every figure."""
+
+PALE = 0.45
+"""Opacity of bars that chance alone would give."""
+
+MANY_DOTS = 2000
+"""More dots become an image within an SVG, or a page grows by megabytes."""
+
+
+def color(rows: pd.DataFrame) -> str:
+    """The color of a series."""
+    return COLORS[rows["style"].iloc[0] % len(COLORS)]
+
+
+def line(axes: Any, series: Series, figure: Any) -> Handles:
+    """A line through the means with the band of their intervals."""
+    handles = {}
+    for name, rows in series.items():
+        shade, kind = color(rows), rows["style"].iloc[0]
+        x, bands = rows[figure.x], [("low", "high", 0.32, 1.5)]
+        if figure.quartiles:
+            bands.insert(0, ("q25", "q75", 0.13, 9))
+        for low, high, alpha, width in bands:
+            if len(x) == 1:  # a band has no width there
+                look: dict[str, Any] = {"alpha": 2 * alpha, "linewidth": width}
+                axes.vlines(x, rows[low], rows[high], color=shade, **look)
+            else:
+                look = {"alpha": alpha, "linewidth": 0}
+                axes.fill_between(x, rows[low], rows[high], color=shade, **look)
+        (handles[name],) = axes.plot(
+            x,
+            rows[figure.y],
+            color=shade,
+            linewidth=1.6,
+            linestyle="-" if kind < len(COLORS) else "--",
+            marker=MARKERS[kind % len(MARKERS)],
+            markersize=5 if len(x) <= 16 else 3.6,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            zorder=3,
+            clip_on=False,  # whole markers at 0 and 1
+        )
+    return handles
+
+
+def stacked(axes: Any, series: Series, figure: Any) -> Handles:
+    """Bars on top of each other; beside them, pale, what chance would give."""
+    handles, bottom, chance_bottom = {}, 0.0, 0.0
+    for name, rows in series.items():
+        x = rows[figure.x].to_numpy()
+        mean, chance = rows[figure.y].to_numpy(), rows[figure.chance].to_numpy()
+        center, width = x, 0.8
+        if np.isfinite(chance).all():
+            center, width = x - 0.1, 0.58
+            axes.bar(
+                x + 0.33,
+                chance,
+                0.2,
+                chance_bottom,
+                facecolor=(color(rows), PALE),
+                edgecolor=MUTED,
+                linewidth=0.6,
+                linestyle="--",
+            )
+            chance_bottom = chance_bottom + chance
+        handles[name] = axes.bar(
+            center, mean, width, bottom, color=color(rows), zorder=2
+        )
+        low, high = bottom + rows["low"], bottom + rows["high"]
+        axes.vlines(center, low, high, color=INK, linewidth=1, zorder=3)
+        bottom = bottom + mean
+    return handles
+
+
+def boxes(axes: Any, series: Series, figure: Any) -> Handles:
+    """Box plots side by side; a star where the corrected p-value is at most 0.05."""
+    handles, width = {}, 0.8 / len(series)
+    keys = {"med": "median", "q1": "q25", "q3": "q75"}
+    keys |= {"whislo": "whisker_low", "whishi": "whisker_high"}
+    for place, (name, rows) in enumerate(series.items()):
+        shade = color(rows)
+        present = rows[rows["median"].notna()]
+        if present.empty:
+            continue
+        stats = present[list(keys.values())].set_axis(list(keys), axis=1)
+        parts = axes.bxp(
+            stats.to_dict("records"),
+            positions=present[figure.x] + (place - (len(series) - 1) / 2) * width,
+            widths=0.8 * width,
+            patch_artist=True,
+            showfliers=False,
+            manage_ticks=False,
+            boxprops={"facecolor": (shade, 0.35), "edgecolor": shade, "linewidth": 0.9},
+            medianprops={"color": INK, "linewidth": 1.4, "solid_capstyle": "butt"},
+            whiskerprops={"color": shade, "linewidth": 0.9},
+            capprops={"color": shade, "linewidth": 0.9},
+            zorder=2,
+        )
+        handles[name] = parts["boxes"][0]
+        for x in present[figure.x][present["p_holm"] <= 0.05]:
+            where = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
+            axes.annotate("*", (x, 1.0), color=INK, fontsize=11, **where)
+    return handles
+
+
+def dots(axes: Any, series: Series, figure: Any) -> Handles:
+    """A dot for every row; a line through their average and its interval."""
+    handles = {}
+    for name, rows in series.items():
+        # Multiples of the golden ratio spread any number of dots evenly.
+        shift = rows.groupby(figure.x).cumcount() * 0.618034 % 1 - 0.5
+        many = len(rows) > MANY_DOTS
+        axes.plot(
+            rows[figure.x] + 0.64 * shift,
+            rows["mean"],
+            linestyle="none",
+            marker="o",
+            color=color(rows),
+            alpha=0.5 if many else 0.3,  # an image stays dark on a dark page
+            markersize=1.8 if many else 3.2,
+            markeredgewidth=0,
+            rasterized=many,
+            zorder=2,
+        )
+        points = rows.drop_duplicates(figure.x)
+        x = points[figure.x]
+        axes.vlines(x, points["low"], points["high"], color=INK, linewidth=1.2)
+        (handles[name],) = axes.plot(
+            x,
+            points[figure.y],
+            color=INK,
+            linewidth=1.1,
+            marker="D",
+            markersize=4,
+            markerfacecolor=color(rows),
+            markeredgewidth=0.8,
+            zorder=4,
+            clip_on=False,
+        )
+    return handles
+
+
+def histogram(axes: Any, series: Series, figure: Any) -> Handles:
+    """Bars over ranges of whole numbers with intervals; a line at the mean number."""
+    handles = {}
+    for name, rows in series.items():
+        left, width = rows["from"], rows["to"] - rows["from"] + 1
+        handles[name] = axes.bar(
+            left - 0.5,
+            rows[figure.y],
+            width,
+            align="edge",
+            color=color(rows),
+            edgecolor=PAPER,
+            linewidth=0.4,
+            zorder=2,
+        )
+        middle = left + (width - 1) / 2
+        axes.vlines(middle, rows["low"], rows["high"], color=INK, linewidth=0.8)
+        axes.set_xlim(left.iloc[0] - 0.5, rows["to"].iloc[-1] + 0.5)
+        number = rows["mean_number"].iloc[0]
+        axes.axvline(number, color=INK, linewidth=1.2, zorder=3.5)
+    return handles
+
+
+MARKS = {
+    "line": line,
+    "stacked": stacked,
+    "boxes": boxes,
+    "dots": dots,
+    "histogram": histogram,
+}
+
+EXTENT = {
+    "line": ("mean", "low", "high"),
+    "stacked": ("high",),
+    "boxes": ("whisker_low", "whisker_high"),
+    "dots": ("mean",),
+    "histogram": ("mean", "high"),
+}
+"""Columns that the vertical axis of a mark holds."""
+
+
+def chance_along(axes: Any, rows: pd.DataFrame, figure: Any) -> Any:
+    """Chance that differs along the axis: a line, or the legend of pale bars."""
+    if figure.mark == "stacked":
+        from matplotlib.patches import Patch
+
+        look = {"facecolor": (MUTED, PALE), "edgecolor": MUTED, "linestyle": "--"}
+        return Patch(linewidth=0.6, **look)
+    rows = rows.drop_duplicates(figure.x)
+    x, chance = rows[figure.x], rows[figure.chance]
+    (handle,) = axes.plot(x, chance, color=MUTED, zorder=3.5, **DASHED)
+    return handle

@@ -1,0 +1,281 @@
+"""Maps of token identifiability over depth, beside the image they belong to.
+
+A map has one cell per image token: its color is the token's identifiability. A dot
+marks an identifiable token (rank 0), a line the border of the object's mask, where
+there is one, and a gray cell an absent token.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int, UInt8
+
+from vitjax.recipes import schema
+from vitjax.report.figure import Figure, ReportOptions, Section, data_url
+from vitjax.report.map_grid import POSITIVE, grid_png, to_colors
+from vitjax.report.per_image import Run
+from vitjax.report.templates import render
+
+ABSENT = (128, 128, 128)
+DOT = (10, 10, 14)
+
+LOSSLESS = 128
+"""Images up to this size are shown as PNG and enlarged without smoothing."""
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Preview:
+    """An image that a run kept as the model saw it, and what is known of its tokens.
+
+    Args:
+        index: position of the image in the data set.
+        name: of its file; empty while the run is not finished.
+        label: number of its class, -1 where unknown.
+        prediction: number of the predicted class.
+    """
+
+    run: Run
+    index: int
+    name: str
+    label: int
+    prediction: int
+    pixels: UInt8[np.ndarray, "height width channel"]
+
+    def class_name(self, number: int) -> str:
+        """Empty where unknown."""
+        return self.run.classes[number] if number >= 0 else ""
+
+    def read(self, name: str) -> np.ndarray:
+        """The row of an array."""
+        return self.run.read(name, np.array([self.index]))[0]
+
+    @functools.cached_property
+    def ranks(self) -> Int[np.ndarray, "shown row column"]:
+        """Of the label after each shown block, -1 where absent; empty without label."""
+        config, layers = self.run.config, list(shown_layers(self.run.config.depth))
+        ranks = self.read(schema.RANK("residual"))[layers, config.prefix :]
+        return ranks.reshape(-1, *config.grid)[: len(layers) * (self.label >= 0)]
+
+    @functools.cached_property
+    def mask(self) -> Bool[np.ndarray, "row column"] | None:
+        """Image tokens that lie on the object; None without masks."""
+        if schema.PATCH_LABEL() not in self.run:
+            return None
+        return (self.read(schema.PATCH_LABEL()) == 1).reshape(self.run.config.grid)
+
+    @property
+    def image(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels with the border of the object's mask, where there is one."""
+        if self.mask is None:
+            return self.pixels
+        cell = max(1, self.pixels.shape[0] // self.mask.shape[0])
+        scale = -(-12 // cell)  # a line on a small image must not hide it
+        image = np.repeat(np.repeat(self.pixels, scale, 0), scale, 1)
+        draw_border(image, self.mask, cell * scale)
+        return image
+
+    @functools.cached_property
+    def maps(self) -> list[tuple[int, str, UInt8[np.ndarray, "height width 3"]]]:
+        """(layer, top class of the pooled token after it, map) of every shown block."""
+        classes, tops = self.run.classes, None
+        if schema.TOP_CLASSES() in self.run:
+            tops = self.read(schema.TOP_CLASSES())[:, 0]
+        return [
+            (
+                layer,
+                "" if tops is None else classes[tops[layer]],
+                draw_map(ranks, classes=len(classes), mask=self.mask),
+            )
+            for layer, ranks in zip(shown_layers(self.run.config.depth), self.ranks)
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """The numbers of the maps, a row per block and image token."""
+        place, row, column = np.indices(self.ranks.shape).reshape(3, -1)
+        rank, classes = self.ranks.ravel(), len(self.run.classes)
+        on_object = "" if self.mask is None else self.mask[row, column].astype(int)
+        columns = {
+            "run": self.run.name,
+            "image": self.index,
+            "name": self.name,
+            "label": self.class_name(self.label),
+            "prediction": self.class_name(self.prediction),
+            "layer": np.array(shown_layers(self.run.config.depth))[place],
+            "row": row,
+            "column": column,
+            "rank": rank,
+            "identifiability": np.where(rank >= 0, 1 - rank / classes, np.nan),
+            "on_object": on_object,
+        }
+        return pd.DataFrame(columns)
+
+
+def previews(run: Run, *, limit: int) -> list[Preview]:
+    """The images that a run kept, those of them that are done and valid, each once."""
+    if schema.PREVIEW() not in run:
+        return []
+    indices = run.results[schema.PREVIEW_INDEX()].values
+    done = np.append(run.results["done"].values, False)  # -1: none
+    _, first = np.unique(indices, return_index=True)
+    places = np.array([n for n in sorted(first) if done[indices[n]]], int)
+    places = places[run.read(schema.VALID(), indices[places])][:limit]
+    indices, names = indices[places], image_names(run.results.path)
+    labels = run.read(schema.LABEL(), indices)
+    predictions = run.read(schema.PREDICTION(), indices)
+    pixels = run.results[schema.PREVIEW()][places].values
+    return [
+        Preview(
+            run=run,
+            index=int(index),
+            name=names.get(int(index), ""),
+            label=int(labels[n]),
+            prediction=int(predictions[n]),
+            pixels=pixels[n],
+        )
+        for n, index in enumerate(indices)
+    ]
+
+
+def image_names(path: str) -> dict[int, str]:
+    """Position -> file name, from images.csv, which a run writes at its end."""
+    from etils import epath
+
+    table = epath.Path(path) / "images.csv"
+    if not path or not table.exists():
+        return {}
+    rows = csv.DictReader(table.read_text().splitlines())
+    return {int(row["index"]): row["name"] for row in rows}
+
+
+def shown_layers(depth: int, *, count: int = 6) -> tuple[int, ...]:
+    """Blocks evenly spread over the depth, ending with the last one."""
+    count = min(count, depth)
+    return tuple(-(-depth * step // count) - 1 for step in range(1, count + 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MapFigure(Figure):
+    """Previews and their maps; a card holds those of one image, one of each run."""
+
+    cards: Sequence[Sequence[Preview]]
+    several: bool
+
+    def png(self, *, dpi: int = 150) -> bytes:
+        """Labeled images and their maps for print."""
+        rows = []
+        for one in labeled(self.cards):
+            words = [one.run.name] * self.several
+            words += [f"label: {one.class_name(one.label)}"]
+            words += [f"prediction: {one.class_name(one.prediction)}"]
+            cells = [(one.image, words)]
+            cells += [(image, [f"block {n}", top]) for n, top, image in one.maps]
+            rows.append(
+                [(cell, "\n".join(map(short_name, words))) for cell, words in cells]
+            )
+        return grid_png(
+            rows,
+            legend=self.caption,
+            side=1.35,
+            lines=2 + self.several,
+            bar_label=self.y_label,
+            dpi=dpi,
+        )
+
+    def html(self) -> str:
+        """The cards for a page."""
+        bar = to_colors(np.linspace(0, 1, 256)[None])
+        context = {"figure": self, "bar": bar, "lossless": LOSSLESS}
+        functions = {"short": short_name, "url": image_url}
+        return render("token_maps.html.jinja", **context, **functions)
+
+
+def labeled(cards: Sequence[Sequence[Preview]]) -> list[Preview]:
+    """Previews with a label; only they have maps."""
+    return [preview for card in cards for preview in card if preview.label >= 0]
+
+
+def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+    """Previews of every run with their maps."""
+    cards: dict[tuple, list[Preview]] = {}
+    for run in runs:
+        for preview in previews(run, limit=max(2, 8 // len(runs))):
+            key = run.manifest["data"]["id"], preview.index
+            cards.setdefault(key, []).append(preview)
+    if not cards:
+        return None
+    shown = labeled(list(cards.values()))
+    caption = (
+        "Each cell is an image token, its color the identifiability of the label after "
+        "the block; below the block's number stands the class that would be predicted "
+        "from it. Dot: identifiable token (rank 0)"
+    )
+    if any(preview.mask is not None for preview in shown):
+        caption += "; line: border of the object's mask"
+    if any((preview.ranks < 0).any() for preview in shown):
+        caption += "; gray: absent token"
+    unlabeled = "The first images as the model saw them, with the predicted class"
+    figure = MapFigure(
+        key="maps",
+        title="Image by image",
+        caption=f"{caption if shown else unlabeled}.",
+        data=pd.concat([preview.table() for preview in shown] or [pd.DataFrame()]),
+        y_label="class identifiability",
+        cards=list(cards.values()),
+        several=len(runs) > 1,
+    )
+    return Section(key=figure.key, title=figure.title, figures=[figure])
+
+
+def draw_map(
+    ranks: Int[np.ndarray, "row column"],
+    *,
+    classes: int,
+    mask: Bool[np.ndarray, "row column"] | None = None,
+    side: int = 196,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One map, a whole number of pixels per cell, its longer edge about `side`."""
+    from matplotlib import colormaps
+
+    cell = max(8, round(side / max(ranks.shape)))
+    colors = colormaps[POSITIVE](1 - ranks / classes, bytes=True)[..., :3]
+    colors = np.where((ranks < 0)[..., None], ABSENT, colors)
+    image = np.repeat(np.repeat(colors, cell, 0), cell, 1).astype(np.uint8)
+    radius = np.hypot(*(np.mgrid[:cell, :cell] - (cell - 1) / 2))
+    image[np.kron(ranks == 0, radius <= 0.24 * cell).astype(bool)] = DOT
+    if mask is not None:
+        draw_border(image, mask, cell)
+    return image
+
+
+def draw_border(image: np.ndarray, mask: np.ndarray, cell: int) -> None:
+    """Draw where the mask ends into an image of square cells, in place."""
+    large = np.kron(mask, np.ones((cell, cell))).astype(bool)
+    for width, color in ((2, 0), (1, 255)):  # white on black shows on any ground
+        for axis in (0, 1):
+            edges = np.argwhere(np.diff(large, axis=axis))
+            for shift in range(1 - width, width + 1):
+                pixels = edges.copy()
+                pixels[:, axis] += shift
+                pixels[:, axis] = pixels[:, axis].clip(0, large.shape[axis] - 1)
+                image[tuple(pixels.T)] = color
+
+
+def short_name(name: str, *, longest: int = 24) -> str:
+    """The first of a class's synonyms, cut where it is long."""
+    first = name.split(",")[0].strip() or name
+    return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
+
+
+def image_url(image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png") -> str:
+    """An image as the source of an `<img>`."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    options = {"optimize": True} if kind == "png" else {"quality": 85}
+    Image.fromarray(image).save(buffer, format=kind, **options)
+    return data_url(buffer.getvalue(), f"image/{kind}")
