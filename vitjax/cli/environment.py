@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from vitjax.checkpoints import download, registry
-from vitjax.models.tree import parameter_shapes
+from vitjax.models.model import parameter_shapes
 
 DEVICE_FILES = {"gpu": ("/dev/nvidia[0-9]*", "/dev/kfd"), "tpu": ("/dev/accel[0-9]*",)}
 TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")

@@ -78,7 +78,7 @@ class Explain(ModelCommand):
                 "answer": model.classes[predicted],
                 "probability": float(value),
             }
-            for name, explained, predicted, value in zip(names, *map(list, rows))
+            for name, (explained, predicted, value, _) in zip(names, rows)
         ]
         titles = [
             f"for {fact['class'].split(',')[0]} ({fact['probability']:.3f})\n"

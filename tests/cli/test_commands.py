@@ -1,0 +1,349 @@
+"""Commands do what they say; failures are one paragraph and no traceback."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitjax
+from vitjax.checkpoints import loading
+from vitjax.cli import main
+from vitjax.cli.estimate import Estimate
+from vitjax.cli.neurons import Neurons
+from vitjax.cli.run import Run
+from vitjax.data.textured_digits import CLASSES
+from vitjax.runner.loop import Job
+from vitjax.runner.options import RunOptions
+from vitjax.runner.store import StorageError
+from vitjax.runner.writer import RunWriter
+
+
+def run(converted, out, *flags, data="textured_digits", recipe="identifiability"):
+    words = ["run", recipe, "--model", converted, "--data", data, "--out", str(out)]
+    return main.main([*words, "--limit", "12", "--batch-size", "4", *flags])
+
+
+def test_run_writes_rows_and_prints_where(converted, tmp_path, capsys):
+    out = tmp_path / "my rows"
+    assert run(converted, out) == 0
+    shown = capsys.readouterr()
+    assert f"{out}: 12 images" in shown.out
+    assert f"vitjax report '{out}'" in shown.out
+    assert "12/12 images" in shown.err
+    assert vitjax.open_results(out)["done"].values.all()
+    assert run(converted, out, "--json") == 0  # finished: returns at once
+    shown = capsys.readouterr()
+    assert "12/12" not in shown.err
+    facts = json.loads(shown.out)
+    assert facts["path"] == str(out) and facts["finished"]
+
+
+def test_commands_are_callable_from_python(converted, tmp_path):
+    command = Run(
+        recipe="faithfulness",
+        model=converted,
+        data="textured_digits",
+        out=str(tmp_path),
+        options=RunOptions(limit=4, batch_size=4),
+        recipe_options={"methods": ("random",), "protocols": ("vilas_removal",)},
+    )
+    results = command()
+    assert results["prediction"].shape == (4,)
+    assert results.manifest["recipe_options"]["methods"] == ["random"]
+
+
+def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys):
+    out = tmp_path / "rows"
+    flags = ["--distributed", "--processes", "2", "--coordinator", "host:1"]
+    assert run(converted, out, *flags, "--process", "1") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and "--coordinator" in shown.err.splitlines()[0]
+    assert len(vitjax.open_results(out).pending) == 8
+    assert run(converted, out, *flags, "--process", "0") == 0
+    shown = capsys.readouterr()
+    assert "12 images" in shown.out and "pending" not in shown.out
+    assert run(converted, out, *flags, "--process", "2") == 1
+
+
+def test_random_weights_are_the_papers_control(tmp_path, capsys):
+    flags = ["--random-init", "3"]
+    assert run("textured_digits", tmp_path / "rows", *flags) == 0
+    model = vitjax.open_results(tmp_path / "rows").manifest["model"]
+    assert "random weights, seed 3" in model["checkpoint"]
+    assert run("textured_digits", tmp_path, *flags, "--checkpoint", "x.npz") == 1
+    assert "--random-init" in capsys.readouterr().err
+
+
+def test_report_is_written_beside_the_rows(converted, tmp_path, capsys):
+    pytest.importorskip("vitjax.report.page")
+    run(converted, tmp_path)
+    capsys.readouterr()
+    assert main.main(["report", str(tmp_path), "--json"]) == 0
+    page = pathlib.Path(json.loads(capsys.readouterr().out)["report"])
+    assert page == tmp_path / "report.html" and page.stat().st_size > 1000
+    assert main.main(["report", str(tmp_path), "--subset", "0"]) == 1
+    assert main.main(["report"]) == 1
+
+
+def test_demo_prints_a_table_and_where_the_report_is(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("vitjax.report.page")
+    model = vitjax.init("textured_digits")
+    monkeypatch.setattr(loading, "load", lambda name: model)
+    assert main.main(["demo", "--images", "20", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "top-1 accuracy" in shown and "95 % interval" in shown
+    assert f"Report: {tmp_path / 'report.html'}" in shown
+    assert (tmp_path / "report.html").exists()
+    assert len(vitjax.open_results(tmp_path)["done"]) == 20
+
+
+def test_list_has_every_model(capsys):
+    assert main.main(["list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = [line[0] for line in lines[1:]]
+    assert names == list(vitjax.list_models())
+    columns = lines[1 + names.index("vit_ti16")]
+    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1000"]
+    assert main.main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in rows] == names
+
+
+def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
+    out = str(tmp_path / "copy")
+    assert main.main(["convert", converted, "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+    copy = vitjax.load(out)
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    expected, _ = vitjax.forward(tiny, images)
+    np.testing.assert_array_equal(vitjax.forward(copy, images)[0], expected)
+    assert copy.classes == CLASSES
+    assert main.main(["convert", "weights.npz"]) == 1
+    assert "--model" in capsys.readouterr().err
+
+
+def test_bench_prints_and_writes(converted, tmp_path, capsys):
+    out = tmp_path / "figures" / "bench.json"
+    words = ["bench", "--model", converted, "--checkpoint", converted]
+    flags = ["--batch-size", "4", "--repetitions", "1", "--out", str(out)]
+    assert main.main([*words, *flags, "--data", "textured_digits"]) == 0
+    shown = capsys.readouterr().out
+    assert "relative cost" in shown and "MAC ratio" in shown
+    figures = json.loads(out.read_text())
+    assert figures["ratio"] > 0 and figures["forward"]["temporary_bytes"] > 0
+    assert figures["data"]["images_per_second"] > 0
+    assert "| `one_pass` |" in out.with_suffix(".md").read_text()
+    assert main.main([*words, "--platform", "tpu"]) == 1
+    assert "tpu" in capsys.readouterr().err
+
+
+def test_estimate_is_a_sentence_or_json(converted, capsys):
+    words = ["estimate", "identifiability", "--model", converted, "--batch-size", "8"]
+    flags = ["--data", "textured_digits", "--limit", "8"]
+    assert main.main([*words, *flags]) == 0
+    assert "Estimated for 8 images in batches of 8" in capsys.readouterr().out
+    assert main.main([*words, *flags, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images"] == 8 and facts["device_bytes"] > 0 < facts["disk_bytes"]
+    assert main.main(words) == 1
+    assert "--topology" in capsys.readouterr().err
+
+
+def test_estimate_for_tpus_needs_no_weights(converted, monkeypatch):
+    calls = []
+
+    def estimate_tpu(recipe, model, *, topology, **options):
+        calls.append(model)
+        return RunOptions()  # a dataclass
+
+    monkeypatch.setattr("vitjax.runner.estimate.estimate_tpu", estimate_tpu)
+    for model in converted, "vit_ti16":
+        Estimate(recipe="tokens", model=model, topology="v5e:2x2")()
+    assert calls[0].classes == CLASSES and calls[1] == "vit_ti16"
+
+
+@pytest.mark.parametrize("system", ["mlp", "attention"])
+def test_neurons_are_those_with_the_largest_logits(system, converted, tiny):
+    rows = Neurons(model=converted, system=system, layers=(0, -1), count=4, classes=3)()
+    assert [row.layer for row in rows] == [0] * 4 + [1] * 4
+    values = np.asarray(vitjax.memory_values(tiny)[system])
+    embedding = np.asarray(tiny.class_space.embedding)
+    for row in rows:
+        logits = embedding @ values[row.layer, row.memory]
+        best = np.argsort(-logits)[:3]
+        assert row.classes == tuple(CLASSES[c] for c in best)
+        np.testing.assert_allclose(row.logits, logits[best], atol=1e-5)
+        assert row.head == (row.memory // 8 if system == "attention" else None)
+    strongest = np.argsort(-(values[1] @ embedding.T).max(1))[:4]
+    assert [row.memory for row in rows[4:]] == strongest.tolist()
+
+
+def test_neurons_are_printed_and_written(converted, tmp_path, capsys):
+    out = tmp_path / "neurons.csv"
+    words = ["neurons", "--model", converted, "--memories", "5,2"]
+    assert main.main([*words, "--out", str(out)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines[1:]] == [["0", "5"], ["0", "2"]]
+    rows = out.read_text().splitlines()
+    assert rows[0] == "system,layer,memory,head,class,logit" and len(rows) == 11
+    assert main.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["memory"] == 5
+    for flags in ["--layers", "2"], ["--memories", "99"], ["--classes", "11"]:
+        assert main.main([*words[:3], *flags]) == 1
+        assert f"{flags[0][2:]}={flags[1]}" in capsys.readouterr().err
+
+
+def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys):
+    report = pytest.importorskip("vitjax.report.map_grid")
+    assert report.png
+    paths = [str(images / name / "a.png") for name in ("zero", "seven")]
+    out = tmp_path / "out"
+    words = ["explain", *paths, "--model", converted, "--out", str(out)]
+    flags = ["--class", "3", "--method", "legrad,raw_attention", "--blocks", "1"]
+    assert main.main([*words, *flags]) == 0
+    assert capsys.readouterr().out.count("a.png: for three") == 2
+    with Image.open(out / "explain.png") as figure:
+        assert figure.width > 100
+    preprocess = vitjax.Preprocess(64, 64)
+    pixels = np.stack([preprocess(Image.open(path)) for path in paths])
+    expected = vitjax.explain(tiny, pixels, 3, method="legrad", layers=(1,))
+    with np.load(out / "explain.npz") as arrays:
+        assert arrays["target"].tolist() == [3, 3]
+        maps = arrays["map_legrad"].reshape(2, -1)
+        np.testing.assert_allclose(maps, expected, rtol=1e-3, atol=1e-7)
+    assert main.main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["methods"] == ["relevancy"]
+    assert all(row["class"] == row["answer"] for row in facts["pictures"])
+    for flags, hint in (
+        (["--method", "chefer", "--heads", "0"], "chefer"),
+        (["--class", "eigth"], "eight"),
+    ):
+        assert main.main([*words, *flags]) == 1
+        assert hint in capsys.readouterr().err
+
+
+def assert_one_paragraph(text, *hints):
+    progress = ("images,", "Estimated for")
+    lines = text.splitlines()
+    lines = [line for line in lines if not any(word in line for word in progress)]
+    assert len(lines) == 1 and lines[0].startswith("vitjax: "), text
+    assert all(hint in lines[0] for hint in hints), text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--model", "vit_xxl"], "vit_xxl"),
+        (["--model", "vit_ti16", "--checkpoint", "/nowhere.npz"], "/nowhere.npz"),
+        (["--data", "folder:/nowhere"], "/nowhere"),
+        (["--data", "pictures"], "pictures"),
+        (["--data", "folders:x"], "folder"),
+        (["--data", "textured_digits:x"], "'x'"),
+        (["--out", "/proc/nothing/run"], "/proc/nothing/run"),
+    ],
+)
+def test_a_failure_is_one_paragraph(converted, tmp_path, capsys, flags, hint):
+    assert run(converted, tmp_path / "run", *flags) == 1
+    shown = capsys.readouterr()
+    assert_one_paragraph(shown.err, hint)
+    assert shown.out == ""
+
+
+def test_a_traceback_is_shown_on_request(converted, tmp_path, capsys):
+    flags = ["--data", "folder:/nowhere", "--traceback"]
+    assert run(converted, tmp_path, *flags) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "/nowhere" in shown
+
+
+def test_folders_that_cannot_be_made_are_refused_before_the_work(
+    converted, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    assert run(converted, tmp_path / "file" / "run") == 1
+    assert_one_paragraph(capsys.readouterr().err, str(tmp_path / "file"))
+    base = ["--model", "textured_digits", "--out"]
+    for words in (
+        ["neurons", *base, str(tmp_path / "file/table.csv")],
+        ["bench", *base, str(tmp_path / "file/figures.json")],
+    ):
+        assert main.main(words) == 1
+        assert_one_paragraph(capsys.readouterr().err, str(tmp_path / "file"))
+
+
+def test_a_checkpoint_that_is_cut_or_of_other_shape(converted, tmp_path, capsys):
+    shutil.copytree(converted, tmp_path / "cut")
+    path = tmp_path / "cut/model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+    assert run(str(tmp_path / "cut"), tmp_path / "run") == 1
+    assert_one_paragraph(capsys.readouterr().err, "model.safetensors")
+    flags = ["--model", "vit_ti16", "--checkpoint", converted]
+    assert run(converted, tmp_path / "run", *flags) == 1
+    assert "vit_ti16" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run(converted, tmp_path, capsys):
+    assert run(converted, tmp_path) == 0
+    capsys.readouterr()
+    assert run(converted, tmp_path, "--limit", "8") == 1
+    assert_one_paragraph(capsys.readouterr().err, "data.images is 12 there and 8 here")
+
+
+def test_a_label_outside_the_classes(converted, images, tmp_path, capsys):
+    (images / "eight").rename(images / "eigth")
+    assert run(converted, tmp_path / "run", data=f"folder:{images}") == 1
+    assert_one_paragraph(capsys.readouterr().err, "'eigth'", "eight")
+
+
+def test_a_broken_image_is_named_or_skipped(converted, images, tmp_path, capsys):
+    (images / "zero/a.png").write_bytes(b"no image")
+    arguments = converted, tmp_path / "run"
+    assert run(*arguments, data=f"folder:{images}") == 1
+    error = capsys.readouterr().err
+    assert_one_paragraph(
+        error, "zero/a.png", "of 10 images are done", "--on-error skip"
+    )
+    assert run(*arguments, "--on-error", "skip", data=f"folder:{images}") == 0
+    assert "1 of them could not be read" in capsys.readouterr().out
+
+
+def raising(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+def test_a_full_disk_loses_nothing(converted, tmp_path, capsys, monkeypatch):
+    full = StorageError("Cannot write rows: No space left on device. Make room.")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "write_chunk", raising(full))
+        assert run(converted, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert_one_paragraph(error, "No space left on device", "resumes")
+    assert run(converted, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, 130), (main.Terminated, 143)]
+)
+def test_a_stopped_run_prints_how_to_resume(
+    converted, tmp_path, capsys, monkeypatch, error, status
+):
+    monkeypatch.setattr(RunWriter, "write_chunk", raising(error))
+    assert run(converted, tmp_path / "my run") == status
+    shown = capsys.readouterr().err
+    assert "Stopped. 0 of 12 images are done" in shown and "Traceback" not in shown
+    assert f"  vitjax run identifiability --model {converted}" in shown
+    assert f"--out '{tmp_path / 'my run'}'" in shown
+
+
+def test_out_of_memory_names_the_batch_size(converted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Job, "step", raising(MemoryError("Unable to allocate 7 TiB")))
+    assert run(converted, tmp_path) == 1
+    assert_one_paragraph(capsys.readouterr().err, "--batch-size")

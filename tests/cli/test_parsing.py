@@ -1,0 +1,231 @@
+"""Words become commands: subcommands of recipes, lists, old names, misspelt ones."""
+
+import dataclasses
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import jax.numpy as jnp
+import pytest
+
+import vitjax
+from vitjax.cli import main
+from vitjax.cli.run import Run
+from vitjax.recipes.faithfulness import FaithfulnessOptions
+from vitjax.recipes.recipe import Recipe
+from vitjax.recipes.registry import RECIPES
+from vitjax.runner.options import RunOptions
+
+BASE = ["--model", "m", "--data", "d", "--out", "o"]
+
+
+def parse(*words, **options):
+    return main.parse(words, **options)
+
+
+def mean(model, batch, *, power):
+    """Raise the mean of an image to a power."""
+    return {"mean": jnp.asarray(batch.images).mean((1, 2, 3)) ** power}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOptions:
+    """Options of `mean`.
+
+    Args:
+        power: of the mean.
+    """
+
+    power: float = 1.0
+
+
+MEAN = Recipe(name="mean", step=mean, dims={"mean": ()}, options=MeanOptions())
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_the_example_of_a_command_parses(name):
+    example = re.search(r"Example: vitjax (.+)", main.COMMANDS[name].__doc__)
+    words = shlex.split(example[1])
+    assert words[0] == name
+    assert isinstance(parse(*words), main.COMMANDS[name])
+
+
+def test_options_of_runs_and_recipes_are_flags():
+    words = [*BASE, "--limit", "9", "--dtype", "bfloat16", "--steps", "4"]
+    command = parse("run", "faithfulness", *words, "--target", "predicted")
+    assert isinstance(command, Run) and command.recipe is RECIPES["faithfulness"]
+    assert command.options == RunOptions(limit=9, dtype="bfloat16")
+    expected = FaithfulnessOptions(steps=4, target="predicted")
+    assert command.recipe_options == expected
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        command.out = "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "words", [["chefer,lrp"], ["chefer", "lrp"], ["chefer,", "lrp"]]
+)
+def test_lists_take_spaces_and_commas(words):
+    command = parse("run", "faithfulness", *BASE, "--methods", *words)
+    assert command.recipe_options.methods == ("chefer", "lrp")
+    layers = "--layers=-1,-2", "--layers", "-1", "-2"
+    assert parse("neurons", "--model", "m", layers[0]).layers == (-1, -2)
+    assert parse("neurons", "--model", "m", *layers[1:]).layers == (-1, -2)
+    assert parse("report", "a,b", "c").runs == ("a,b", "c")  # paths
+
+
+def test_a_recipe_of_ones_own_has_flags(capsys):
+    command = parse("run", "mean", *BASE, "--power", "2", recipes=[MEAN])
+    assert command.recipe is MEAN and command.recipe_options == MeanOptions(2.0)
+    command = parse("estimate", "mean", "--model", "m", recipes=[MEAN])
+    assert command.recipe_options == MeanOptions()
+    with pytest.raises(SystemExit):
+        parse("run", "mean", "--help", recipes=[MEAN])
+    shown = capsys.readouterr().out
+    assert "mean options" in shown and "of the mean." in shown
+    with pytest.raises(SystemExit):
+        parse("run", "--help", recipes=[MEAN])
+    assert "Raise the mean of an image to a power." in capsys.readouterr().out
+
+
+def test_help_has_every_option_once_in_groups(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        parse("run", "faithfulness", "--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    groups = [
+        shown.index(f" {name} ") for name in ("run options", "faithfulness options")
+    ]
+    assert groups == sorted(groups)
+    names = [field.name for field in dataclasses.fields(RunOptions)]
+    names += ["methods", "protocols", "steps", "target", "random-init", "distributed"]
+    for name in names:
+        assert len(re.findall(rf"--{name.replace('_', '-')} ", shown)) == 1, name
+
+
+def test_help_has_a_line_for_each_command_and_recipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for words, names in (("--help",), main.COMMANDS), (("run", "--help"), RECIPES):
+        with pytest.raises(SystemExit):
+            parse(*words)
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"• {name} +[A-Z]\w+", shown) for name in names)
+
+
+def test_old_names_work(capsys):
+    flags = ["--memory", "5MiB", "--train", "csv:a"]
+    options = parse("run", "probes", *BASE, *flags).recipe_options
+    assert (options.max_memory, options.train) == ("5MiB", "csv:a")
+    assert "--max-memory" in capsys.readouterr().err
+    options = parse("run", "probes", *BASE, "--memory=5MiB").recipe_options
+    assert options.max_memory == "5MiB"
+    assert parse("report", "rows", "--tests", "published").tests == "published"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ([], "run"),
+        (["run"], "identifiability"),
+        (["reprot", "rows"], "'report'"),
+        (["train"], "train_textured_digits.py"),
+        (["explain", "a.png", "--modle", "vit_ti16"], "--model"),
+        (["run", "paper", *BASE, "--batchsize=3"], "--batch-size"),
+        (["run", "paper", *BASE, "--train", "csv:a"], "--train"),
+        (["run", "paper", *BASE, "--limit", "x"], "--limit"),
+        (["run", "paper", *BASE, "--limit", "0"], "limit=0"),
+        (["run", "faithfulness", *BASE, "--methods", "chefr"], "'chefer'"),
+        (["run", "faithfulness", *BASE, "--steps", "1"], "steps=1"),
+        (["list", "--jsno"], "--json"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_a_hint(words, hint, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(words)
+    assert caught.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hint"), [("identifability", "'identifiability'"), ("precision", "gone")]
+)
+def test_a_recipe_is_refused_before_weights_are_loaded(recipe, hint, capsys):
+    assert main.main(["run", recipe, *BASE]) == 1
+    assert hint in capsys.readouterr().err
+
+
+def test_processes_are_numbered_by_flags(capsys):
+    def find(**fields):
+        return Run(
+            recipe="paper", model="m", data="d", out="o", **fields
+        ).find_process()
+
+    assert find() is None
+    with pytest.raises(ValueError, match="--distributed"):
+        find(process=0, processes=2)
+    assert find(distributed=True, process=1, processes=2) == (1, 2)
+    assert capsys.readouterr().err == ""
+    flags = {"coordinator": "host:1", "process": 1, "processes": 2}
+    assert find(distributed=True, **flags) == (1, 2)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(ValueError, match="both"):
+        find(distributed=True, process=0)
+
+
+def test_processes_are_numbered_by_a_cluster(monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda: calls.append("start"))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: calls.append("stop"))
+    command = Run(recipe="paper", model="m", data="d", out="o", distributed=True)
+    assert command.find_process() == (0, 1) and calls == ["start", "stop"]
+
+    def nothing():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", nothing)
+    with pytest.raises(ValueError, match="--processes"):
+        command.find_process()
+
+
+def test_signals_are_handled_in_the_main_thread_only(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    statuses = []
+
+    def call():
+        statuses.append(main.main(["list", "--json"]))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    call()
+    assert statuses == [0, 0] and signal.getsignal(signal.SIGTERM) is before
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
+
+
+def test_the_module_is_the_command():
+    assert python("-m", "vitjax", "--version").stdout == f"{vitjax.__version__}\n"
+
+
+def test_imports_leave_signals_and_heavy_libraries_alone():
+    program = (
+        "import signal, sys, vitjax; from vitjax.cli import main;"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler;"
+        "main.parse(['run', 'paper', '--model', 'm', '--data', 'd', '--out', 'o']);"
+        "print(sorted({'zarr', 'xarray', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = python("-c", program)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "list"])
+def test_stdout_that_is_closed_early_is_silent(words):
+    program = f"{shlex.quote(sys.executable)} -m vitjax {words}"
+    command = program + " | true; exit ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
