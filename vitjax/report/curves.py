@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vitjax.report.figure import Figure
 from vitjax.report.per_image import Run
@@ -36,7 +36,7 @@ def line(
     panel: str,
     series: str,
     style: int,
-    values: Float[np.ndarray, "unit x"],
+    values: Shaped[np.ndarray, "unit x"],
     *,
     chance: float | Float[np.ndarray, " x"] = np.nan,
     axis: Mapping[str, Any] | None = None,

@@ -171,7 +171,7 @@ class Figure:
             key, buffer = f"{self.key}{place}", io.StringIO()
             with style.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
                 canvas = Canvas(figsize=CELL)
-                self._draw(_axes(canvas, 0, 0), title, rows)
+                self._draw(_axes(canvas, 0.0, 0.0), title, rows)
                 canvas.savefig(
                     buffer, format="svg", transparent=True, metadata={"Date": None}
                 )

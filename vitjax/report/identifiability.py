@@ -159,7 +159,7 @@ def panel_titles(rows: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Seri
 
 def refined(run: Run, measure: str) -> Iterator[pd.DataFrame]:
     """Answers of token-refinement modules, beside the projected pooled token."""
-    if RANK_REFINED() not in run or run.config.depth == 1:
+    if RANK_REFINED() not in run:
         return
     ranks = run.read(RANK_REFINED())
     answers = {
