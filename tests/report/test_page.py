@@ -115,10 +115,9 @@ def test_same_rows_same_report(masked_run, report, tmp_path):
 @pytest.mark.parametrize(
     "case",
     [
-        {"depth": 1, "images": 1},
+        {"depth": 1, "images": 1, "class_token": False, "norm": "residual_post"},
         {"classes": 1, "previews": 0},
         {"image_size": (8, 32), "registers": 4, "masks": True},
-        {"class_token": False, "norm": "residual_post"},
     ],
     ids=str,
 )
@@ -135,7 +134,8 @@ def test_runs_side_by_side(tmp_path):
     path = page.write_report([fake_run(), deep, tokens], tmp_path, names="abc")
     parsed = Page(path.read_text("utf-8"))
     assert "a, b on folder:photos" in parsed.words
-    assert parsed.words.count("predicts") == 2  # the run of `tokens` has no sentences
+    assert parsed.words.count("recipe identifiability") == 2
+    assert "recipe tokens" not in parsed.words
     # An image for both runs, a strip of maps for each; the explorer's; the color bar.
     assert len(parsed.sources) == 2 * (1 + 3 + 5) + 1
     assert '"probabilities"' in path.read_text("utf-8")

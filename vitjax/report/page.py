@@ -99,12 +99,12 @@ def write_files(folder: Any, section: Section) -> None:
 def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> str:
     """The page as HTML."""
     tables = {table.key: table.data for section in made for table in section.tables}
-    one = len(runs) == 1
+    tiled = len(runs) == 1 and "summary" in tables
     return render(
         "report.html.jinja",
         title=title(runs),
         runs=runs,
-        tiles=tables["summary"][:3].to_dict("records") if one and made else [],
+        tiles=tables["summary"][:3].to_dict("records") if tiled else [],
         sentences=sentences(runs, made),
         sections=made,
         explorer=explorer,
