@@ -38,11 +38,6 @@ class Page(html.parser.HTMLParser):
             if name in ("href", "xlink:href"):
                 self.links.append((tag, value))
 
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
@@ -194,7 +189,6 @@ random_weights = {"checkpoint": "random weights, seed 0"}
         ({"done": np.zeros(9, bool)}, {}, ["no images"]),
         ({"valid": np.zeros(9, bool)}, {}, ["no images", "9 of 9 images skipped"]),
     ],
-    ids=lambda value: "" if isinstance(value, dict) else value[0],
 )
 def test_what_limits_a_run_is_said(arrays, options, notices):
     words = words_of(fake_run(change=arrays, **options))
@@ -229,16 +223,10 @@ def test_no_run(tmp_path):
 
 
 def test_a_notebook_has_the_figures_and_tables_of_the_page(report, masked_run):
-    files = {path.name for path in (report[0] / "figures").iterdir()}
-    pictures = notebook.pictures(masked_run)
-    assert {f"{key}.png" for key in pictures} == {f for f in files if ".png" in f}
-    tables = {f"{key}.csv" for key in notebook.tables(masked_run)}
-    assert {f"{key}.csv" for key in pictures} | tables == {
-        f for f in files if ".csv" in f
-    }
-    assert len(notebook.tables(masked_run, masked_run)["summary"].data) == 2 * len(
-        notebook.tables(masked_run)["summary"].data
-    )
+    pictures, tables = notebook.pictures(masked_run), notebook.tables(masked_run)
+    assert set(pictures) == {path.stem for path in report[0].glob("figures/*.png")}
+    written = {path.stem for path in report[0].glob("figures/*.csv")}
+    assert {*pictures, *tables} == written
 
 
 def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
@@ -253,15 +241,14 @@ def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
 
 
 def test_a_sheet_of_maps_is_shown_at_screen_size():
-    images = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 200)]
-    maps = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
-    shown = notebook.sheet(images, ["a", "b"], {"one": maps, "two": -maps}, title="<T>")
-    text = shown._repr_html_()
+    maps = np.zeros((2, 2, 2), np.float32)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    text = notebook.sheet(
+        images, "ab", {"m": maps, "n": maps}, title="<T>"
+    )._repr_html_()
     content = base64.b64decode(re.search('base64,([^"]+)"', text)[1])
     image = Image.open(io.BytesIO(content))
-    assert image.width > image.height
-    assert f"width:{image.width * 96 // 144}px" in text
-    assert "<b>&lt;T&gt;</b>" in text
+    assert f"width:{image.width * 96 // 144}px" in text and "<b>&lt;T&gt;</b>" in text
 
 
 def test_importing_stays_light():
