@@ -242,10 +242,9 @@ def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
 
 def test_a_sheet_of_maps_is_shown_at_screen_size():
     maps = np.zeros((2, 2, 2), np.float32)
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    text = notebook.sheet(
-        images, "ab", {"m": maps, "n": maps}, title="<T>"
-    )._repr_html_()
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    shown = notebook.sheet(images, "ab", {"m": maps, "n": maps}, title="<T>")
+    text = shown._repr_html_()
     content = base64.b64decode(re.search('base64,([^"]+)"', text)[1])
     image = Image.open(io.BytesIO(content))
     assert f"width:{image.width * 96 // 144}px" in text and "<b>&lt;T&gt;</b>" in text

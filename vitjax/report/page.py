@@ -100,7 +100,7 @@ def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> 
         "report.html.jinja",
         title=title(runs),
         runs=runs,
-        tiles=tables["summary"][:3].to_dict("records") if tiled else [],
+        tiles=tables["summary"].head(3).to_dict("records") if tiled else [],
         sentences=sentences(runs, made),
         sections=made,
         explorer=explorer,
