@@ -152,54 +152,31 @@ def test_the_page_says_what_was_run():
         assert part not in words
 
 
-skipped = [{"index": 3, "name": "<b>broken</b>.jpg", "reason": "truncated & short"}]
-cropped = [{"index": 5, "name": "small.jpg"}]
-random_weights = {"checkpoint": "random weights, seed 0"}
+SKIPPED = {"index": 3, "name": "<b>broken</b>.jpg", "reason": "truncated & short"}
+NONE, UNKNOWN = np.zeros(9, bool), np.full(9, -1, np.int32)
+NOTICES = {
+    "partial run, 4 of 9 images": ({"done": np.arange(9) < 4}, {"finished": None}),
+    "1 of 9 images skipped": ({"valid": np.arange(9) != 3}, {"skipped": [SKIPPED]}),
+    "<b>broken</b>.jpg truncated & short": ({}, {"skipped": [SKIPPED]}),
+    "1 of 9 images without object tokens": ({}, {"no_object_tokens": [SKIPPED]}),
+    "2 of 9 images without a label": ({"label": np.arange(9) % 5 - 1}, {}),
+    "no labels": ({"label": UNKNOWN}, {}),
+    "no images": ({"done": NONE}, {}),
+    "9 of 9 images skipped": ({"valid": NONE}, {}),
+    "degenerate control": ({}, {"model": {"checkpoint": "random weights, seed 0"}}),
+}
 
 
-@pytest.mark.parametrize(
-    ("arrays", "options", "notices"),
-    [
-        (
-            {"done": np.arange(9) < 4},
-            {"manifest": {"finished": None}},
-            ["partial run, 4 of 9 images"],
-        ),
-        (
-            {"valid": np.arange(9) != 3},
-            {"manifest": {"skipped": skipped}},
-            ["1 of 9 images skipped", "<b>broken</b>.jpg", "truncated & short"],
-        ),
-        (
-            {},
-            {"manifest": {"no_object_tokens": cropped}},
-            ["1 of 9 images without object tokens", "small.jpg"],
-        ),
-        (
-            {},
-            {"manifest": {"model": random_weights}, "norm": "residual_post"},
-            ["degenerate control"],
-        ),
-        (
-            {"label": np.arange(9, dtype=np.int32) % 5 - 1},
-            {},
-            ["2 of 9 images without a label"],
-        ),
-        ({"label": np.full(9, -1, np.int32)}, {}, ["no labels"]),
-        ({"done": np.zeros(9, bool)}, {}, ["no images"]),
-        ({"valid": np.zeros(9, bool)}, {}, ["no images", "9 of 9 images skipped"]),
-    ],
-)
-def test_what_limits_a_run_is_said(arrays, options, notices):
-    words = words_of(fake_run(change=arrays, **options))
-    for notice in notices:
-        assert notice in words
+@pytest.mark.parametrize("notice", NOTICES)
+def test_what_limits_a_run_is_said(notice):
+    change, manifest = NOTICES[notice]
+    run = fake_run(change=change, manifest=manifest, norm="residual_post")
+    assert notice in words_of(run)
 
 
-@pytest.mark.parametrize("name", ("label", "done"))
-def test_nothing_to_draw(tmp_path, name):
-    values = {"label": np.full(9, -1, np.int32), "done": np.zeros(9, bool)}
-    path = page.write_report([fake_run(change={name: values[name]})], tmp_path)
+@pytest.mark.parametrize("change", ({"label": UNKNOWN}, {"done": NONE}), ids=list)
+def test_nothing_to_draw(tmp_path, change):
+    path = page.write_report([fake_run(change=change)], tmp_path)
     words = Page(path.read_text("utf-8")).words.lower().split()
     assert "nan" not in words and not list(tmp_path.rglob("*.png"))
 

@@ -89,7 +89,7 @@ def write_files(folder: Any, section: Section) -> None:
     for figure in figures:
         (folder / f"{figure.key}.png").write_bytes(figure.png())
     for item in (*figures, *section.tables):
-        (folder / f"{item.key}.csv").write_text(item.csv())
+        (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
 
 
 def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> str:
