@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
@@ -268,23 +269,32 @@ class Job:
             program.lower(self.model, batch, carry).compile()
         return time.monotonic() - started
 
-    def batch_seconds(self) -> float:
-        """How long the step of the first batch takes here, whose outputs are kept for
-        the run itself; 0 where a recipe has passes.
+    def choose_chunk(self, rate: float, processes: int = 1) -> int:
+        """Images per chunk of a new run, at so many images per second."""
+        return images_per_chunk(
+            self.specs,
+            images=self.images,
+            batch_size=self.batch_size,
+            batch_seconds=self.batch_size / max(rate, 1e-9),
+            processes=processes,
+        )
+
+    def measure_rate(self) -> float:
+        """Images per second of the first batch, whose outputs are kept for the run
+        itself; infinite where a recipe has passes.
         """
         if self.recipe.passes is not None:
-            return 0.0
+            return math.inf
         part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
-        stream = self.load(self.source, 0, stop, masks=self.has_masks)
         try:
-            batch = next(iter(stream)).batch
+            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
         except ImageError:  # the run itself says so
-            return 0.0
+            return math.inf
         self.compile(part, carry)
         started = time.monotonic()
         self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
-        return time.monotonic() - started
+        return self.batch_size / (time.monotonic() - started)
 
 
 def empty_batch(config: Config, size: int, *, masks: bool) -> Batch:
@@ -574,13 +584,7 @@ def run(
     folder = Folder(out)
 
     def choose_chunk() -> int:
-        return images_per_chunk(
-            job.specs,
-            images=job.images,
-            batch_size=job.batch_size,
-            batch_seconds=job.batch_seconds(),
-            processes=processes,
-        )
+        return job.choose_chunk(job.measure_rate(), processes)
 
     writer = create_or_resume(folder, job.describe(), job.specs, choose_chunk)
     job.writer = writer
