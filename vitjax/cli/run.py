@@ -196,4 +196,5 @@ def describe_run(results: Any) -> str:
     ):
         parts += [f"{count} of them {text}"] if count else []
     rate = manifest["images_per_second"]
-    return ", ".join(parts + [f"{rate:.1f} images/s"] * bool(rate))
+    parts += [f"{rate:.1f} images/s"] if rate else []
+    return ", ".join(parts)
