@@ -10,8 +10,8 @@ Prints one line an array, over the images that both runs hold:
   the mean absolute difference of identifiability, 1 - rank / classes;
 - rates, which are means of truth values over images and tokens: their absolute
   difference, mean over layers and what other axes there are;
-- logits, agreement and other numbers: the mean absolute difference, and that in
-  standard deviations of the first run;
+- logits and other numbers: the mean absolute difference, and that in standard
+  deviations of the first run;
 - maps of explanation methods: Spearman's rank correlation, mean over images.
 
 Run both on one machine: other devices move last bits too.
@@ -26,7 +26,18 @@ from scipy.stats import spearmanr
 from vitjax.recipes import schema
 from vitjax.runner.results import open_results
 
-OF_THE_DATA = {"label", "valid", "patch_label", "preview_image", "preview_index"}
+SAME_IN_BOTH = {
+    family()
+    for family in (
+        schema.LABEL,
+        schema.VALID,
+        schema.DIGEST,
+        schema.PATCH_LABEL,
+        schema.PREVIEW,
+        schema.PREVIEW_INDEX,
+        schema.KEPT,
+    )
+}
 
 
 def compare(first: xarray.Dataset, second: xarray.Dataset) -> dict[str, dict]:
@@ -39,19 +50,18 @@ def compare(first: xarray.Dataset, second: xarray.Dataset) -> dict[str, dict]:
         if first.attrs.get(key) != second.attrs.get(key):
             raise ValueError(
                 f"{key}={first.attrs.get(key)!r} of the first run is "
-                f"{second.attrs.get(key)!r} in the second: run the same twice."
+                f"{second.attrs.get(key)!r} of the second: run the same recipe twice."
             )
     classes = len(first.attrs["model"]["classes"])
-    label, valid = first["label"].values, first["valid"].values
+    valid = first["valid"].values
+    labeled = valid & (first["label"].values >= 0)
     measures = {}
     for name, array in schema.SCHEMA.items():
-        if name not in first or name not in second or name in OF_THE_DATA:
+        if name in SAME_IN_BOTH or not (name in first and name in second):
             continue
-        if name == "digest" or "class" in array.axes:
-            continue
-        a, b = (xarray.Dataset.__getitem__(run, name).values for run in (first, second))
+        a, b = first[name].values, second[name].values
         if "image" in array.axes:
-            known = valid & (label >= 0) if array.needs_label else valid
+            known = labeled if array.needs_label else valid
             a, b = a[known], b[known]
         measures[name] = compare_arrays(name, a, b, classes=classes)
     return measures

@@ -65,6 +65,16 @@ FAMILIES = {
 METHODS = ("chefer", "class_projection", "random")
 KEPT = (4, 8, 12)
 
+STUDY = {
+    "probes": 153,
+    "groups": 2,
+    "train": {"images": 50},
+    "bytes": {"weights": 2 * 2**20, "class_embedding": 2**20},
+    "seconds": {"fit": 8.0, "solve": 2.0, "test": 4.0, "projection": 1.0},
+    "projected": True,
+}
+"""What the recipe `probes` notes in its manifest."""
+
 RANKS = (schema.RANK, schema.RANK_EDITED, schema.RANK_PROBE, schema.RANK_REFINED)
 CLASSES = (
     schema.FIRST,

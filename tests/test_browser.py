@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax.report.document import write_report
+from vitjax.report.notebook import explorer
+from vitjax.report.page import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -49,16 +50,17 @@ def written(run, tmp_path_factory):
     model = vitjax.init(vitjax.Config(64, 16, 16, 2, 2, 24), classes=run_classes(run))
     options = dict(batch_size=6, limit=IMAGES, show_progress=False)
     second = vitjax.run("identifiability", model, "textured_digits", other, **options)
-    unlabelled = tmp_path_factory.mktemp("pictures")
-    Image.fromarray(run["picture"][0]).save(unlabelled / "a <b>.png")
+    unlabeled = tmp_path_factory.mktemp("images")
+    Image.fromarray(run["preview_image"][0].values).save(unlabeled / "a <b>.png")
     bare = tmp_path_factory.mktemp("bare")
-    third = vitjax.run(
-        "identifiability", model, f"folder:{unlabelled}", bare, **options
-    )
+    third = vitjax.run("identifiability", model, f"folder:{unlabeled}", bare, **options)
+    cell = other / "notebook.html"
+    cell.write_text(explorer(run)._repr_html_(), "utf-8")
     return {
         "one": write_report([run], run.path),
         "bare": write_report([third], bare),
         "two": write_report([run, second], other),
+        "notebook": cell,
     }
 
 
@@ -81,8 +83,9 @@ def opened(browser, written):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"file://{written[which]}{hash}")
-        page.wait_for_selector("#explorer-depth td", state="attached")
-        return page
+        frame = page.frames[-1]
+        frame.wait_for_selector("#explorer-depth td", state="attached")
+        return frame if which == "notebook" else page
 
     requests: list[str] = []
     yield open_page
@@ -110,72 +113,76 @@ def shown_classes(page):
 
 def expected_classes(run, image, layer, token):
     names = run.manifest["model"]["classes"]
-    return [names[n] for n in run["token_classes"][image, layer, token]]
+    return [names[n] for n in run["token_classes"][image, layer, token].values]
+
+
+def value_of(page, name):
+    """The number that stands after a map's name."""
+    text = page.inner_text("#explorer-values")
+    return float(re.search(rf"{name} (\S+)", text)[1].replace("−", "-"))
 
 
 def test_pointing_at_a_token_shows_its_classes(opened, run):
-    page, depth = opened(), 6
+    page, last = opened(), 5
     for patch in (0, 27, 63):
         point(page, patch)
         row, column = divmod(patch, 8)
-        where = f"image token, row {row + 1}, column {column + 1}, after block {depth}"
+        where = f"image token, row {row}, column {column}, after block {last}"
         assert page.inner_text("#explorer-token") == where
-        assert shown_classes(page) == expected_classes(run, 0, depth - 1, patch + 1)
-        rank = run["rank_residual"][0, depth - 1, patch + 1]
-        assert f"label's rank {rank}," in page.inner_text("#explorer-values")
+        assert shown_classes(page) == expected_classes(run, 0, last, patch + 1)
+        rank = int(run["rank_residual"][0, last, patch + 1])
+        assert f"rank of the label {rank}," in page.inner_text("#explorer-values")
     firsts = page.locator("#explorer-depth tr td:nth-child(2)").all_inner_texts()
-    assert firsts == [expected_classes(run, 0, layer, 64)[0] for layer in range(depth)]
+    assert firsts == [expected_classes(run, 0, layer, 64)[0] for layer in range(6)]
 
 
-def test_a_click_holds_a_token_and_keys_move_on(opened, run):
+def test_a_click_pins_a_token_and_keys_move_on(opened, run):
     page = opened()
     point(page, 9, click=True)
     point(page, 40)
-    assert "row 2, column 2" in page.inner_text("#explorer-token")
+    assert "row 1, column 1" in page.inner_text("#explorer-token")
     stage = page.locator("#explorer-stage")
     stage.press("ArrowDown")
     stage.press("[")
-    assert "row 3, column 2, after block 5" in page.inner_text("#explorer-token")
+    assert "row 2, column 1, after block 4" in page.inner_text("#explorer-token")
     assert shown_classes(page) == expected_classes(run, 0, 4, 18)
-    moves = (("Left", 3, 1), ("Left", 3, 1), ("Up", 2, 1), ("Right", 2, 2))
-    for key, row, column in (*moves, ("Up", 1, 2), ("Up", 1, 2)):
+    moves = (("Left", 2, 0), ("Left", 2, 0), ("Up", 1, 0), ("Right", 1, 1))
+    for key, row, column in (*moves, ("Up", 0, 1), ("Up", 0, 1)):
         stage.press(f"Arrow{key}")
         assert f"row {row}, column {column}" in page.inner_text("#explorer-token")
     page.get_by_role("button", name="[CLS]").click()
-    assert page.inner_text("#explorer-token") == "[CLS], after block 5"
+    assert page.inner_text("#explorer-token") == "[CLS], after block 4"
     assert shown_classes(page) == expected_classes(run, 0, 4, 0)
 
 
 def test_maps_of_blocks_and_heads(opened, run):
     page = opened()
-    page.select_option("#explorer-quantity", "helpful")
-    page.get_by_role("button", name="block 3").click()
-    page.get_by_role("button", name="head 2", exact=True).click()
+    relevancy, attention = run["helpful"][0, 2].values, run["attended"][0, 2].values
+    positive = relevancy.clip(0)
+    gap = positive / positive.sum(-1, keepdims=True)
+    gap -= attention / attention.sum(-1, keepdims=True)
+    page.select_option("#explorer-quantity", "relevancy")
+    page.get_by_role("button", name="block 2").click()
+    page.get_by_role("button", name="head 1", exact=True).click()
     point(page, 20, click=True)
-    expected = float(run["helpful"][0, 2, 1, 20])
-    most = float(np.abs(run["helpful"][0, 2, 1]).max())
-    said = re.search(r"helpful to the label (\S+)", page.inner_text("#explorer-values"))
-    assert float(said[1].replace("−", "-")) == pytest.approx(expected, abs=most / 250)
-    page.select_option("#explorer-quantity", "difference")
-    parts = np.maximum(run["helpful"][0, 2, 1], 0), run["attended"][0, 2, 1]
-    helpful, attended = (part / part.sum() for part in parts)
-    said = re.search(r"minus attended (\S+)", page.inner_text("#explorer-values"))
-    difference = helpful[20] - attended[20]
-    assert float(said[1].replace("−", "-")) == pytest.approx(difference, abs=0.001)
+    most = float(np.abs(relevancy[1]).max())
+    shown = value_of(page, "relevancy for the label")
+    assert shown == pytest.approx(relevancy[1, 20], abs=most / 250)
+    page.select_option("#explorer-quantity", "gap")
+    shown = value_of(page, "relevancy minus attention")
+    assert shown == pytest.approx(gap[1, 20], abs=0.001)
     page.select_option("#explorer-head", "all")
-    total = 0
-    for head in range(run["helpful"].shape[2]):
-        parts = run["helpful"][0, 2, head].clip(0), run["attended"][0, 2, head]
-        helpful, attended = (part / part.sum() for part in parts)
-        total += helpful[20] - attended[20]
-    said = re.search(r"minus attended (\S+)", page.inner_text("#explorer-values"))
-    assert float(said[1].replace("−", "-")) == pytest.approx(total, abs=0.003)
-    block = page.get_by_role("button", name="block 5")
+    shown = value_of(page, "relevancy minus attention")
+    assert shown == pytest.approx(gap[:, 20].sum(), abs=0.003)
+    page.select_option("#explorer-quantity", "attention")
+    shown = value_of(page, "attention weight")
+    assert shown == pytest.approx(attention[:, 20].mean(), abs=0.001)
+    block = page.get_by_role("button", name="block 4")
     block.press("Enter")
     block.press("Enter")  # still there, and still in focus
-    assert page.evaluate("document.activeElement.ariaLabel") == "block 5"
-    assert "after block 5" in page.inner_text("#explorer-token")
-    button = page.get_by_role("button", name="head 2", exact=True)
+    assert page.evaluate("document.activeElement.ariaLabel") == "block 4"
+    assert "after block 4" in page.inner_text("#explorer-token")
+    button = page.get_by_role("button", name="head 1", exact=True)
     assert button.get_attribute("aria-pressed") == "false"
 
 
@@ -191,17 +198,17 @@ def test_the_map_is_painted(opened, run):
     )
     from matplotlib import colormaps
 
-    level = 1 - run["rank_residual"][0, -1, 1] / 10
-    expected = colormaps["viridis"](round(255 * float(level)), bytes=True)
+    level = 1 - int(run["rank_residual"][0, -1, 1]) / 10
+    expected = colormaps["viridis"](round(255 * level), bytes=True)
     assert pixels[0] == 8 * 24 and np.abs(np.subtract(pixels[1:], expected)).max() <= 2
 
 
-def test_pictures_are_pages_of_their_own(opened, run):
+def test_images_have_addresses_of_their_own(opened, run):
     page = opened(hash="#image-0-7")
     assert page.inner_text("#explorer-about").startswith("7 ·")
     page.click("#explorer-next")
     page.wait_for_url("**#image-0-8")
-    right = run["label"][:] == run["prediction"][:]
+    right = run["label"].values == run["prediction"].values
     page.select_option("#explorer-filter", "right")
     listed = page.locator("#explorer-image option").count()
     assert listed == right.sum()
@@ -209,7 +216,7 @@ def test_pictures_are_pages_of_their_own(opened, run):
 
 def test_names_are_text(opened, run):
     page = opened()
-    image = int(np.flatnonzero(run["label"][:] == 0)[0])
+    image = int(np.flatnonzero(run["label"].values == 0)[0])
     page.evaluate(f"location.hash = '#image-0-{image}'")
     about = page.locator("#explorer-about")
     sync_api.expect(about).to_contain_text(f"{image} ·")
@@ -217,9 +224,9 @@ def test_names_are_text(opened, run):
     assert page.title() != "run" and page.locator("#explorer-about img").count() == 0
 
 
-def test_a_picture_of_which_nothing_is_known(opened):
+def test_an_image_of_which_nothing_is_known(opened):
     page = opened("bare")
-    assert "0 · a <b>.png · answer" in page.inner_text("#explorer-about")
+    assert "0 · a <b>.png · predicted" in page.inner_text("#explorer-about")
     assert page.locator("#explorer-picture").is_visible()
     assert not page.locator("#explorer-map").is_visible()
 
@@ -240,7 +247,14 @@ def test_two_runs_side_by_side(opened):
     page.select_option("#explorer-run", "1")
     page.wait_for_url("**#image-1-3")
     assert shown_classes(page) == []  # `identifiability` keeps none of tokens
-    assert "label's rank" in page.inner_text("#explorer-values")
+    assert "rank of the label" in page.inner_text("#explorer-values")
+
+
+def test_the_explorer_works_in_a_notebook(opened, run):
+    page = opened("notebook")
+    page.get_by_role("button", name="block 2").click()
+    assert page.inner_text("#explorer-token") == "[CLS], after block 2"
+    assert shown_classes(page) == expected_classes(run, 0, 2, 0)
 
 
 def test_tables_sort(opened):

@@ -113,7 +113,7 @@ def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("linen", (True, False))
-def test_files_of_models_that_average_normalised_tokens_are_refused(tmp_path, linen):
+def test_files_of_models_that_average_normalized_tokens_are_refused(tmp_path, linen):
     model = tiny.make(Config(**tiny.SHAPE, class_token=False))
     tiny.write_google(tmp_path / "m.npz", model, linen=linen)
     with pytest.raises(CheckpointError, match="without \\[CLS\\]"):

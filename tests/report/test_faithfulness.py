@@ -1,124 +1,96 @@
-"""The table of methods and its curves, against numbers from hand-made rows."""
-
-import csv
+"""Methods by protocols, against numbers from hand-made rows."""
 
 import numpy as np
 import pytest
+from fake_runs import KEPT, METHODS, fake_run
 
-from vitjax.report import document, faithfulness
+from vitjax.report import faithfulness
+from vitjax.report.faithfulness import COLUMNS, Curve, read_curve
+from vitjax.report.per_image import Run
 
-IMAGES, PATCHES = 9, 16
-METHODS = ("chefer", "class_projection", "random")
-KEPT = np.array([4, 8, 12], np.float32)
-SPEEDS = {"forward": 900.0, "chefer": 123.4, "random": 850.0}
-
-
-def rows_of(images, methods, draw):
-    """What a run of the recipe leaves, right or wrong by chance."""
-    rows = {
-        "kept": (("step",), KEPT),
-        "prediction_empty": (("image",), np.zeros(images, np.int32)),
-    }
-    for method in methods:
-        for order in faithfulness.ORDERS:
-            for kind, size, axis in (("removal", 3, "step"), ("pixels", 9, "level")):
-                right = draw.random((images, size)) < 0.6
-                rows[f"{kind}_{order}_{method}"] = (("image", axis), right)
-        for measure in ("pixel_accuracy", "mean_iou", "average_precision"):
-            values = draw.random(images).astype(np.float32)
-            rows[f"{measure}_{method}"] = (("image",), values)
-    return rows
+IMAGES = 9
+MEASURED = {"measured": {"images_per_second": {"chefer": 123.4, "random": 850.0}}}
 
 
 @pytest.fixture
-def make_faithful(make_run):
-    """make_faithful(...) -> a run of the recipe `faithfulness`."""
+def cells(report):
+    """cells(results) -> rows of the table by method and column."""
 
-    def make(*, images=IMAGES, methods=METHODS, seed=0, without=(), told=None, **more):
-        rows = rows_of(images, methods, np.random.default_rng(seed))
-        rows = {k: v for k, v in rows.items() if not k.startswith(tuple(without))}
-        rows |= more.pop("more", {})
-        manifest = {
-            "recipe": "faithfulness",
-            "recipe_options": {"methods": list(methods), "steps": 4},
-            "measured": {"images_per_second": SPEEDS},
-        }
-        return make_run(
-            images=images, more=rows, manifest=manifest | (told or {}), **more
-        )
+    def make(results):
+        data = report(results)[1]["faithfulness"].data
+        return data.set_index(["method", "column"]).to_dict("index")
 
     return make
 
 
-def curve(*correct):
-    """Curves of some images over equal parts of the way."""
+def curve(*correct, kept=None):
+    """Right or wrong at equal steps from nothing removed to everything."""
     values = np.array(correct, float)
-    return faithfulness.Curves(np.linspace(0, 1, values.shape[1]), values)
+    return Curve(np.arange(values.shape[1])[::-1], values)
 
 
-def cells(run):
-    table = faithfulness.table(run, name="a")
-    return {(row["method"], row["column"]): row for row in table}
+def without(*beginnings, **options):
+    """A run without arrays whose names begin so."""
+    results = fake_run("faithfulness", **options)
+    names = [n for n in results if n.startswith(beginnings)]
+    return results.drop_vars(names)
 
 
-def test_both_ends_are_there(make_faithful):
-    run = make_faithful()
-    right = run["prediction"][:] == run["label"][:]
-    removed = faithfulness.curves(run, "removal", "negative", "chefer")
-    np.testing.assert_allclose(removed.x, [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_array_equal(removed.correct[:, 0], right)
-    np.testing.assert_array_equal(removed.correct[:, -1], run["label"][:] == 0)
-    steps = run["removal_negative_chefer"][:]
+def test_both_ends_are_there():
+    results = fake_run("faithfulness")
+    run = Run(results)
+    removed = read_curve(run, "removal_negative", "chefer")
+    np.testing.assert_allclose(removed.removed, [0, 0.25, 0.5, 0.75, 1])
+    assert removed.kept.tolist() == [16, *KEPT[::-1], 0]
+    np.testing.assert_array_equal(removed.correct[:, 0], run.correct)
+    empty = results["prediction_empty"].values == run.label
+    np.testing.assert_array_equal(removed.correct[:, -1], empty)
+    steps = results["removal_negative_chefer"].values
     np.testing.assert_array_equal(removed.correct[:, 1:-1], steps[:, ::-1])
-    black = faithfulness.curves(run, "pixels", "positive", "random")
-    np.testing.assert_allclose(black.x, np.arange(10) / 10)
-    np.testing.assert_array_equal(black.correct[:, 0], right)
-    np.testing.assert_array_equal(black.correct[:, 1:], run["pixels_positive_random"])
+    black = read_curve(run, "pixels_positive", "random")
+    np.testing.assert_allclose(black.removed, np.arange(10) / 10)
+    np.testing.assert_array_equal(black.correct[:, 0], run.correct)
+    steps = results["pixels_positive_random"].values
+    np.testing.assert_array_equal(black.correct[:, 1:], steps)
 
 
-def test_areas_are_those_of_trapezoids(make_faithful):
-    run = make_faithful()
-    found = cells(run)
-    for kind, order in (("removal", "negative"), ("pixels", "positive")):
-        one = faithfulness.curves(run, kind, order, "chefer")
-        mean = one.correct.mean(0)
-        area = sum(
-            (mean[i] + mean[i + 1]) / 2 * (one.x[i + 1] - one.x[i])
-            for i in range(len(mean) - 1)
-        )
-        cell = found["chefer", f"{kind}_{order}"]
-        assert cell["value"] == pytest.approx(area / one.x[-1])
-        assert cell["low"] <= cell["value"] <= cell["high"]
-        assert cell["images"] == IMAGES
-    assert curve([1, 1, 1]).areas == pytest.approx([1])
-    assert curve([1, 0, 0], [1, 1, 0]).areas == pytest.approx([0.25, 0.75])
+def test_areas_are_those_of_trapezoids(cells):
+    results = fake_run("faithfulness")
+    rows, run = cells(results), Run(results)
+    for column in ("removal_negative", "pixels_positive"):
+        one = read_curve(run, column, "chefer")
+        area = np.trapezoid(one.correct, one.removed) / one.removed[-1]
+        np.testing.assert_allclose(one.areas(), area, rtol=1e-12)
+        row = rows["chefer", column]
+        assert row["value"] == pytest.approx(area.mean())
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["images"] == IMAGES
+    assert curve([1, 0, 0], [1, 1, 0]).areas() == pytest.approx([0.25, 0.75])
 
 
-def test_only_usable_images_count(make_faithful):
-    valid = np.arange(IMAGES) != 3
+def test_only_usable_images_count(cells):
     label = np.arange(IMAGES, dtype=np.int32) % 5
     label[6] = -1
-    run = make_faithful(change={"valid": valid, "label": label})
-    assert cells(run)["random", "mean_iou"]["images"] == IMAGES - 2
-    expected = np.delete(run["mean_iou_random"][:], [3, 6]).mean()
-    assert cells(run)["random", "mean_iou"]["value"] == pytest.approx(expected)
+    change = {"valid": np.arange(IMAGES) != 3, "label": label}
+    results = fake_run("faithfulness", change=change)
+    row = cells(results)["random", "mean_iou"]
+    expected = np.delete(results["mean_iou_random"].values, [3, 6]).mean()
+    assert row["images"] == IMAGES - 2
+    assert row["value"] == pytest.approx(expected)
 
 
 def test_published_area_on_a_full_curve():
     """Sum over counts 1 to n - 1, over the largest of them and n."""
-    draw = np.random.default_rng(0)
-    correct = draw.random((7, PATCHES + 1)) < 0.5  # from nothing removed to all
-    mean = correct.mean(0)[::-1][1:PATCHES]  # by counts kept
-    full = curve(*correct)
-    expected = mean.sum() / (mean.max() * PATCHES)
-    assert faithfulness.published_area(full, PATCHES) == pytest.approx(expected)
-    assert faithfulness.published_area(curve([0] * 17), PATCHES) == 0
-    ones = faithfulness.published_area(curve([1] * 17), PATCHES)
-    assert ones == pytest.approx((PATCHES - 1) / PATCHES)
+    correct = np.random.default_rng(0).random((7, 17)) < 0.5
+    mean = correct.mean(0)[::-1][1:16]  # by counts kept
+    area = curve(*correct).vilas2023_area()
+    assert area == pytest.approx(mean.sum() / (mean.max() * 16))
+    assert curve([0] * 17).vilas2023_area() == 0
+    assert curve([1] * 17).vilas2023_area() == pytest.approx(15 / 16)
 
 
 @pytest.mark.parametrize(
-    ("correct", "expected"),
+    "correct, expected",
     [
         ([[1, 1, 1, 1, 1]] * 4, 1.0),  # never drops
         ([[1, 0, 0, 0, 0]] * 4, 0.0),  # drops at once
@@ -128,106 +100,67 @@ def test_published_area_on_a_full_curve():
     ],
 )
 def test_removable_share(correct, expected):
-    value, low, high = faithfulness.removable(curve(*correct))
-    assert value == expected
-    assert low <= value <= high
+    value, low, high = curve(*correct).removable()
+    assert value == expected and low <= value <= high
 
 
-def test_removable_is_in_the_table(make_faithful):
-    run = make_faithful()
-    one = faithfulness.curves(run, "removal", "negative", "random")
-    cell = cells(run)["random", "removable"]
-    assert (cell["value"], cell["low"], cell["high"]) == faithfulness.removable(one)
-    assert np.isnan([cell["p"], cell["p_chefer"], cell["published"]]).all()
+def test_removable_has_no_test(cells):
+    results = fake_run("faithfulness")
+    row = cells(results)["random", "removable"]
+    expected = read_curve(Run(results), "removal_negative", "random").removable()
+    assert (row["value"], row["low"], row["high"]) == expected
+    assert np.isnan([row["p"], row["p_chefer"], row["published"]]).all()
 
 
-def test_tests_are_paired_with_random_and_chefer(make_faithful):
+def test_tests_are_paired_with_random_and_chefer(cells):
     better = np.linspace(0.6, 0.9, IMAGES).astype(np.float32)
-    more = {
-        "mean_iou_chefer": (("image",), better),
-        "mean_iou_random": (("image",), better - 0.3),
-        "mean_iou_class_projection": (("image",), better),
+    change = {
+        "mean_iou_chefer": better,
+        "mean_iou_random": better - np.float32(0.3),
+        "mean_iou_class_projection": better,
     }
-    found = cells(make_faithful(more=more))
+    rows = cells(fake_run("faithfulness", change=change))
     # All differences of one sign: 2 of 2**9 flips are as large.
-    assert 0.001 < found["chefer", "mean_iou"]["p"] < 0.01
-    assert found["class_projection", "mean_iou"]["p_chefer"] == 1
-    for method, column in (("random", "p"), ("chefer", "p_chefer")):
-        assert np.isnan(found[method, "mean_iou"][column])
-    alone = cells(make_faithful(methods=("class_projection",)))
-    cell = alone["class_projection", "removal_negative"]
-    assert np.isnan([cell["p"], cell["p_chefer"]]).all()
-    assert 0 <= cell["published"] <= 1
+    assert 0.001 < rows["chefer", "mean_iou"]["p"] < 0.01
+    assert rows["class_projection", "mean_iou"]["p_chefer"] == 1
+    assert np.isnan(rows["random", "mean_iou"]["p"])
+    assert np.isnan(rows["chefer", "mean_iou"]["p_chefer"])
+    alone = {"recipe_options": {"methods": ["class_projection"]}}
+    rows = cells(fake_run("faithfulness", manifest=alone))
+    row = rows["class_projection", "removal_negative"]
+    assert np.isnan([row["p"], row["p_chefer"]]).all() and 0 <= row["published"] <= 1
 
 
-def test_columns_are_those_of_which_there_are_rows(make_faithful, tmp_path):
-    without = ("pixel", "mean", "average")
-    run = make_faithful(without=without)
-    drawn = faithfulness.draw(tmp_path, ["a"], [run])
-    assert list(drawn["columns"]) == [
-        *("removal_negative", "removal_positive", "removable")
-    ]
-    assert [figure["key"] for figure in drawn["figures"]] == ["faithfulness_removal"]
-    undefined = np.full(IMAGES, np.nan, np.float32)
-    more = {f"mean_iou_{name}": (("image",), undefined) for name in METHODS}
-    run = make_faithful(without=("removal", "pixels"), more=more)
-    drawn = faithfulness.draw(tmp_path, ["a"], [run])
-    assert list(drawn["columns"]) == ["pixel_accuracy", "average_precision"]
-    assert drawn["figures"] == []
+def test_columns_are_those_of_which_there_are_rows(report):
+    figures, tables, _ = report(without("pixel", "mean", "average"))
+    headings = list(COLUMNS.values())
+    shown = tables["faithfulness"].shown
+    assert list(shown)[2:] == [*headings[:3], "images/s"]
+    assert "faithfulness_removal" in figures and "faithfulness_pixels" not in figures
+    nothing = np.full(IMAGES, np.nan, np.float32)
+    change = {f"mean_iou_{method}": nothing for method in METHODS}
+    figures, tables, _ = report(without("removal", "pixels", change=change))
+    shown = tables["faithfulness"].shown
+    assert list(shown)[2:] == [headings[5], headings[7], "images/s"]
+    assert not any(key.startswith("faithfulness") for key in figures)
 
 
-def test_files(make_faithful, make_run, tmp_path):
-    drawn = faithfulness.draw(tmp_path, ["a", "b"], [make_faithful(), make_run()])
-    for key in ("faithfulness_removal", "faithfulness_pixels"):
-        assert (tmp_path / f"{key}.png").read_bytes().startswith(b"\x89PNG")
-        with (tmp_path / f"{key}.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert {row["series"] for row in rows} == set(METHODS)
-        assert {row["panel"] for row in rows} == set(faithfulness.ORDERS.values())
-    with (tmp_path / "faithfulness.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 8 * len(METHODS)
-    speeds = {line["method"]: line["speed"] for line in drawn["lines"]}
-    assert speeds == {"chefer": 123.4, "class_projection": None, "random": 850.0}
-    assert faithfulness.draw(tmp_path, ["b"], [make_run()]) is None
-
-
-def test_runs_stand_side_by_side(make_faithful):
-    runs = [("a", make_faithful()), ("b", make_faithful(seed=1))]
-    rows = [
-        r for n, run in runs for r in faithfulness.curve_rows(run, "removal", name=n)
-    ]
-    panels = faithfulness.panels(rows, "removal")
-    assert len(panels) == 4 and {panel.stream for panel in panels} == {"a", "b"}
-    assert all(panel.title.endswith(f"({panel.stream})") for panel in panels)
-
-
-PAGES = {
-    "partial": dict(
-        told={"finished": None, "measured": None}, change={"done": np.arange(9) < 5}
-    ),
-    "one image": dict(images=1),
-    "no [CLS]": dict(fields={"class_token": False}),
-    "no labels": dict(change={"label": np.full(9, -1, np.int32)}),
-}
-
-
-@pytest.mark.parametrize("case", PAGES)
-def test_pages(make_faithful, tmp_path, case):
-    options = dict(PAGES[case])
-    run = make_faithful(**options, pictures=0)
-    page = document.write_report([run], tmp_path / "out").read_text("utf-8")
-    there = case != "no labels"
-    assert ("How faithful each method is" in page) == there
-    assert ("Faithfulness: pixels blackened" in page) == there
-    assert ('<td class="n">123</td>' in page) == (there and case != "partial")
-
-
-@pytest.mark.slow
-def test_names_are_escaped(make_faithful, tmp_path):
+def test_table_and_curves_of_several_runs(report):
     runs = [
-        make_faithful(told={"model": {"name": name}}, pictures=0)
-        for name in ("<b>&x", "y")
+        fake_run("faithfulness", manifest=MEASURED),
+        fake_run("faithfulness", seed=1),
     ]
-    page = document.write_report(runs, tmp_path / "out").read_text("utf-8")
-    assert "<td>&lt;b&gt;&amp;x</td><td>chefer</td>" in page
-    assert "<b>&x" not in page
+    figures, tables, _ = report(*runs, fake_run())
+    table = tables["faithfulness"]
+    assert len(table.data) == 2 * len(COLUMNS) * len(METHODS)
+    speeds = table.shown["images/s"].tolist()
+    assert speeds == ["123", "–", "850", "–", "–", "–"]
+    starred = table.shown[COLUMNS["mean_iou"]].str.endswith("*")
+    p = table.data[table.data["column"] == "mean_iou"]["p_chefer"]
+    assert starred.tolist() == (p < 0.05).tolist()
+    for key in ("faithfulness_removal", "faithfulness_pixels"):
+        panels = figures[key].panels()
+        assert len(panels) == 4 and list(panels)[0].endswith("first (vit_test (1))")
+        assert list(figures[key].series(figures[key].data)) == list(METHODS)
+    assert "faithfulness" not in report(fake_run())[1]
+    assert set(faithfulness.PANELS.values()) == set(figures[key].data["panel"])

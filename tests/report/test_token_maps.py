@@ -1,6 +1,5 @@
 """Maps of tokens and grids of images: arrays, drawings and numbers."""
 
-import base64
 import io
 
 import numpy as np
@@ -85,6 +84,13 @@ def test_without_labels_there_is_no_map():
     assert "predicted" in figure.html() and "block" not in figure.html()
 
 
+def test_the_border_does_not_hide_a_small_image():
+    (image, _) = token_maps.previews(Run(fake_run(masks=True)), limit=2)
+    assert image.image.shape == (48, 48, 3)  # 16 pixels, 4 patches: cells of 12
+    (image, _) = token_maps.previews(Run(fake_run()), limit=2)
+    assert image.image is image.pixels
+
+
 def test_an_image_of_several_runs_is_one_card():
     figure = figure_of(fake_run(), fake_run(seed=1, depth=5))
     assert [[one.run.name for one in card] for card in figure.cards] == [["a", "b"]] * 2
@@ -118,23 +124,6 @@ def test_the_border_is_where_the_mask_ends():
     assert not changed[22:38, 22:38].any()
     whole = token_maps.draw_map(ranks, classes=10, side=60, mask=mask | True)
     np.testing.assert_array_equal(whole, plain)
-
-
-def test_small_images_are_enlarged_under_the_border():
-    (masked, _), (plain, _) = (
-        token_maps.previews(Run(fake_run(masks=masks)), limit=2)
-        for masks in (True, False)
-    )
-    assert masked.image.shape == (48, 48, 3)  # 16 pixels, 4 patches: cells of 12
-    assert plain.image is plain.pixels
-
-
-@pytest.mark.parametrize("kind", ("png", "jpeg"))
-def test_an_image_in_the_page_is_the_same_image(kind):
-    image = np.full((5, 7, 3), (10, 90, 200), np.uint8)
-    head, _, content = token_maps.image_url(image, kind=kind).partition(",")
-    assert head == f"data:image/{kind};base64"
-    assert np.abs(pixels_of(base64.b64decode(content)) - image).max() <= 3
 
 
 @pytest.mark.parametrize(

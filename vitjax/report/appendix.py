@@ -15,6 +15,7 @@ from vitjax.recipes.schema import KINDS, SYSTEMS
 from vitjax.report import style
 from vitjax.report.curves import FigureTable, Rows, figures_of, line
 from vitjax.report.figure import ReportOptions, Section
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 from vitjax.statistics import Alternative, holm, sign_flip_test, wilcoxon_test
 
@@ -35,10 +36,9 @@ def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows
     """Boxes of kinds of tokens; the first of two that exist is tested."""
     kinds = [kind for kind in kinds if kind in run.tokens]
     values = [run.curve(kind).astype(np.float64) for kind in kinds]
-    p = [np.nan] * len(kinds)
+    p: list[Any] = [np.nan] * len(kinds)
     if len(kinds) == 2:
-        test = sign_flip_test(values[0] - values[1], alternative=alternative)
-        p[0] = holm(test)
+        p[0] = holm(sign_flip_test(values[0] - values[1], alternative=alternative))
     for place, kind in enumerate(kinds):
         yield box_rows(
             line(
@@ -63,7 +63,7 @@ def class_value_boxes(run: Run) -> Rows:
         yield box_rows(rows, values, holm(wilcoxon_test(values, control)))
 
 
-def box_rows(rows: pd.DataFrame, values: np.ndarray, p_holm: Any) -> pd.DataFrame:
+def box_rows(rows: Frame, values: np.ndarray, p_holm: Any) -> Frame:
     """Rows with the boxes of their values, [unit, layer], and with p-values.
 
     Whiskers are the most extreme values within 1.5 interquartile ranges of the box.
@@ -88,7 +88,7 @@ def box_rows(rows: pd.DataFrame, values: np.ndarray, p_holm: Any) -> pd.DataFram
 def agreement_classes(run: Run) -> Rows:
     """The published `key_val_agr`: a dot per class."""
 
-    def by_class(name: str, system: str) -> pd.DataFrame:
+    def by_class(name: str, system: str) -> Frame:
         values = run.metric(name, system=system, convention="paper")
         return pd.DataFrame(values.astype(np.float64)).groupby(run.label).mean()
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vitjax.report.figure import Figure
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 from vitjax.statistics import bootstrap_mean
 
@@ -36,23 +37,17 @@ def line(
     panel: str,
     series: str,
     style: int,
-    values: Float[np.ndarray, "unit x"],
+    values: Shaped[np.ndarray, "unit x"],
     *,
     chance: float | Float[np.ndarray, " x"] = np.nan,
     axis: Mapping[str, Any] | None = None,
-) -> pd.DataFrame:
-    """The rows of one series of a run.
+) -> Frame:
+    """The rows of one series of a run; its horizontal axis are blocks by default.
 
-    Args:
-        run: whose.
-        panel: title of its axes.
-        series: its name.
-        style: which color and marker.
-        values: one per image or class; NaN where it has none.
-        chance: level, or one for each x.
-        axis: columns of the horizontal axis; by default blocks.
+    Values are NaN where an image (or class) has none; `chance` is a level, or one for
+    each x.
     """
-    rows = {
+    columns = {
         "run": run.name,
         "panel": panel,
         "series": series,
@@ -61,10 +56,10 @@ def line(
         **intervals(values),
         "chance": chance,
     }
-    return pd.DataFrame(rows)
+    return pd.DataFrame(columns)
 
 
-Rows = Iterator[pd.DataFrame]
+Rows = Iterator[Frame]
 """The rows of a figure, series by series."""
 
 FigureTable = Mapping[str, tuple[Callable[[Run], Rows], str, str, Mapping[str, Any]]]

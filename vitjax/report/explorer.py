@@ -26,7 +26,7 @@ from jaxtyping import Float, Int16
 from vitjax.recipes import schema
 from vitjax.report.map_grid import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
-from vitjax.report.templates import read_text, render
+from vitjax.report.templates import render
 from vitjax.report.token_maps import LOSSLESS, Preview, image_url, previews
 
 ARRAYS = {
@@ -66,7 +66,6 @@ def explorer_html(runs: Sequence[Run], *, limit: int = 200) -> str:
         data=to_json({"runs": entries, "colors": colors}),
         packs=packs,
         complete=all(ARRAYS["classes"] in run for run in runs),
-        script=read_text("explorer.js"),
     )
 
 

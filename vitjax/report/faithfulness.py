@@ -16,6 +16,7 @@ from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
 from vitjax.report.curves import BAND, FigureTable, Rows, figures_of, line
 from vitjax.report.figure import ReportOptions, Section, Table, with_interval
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 
@@ -211,7 +212,7 @@ FIGURES: FigureTable = {
 }
 
 
-def method_table(runs: Sequence[Run], rows: pd.DataFrame) -> Table:
+def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     """A line per run and method, a column per protocol; *: differs from Chefer's."""
     cells = [
         with_interval(row["value"], row["low"], row["high"])

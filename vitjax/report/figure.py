@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitjax.report import marks, style
+from vitjax.report.marks import Frame
 
 CELL = (4.1, 2.85)
 MARGIN = (0.66, 0.47, 0.12, 0.34)
@@ -44,8 +45,8 @@ class Table:
     key: str
     title: str
     caption: str
-    data: pd.DataFrame
-    shown: pd.DataFrame | None = None
+    data: Frame
+    shown: Frame | None = None
 
     def csv(self) -> str:
         """All its numbers; missing ones are left empty."""
@@ -101,7 +102,7 @@ class Figure:
     key: str
     title: str
     caption: str
-    data: pd.DataFrame
+    data: Frame
     y_label: str
     mark: Mark = "line"
     x: str = "layer"
@@ -116,7 +117,7 @@ class Figure:
     quartiles: bool = False
     hidden: Sequence[str] = ("style",)
 
-    def panels(self) -> dict[str, pd.DataFrame]:
+    def panels(self) -> dict[str, Frame]:
         """Title -> rows of each pair of axes."""
         several = "run" in self.facets and self.data["run"].nunique() > 1
         panels = {}
@@ -124,7 +125,7 @@ class Figure:
             panels[f"{panel} ({run[0]})" if several else panel] = rows
         return panels
 
-    def series(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def series(self, rows: Frame) -> dict[str, Frame]:
         """Name -> rows of each series of some rows."""
         return {str(name): line for name, line in rows.groupby(self.color, sort=False)}
 
@@ -171,7 +172,7 @@ class Figure:
             key, buffer = f"{self.key}{place}", io.StringIO()
             with style.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
                 canvas = Canvas(figsize=CELL)
-                self._draw(_axes(canvas, 0, 0), title, rows)
+                self._draw(_axes(canvas, 0.0, 0.0), title, rows)
                 canvas.savefig(
                     buffer, format="svg", transparent=True, metadata={"Date": None}
                 )
@@ -220,7 +221,7 @@ class Figure:
             f'<figcaption style="max-width:50rem">{caption}</figcaption></figure>'
         )
 
-    def _levels(self, rows: pd.DataFrame) -> list[float]:
+    def _levels(self, rows: Frame) -> list[float]:
         """Chance levels of some rows, one for each number of classes."""
         levels = [] if self.chance_label else rows[self.chance].dropna().unique()
         return sorted(map(float, levels))
@@ -232,7 +233,7 @@ class Figure:
         text = f"chance {levels}" if levels else self.chance_label
         return [text] if text else []
 
-    def _draw(self, axes: Any, title: str, rows: pd.DataFrame) -> marks.Handles:
+    def _draw(self, axes: Any, title: str, rows: Frame) -> marks.Handles:
         """Fill one pair of axes; handles of a legend by name."""
         from matplotlib.ticker import MaxNLocator
 
@@ -257,7 +258,7 @@ class Figure:
         axes.set_ylim(*self._limits(self.data if self.share_y else rows))
         return handles
 
-    def _limits(self, rows: pd.DataFrame) -> tuple[float, float]:
+    def _limits(self, rows: Frame) -> tuple[float, float]:
         """Vertical range from zero that holds all that is drawn, and a margin."""
         if self.limits is not None:
             return self.limits
@@ -288,7 +289,7 @@ class Figure:
         )
         return f'<ul class="legend">{items}</ul>'
 
-    def _numbers(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _numbers(self, rows: Frame) -> Frame:
         """Means with their intervals, a column per series."""
         columns = {}
         for name, line in self.series(rows).items():
@@ -319,12 +320,12 @@ def with_interval(mean: float, low: float, high: float) -> str:
     return number(mean) + (f" [{number(low)}, {number(high)}]" if low == low else "")
 
 
-def to_csv(data: pd.DataFrame) -> str:
+def to_csv(data: Frame) -> str:
     """Rows as CSV; missing numbers are left empty."""
     return data.to_csv(index=False, float_format="%.8g", lineterminator="\n")
 
 
-def to_html(data: pd.DataFrame, *classes: str) -> str:
+def to_html(data: Frame, *classes: str) -> str:
     """Rows as a table; fractions with three digits."""
     options: dict[str, Any] = {"index": False, "border": 0, "na_rep": "–"}
     classes = ("numbers", *classes)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from vitjax.recipes.schema import KINDS, RANK_REFINED, STREAMS
 from vitjax.report import style
-from vitjax.report.curves import BAND, FigureTable, figures_of, intervals, line
+from vitjax.report.curves import BAND, FigureTable, Rows, figures_of, intervals, line
 from vitjax.report.figure import (
     Figure,
     ReportOptions,
@@ -17,6 +17,7 @@ from vitjax.report.figure import (
     number,
     with_interval,
 )
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import MEASURES, Run
 from vitjax.runner.results import Results
 
@@ -48,12 +49,12 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     )
 
 
-def curve_rows(run: Run) -> pd.DataFrame:
+def curve_rows(run: Run) -> Frame:
     """The numbers of every curve of a run: stream, measure, kind of tokens, block."""
     values = run.curves.values
     axes = [run.streams, MEASURES, run.tokens, range(run.config.depth)]
     names = ["stream", "measure", "tokens", "layer"]
-    rows = pd.MultiIndex.from_product(axes, names=names).to_frame(index=False)
+    rows: Frame = pd.MultiIndex.from_product(axes, names=names).to_frame(index=False)
     rows = rows[["stream", "tokens", "measure", "layer"]]
     rows.insert(0, "run", run.name)
     quartiles = np.full((2, *values.shape[1:]), np.nan)
@@ -102,12 +103,8 @@ GROUPS = {
 """Measure -> kinds of tokens that share axes: rates often differ tenfold."""
 
 
-def curve_figures(curves: pd.DataFrame) -> Iterator[Figure]:
-    """Identifiability and its rate: kinds of tokens side by side, or runs.
-
-    Args:
-        curves: `curve_rows` of one or more runs.
-    """
+def curve_figures(curves: Frame) -> Iterator[Figure]:
+    """Identifiability and its rate: kinds of tokens side by side, or several runs."""
     runs = list(curves["run"].unique())
     depth = curves["run"].map(curves.groupby("run")["layer"].max() + 1)
     relative = depth.nunique() > 1
@@ -143,7 +140,7 @@ def curve_figures(curves: pd.DataFrame) -> Iterator[Figure]:
         )
 
 
-def panel_titles(rows: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Series:
+def panel_titles(rows: Frame, groups: Sequence[Sequence[str]]) -> pd.Series:
     """Stream, where there are several, and kinds of tokens of each row's panel."""
     titles = dict(KINDS)
     for group in groups:
@@ -157,9 +154,9 @@ def panel_titles(rows: pd.DataFrame, groups: Sequence[Sequence[str]]) -> pd.Seri
     return rows["stream"].map(streams) + ": " + words
 
 
-def refined(run: Run, measure: str) -> Iterator[pd.DataFrame]:
+def refined(run: Run, measure: str) -> Rows:
     """Answers of token-refinement modules, beside the projected pooled token."""
-    if RANK_REFINED() not in run or run.config.depth == 1:
+    if RANK_REFINED() not in run:
         return
     ranks = run.read(RANK_REFINED())
     answers = {
@@ -202,7 +199,7 @@ TOP1 = "top-1 accuracy"
 DIFFERENCE = "identifiability of object minus context tokens, last block"
 
 
-def summary(results: Results) -> pd.DataFrame:
+def summary(results: Results) -> Frame:
     """The numbers to quote for a run, with 95 % bootstrap intervals over images.
 
     Args:
@@ -215,7 +212,7 @@ def summary(results: Results) -> pd.DataFrame:
     return summary_rows(Run(results)).drop(columns="run")
 
 
-def summary_rows(run: Run) -> pd.DataFrame:
+def summary_rows(run: Run) -> Frame:
     """`summary`, with a column of the run's name before the others."""
 
     def last(kind: str, measure: str = "identifiability") -> np.ndarray:
@@ -252,7 +249,7 @@ def summary_rows(run: Run) -> pd.DataFrame:
     )
 
 
-def summary_table(runs: Sequence[Run], data: pd.DataFrame) -> Table:
+def summary_table(runs: Sequence[Run], data: Frame) -> Table:
     """A line per quantity, a column per run."""
     cells = [
         with_interval(*cell) for cell in zip(data["value"], data["low"], data["high"])
@@ -278,14 +275,8 @@ def summary_table(runs: Sequence[Run], data: pd.DataFrame) -> Table:
     )
 
 
-def describe(run: Run, curves: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
-    """What the numbers of a run say, in sentences.
-
-    Args:
-        run: which used at least one image.
-        curves: its `curve_rows`.
-        summary: its `summary_rows`.
-    """
+def describe(run: Run, curves: Frame, summary: Frame) -> list[str]:
+    """What `curve_rows` and `summary_rows` of a run say, in sentences."""
     rows = summary.set_index("quantity").to_dict("index")
     share = {
         name: with_interval(row["value"], row["low"], row["high"])
@@ -315,7 +306,7 @@ def describe(run: Run, curves: pd.DataFrame, summary: pd.DataFrame) -> list[str]
     ]
 
 
-def describe_rise(curves: pd.DataFrame, kind: str) -> str:
+def describe_rise(curves: Frame, kind: str) -> str:
     """How identifiability of the block outputs rises at one kind of tokens."""
     where = "stream == 'residual' and measure == 'identifiability' and tokens == @kind"
     rows = curves.query(where)

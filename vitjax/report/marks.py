@@ -5,14 +5,19 @@ each in a legend.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from vitjax.report.style import COLORS, INK, MARKERS, MUTED, PAPER
 
-Series = Mapping[str, pd.DataFrame]
+if TYPE_CHECKING:  # pandas has no stubs, and what it infers is often wrong
+    Frame: TypeAlias = Any
+else:
+    Frame = pd.DataFrame
+
+Series = Mapping[str, Frame]
 Handles = dict[str, Any]
 
 DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (5, 3))}
@@ -25,7 +30,7 @@ MANY_DOTS = 2000
 """More dots become an image within an SVG, or a page grows by megabytes."""
 
 
-def color(rows: pd.DataFrame) -> str:
+def color(rows: Frame) -> str:
     """The color of a series."""
     return COLORS[rows["style"].iloc[0] % len(COLORS)]
 
@@ -199,7 +204,7 @@ EXTENT = {
 """Columns that the vertical axis of a mark holds."""
 
 
-def chance_along(axes: Any, rows: pd.DataFrame, figure: Any) -> Any:
+def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:
     """Chance that differs along the axis: a line, or the legend of pale bars."""
     if figure.mark == "stacked":
         from matplotlib.patches import Patch

@@ -10,7 +10,7 @@ from vitjax.report.figure import ReportOptions, Section, number
 from vitjax.report.per_image import Run, as_runs, short_data
 from vitjax.report.provenance import provenance
 from vitjax.report.section import sections
-from vitjax.report.templates import read_text, render
+from vitjax.report.templates import render
 from vitjax.runner.results import Results
 
 ARXIV_URL = "https://arxiv.org/abs/2310.18969"
@@ -26,13 +26,9 @@ def write_report(
 ) -> Any:
     """Write a page about one run, or about several side by side.
 
-    `report.html` needs no other file. Beside it, `figures/` receives every figure as
-    PNG and every number as CSV under the same name. Files of an earlier report are
-    replaced.
-
-    The page's token explorer shows the images that a run kept. A run of the recipe
-    `tokens` beside another one of the same model and data adds its explorer to that
-    one, nothing else.
+    `report.html` needs no other file; `figures/` receives every figure as PNG and its
+    numbers as CSV. Files of an earlier report are replaced. A run of the recipe
+    `tokens` beside another one of the same model and data only adds its explorer to it.
 
     Args:
         runs: rows of recipes with ranks, such as `identifiability`, finished or not.
@@ -93,23 +89,22 @@ def write_files(folder: Any, section: Section) -> None:
     for figure in figures:
         (folder / f"{figure.key}.png").write_bytes(figure.png())
     for item in (*figures, *section.tables):
-        (folder / f"{item.key}.csv").write_text(item.csv())
+        (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
 
 
 def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> str:
     """The page as HTML."""
     tables = {table.key: table.data for section in made for table in section.tables}
-    one = len(runs) == 1
+    tiled = len(runs) == 1 and "summary" in tables
     return render(
         "report.html.jinja",
         title=title(runs),
         runs=runs,
-        tiles=tables["summary"][:3].to_dict("records") if one and made else [],
+        tiles=tables["summary"].head(3).to_dict("records") if tiled else [],
         sentences=sentences(runs, made),
         sections=made,
         explorer=explorer,
         provenance=provenance,
-        sorting=read_text("sorting.js"),
         colors=list(zip(style.COLORS, style.DARK)),
         number=number,
         paper=ARXIV_URL,
@@ -129,8 +124,9 @@ def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[st
 
 def title(runs: Sequence[Run]) -> str:
     """Which models on which data."""
-    data = {short_data(run.manifest) for run in runs}
-    names = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    return f"Class identifiability: {names}" + "".join(
-        f" on {name}" for name in data if len(data) == 1
+    names = (
+        ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     )
+    data = {short_data(run.manifest) for run in runs}
+    where = f" on {data.pop()}" if len(data) == 1 else ""
+    return f"Class identifiability: {names}{where}"

@@ -32,6 +32,7 @@ from vitjax.report.figure import (
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 from vitjax.statistics import sign_flip_test
 
@@ -264,7 +265,7 @@ FIGURES: FigureTable = {
 }
 
 
-def edit_rows(run: Run) -> pd.DataFrame:
+def edit_rows(run: Run) -> Frame:
     """What every intervention does to the same tokens and to the predictions.
 
     Share of identifiable image tokens in the last block, among those that exist after
@@ -300,9 +301,13 @@ def edit_rows(run: Run) -> pd.DataFrame:
     )
 
 
-def edit_table(rows: pd.DataFrame) -> Table:
+def edit_table(rows: Frame) -> Table:
     """Interventions as the page shows them."""
     changes = zip(rows["change"], rows["low"], rows["high"])
+    shown = rows.drop(columns=["intervention", "low", "high"]).assign(
+        change=[with_interval(*change) for change in changes],
+        p=rows["p"].map("{:.2g}".format),
+    )
     return Table(
         key="edits",
         title="What interventions do",
@@ -311,17 +316,12 @@ def edit_table(rows: pd.DataFrame) -> Table:
         "once, one without such tokens not at all. p: two-sided sign-flip test of the "
         "per-image changes, not corrected for the number of rows.",
         data=rows,
-        shown=pd.DataFrame(
-            {
-                "run": rows["run"],
-                "intervention": rows["words"],
-                "identifiable before": rows["before"],
-                "after": rows["after"],
-                "change": [with_interval(*change) for change in changes],
-                "p": rows["p"].map("{:.2g}".format),
-                "accuracy before": rows["accuracy_before"],
-                "accuracy after": rows["accuracy_after"],
-                "images": rows["images"],
+        shown=shown.rename(
+            columns={
+                "words": "intervention",
+                "before": "identifiable before",
+                "accuracy_before": "accuracy before",
+                "accuracy_after": "accuracy after",
             }
         ),
     )
@@ -336,7 +336,7 @@ DESCRIBED = {
 """Interventions with a sentence: its beginning, the random control."""
 
 
-def describe_edits(rows: pd.DataFrame) -> Iterator[str]:
+def describe_edits(rows: Frame) -> Iterator[str]:
     """What interventions of one run do, removals beside their random control."""
     by_name = rows.set_index("intervention").to_dict("index")
     for name, (begin, control) in DESCRIBED.items():
@@ -356,7 +356,7 @@ def describe_edits(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def published_rows(
-    run: Run, edits: pd.DataFrame, published: dict[str, Any]
+    run: Run, edits: Frame, published: dict[str, Any]
 ) -> Iterator[tuple[str, float, float]]:
     """(quantity, this run's number, the paper's); none for other models and data."""
     name, data = run.manifest["model"]["name"], str(run.manifest["data"]["id"])
@@ -378,9 +378,7 @@ def published_rows(
             yield words, row["after"], numbers[key]
 
 
-def published_tables(
-    runs: Sequence[Run], edits: dict[str, pd.DataFrame]
-) -> Iterator[Table]:
+def published_tables(runs: Sequence[Run], edits: dict[str, Frame]) -> Iterator[Table]:
     """The paper's numbers beside those of whole runs on its models and data."""
     path = resources.files("vitjax.report").joinpath("published.json")
     published = json.loads(path.read_text("utf-8"))

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from vitjax.analysis.interventions import Convention
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.recipes import schema
 from vitjax.report.per_image import Run
@@ -24,7 +25,7 @@ published code compares the MLP with the block's input."""
 CATEGORIES = ("previous", "attention", "mlp", "several", "composed")
 """Where the top class after a block comes from: see `vitjax.residual_composition`."""
 
-CONVENTIONS = {"paper": "paper", "vilas2023": "vilas2023_code"}
+CONVENTIONS: dict[str, Convention] = {"paper": "paper", "vilas2023": "vilas2023_code"}
 AGREEMENTS = {
     "paper": (schema.AGREEMENT, schema.CHANCE),
     "vilas2023": (schema.AGREEMENT_VILAS2023, schema.CHANCE_VILAS2023),
@@ -69,9 +70,7 @@ def paper_metrics(run: Run) -> PaperMetrics:
     )
 
 
-def _window(
-    run: Run, images: Int[np.ndarray, " image"], interventions: list[str]
-) -> PaperMetrics:
+def _window(run: Run, images: Any, interventions: list[str]) -> PaperMetrics:
     """The metrics of some images, without those of the weights."""
 
     def read(name: str) -> np.ndarray:

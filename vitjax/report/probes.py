@@ -1,15 +1,16 @@
 """Section 8 of the paper: linear probes against projection, and what both cost."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from vitjax.recipes import schema
-from vitjax.report.curves import BAND, FigureTable, figures_of, line
+from vitjax.report.curves import BAND, FigureTable, Rows, figures_of, line
 from vitjax.report.figure import ReportOptions, Section, Table
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 
 READERS = {"linear probe": schema.RANK_PROBE, "class projection": schema.RANK}
@@ -44,7 +45,7 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     )
 
 
-def top1(run: Run, kind: str) -> Iterator[pd.DataFrame]:
+def top1(run: Run, kind: str) -> Rows:
     """Top-1 accuracy of probes and of the projection, block by block."""
     for stream, panel in schema.STREAMS.items() if kind in run.tokens else ():
         if schema.RANK_PROBE(stream) in run:
@@ -64,7 +65,7 @@ def hit_rate(run: Run, name: str, kind: str) -> Float[np.ndarray, "image layer"]
     )
 
 
-def removal(run: Run) -> Iterator[pd.DataFrame]:
+def removal(run: Run) -> Rows:
     """Accuracy while tokens go, from none removed on, in the orders of importance."""
     patches = run.config.patches
     kept = np.array([*run.manifest["recipe_options"]["keep_counts"], patches])
@@ -116,7 +117,7 @@ FIGURES: FigureTable = {
 COSTS = ("probes", "projection")
 
 
-def cost_rows(run: Run) -> pd.DataFrame:
+def cost_rows(run: Run) -> Frame:
     """What probes and the projection took; seconds are NaN for parts not run yet."""
     study, images = run.manifest["study"], run.manifest["data"]["images"]
     seconds, size = study["seconds"], study["bytes"]

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from vitjax.report import (
     appendix,
     faithfulness,
@@ -13,6 +11,7 @@ from vitjax.report import (
     tests,
 )
 from vitjax.report.figure import Figure, ReportOptions, Section, Table
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run, as_runs
 from vitjax.runner.results import Results
 
@@ -69,7 +68,7 @@ def figures(
 
 def tables(
     results: Results | Sequence[Results], options: ReportOptions = ReportOptions()
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, Frame]:
     """Every table of numbers that `vitjax report` writes of some runs, by name.
 
     Args and errors are those of `figures`.

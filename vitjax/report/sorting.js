@@ -1,18 +1,16 @@
 "use strict";
-// Tables of class "sortable": a click on a column's head sorts by it, again reverses.
+// Tables: numbers stand to the right; a click on a column's head sorts "sortable" ones.
 (() => {
-  const value = (row, column) => {
-    const text = row.cells[column].textContent.trim().replaceAll("−", "-").replaceAll(",", "");
-    const number = parseFloat(text);
-    return Number.isNaN(number) ? text : number;
-  };
+  const textOf = (row, column) => row.cells[column]?.textContent.trim() ?? "";
+  const isMissing = (text) => text === "" || text === "–";
+  const numberOf = (text) => parseFloat(text.replaceAll("−", "-").replaceAll(",", ""));
 
-  // Numbers first, by size; then words; what is missing last, whichever way.
-  function compare(one, other, way) {
-    const missing = (v) => v === "" || v === "–";
-    if (missing(one) || missing(other)) return missing(one) - missing(other);
-    if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
-    return way * (typeof one === "number" ? one - other : one.localeCompare(other));
+  // Numbers first, by size; then words; what is missing last in either direction.
+  function compare(one, other, sign) {
+    if (isMissing(one) || isMissing(other)) return isMissing(one) - isMissing(other);
+    const [x, y] = [numberOf(one), numberOf(other)];
+    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+    return sign * (Number.isNaN(x) ? one.localeCompare(other) : x - y);
   }
 
   function sort(table, heads, column) {
@@ -20,8 +18,18 @@
     heads.forEach((head) => head.removeAttribute("aria-sort"));
     heads[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
     const rows = [...table.rows].slice(1);
-    rows.sort((one, other) => compare(value(one, column), value(other, column), descending ? -1 : 1));
+    const sign = descending ? -1 : 1;
+    rows.sort((one, other) => compare(textOf(one, column), textOf(other, column), sign));
     rows[0]?.parentNode.append(...rows);
+  }
+
+  for (const table of document.querySelectorAll("table.numbers")) {
+    const [head, ...rows] = table.rows;
+    [...head.cells].forEach((cell, column) => {
+      const texts = rows.map((row) => textOf(row, column));
+      if (!texts.every((text) => isMissing(text) || /^[−\d]/.test(text))) return;
+      for (const row of table.rows) row.cells[column].classList.add("n");
+    });
   }
 
   for (const table of document.querySelectorAll("table.sortable")) {

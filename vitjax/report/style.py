@@ -73,7 +73,8 @@ def settings(**more: Any) -> AbstractContextManager:
         "legend.frameon": False,
         "legend.fontsize": 8.5,
     }
-    return rc_context(shared | more)
+    shared |= more
+    return rc_context(shared)
 
 
 KINDS = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}

@@ -1,12 +1,7 @@
-"""The HTML templates and scripts of a report."""
+"""The HTML templates of a report, in files beside this one."""
 
-from importlib import resources
+import pathlib
 from typing import Any
-
-
-def read_text(name: str) -> str:
-    """A file beside this one."""
-    return resources.files("vitjax.report").joinpath(name).read_text("utf-8")
 
 
 def render(name: str, **context: Any) -> str:
@@ -14,9 +9,10 @@ def render(name: str, **context: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.from_string(read_text(name)).render(context)
+    return environment.get_template(name).render(context)

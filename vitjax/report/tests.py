@@ -1,5 +1,6 @@
 """Tests of significance, block by block, corrected over the blocks of each quantity."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,8 +9,9 @@ from jaxtyping import Float
 
 from vitjax.recipes import schema
 from vitjax.recipes.schema import CONTROLS, SYSTEMS
-from vitjax.report.curves import mean
+from vitjax.report.curves import Rows, mean
 from vitjax.report.figure import ReportOptions, Section, Table
+from vitjax.report.marks import Frame
 from vitjax.report.paper_metrics import COMPARED, CONVENTIONS, UPDATES
 from vitjax.report.per_image import Run
 from vitjax.statistics import (
@@ -58,7 +60,7 @@ def tested(
     quantity: str,
     difference: Float[np.ndarray, " layer"],
     p: Float[np.ndarray, " layer"],
-) -> pd.DataFrame:
+) -> Frame:
     """The tests of one quantity, with corrected p-values."""
     return pd.DataFrame(
         {
@@ -75,14 +77,14 @@ def tested(
 
 def sign_flips(
     run: Run, quantity: str, values: Differences, resamples: int = 9999
-) -> pd.DataFrame:
+) -> Frame:
     """Per-image differences whose mean is 0 by chance."""
     values = values.astype(np.float64)
     p = sign_flip_test(values, resamples=resamples)
     return tested(run, quantity, mean(values), p)
 
 
-def object_tests(run: Run) -> Iterator[pd.DataFrame]:
+def object_tests(run: Run) -> Rows:
     """Object against context tokens of the same image, in every stream."""
     if "object" in run.tokens and len(run.image):
         for stream in run.streams:
@@ -111,7 +113,7 @@ def above_chance(run: Run) -> Iterator[tuple[str, Differences]]:
             yield name, run.metric("agreement", **where) - chance
 
 
-def paper_tests(run: Run) -> Iterator[pd.DataFrame]:
+def paper_tests(run: Run) -> Rows:
     """Tests of what only the recipe `paper` has."""
     for name, values in above_chance(run):
         yield sign_flips(run, name, values, resamples=1999)
@@ -135,14 +137,11 @@ def right_minus_wrong(run: Run, values: Differences) -> Float[np.ndarray, " laye
     return values[run.correct].mean(0) - values[~run.correct].mean(0)
 
 
-def token_tests(run: Run, *, kind: str, subset: int) -> Iterator[pd.DataFrame]:
+def token_tests(run: Run, *, kind: str, subset: int) -> Rows:
     """Object against context tokens by tests that take tokens for exchangeable.
 
-    Args:
-        run: tested where it has masks.
-        kind: "within_images" permutes tokens within each image; "vilas2023" shuffles
-            those of all images together, 300 times, as the published code.
-        subset: the first so many images; the quantity's name says how many.
+    "within_images" permutes tokens within each of the first `subset` images;
+    "vilas2023" shuffles those of all together, 300 times, as the published code.
     """
     if "object" not in run.tokens or not len(run.image):
         return
@@ -166,7 +165,7 @@ def token_tests(run: Run, *, kind: str, subset: int) -> Iterator[pd.DataFrame]:
         yield tested(run, name, difference, p)
 
 
-def accuracy_tests(run: Run) -> Iterator[pd.DataFrame]:
+def accuracy_tests(run: Run) -> Rows:
     """Right against wrong images as the published code tests them.
 
     Key-value agreement in the code's definition at token 0, which without a [CLS] token
@@ -180,37 +179,27 @@ def accuracy_tests(run: Run) -> Iterator[pd.DataFrame]:
         yield tested(run, name, right_minus_wrong(run, hits), p)
 
 
-def control_tests(runs: Sequence[Run]) -> Iterator[pd.DataFrame]:
+def control_tests(runs: Sequence[Run]) -> Rows:
     """Trained models against randomly initialized ones on the same images.
 
     For every pair of runs of one architecture and one data set of which one has random
     weights.
     """
-
-    def pairs(run: Run) -> list[Run]:
-        """The random controls of a trained run."""
-        return [
-            other
-            for other in runs
-            if run.manifest["model"].get("sha256") is not None
-            and other.manifest["model"].get("sha256") is None
-            and other.manifest["data"]["id"] == run.manifest["data"]["id"]
-            and other.config == run.config
-        ]
-
-    for run in runs:
-        for control in pairs(run):
-            _, left, right = np.intersect1d(
-                run.image, control.image, return_indices=True
-            )
-            kinds = [kind for kind in run.tokens if kind in control.tokens]
-            for kind in kinds if len(left) else ():
-                values = run.curve(kind)[left].astype(np.float64)
-                name = f"identifiability of {kind} tokens above the random control"
-                yield sign_flips(run, name, values - control.curve(kind)[right])
+    for run, control in itertools.product(runs, runs):
+        models = run.manifest["model"], control.manifest["model"]
+        random = [model.get("sha256") is None for model in models]
+        same_data = run.manifest["data"]["id"] == control.manifest["data"]["id"]
+        if random != [False, True] or not same_data or run.config != control.config:
+            continue
+        _, left, right = np.intersect1d(run.image, control.image, return_indices=True)
+        kinds = [kind for kind in run.tokens if kind in control.tokens]
+        for kind in kinds if len(left) else ():
+            values = run.curve(kind)[left].astype(np.float64)
+            name = f"identifiability of {kind} tokens above the random control"
+            yield sign_flips(run, name, values - control.curve(kind)[right])
 
 
-def significant(rows: pd.DataFrame) -> pd.DataFrame:
+def significant(rows: Frame) -> Frame:
     """In which blocks each quantity is larger than chance, after Holm's correction."""
     blocks = rows["layer"].astype(str).where(rows["p_holm"] <= 0.05)
     words = blocks.groupby([rows["run"], rows["quantity"]], sort=False).agg(

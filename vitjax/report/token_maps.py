@@ -160,15 +160,22 @@ def shown_layers(depth: int, *, count: int = 6) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class MapFigure(Figure):
-    """Previews and their maps; a card holds those of one image, one of each run."""
+    """Previews and their maps.
+
+    Args:
+        cards: the previews of one image by each run that kept it.
+        labeled: all previews with a label; only they have maps.
+        several: whether there are several runs.
+    """
 
     cards: Sequence[Sequence[Preview]]
+    labeled: Sequence[Preview]
     several: bool
 
     def png(self, *, dpi: int = 150) -> bytes:
         """Labeled images and their maps for print."""
         rows = []
-        for one in labeled(self.cards):
+        for one in self.labeled:
             words = [one.run.name] * self.several
             words += [f"label: {one.class_name(one.label)}"]
             words += [f"prediction: {one.class_name(one.prediction)}"]
@@ -194,11 +201,6 @@ class MapFigure(Figure):
         return render("token_maps.html.jinja", **context, **functions)
 
 
-def labeled(cards: Sequence[Sequence[Preview]]) -> list[Preview]:
-    """Previews with a label; only they have maps."""
-    return [preview for card in cards for preview in card if preview.label >= 0]
-
-
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Previews of every run with their maps."""
     cards: dict[tuple, list[Preview]] = {}
@@ -208,7 +210,7 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
             cards.setdefault(key, []).append(preview)
     if not cards:
         return None
-    shown = labeled(list(cards.values()))
+    shown = [one for card in cards.values() for one in card if one.label >= 0]
     caption = (
         "Each cell is an image token, its color the identifiability of the label after "
         "the block; below the block's number stands the class that would be predicted "
@@ -226,6 +228,7 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
         data=pd.concat([preview.table() for preview in shown] or [pd.DataFrame()]),
         y_label="class identifiability",
         cards=list(cards.values()),
+        labeled=shown,
         several=len(runs) > 1,
     )
     return Section(key=figure.key, title=figure.title, figures=[figure])

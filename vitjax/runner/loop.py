@@ -649,7 +649,7 @@ def sweep(
     )
     with progress(rate, title=title, done=mine - images, show=show) as advance:
         with jax.default_matmul_precision(job.options.precision):
-            carry = part.setup().carry
+            carry = meshes.replicate(part.setup().carry, job.mesh)
         seconds = job.compile(part, carry)
         rate.start()
         estimator = None

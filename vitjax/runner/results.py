@@ -25,6 +25,9 @@ class Results(xarray.Dataset):
     A Mapping from name to `xarray.DataArray`, with named dimensions, coordinates, a
     description on every array and the manifest in `attrs`. Reading images that are
     pending, lost or corrupt is a `DamageError`; `done` says which images are there.
+
+    Args:
+        data_vars, coords, attrs: as of `xarray.Dataset`; `open_results` gives them.
     """
 
     __slots__ = ()
