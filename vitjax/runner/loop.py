@@ -85,6 +85,7 @@ class Job:
     writer: RunWriter | None = None
     first_outputs: dict[str, Array] | None = None
     chunks: tuple[int, ...] = ()
+    seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -223,7 +224,7 @@ class Job:
         config = self.model.config
         if self.has_masks:
             specs[PATCH_LABEL] = of_images(("patch",), (config.patches,), np.int8)
-        previews = max(part.previews for part in self.passes)
+        previews = min(max(part.previews for part in self.passes), self.images)
         if previews:
             shape = (previews, *config.shape, 3)
             for name, size in zip(PREVIEWS, (shape, shape[:1])):
@@ -652,6 +653,7 @@ def sweep(
         f"{job.recipe.name} · {writer.manifest['model']['name']} {part.title}".strip()
     )
     with progress(rate, title=title, done=mine - images, show=show) as advance:
+        started = time.monotonic()
         with jax.default_matmul_precision(job.options.precision):
             carry = meshes.replicate(part.setup().carry, job.mesh)
         seconds = job.compile(part, carry)
@@ -665,6 +667,14 @@ def sweep(
                 report(str(estimate))
 
         run_pass(job, part, carry, chunks, advance, observe)
+    ended, computing = time.monotonic(), rate.started or started
+    job.seconds.append(
+        {
+            "pass": part.title,
+            "setup": computing - started - seconds,
+            "steps": ended - computing,
+        }
+    )
     return rate
 
 
@@ -738,6 +748,8 @@ def finish(job: Job, rate: Rate | None) -> None:
         batch = meshes.shard(job.empty_batch(), job.mesh)
         with jax.default_matmul_precision(job.options.precision):
             facts["measured"] = recipe.benchmark(job.model, batch, **recipe.keywords)
+    if recipe.passes is not None and len(job.seconds) == len(job.passes):
+        facts["measured"] = {**facts.get("measured", {}), "passes": job.seconds}
     writer.finalize(job.source.name, facts)
 
 
