@@ -58,7 +58,7 @@ FAMILIES = {
         schema.PREDICTION_EMPTY,
         schema.KEPT,
     ),
-    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM),
+    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM, schema.KEPT),
 }
 """Recipe -> what it writes beside `BASE`."""
 
@@ -190,7 +190,7 @@ def fake_run(
     names = [f"kind {number}" for number in range(classes)]
     attrs = {
         "recipe": recipe,
-        "recipe_options": {"methods": METHODS, "keep_counts": KEPT},
+        "recipe_options": {"methods": METHODS},
         "model": {
             "name": "vit_test",
             "config": dataclasses.asdict(config),
