@@ -33,7 +33,7 @@ from vitjax.recipes.probe_fits import (
     make_groups,
     read_states,
 )
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import ArrayLike, Batch
@@ -324,6 +324,13 @@ REMOVAL_DIMS = schema.dims(schema.CORRECT, schema.CORRECT_RANDOM)
 
 DIMS = base.DIMS | REMOVAL_DIMS | schema.dims(schema.RANK_PROBE)
 
+
+def time_projection(model: Model, batch: Batch, **options: Any) -> dict[str, float]:
+    """What probes are compared with: ranking by the projection, for one image."""
+    seconds = median_seconds(base.identifiability, model, batch)
+    return {"projection_seconds_per_image": seconds / len(batch.label)}
+
+
 PROBES = Recipe(
     name="probes",
     dims=DIMS,
@@ -333,4 +340,5 @@ PROBES = Recipe(
     static=schema.dims(schema.KEPT),
     passes=make_passes,
     describe=describe,
+    benchmark=time_projection,
 )

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
@@ -84,6 +85,7 @@ class Job:
     writer: RunWriter | None = None
     first_outputs: dict[str, Array] | None = None
     chunks: tuple[int, ...] = ()
+    seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -222,7 +224,7 @@ class Job:
         config = self.model.config
         if self.has_masks:
             specs[PATCH_LABEL] = of_images(("patch",), (config.patches,), np.int8)
-        previews = max(part.previews for part in self.passes)
+        previews = min(max(part.previews for part in self.passes), self.images)
         if previews:
             shape = (previews, *config.shape, 3)
             for name, size in zip(PREVIEWS, (shape, shape[:1])):
@@ -268,23 +270,32 @@ class Job:
             program.lower(self.model, batch, carry).compile()
         return time.monotonic() - started
 
-    def batch_seconds(self) -> float:
-        """How long the step of the first batch takes here, whose outputs are kept for
-        the run itself; 0 where a recipe has passes.
+    def choose_chunk(self, rate: float, processes: int = 1) -> int:
+        """Images per chunk of a new run, at so many images per second."""
+        return images_per_chunk(
+            self.specs,
+            images=self.images,
+            batch_size=self.batch_size,
+            batch_seconds=self.batch_size / max(rate, 1e-9),
+            processes=processes,
+        )
+
+    def measure_rate(self) -> float:
+        """Images per second of the first batch, whose outputs are kept for the run
+        itself; infinite where a recipe has passes.
         """
         if self.recipe.passes is not None:
-            return 0.0
+            return math.inf
         part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
-        stream = self.load(self.source, 0, stop, masks=self.has_masks)
         try:
-            batch = next(iter(stream)).batch
+            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
         except ImageError:  # the run itself says so
-            return 0.0
+            return math.inf
         self.compile(part, carry)
         started = time.monotonic()
         self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
-        return time.monotonic() - started
+        return self.batch_size / (time.monotonic() - started)
 
 
 def empty_batch(config: Config, size: int, *, masks: bool) -> Batch:
@@ -574,13 +585,7 @@ def run(
     folder = Folder(out)
 
     def choose_chunk() -> int:
-        return images_per_chunk(
-            job.specs,
-            images=job.images,
-            batch_size=job.batch_size,
-            batch_seconds=job.batch_seconds(),
-            processes=processes,
-        )
+        return job.choose_chunk(job.measure_rate(), processes)
 
     writer = create_or_resume(folder, job.describe(), job.specs, choose_chunk)
     job.writer = writer
@@ -648,6 +653,7 @@ def sweep(
         f"{job.recipe.name} · {writer.manifest['model']['name']} {part.title}".strip()
     )
     with progress(rate, title=title, done=mine - images, show=show) as advance:
+        started = time.monotonic()
         with jax.default_matmul_precision(job.options.precision):
             carry = meshes.replicate(part.setup().carry, job.mesh)
         seconds = job.compile(part, carry)
@@ -661,6 +667,14 @@ def sweep(
                 report(str(estimate))
 
         run_pass(job, part, carry, chunks, advance, observe)
+    ended, computing = time.monotonic(), rate.started or started
+    job.seconds.append(
+        {
+            "pass": part.title,
+            "setup": computing - started - seconds,
+            "steps": ended - computing,
+        }
+    )
     return rate
 
 
@@ -734,6 +748,8 @@ def finish(job: Job, rate: Rate | None) -> None:
         batch = meshes.shard(job.empty_batch(), job.mesh)
         with jax.default_matmul_precision(job.options.precision):
             facts["measured"] = recipe.benchmark(job.model, batch, **recipe.keywords)
+    if recipe.passes is not None and len(job.seconds) == len(job.passes):
+        facts["measured"] = {**facts.get("measured", {}), "passes": job.seconds}
     writer.finalize(job.source.name, facts)
 
 
