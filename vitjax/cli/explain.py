@@ -13,6 +13,7 @@ from vitjax import api
 from vitjax.cli.command import ModelCommand, make_folder, metavar
 from vitjax.data.images import Preprocess, open_image
 from vitjax.data.labels import match_label
+from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
 from vitjax.saliency.methods import Method
 
@@ -88,7 +89,7 @@ class Explain(ModelCommand):
         shown = np.stack([preprocess.denormalize(image) for image in pixels])
         columns = {str(name): maps[:, i] for i, name in enumerate(self.method)}
         figure.write_bytes(map_grid.png(shown, titles, columns))
-        arrays |= {f"map_{name}": values for name, values in columns.items()}
+        arrays |= {schema.MAP(name): values for name, values in columns.items()}
         np.savez(archive, **arrays)
         lines = [f"{n}: {' '.join(t.split())}" for n, t in zip(names, titles)]
         lines.append(f"Figure and arrays: {figure}, {archive}")
