@@ -184,7 +184,7 @@ def fake_run(
     names = [f"kind {number}" for number in range(classes)]
     attrs = {
         "recipe": recipe,
-        "recipe_options": {"methods": METHODS, "keep_counts": KEPT},
+        "recipe_options": {"methods": METHODS},
         "model": {
             "name": "vit_test",
             "config": dataclasses.asdict(config),
