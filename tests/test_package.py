@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 USE = """
 import vitjax, numpy as np
-from vitjax.data.datasets import open_source
+from vitjax.data.datasets import open_data
 model = vitjax.load("textured_digits")
 logits, _ = vitjax.forward(model, np.zeros((1, 64, 64, 3), np.float32))
-source = open_source("textured_digits", classes=model.classes)
+source = open_data("textured_digits", classes=model.classes)
 print(vitjax.__file__, logits.shape, source[0].image.shape)
 """
 

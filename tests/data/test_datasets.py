@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.datasets import open_data, open_source
+from vitjax.data.datasets import open_data
 from vitjax.data.image_files import open_csv, open_folder
 from vitjax.data.images import ImageError
 from vitjax.data.labels import imagenet1k
@@ -142,7 +142,6 @@ def test_textured_digits_with_the_classes_of_a_model():
     assert repr(source) == f"{source.id} (5000 images)"
     with pytest.raises(SourceError, match="'zero'"):
         open_named("textured_digits")
-    assert open_source is open_data
 
 
 def test_your_own_object():

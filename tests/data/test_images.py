@@ -12,7 +12,6 @@ from vitjax.data.images import (
     ImageError,
     Preprocess,
     decode_image,
-    from_hugging_face,
     open_image,
     to_rgb,
 )
@@ -193,15 +192,3 @@ def test_whatever_prevents_decoding_is_that_images_error(photo, tmp_path):
         assert caught.value.name == "nice"
     with pytest.raises(ImageError, match="gone.jpg.*no such file"):
         open_image(tmp_path / "gone.jpg")
-
-
-def test_hugging_faces_pipelines():
-    assert from_hugging_face({"size": 32}) == Preprocess(32, 32)
-    shorter = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}
-    plain = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    expected = Preprocess(32, 24, resize="shorter", resize_size=40, **plain)
-    options = {"do_center_crop": True, "do_normalize": False}
-    assert from_hugging_face(shorter | options) == expected
-    for wrong in ({"resample": 4}, {"do_resize": False}, {"rescale_factor": 1.0}):
-        with pytest.raises(ValueError, match="filter|rescale_factor"):
-            from_hugging_face({"size": 32} | wrong)

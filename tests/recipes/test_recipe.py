@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from vitjax.recipes import paper, schema
-from vitjax.recipes.recipe import NoOptions, Recipe, Setup
+from vitjax.recipes.recipe import Recipe, Setup
 from vitjax.recipes.registry import RECIPES, find_recipe
 from vitjax.saliency import methods
 
@@ -63,7 +63,9 @@ def test_the_schema_names_every_array_once():
     assert schema.CLASS_VALUE_CONTROL("mlp", "control") == "class_value_mlp_control"
     assert schema.dims(schema.RANK)["rank_mlp_update"] == ("layer", "token")
     assert schema.dims(schema.KEPT) == {"kept": ("step",)}
-    assert schema.needs_label(("kept", "mine", "rank_residual")) == ("rank_residual",)
+    fields = schema.rows(schema.TOP_LOGITS, schema.LOGIT_EMBEDDING)
+    assert fields["dims"].keys() == {"top_logits", "logit_embedding"}
+    assert fields["needs_label"] == ("logit_embedding",)
 
 
 def test_the_schema_knows_every_method_and_intervention():
@@ -84,7 +86,7 @@ def test_a_recipe_of_ones_own_needs_a_step_and_dims():
     step = lambda model, batch: {"x": jnp.asarray(batch.label)}  # noqa: E731
     recipe = Recipe(name="mine", step=step, dims={"x": ()})
     model = tiny.make(tiny.CONFIGS["plain"])
-    assert recipe.options == NoOptions() and recipe.run_setup(model, 0) == Setup()
+    assert recipe.keywords == {} and recipe.run_setup(model, 0) == Setup()
     assert set(recipe.run_step(model, batch_of(model.config), ())) == {"x"}
 
 

@@ -1,11 +1,12 @@
-"""Hugging Face config.json: the architecture and class names of a ViT or DeiT."""
+"""Hugging Face folders: architecture, class names and preprocessing of ViT and DeiT."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from vitjax import messages
 from vitjax.checkpoints.files import CheckpointError
+from vitjax.data.images import Interpolation, Preprocess
 from vitjax.types import Config
 
 EPSILON = 1e-12
@@ -60,3 +61,41 @@ def class_names(config_json: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes in the order of the logits; empty where it has none."""
     names = config_json.get("id2label") or {}
     return tuple(names[key] for key in sorted(names, key=int))
+
+
+def preprocessing(config: Mapping[str, Any]) -> Preprocess:
+    """The pipeline that a preprocessor_config.json describes.
+
+    Raises:
+        ValueError: it describes something that `Preprocess` cannot.
+    """
+    size, fields = config.get("size", 224), {}
+    height, width = height_and_width(size)
+    if config.get("do_center_crop", False):
+        if height != width:
+            raise ValueError(f"A crop from {height} x {width} pixels is not supported.")
+        shorter = isinstance(size, dict) and "shortest_edge" in size
+        fields = {"resize": "shorter" if shorter else "square", "resize_size": height}
+        height, width = height_and_width(config.get("crop_size", 224))
+    filters, resample = get_args(Interpolation), config.get("resample", 2)
+    if not config.get("do_resize", True) or resample not in range(len(filters)):
+        raise ValueError(
+            f"Preprocessing without resizing or by filter {resample} is not supported."
+        )
+    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor={config['rescale_factor']} is not 1/255.")
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if config.get("do_normalize", True):
+        mean, std = (config.get(key, (0.5,) * 3) for key in ("image_mean", "image_std"))
+    fields |= {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    return Preprocess(height, width, interpolation=filters[resample], **fields)
+
+
+def height_and_width(size: int | Sequence[int] | Mapping[str, int]) -> tuple[int, int]:
+    """(height, width) of a size: a number, a pair, or names."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+    return size[0], size[-1]

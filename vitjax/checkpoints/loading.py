@@ -13,7 +13,7 @@ from vitjax.checkpoints import files, huggingface
 from vitjax.checkpoints.convert import detect_layout
 from vitjax.checkpoints.download import weights
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
-from vitjax.data.images import Preprocess, from_hugging_face
+from vitjax.data.images import Preprocess
 from vitjax.data.labels import imagenet1k
 from vitjax.models.model import Model, Provenance, flatten, initialize
 from vitjax.types import Config
@@ -205,7 +205,7 @@ def huggingface_row(folder, config_json: Mapping[str, Any]) -> Variant:
     preprocess = Preprocess(*config.shape)
     path = epath.Path(folder) / "preprocessor_config.json"
     if path.exists():
-        preprocess = from_hugging_face(files.read_json(path))
+        preprocess = huggingface.preprocessing(files.read_json(path))
     names = huggingface.class_names(config_json)
     known, ids = imagenet1k()
     return Variant(

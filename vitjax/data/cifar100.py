@@ -3,7 +3,6 @@
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -29,6 +28,8 @@ ARCHIVES = ("cifar-100-binary.tar.gz", "cifar-100-python.tar.gz")
 FOLDERS = ("cifar-100-binary", "cifar-100-python", ".")
 PER_CLASS = 5
 """Images per class in the paper's experiments: the first of the test part."""
+
+PARSE_ERRORS = tarfile.TarError, pickle.UnpicklingError, EOFError, ValueError, KeyError
 
 STEPS = (
     "To get CIFAR-100: (1) download cifar-100-binary.tar.gz (161 MB) from "
@@ -60,7 +61,7 @@ class Cifar100:
         """One name per image: part and position in it."""
         return tuple(f"{self.part}/{position:05d}" for position in self.position)
 
-    @property
+    @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
         """One class name per image."""
         return tuple(CIFAR100[number] for number in self.label)
@@ -71,9 +72,7 @@ class Cifar100:
         return len(self.label)
 
     def __getitem__(self, index: int) -> Record:
-        name = f"{self.part}/{self.position[index]:05d}"
-        label = CIFAR100[self.label[index]]
-        return Record(image=self.images[index], label=label, name=name)
+        return Record(self.images[index], self.label_names[index], self.names[index])
 
 
 def open_cifar100(
@@ -93,12 +92,8 @@ def open_cifar100(
     images, label = read(pathlib.Path(path).expanduser(), part)
     position = np.arange(len(label))
     if per_class is not None:
-        seen: collections.Counter = collections.Counter()
-        first = []
-        for number in label.tolist():
-            seen[number] += 1
-            first.append(seen[number] <= per_class)
-        position = position[np.array(first, bool)]
+        of_class = (np.flatnonzero(label == number) for number in set(label))
+        position = np.sort(np.concatenate([p[:per_class] for p in of_class]))
     return Cifar100(part, images[position], label[position], position)
 
 
@@ -107,10 +102,8 @@ def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         for name, content in find_contents(path, part):
             return parse(name, content)
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
+    except (*PARSE_ERRORS, OSError) as error:
         raise SourceError(f"{path} cannot be read ({error}). {STEPS}") from error
-    except pickle.UnpicklingError as error:
-        raise SourceError(f"{path} is not CIFAR-100's own: {error}. {STEPS}") from error
     raise SourceError(f"{path} holds no CIFAR-100 ({part} part). {STEPS}")
 
 
@@ -149,14 +142,12 @@ def parse(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
 class Unpickler(pickle.Unpickler):
     """Loads arrays and nothing else: a pickle may otherwise run any code."""
 
-    ALLOWED = frozenset(
-        (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        )
+    ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
     )
 
     def find_class(self, module: str, name: str) -> Any:

@@ -4,7 +4,6 @@ If a data set is missing or its labels fit no class, the `SourceError` says what
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from vitjax.data.labels import match_label
 from vitjax.data.records import Label, Record, Source, SourceError
 from vitjax.data.textured_digits import open_split
 from vitjax.data.tfds import open_prepared
+from vitjax.messages import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,6 @@ def open_data(
     return LabeledDataset(source, classes, tuple(class_ids) or classes)
 
 
-open_source = open_data
-"""The former name."""
-
 SPECS = (
     "textured_digits[:SPLIT]",
     "folder:PATH",
@@ -107,7 +104,6 @@ SPECS = (
     "tfds:NAME/CONFIG:SPLIT",
 )
 """What names a data set on the command line."""
-
 
 OPENERS: dict[str, tuple[Callable[..., Any], dict, dict]] = {
     "textured_digits": (open_split, {}, {}),
@@ -148,8 +144,7 @@ def open_spec(spec: str) -> Any:
         return open_folder(spec)
     if os.path.isfile(spec) and spec.lower().endswith(".csv"):
         return open_csv(spec)
-    near = difflib.get_close_matches(kind, set(OPENERS) - {kind}, n=1)
-    hint = f" Did you mean {near[0]}{':' * bool(rest)}{rest}?" if near else ""
+    hint = did_you_mean(kind, set(OPENERS) - {kind})
     raise SourceError(f"{spec!r} names no data set.{hint} Known: {', '.join(SPECS)}.")
 
 

@@ -21,16 +21,10 @@ WNID = re.compile(r"(n\d{8})[_.]")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files with labels.
+    """Image files with labels, and the names of mask files, relative to a root.
 
-    Args:
-        id: identifies the list of files.
-        root: what names are relative to.
-        names: of the files.
-        label_names: one per file; None where unknown.
-        masks: names of mask files, None where there is none; empty without masks.
-        numbers: label -> its number in masks that show many classes; None where a mask
-            shows one object.
+    `masks` is empty without masks. `numbers` is label -> its number in masks that show
+    many classes; None where a mask shows one object.
     """
 
     id: str
@@ -43,20 +37,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def contents(self, index: int) -> list[bytes]:
-        """An image's file and, where there is one, its mask's."""
-        names = [self.names[index], self.masks[index] if self.masks else None]
-        return [read_file(self.root / name, name=name) for name in names if name]
-
-    def digest(self, index: int) -> int:
-        """The digest of an image's record, without decoding it."""
-        return content_digest(*self.contents(index))
-
     def __getitem__(self, index: int) -> Record:
         name, label = self.names[index], self.label_names[index]
-        contents = self.contents(index)
-        image, mask = decode_image(contents[0], name=name), None
-        mask_name = self.masks[index] if self.masks else None
+        mask_name, mask = self.masks[index] if self.masks else None, None
+        contents = [read_file(self.root / n, name=n) for n in (name, mask_name) if n]
+        image = decode_image(contents[0], name=name)
         if mask_name is not None:
             mask_image = decode_image(contents[1], name=mask_name)
             if self.numbers is None:
@@ -130,10 +115,24 @@ def open_csv(path: str | os.PathLike) -> ImageFiles:
     Paths are relative to the table's folder; an empty label is an unknown one.
     """
     table = pathlib.Path(path).expanduser()
+    rows = read_csv(table, {"path"}, "path and label (mask if there are masks)")
+
+    def column(name):
+        return tuple((row.get(name) or "").strip() or None for row in rows)
+
+    names = tuple(name or "" for name in column("path"))
+    labels, masks = column("label"), column("mask") if "mask" in rows[0] else ()
+    if "" in names:
+        raise SourceError(f"Row {names.index('') + 2} of {table} has no path.")
+    digest = digest_rows(zip(names, labels, masks or labels))
+    id = f"csv/1:{len(names)} files,{digest}"
+    return ImageFiles(id, table.parent, names, labels, masks)
+
+
+def read_csv(table: pathlib.Path, required: set[str], layout: str) -> list[dict]:
+    """The rows of a table of images; `layout` describes its columns in an error."""
     if not table.is_file():
-        raise SourceError(
-            f"There is no file {table}. csv:FILE takes a table of images."
-        )
+        raise SourceError(f"There is no file {table}: expected a CSV table of images.")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -142,20 +141,9 @@ def open_csv(path: str | os.PathLike) -> ImageFiles:
         raise SourceError(
             f"{table} is not a table in UTF-8 ({error}); save it as CSV UTF-8."
         ) from error
-    if "path" not in columns or not rows:
+    if not rows or not required <= set(columns):
         raise SourceError(
-            f"{table} needs a header with the columns path and label (mask if there "
-            f"are masks) and a row per image; it has {len(rows)} rows and the columns "
-            f"{', '.join(columns) or 'none'}."
+            f"{table} needs a header with the columns {layout} and a row per image; it "
+            f"has {len(rows)} rows and the columns {', '.join(columns) or 'none'}."
         )
-
-    def column(name):
-        return tuple((row.get(name) or "").strip() or None for row in rows)
-
-    names = tuple(name or "" for name in column("path"))
-    labels, masks = column("label"), column("mask") if "mask" in columns else ()
-    if "" in names:
-        raise SourceError(f"Row {names.index('') + 2} of {table} has no path.")
-    digest = digest_rows(zip(names, labels, masks or labels))
-    id = f"csv/1:{len(names)} files,{digest}"
-    return ImageFiles(id, table.parent, names, labels, masks)
+    return rows

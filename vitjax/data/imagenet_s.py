@@ -10,7 +10,7 @@ else the position of a class, from 1, in the sorted list of the subset's WordNet
 """
 
 import collections
-import csv
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitjax.data.image_files import ImageFiles, digest_rows
+from vitjax.data.image_files import ImageFiles, digest_rows, read_csv
 from vitjax.data.labels import imagenet_s
 from vitjax.data.records import SourceError
 
@@ -38,7 +38,7 @@ MERGED_PAIRS = (
     ("n04008634", "n03773504"),  # projectile, missile
     ("n03887697", "n15075141"),  # paper towel, toilet tissue
 )
-MERGED = frozenset(wnid for pair in MERGED_PAIRS for wnid in pair)
+MERGED = frozenset(itertools.chain(*MERGED_PAIRS))
 """Classes that ImageNet-S merges in pairs; the published code leaves them out."""
 
 STEPS = (
@@ -61,17 +61,13 @@ def open_imagenet_s(
 ) -> ImageFiles:
     """A part of ImageNet-S: "validation", which has masks, or "test".
 
-    `select="paper"` is the paper's choice of images: the classes that are not `MERGED`
-    and have at least `per_class` images, with that many of each. Of the official
-    validation part these are 910 classes and 4,550 images, of the test part with 10
-    images each, which trains probes, 909 and 9,090. The authors' own choice is in
-    a private table, `ImageNetS919/<part>_stim_info.csv`; where it is given or
-    exists, it decides, otherwise `seed` does, for each class by itself.
-
     `path` holds `ImageNetS919` (or 300, 50); `classes` is by default the largest that
-    is there. With "paper", `per_class` is by default 5 of "validation" and 10 of
-    "test", `seed` 0, and `csv_file` has the columns imagenet_id and img_name. Labels
-    are WordNet ids.
+    is there. Labels are WordNet ids. `select="paper"` takes `per_class` images, by
+    default `PER_CLASS`, of every class that is not in `MERGED` and has as many: 4,550
+    of the official validation part, 9,090 of the test part, which trains probes.
+    `seed`, by default 0, draws them, for each class by itself, unless there is the
+    authors' private table, `csv_file` or `ImageNetS919/<part>_stim_info.csv`, with the
+    columns imagenet_id and img_name.
     """
     if select != "paper" and not per_class is seed is csv_file is None:
         raise SourceError(
@@ -102,7 +98,10 @@ def open_imagenet_s(
         if csv_file is None and table.is_file():
             csv_file = table
         if csv_file is not None:
-            files, chosen = from_table(files, pathlib.Path(csv_file)), "by table"
+            files, chosen = (
+                from_table(files, pathlib.Path(csv_file).expanduser()),
+                "by table",
+            )
         else:
             files = draw(files, count, seed or 0)
             chosen = f"{count} per class by seed {seed or 0}"
@@ -144,8 +143,7 @@ def visible_names(folder: pathlib.Path) -> list[str]:
 
 def category_list(root: pathlib.Path, subset: int) -> tuple[str, ...]:
     """WordNet ids in the order of the masks' numbers; the data set's list wins."""
-    name = {919: "im919", 300: "im300", 50: "im50"}[subset]
-    path = root / "data" / "categories" / f"ImageNetS_categories_{name}.txt"
+    path = root / "data" / "categories" / f"ImageNetS_categories_im{subset}.txt"
     return tuple(path.read_text().split()) if path.is_file() else imagenet_s(subset)
 
 
@@ -170,14 +168,9 @@ def from_table(
     files: Sequence[tuple[str, str]], table: pathlib.Path
 ) -> list[tuple[str, str]]:
     """The images that a table names, in its order."""
-    table = table.expanduser()
-    if not table.is_file():
-        raise SourceError(f"There is no table {table}.")
     present = {(wnid, pathlib.PurePath(name).stem): name for wnid, name in files}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"imagenet_id", "img_name"} <= set(rows[0]):
-        raise SourceError(f"{table} needs the columns imagenet_id and img_name.")
+    columns = {"imagenet_id", "img_name"}
+    rows = read_csv(table, columns, "imagenet_id and img_name")
     selected = [(r["imagenet_id"], pathlib.PurePath(r["img_name"]).stem) for r in rows]
     missing = [stem for wnid, stem in selected if (wnid, stem) not in present]
     if missing:

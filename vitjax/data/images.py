@@ -8,14 +8,20 @@ import functools
 import hashlib
 import io
 import os
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vitjax.messages import check_one_of
+
 Pixels = Image.Image | UInt8[np.ndarray, "rows columns 3"]
 """An image before preprocessing: of any mode, or RGB pixels."""
+
+Resize = Literal["squash", "shorter", "square"]
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
+"""Pillow's filters, in the order of its numbers for them."""
 
 
 class ImageError(ValueError):
@@ -56,9 +62,9 @@ class Preprocess:
     height: int
     width: int
     _: dataclasses.KW_ONLY
-    resize: Literal["squash", "shorter", "square"] = "squash"
+    resize: Resize = "squash"
     resize_size: int | None = None
-    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     orient: bool = False
@@ -66,15 +72,8 @@ class Preprocess:
     def __post_init__(self):
         for name in ("mean", "std"):  # also lists, which have no hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.resize not in ("squash", "shorter", "square"):
-            raise ValueError(
-                f"resize={self.resize!r} is not one of squash, shorter, square."
-            )
-        if self.interpolation.upper() not in Image.Resampling.__members__:
-            raise ValueError(
-                f"interpolation={self.interpolation!r} is not one of bilinear, "
-                "bicubic, lanczos, nearest."
-            )
+        check_one_of("resize", self.resize, get_args(Resize))
+        check_one_of("interpolation", self.interpolation, get_args(Interpolation))
         if min(self.height, self.width) < 1 or min(self.std) <= 0:
             raise ValueError(f"Sizes and std of a Preprocess must be positive: {self}")
         if self.resize != "squash" and self.side < max(self.height, self.width):
@@ -138,8 +137,6 @@ class Preprocess:
         pixels = np.asarray(image, np.float64) * self.std + np.array(self.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
-    denormalise = denormalize  # the former name
-
     def resized_to(self, height: int, width: int) -> "Preprocess":
         """The same pipeline for another input size, `resize_size` in proportion."""
         side = self.resize_size
@@ -181,56 +178,6 @@ def normalization_table(
     )
 
 
-PILLOW_FILTERS: dict[int, Any] = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-}
-"""Pillow's numbers of its filters, which Hugging Face files hold."""
-
-
-def from_hugging_face(config: dict[str, Any]) -> Preprocess:
-    """The pipeline that a preprocessor_config.json describes.
-
-    Raises:
-        ValueError: it describes something that `Preprocess` cannot.
-    """
-    size, crop = config.get("size", 224), config.get("crop_size", 224)
-    shorter = isinstance(size, dict) and "shortest_edge" in size
-    height, width = height_and_width(size)
-    fields: dict[str, Any] = {}
-    if config.get("do_center_crop", False):
-        if height != width:
-            raise ValueError(f"A crop from {height} x {width} pixels is not supported.")
-        fields = {"resize": "shorter" if shorter else "square", "resize_size": height}
-        height, width = height_and_width(crop)
-    resample = config.get("resample", 2)
-    if not config.get("do_resize", True) or resample not in PILLOW_FILTERS:
-        raise ValueError(
-            f"Preprocessing without resizing or by filter {resample} is not supported."
-        )
-    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise ValueError(f"rescale_factor={config['rescale_factor']} is not 1/255.")
-    normalized = config.get("do_normalize", True)
-    for name, default, off in (("mean", 0.5, 0.0), ("std", 0.5, 1.0)):
-        values = (
-            config.get(f"image_{name}", (default,) * 3) if normalized else (off,) * 3
-        )
-        fields[name] = tuple(map(float, values))
-    return Preprocess(height, width, interpolation=PILLOW_FILTERS[resample], **fields)
-
-
-def height_and_width(size: int | list | dict[str, int]) -> tuple[int, int]:
-    """(height, width) of a size as Hugging Face writes it."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge")
-        return (edge, edge) if edge else (size["height"], size["width"])
-    return size[0], size[-1]
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB, as PIL converts it; 16-bit gray keeps its upper eight bits.
 
@@ -252,15 +199,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def open_image(path: str | os.PathLike, *, name: str | None = None) -> Image.Image:
-    """Read and decode an image file, in its own mode and orientation.
-
-    `path` is local or what `etils.epath` opens (`gs://`); errors call it `name`.
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Read and decode an image file, local or `gs://`, in its own mode and orientation.
 
     Raises:
         ImageError: it is missing, truncated, or not an image.
     """
-    name = os.fspath(path) if name is None else name
+    name = os.fspath(path)
     return decode_image(read_file(path, name=name), name=name)
 
 

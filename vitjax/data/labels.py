@@ -1,13 +1,13 @@
 """Class names and ids of data sets, and the matching of labels to a model's classes."""
 
 import collections
-import difflib
 import functools
 import pathlib
 import re
 from collections.abc import Sequence
 
 from vitjax.data.records import Label, SourceError
+from vitjax.messages import did_you_mean
 
 Labels = tuple[tuple[str, ...], tuple[str, ...]]
 """(class names, class ids), in the order of the logits."""
@@ -86,8 +86,7 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
             )
     if re.fullmatch(r"\d+", text) and int(text) < len(classes):
         return int(text)
-    near = difflib.get_close_matches(normalize(text), [*map(normalize, ids), *names])
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    hint = did_you_mean(normalize(text), [*map(normalize, ids), *names], n=3)
     examples = ", ".join(dict.fromkeys((*class_ids[:2], *classes[:2])))
     raise SourceError(
         f"The label {label!r} is none of the model's {len(classes)} classes "

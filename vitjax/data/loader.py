@@ -13,6 +13,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import pathlib
 import pickle
 import shutil
 import signal
@@ -63,22 +64,12 @@ def batches(
 ) -> Iterator[Loaded]:
     """Batches of the images from `start` to before `stop`, in order, padded at the end.
 
-    Args:
-        source: as `open_data` returns it: labels are numbers.
-        preprocess: the model's.
-        local_batch_size: images per batch of this process.
-        start, stop: range of images; nothing else is read.
-        config: the model's, for its patch grid; None: masks are not used.
-        on_error: raise at the first image that cannot be read, or report it and go on.
-        mask_rule: how masks decide on patches.
-        threads: that decode and preprocess; 0 does it in the caller's.
-        workers: processes that make whole batches instead, one thread each; they pay
-            where there are many cores, since Pillow mostly releases Python's lock.
-
-    Raises:
-        ImageError: an image cannot be read, with on_error="stop".
-        ChildProcessError: a worker was killed.
-        ValueError: the source cannot be sent to workers.
+    `source` has numbers as labels, as `open_data` returns it; without `config`, which
+    has the patch grid, masks are not used. `threads` decode and preprocess; 0 does it
+    in the caller's. `workers` are processes that make whole batches instead, one thread
+    each: they pay where there are many cores, since Pillow mostly releases Python's
+    lock. An image that cannot be read raises `ImageError` or, with on_error="skip",
+    is reported with its batch; a killed worker raises `ChildProcessError`.
     """
     stop = len(source) if stop is None else min(stop, len(source))
     loader = Loader(
@@ -93,10 +84,6 @@ def batches(
             yield loader.collate(first, itertools.islice(it, local_batch_size))
 
 
-Rows = dict[str, Any]
-"""Name of an array of a batch -> the row of one image."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Loader:
     """Reads examples and batches them; pickled once for all workers."""
@@ -109,8 +96,8 @@ class Loader:
     local_batch_size: int
     stop: int
 
-    def read(self, index: int) -> Rows | ExampleError:
-        """The rows of the image at an index, or why there are none."""
+    def read(self, index: int) -> dict[str, Any] | ExampleError:
+        """Array name -> row of the image at an index, or why there are none."""
         try:
             record = self.source[index]
             try:
@@ -124,9 +111,7 @@ class Loader:
         rows = {"images": pixels, "label": record.label, "valid": True}
         rows["digest"] = record.digest
         if record.digest is None:
-            arrays = (
-                [record.image] if record.mask is None else [record.image, record.mask]
-            )
+            arrays = [a for a in (record.image, record.mask) if a is not None]
             rows["digest"] = content_digest(*(np.asarray(a).tobytes() for a in arrays))
         if record.mask is not None and self.config is not None:
             rows["patch_label"] = label_patches(
@@ -137,7 +122,7 @@ class Loader:
             )
         return rows
 
-    def collate(self, first: int, examples: Iterable[Rows | ExampleError]) -> Loaded:
+    def collate(self, first: int, examples: Iterable[Any]) -> Loaded:
         """The batch of the images from index `first` on."""
         size, preprocess = self.local_batch_size, self.preprocess
         shape = (size, preprocess.height, preprocess.width, 3)
@@ -212,8 +197,7 @@ def load_in_workers(loader: Loader, starts: range, workers: int) -> Iterator[Loa
             return pool.submit(function, first)
 
     try:
-        with open(os.path.join(folder, "loader"), "wb") as file:
-            file.write(content)
+        pathlib.Path(folder, "loader").write_bytes(content)
         make = functools.partial(save_batch, folder)
         for path in run_ahead(submit, make, starts, 2 * workers):
             with open(path, "rb") as file:
@@ -236,8 +220,7 @@ def load_in_workers(loader: Loader, starts: range, workers: int) -> Iterator[Loa
 @functools.lru_cache(maxsize=1)
 def read_loader(folder: str) -> Loader:
     """The loader, read once by each worker: it may be too large for every task."""
-    with open(os.path.join(folder, "loader"), "rb") as file:
-        return pickle.load(file)
+    return pickle.loads(pathlib.Path(folder, "loader").read_bytes())
 
 
 def save_batch(folder: str, first: int) -> str:

@@ -1,13 +1,14 @@
 """Segmentation masks to patch labels, through the geometry of the image."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int8, UInt8
 from PIL import Image
 
 from vitjax.data.images import Preprocess
+from vitjax.messages import check_one_of
 
 IGNORE = 255
 """Value of mask pixels that count neither as object nor as context."""
@@ -36,11 +37,7 @@ class MaskRule:
     threshold: float = 0.5
 
     def __post_init__(self):
-        if self.convention not in ("area", "vilas2023_code"):
-            raise ValueError(
-                f"mask_convention={self.convention!r} is not one of area, "
-                "vilas2023_code."
-            )
+        check_one_of("mask_convention", self.convention, get_args(MaskConvention))
         if not 0 < self.threshold <= 1:
             raise ValueError(f"mask_threshold={self.threshold} is not in (0, 1].")
 

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
 from vitjax.data.images import Pixels
+from vitjax.data.masks import Mask
 
 
 class SourceError(ValueError):
@@ -35,9 +35,7 @@ class Record:
     image: Pixels
     label: Label | None
     name: str
-    mask: (
-        Bool[np.ndarray, "height width"] | UInt8[np.ndarray, "height width"] | None
-    ) = None
+    mask: Mask | None = None
     context: int | None = None
     digest: int | None = None
 

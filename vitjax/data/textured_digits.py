@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vitjax.data.records import Record, SourceError
+from vitjax.messages import check_one_of, check_range, unknown
 
 MATERIAL = pathlib.Path(__file__).with_name("textured_digits.npz")
 SIDE = 64
@@ -106,10 +107,8 @@ class TexturedDigits:
     label_names = CLASSES
 
     def __post_init__(self):
-        if self.part not in LENGTHS:
-            raise ValueError(f"part={self.part!r} is not one of {', '.join(LENGTHS)}.")
-        if not 0 <= self.correlation <= 1:
-            raise ValueError(f"correlation={self.correlation} is not in [0, 1].")
+        check_one_of("part", self.part, LENGTHS)
+        check_range("correlation", self.correlation, 0, 1)
 
     @property
     def id(self) -> str:
@@ -134,7 +133,7 @@ class TexturedDigits:
         return Record(
             image=images[0],
             label=CLASSES[label[0]],
-            name=f"{self.part}_{index:06d}",
+            name=self.names[index],
             mask=mask[0],
             context=int(context[0]),
         )
@@ -161,7 +160,7 @@ class TexturedDigits:
 def open_split(split: str) -> TexturedDigits:
     """The source that `textured_digits:SPLIT` names."""
     if split not in SPLITS:
-        raise SourceError(f"split={split!r} is not one of {', '.join(SPLITS)}.")
+        raise SourceError(unknown("split", split, SPLITS))
     part, correlation = SPLITS[split]
     return TexturedDigits(part=part, correlation=correlation)
 
@@ -215,9 +214,9 @@ def place_digits(
     angle, shear, stretch, weight = (2 * draws[:, 3:7].T - 1) * deform
     pixels = np.arange(SIDE) + 0.5
     half = scale / 2
-    y = (pixels[None] - (corner[:, 0] + half)[:, None]) / half[:, None]
-    x = (pixels[None] - (corner[:, 1] + half)[:, None]) / half[:, None]
-    x, y = x[:, None, :], y[:, :, None]
+    center = corner + half[:, None]
+    y = ((pixels[None] - center[:, :1]) / half[:, None])[:, :, None]
+    x = ((pixels[None] - center[:, 1:]) / half[:, None])[:, None, :]
     cos, sin = (f(0.25 * angle)[:, None, None] for f in (np.cos, np.sin))
     widen = np.exp(0.15 * stretch)[:, None, None]
     u = (cos * x + sin * y) * widen + 0.2 * shear[:, None, None] * y

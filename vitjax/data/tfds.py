@@ -13,6 +13,7 @@ from vitjax.data.images import content_digest, decode_image
 from vitjax.data.masks import class_mask
 from vitjax.data.records import Record, SourceError
 
+ENCODED = ("image", "segmentation")
 SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
 
 
@@ -41,7 +42,7 @@ class Prepared:
         record = self.records[index]
         name = record.get("file_name", index)
         name = name.decode() if isinstance(name, bytes) else str(name)
-        contents = [record[key] for key in ("image", "segmentation") if key in record]
+        contents = [record[key] for key in ENCODED if key in record]
         image, *segmentations = [decode_image(c, name=name) for c in contents]
         number = int(record.get("label", -1))
         known = 0 <= number < len(self.classes)
@@ -91,11 +92,7 @@ def open_prepared(spec: str, *, data_dir: str | os.PathLike | None = None) -> Pr
         raise SourceError(
             f"{info.full_name} has no split {split!r} but {', '.join(info.splits)}."
         )
-    encoded = {
-        key: tfds.decode.SkipDecoding()
-        for key in ("image", "segmentation")
-        if key in features
-    }
+    encoded = {key: tfds.decode.SkipDecoding() for key in ENCODED if key in features}
     try:
         records = builder.as_data_source(split, decoders=encoded)
     except (RuntimeError, ValueError) as error:  # the format has no random access

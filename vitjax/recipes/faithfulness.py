@@ -11,6 +11,7 @@ Protocols, by name:
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -62,13 +63,13 @@ def faithfulness(
     names = [(order, name) for order in schema.ORDERS for name in methods]
     if "vilas_removal" in protocols:
         counts = kept_counts(model.config.patches, steps)
-        correct = removal_rows(model, batch, both, counts, label)
+        correct = removal_curves(model, batch, both, counts, label)
         rows |= {schema.REMOVAL(*key): row for key, row in zip(names, correct)}
         none = Edits(keep=jnp.zeros((1, model.config.patches), bool))
         empty, _ = final_residual(model, batch.images, edits=none)
         rows["prediction_empty"] = jnp.argmax(empty, -1).astype(jnp.int32)
     if "chefer_perturbation" in protocols:
-        correct = perturbation_rows(model, batch, both, label)
+        correct = perturbation_curves(model, batch, both, label)
         rows |= {schema.PIXELS(*key): row for key, row in zip(names, correct)}
     if "segmentation" in protocols and batch.patch_label is not None:
         kind = jnp.asarray(batch.patch_label)
@@ -90,7 +91,7 @@ def kept_counts(patches: int, steps: int) -> tuple[int, ...]:
     return tuple(int(count) for count in counts if 0 < count < patches)
 
 
-def removal_rows(model, batch, maps, counts, label) -> Bool[Array, "map image step"]:
+def removal_curves(model, batch, maps, counts, label) -> Bool[Array, "map image step"]:
     """One removal curve per map, by one program."""
 
     def curve(importance):
@@ -99,7 +100,7 @@ def removal_rows(model, batch, maps, counts, label) -> Bool[Array, "map image st
     return jax.lax.map(curve, maps)
 
 
-def perturbation_rows(model, batch, maps, label) -> Bool[Array, "map image level"]:
+def perturbation_curves(model, batch, maps, label) -> Bool[Array, "map image level"]:
     """Whether the prediction is right with 10, 20 ... 90 % of the pixels black."""
     images = model.check_images(batch.images)
     height, width = images.shape[1:3]
@@ -151,19 +152,15 @@ def benchmark(
     """Images per second of every method and of a plain forward pass, compiled: the
     median of three calls.
     """
-    target = jnp.maximum(jnp.asarray(batch.label), 0)
+    target, speeds = jnp.maximum(jnp.asarray(batch.label), 0), {}
 
-    def forward(model, images, target):
-        return take_label(final_residual(model, images)[0], target)
+    def call(name: Any, model, images, target):
+        if name == "forward":
+            return take_label(final_residual(model, images)[0], target)
+        return explain(model, images, target, method=name)
 
-    def map_of(name: Any):
-        return lambda model, images, target: explain(model, images, target, method=name)
-
-    speeds = {}
-    for name, function in {
-        "forward": forward,
-        **{m: map_of(m) for m in methods},
-    }.items():
+    for name in ("forward", *methods):
+        function = functools.partial(call, name)
         seconds = median_seconds(function, model, batch.images, target)
         speeds[name] = len(target) / seconds
     return {"images_per_second": speeds}
@@ -196,19 +193,17 @@ class FaithfulnessOptions:
             raise ValueError(f"steps={self.steps}: a curve needs at least 2.")
 
 
-DIMS = base.DIMS | schema.dims(
-    schema.MAP,
-    schema.REMOVAL,
-    schema.PIXELS,
-    schema.SEGMENTATION,
-    schema.PREDICTION_EMPTY,
-)
-
 FAITHFULNESS = Recipe(
     name="faithfulness",
     step=faithfulness,
-    dims=DIMS,
-    needs_label=schema.needs_label(DIMS),
+    **schema.rows(
+        *base.FAMILIES,
+        schema.MAP,
+        schema.REMOVAL,
+        schema.PIXELS,
+        schema.SEGMENTATION,
+        schema.PREDICTION_EMPTY,
+    ),
     options=FaithfulnessOptions(),
     setup=setup,
     static=schema.dims(schema.KEPT),

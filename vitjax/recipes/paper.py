@@ -8,7 +8,7 @@ identifiable tokens are, which classes sub-layers add, and what key-value memori
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +17,25 @@ from jaxtyping import Array, Bool, Float, Int
 from vitjax.analysis import fused_projection, interventions, memory
 from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.top_k import argmax, fast_top_k_indices
-from vitjax.models.forward import block_counter, final_residual, scan_blocks
+from vitjax.models.forward import final_residual, scan_blocks
 from vitjax.models.heads import memory_values
 from vitjax.models.model import Model, initialize
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.recipe import Recipe, Setup
-from vitjax.types import ArrayLike, Batch, Edits, Trace
+from vitjax.types import CONVENTIONS, ArrayLike, Batch, Edits, Trace
 
 PERMUTATIONS = 4
 """Of the classes: chance levels are means over them."""
 
 
 class Carry(NamedTuple):
-    """What every step needs of the model.
-
-    Args:
-        memories: system -> its memories in class space, layer by layer.
-        permutations: of the classes, for chance levels.
-        key: of random keep-sets.
-    """
+    """What every step needs of the model: memories are in class space, by system."""
 
     memories: dict[str, memory.MemoryClasses]
     permutations: Int[Array, "permutation class"]
-    key: Array
+    key: Array  # of random keep-sets
 
 
 @microbatched
@@ -57,32 +51,22 @@ def one_pass(
         scaled = chosen * fused_projection.inverse_sigma(space, state)
         return scaled + space.beta[label][:, None]
 
-    def embed(embedding):
-        return fused_projection.product(space, embedding), block_counter(embedding)
-
     def read(state, params, stream_in, trace):
         before, index = state
-        products, rows = base.stream_products(space, before, trace), {}
+        products, rows = base.read_block(model, space, state, trace, label, top=top)
         for name, product in products.items():
-            states = getattr(trace, name)
-            rows[schema.RANK(name)], rows[schema.LOGIT(name)] = (
-                fused_projection.rank_and_logit(space, product, states, label)
-            )
-            rows[schema.FIRST(name)] = argmax(
-                fused_projection.logits(space, product, states)
-            )
+            logits = fused_projection.logits(space, product, getattr(trace, name))
+            rows[schema.FIRST(name)] = argmax(logits)
         middle = stream_in + trace.attention_update
         rows["logit_middle"] = true_logit(before + products["attention_update"], middle)
-        after, stream = products["residual"], trace.residual
-        rows |= base.top_class_rows(model, space, after, stream, top=top)
-        rows |= base.refined_rows(model, index, stream, label)
         tops: dict[memory.System, Array] = {
             "attention": rows[schema.FIRST("attention_update")],
             "mlp": rows[schema.FIRST("mlp_update")],
         }
         rows |= memory_rows(carry, index, trace, label, tops, k=k, heads=heads)
-        return (after, index + 1), rows
+        return (products["residual"], index + 1), rows
 
+    embed = functools.partial(base.first_state, space)
     logits, reads = scan_blocks(model, batch.images, read, state=embed)
     # Under jit, the compiler shares this with the scan's own beginning.
     images = model.check_images(batch.images)
@@ -93,6 +77,12 @@ def one_pass(
         "first_embedding": argmax(fused_projection.logits(space, product, embedding)),
         "prediction": jnp.argmax(logits, -1).astype(jnp.int32),
     }
+
+
+AGREEMENTS = {
+    "paper": (schema.AGREEMENT, schema.CHANCE),
+    "vilas2023_code": (schema.AGREEMENT_VILAS2023, schema.CHANCE_VILAS2023),
+}
 
 
 def memory_rows(
@@ -111,25 +101,25 @@ def memory_rows(
     """
     coefficients = {
         convention: memory.memory_coefficients(trace, convention=convention)
-        for convention in get_args(interventions.Convention)
+        for convention in CONVENTIONS
     }
     orders, rows = carry.permutations, {}
     for system, top in tops.items():
         known = jax.tree.map(lambda leaf: leaf[index], carry.memories[system])
         count = min(k, known.classes.shape[-1])
-        paper, vilas2023 = (
-            fast_top_k_indices(coefficients[convention][system], count)
-            for convention in ("paper", "vilas2023_code")
+        strongest = {
+            convention: fast_top_k_indices(coefficients[convention][system], count)
+            for convention in CONVENTIONS
+        }
+        for convention, (agreements, chances) in AGREEMENTS.items():
+            agree = functools.partial(
+                agreement, known, strongest[convention], k=count, convention=convention
+            )
+            rows[agreements(system)] = agree(label)
+            rows[chances(system)] = chance(agree, label, orders)
+        is_simple = functools.partial(
+            memory.top1_of_one_memory, known, strongest["paper"]
         )
-        agree = functools.partial(agreement, known, paper, k=count)
-        rows[schema.AGREEMENT(system)] = agree(label)
-        rows[schema.CHANCE(system)] = chance(agree, label, orders)
-        agree = functools.partial(
-            agreement, known, vilas2023, k=count, convention="vilas2023_code"
-        )
-        rows[schema.AGREEMENT_VILAS2023(system)] = agree(label)
-        rows[schema.CHANCE_VILAS2023(system)] = chance(agree, label, orders)
-        is_simple = functools.partial(memory.top1_of_one_memory, known, paper)
         rows[schema.SIMPLE(system)] = is_simple(top)
         rows[schema.CHANCE_SIMPLE(system)] = chance(is_simple, top, orders)
         if heads and system == "attention":
@@ -331,7 +321,8 @@ class PaperOptions(OnePassOptions):
     interventions: tuple[schema.Intervention, ...] = tuple(schema.INTERVENTIONS)
 
 
-DIMS = base.DIMS | schema.dims(
+FAMILIES = (
+    *base.FAMILIES,
     schema.FIRST,
     schema.LOGIT_MIDDLE,
     schema.LOGIT_EMBEDDING,
@@ -348,8 +339,6 @@ DIMS = base.DIMS | schema.dims(
     schema.CHANCE_SIMPLE_HEAD,
 )
 
-EDITED_DIMS = DIMS | schema.dims(schema.RANK_EDITED, schema.PREDICTION_EDITED)
-
 STATIC = schema.dims(
     schema.CLASS_VALUE, schema.CLASS_VALUE_CONTROL, schema.CLASS_VALUE_HEAD
 )
@@ -357,8 +346,7 @@ STATIC = schema.dims(
 ONE_PASS = Recipe(
     name="one_pass",
     step=one_pass,
-    dims=DIMS,
-    needs_label=schema.needs_label(DIMS),
+    **schema.rows(*FAMILIES),
     options=OnePassOptions(),
     setup=setup,
     static=STATIC,
@@ -367,8 +355,7 @@ ONE_PASS = Recipe(
 PAPER = Recipe(
     name="paper",
     step=paper,
-    dims=EDITED_DIMS,
-    needs_label=schema.needs_label(EDITED_DIMS),
+    **schema.rows(*FAMILIES, schema.RANK_EDITED, schema.PREDICTION_EDITED),
     options=PaperOptions(),
     setup=setup,
     static=STATIC,

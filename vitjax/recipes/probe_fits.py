@@ -32,13 +32,7 @@ with another one must find the same groups."""
 
 
 class Group(NamedTuple):
-    """Probes that are fitted in one sweep.
-
-    Args:
-        streams: names of `Trace` fields.
-        layers: blocks.
-        tokens: token positions.
-    """
+    """Probes that are fitted in one sweep: `streams` are names of `Trace` fields."""
 
     streams: tuple[str, ...]
     layers: range
@@ -48,6 +42,11 @@ class Group(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """Numbers of streams, blocks and tokens."""
         return len(self.streams), len(self.layers), len(self.tokens)
+
+    @property
+    def first(self) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """The first block and token, as arrays: groups of one size share a program."""
+        return jnp.int32(self.layers.start), jnp.int32(self.tokens.start)
 
     @property
     def region(self) -> dict[str, tuple[int, int]]:
@@ -95,13 +94,7 @@ def bytes_per_probe(kind: Kind, *, dim: int, classes: int, examples: int) -> int
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some examples of an opened data set.
-
-    Args:
-        whole: the data set.
-        indices: which of its examples, in order.
-        id: of the data set and the choice.
-    """
+    """Some examples of an opened data set; `id` is of the data set and the choice."""
 
     whole: Any
     indices: tuple[int, ...]
@@ -122,9 +115,6 @@ def first_of_each_class(source: Any, *, shots: int, classes: int) -> Subset:
     """The first `shots` labeled images of each class, in the source's order.
 
     Once all classes are full, nothing more is read.
-
-    Raises:
-        ValueError: no image has a label.
     """
     counts, indices = np.zeros(classes, int), []
     for index, label in enumerate(labels_of(source)):
@@ -152,17 +142,6 @@ def labels_of(source: Any) -> Iterator[int]:
             yield -1
 
 
-def fit_group(
-    context: Context, source: Subset, group: Group, *, kind: Kind, alpha: float
-) -> Probe:
-    """Fit a group's probes [stream layer token] on the images of a source."""
-    classes = context.model.num_classes
-    examples = stream_states(context, source, group)
-    if kind == "softmax":
-        return fit_softmax(examples, classes=classes, seed=context.seed)
-    return fit_ridge(examples, classes=classes, alpha=alpha)
-
-
 Examples = Iterable[tuple[Array, np.ndarray]]
 """States [batch *probe dim] and labels, -1 to leave out."""
 
@@ -170,14 +149,13 @@ Examples = Iterable[tuple[Array, np.ndarray]]
 def stream_states(context: Context, source: Subset, group: Group) -> Examples:
     """States and labels of a source, batch by batch."""
     sharding = NamedSharding(context.mesh, PartitionSpec(*context.mesh.axis_names))
-    first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
     for batch in context.batches(source, 0, len(source)):
         images = jax.device_put(batch.images, sharding)
         labels = np.where(batch.valid, batch.label, -1).astype(np.int32)
         states = jitted_states(
             context.model,
             images,
-            first,
+            group.first,
             streams=group.streams,
             layers=len(group.layers),
             tokens=len(group.tokens),

@@ -23,19 +23,21 @@ from vitjax.analysis.probes import Probe
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
+from vitjax.recipes.faithfulness import removal_curves
 from vitjax.recipes.probe_fits import (
     Group,
     Kind,
     Subset,
     bytes_per_probe,
     first_of_each_class,
-    fit_group,
+    fit_ridge,
+    fit_softmax,
     make_groups,
     read_states,
+    stream_states,
 )
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
-from vitjax.saliency.removal import removal_curve
 from vitjax.types import ArrayLike, Batch
 
 WINDOW = 1024
@@ -43,11 +45,10 @@ WINDOW = 1024
 
 
 class RankCarry(NamedTuple):
-    """A group's probes [stream layer token], and the first block and token of them."""
+    """A group's probes [stream layer token], and its first block and token."""
 
     probe: Probe
-    layer: Int[ArrayLike, ""]
-    token: Int[ArrayLike, ""]
+    first: tuple[Int[ArrayLike, ""], Int[ArrayLike, ""]]
 
 
 class RemovalCarry(NamedTuple):
@@ -64,14 +65,12 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     config, classes = context.model.config, context.model.num_classes
 
     def fit(group: Group) -> Setup:
-        probe = fit_group(
-            context, source, group, kind=options.probe, alpha=options.alpha
-        )
-        return Setup(carry(group, probe))
-
-    def carry(group: Group, probe: Probe) -> RankCarry:
-        first = jnp.int32(group.layers.start), jnp.int32(group.tokens.start)
-        return RankCarry(probe, *first)
+        examples = stream_states(context, source, group)
+        if options.probe == "softmax":
+            probe = fit_softmax(examples, classes=classes, seed=context.seed)
+        else:
+            probe = fit_ridge(examples, classes=classes, alpha=options.alpha)
+        return Setup(RankCarry(probe, group.first))
 
     def empty(group: Group) -> RankCarry:
         probe = Probe(
@@ -79,12 +78,12 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
             bias=jnp.zeros((*group.shape, classes)),
             centre=jnp.zeros((*group.shape, config.dim)),
         )
-        return carry(group, probe)
+        return RankCarry(probe, group.first)
 
     fits = [
         Pass(
             step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
-            dims={name: DIMS[name] for name in map(schema.RANK_PROBE, group.streams)},
+            dims=dict.fromkeys(map(schema.RANK_PROBE, group.streams), schema.TOKEN),
             setup=functools.partial(fit, group),
             carry_shape=jax.eval_shape(functools.partial(empty, group)),
             region=group.region,
@@ -94,7 +93,7 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     ]
     removal = Pass(
         step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
-        dims=base.DIMS | REMOVAL_DIMS,
+        dims=schema.dims(*base.FAMILIES, schema.CORRECT, schema.CORRECT_RANDOM),
         setup=functools.partial(rank_patches, context),
         carry_shape=jax.eval_shape(
             lambda: RemovalCarry(
@@ -120,9 +119,8 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     config, classes = context.model.config, context.model.num_classes
     dim = config.dim
     count = len(options.streams) * config.depth * config.tokens
-    shared = 0
-    if source.whole.id == context.source.id:
-        shared = sum(index < context.images for index in source.indices)
+    same = source.whole.id == context.source.id
+    shared = sum(same and index < context.images for index in source.indices)
     return {
         "train": {"id": source.id, "images": len(source)},
         "shared_images": shared,
@@ -139,11 +137,7 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
 
 
 def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]]:
-    """The images to fit on, and the probes that are fitted in one sweep.
-
-    Raises:
-        ValueError: there is no training set, or one probe takes too much memory.
-    """
+    """The images to fit on, and the probes that are fitted in one sweep."""
     if options.train is None:
         raise ValueError(
             "The recipe 'probes' fits probes on other images than --data: pass "
@@ -169,11 +163,7 @@ def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]
 
 
 def parse_bytes(size: str | int) -> int:
-    """Bytes of a size such as "2GiB", "500MB" or a number.
-
-    Raises:
-        ValueError: it is not a size above 0.
-    """
+    """Bytes of a size above 0 such as "2GiB", "500MB" or a number."""
     pattern = r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?b?\s*"
     match = re.fullmatch(pattern, str(size).lower())
     number, prefix, binary = match.groups() if match else ("0", None, None)
@@ -202,7 +192,7 @@ def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
         states = read_states(
             model,
             jnp.asarray(batch.images),
-            (carry.layer, carry.token),
+            carry.first,
             streams=streams,
             layers=layers,
             tokens=tokens,
@@ -220,7 +210,7 @@ def make_removal_step(counts: tuple[int, ...]):
 
     def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
         rows = base.identifiability(model, batch)
-        return rows | removal_rows(model, batch, carry, keep_counts=counts)
+        return rows | removal_rows(model, batch, carry, counts)
 
     return step
 
@@ -244,7 +234,7 @@ def importance_of(
 
 
 def removal_rows(
-    model: Model, batch: Batch, carry: RemovalCarry, *, keep_counts: tuple[int, ...]
+    model: Model, batch: Batch, carry: RemovalCarry, counts: tuple[int, ...]
 ) -> dict[str, Array]:
     """Whether the model is right with some patches, in five orders of removal."""
     label = jnp.maximum(batch.label, 0)
@@ -260,13 +250,8 @@ def removal_rows(
             carry.seed, batch.index, model.config.patches
         ),
     }
-
-    def curve(importance):  # one after the other: compiled once
-        return removal_curve(
-            model, batch.images, label, importance, keep_counts=keep_counts
-        )
-
-    return dict(zip(orders, jax.lax.map(curve, jnp.stack(list(orders.values())))))
+    maps = jnp.stack(list(orders.values()))
+    return dict(zip(orders, removal_curves(model, batch, maps, counts, label)))
 
 
 def random_importance(
@@ -320,11 +305,6 @@ class ProbeOptions:
         parse_bytes(self.max_memory)
 
 
-REMOVAL_DIMS = schema.dims(schema.CORRECT, schema.CORRECT_RANDOM)
-
-DIMS = base.DIMS | REMOVAL_DIMS | schema.dims(schema.RANK_PROBE)
-
-
 def time_projection(model: Model, batch: Batch, **options: Any) -> dict[str, float]:
     """What probes are compared with: ranking by the projection, for one image."""
     seconds = median_seconds(base.identifiability, model, batch)
@@ -333,8 +313,9 @@ def time_projection(model: Model, batch: Batch, **options: Any) -> dict[str, flo
 
 PROBES = Recipe(
     name="probes",
-    dims=DIMS,
-    needs_label=schema.needs_label(DIMS),
+    **schema.rows(
+        *base.FAMILIES, schema.CORRECT, schema.CORRECT_RANDOM, schema.RANK_PROBE
+    ),
     options=ProbeOptions(),
     setup=setup,
     static=schema.dims(schema.KEPT),

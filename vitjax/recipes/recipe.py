@@ -25,11 +25,8 @@ Dims = Mapping[str, tuple[str, ...]]
 
 
 class Setup(NamedTuple):
-    """What depends on the model alone.
-
-    Args:
-        carry: a pytree that every step is handed.
-        static: array name -> values that are written once, without an image axis.
+    """What depends on the model alone: a pytree for every step, and arrays by name that
+    are written once, without an image axis.
     """
 
     carry: Any = ()
@@ -74,19 +71,14 @@ class Context(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Pass:
-    """One sweep over all images.
+    """One sweep over all images: `step(model, batch, carry)` as of a `Recipe`.
 
-    Args:
-        step: `step(model, batch, carry) -> {array name: rows}`; every array has a
-            leading image axis. One object for equal programs: it is jitted by identity.
-        dims: axes of the arrays that it returns.
-        setup: `setup() -> Setup`, called before the first step if anything is left to
-            do, under the run's matmul precision.
-        carry_shape: its carry as a pytree of `jax.ShapeDtypeStruct`.
-        region: axis -> (start, stop), where the arrays are a part of what the run
-            holds. All passes that write an array cut its axes at multiples of one size.
-        title: shown beside the progress, such as "fit 2/9".
-        previews: how many of the first images are kept as the model saw them.
+    Equal programs are one step object: it is jitted by identity. `setup` is called
+    before the first step if anything is left to do, under the run's matmul precision;
+    `carry_shape` is its carry as a pytree of `jax.ShapeDtypeStruct`. `region` is axis
+    -> (start, stop), where the arrays are a part of what the run holds; all passes that
+    write an array cut its axes at multiples of one size. `title`, such as "fit 2/9", is
+    shown beside the progress.
     """
 
     step: Callable[[Model, Batch, Any], dict[str, Array]]
@@ -96,11 +88,6 @@ class Pass:
     region: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     title: str = ""
     previews: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class NoOptions:
-    """Options of a recipe that has none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,7 +124,7 @@ class Recipe:
     step: Callable[..., dict[str, Array]] | None = None
     dims: Dims
     needs_label: tuple[str, ...] = ()
-    options: Any = NoOptions()
+    options: Any = dataclasses.field(default_factory=dict)
     setup: Callable[..., Setup] | None = None
     static: Dims = dataclasses.field(default_factory=dict)
     benchmark: Callable[..., dict[str, Any]] | None = None

@@ -15,11 +15,7 @@ RECIPES = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Look up a recipe by name.
-
-    Raises:
-        ValueError: there is none; the message lists those there are.
-    """
+    """Look up a recipe by name; the error lists those there are."""
     if name == "precision":
         raise ValueError(
             "The recipe 'precision' is gone: run any recipe twice, with --dtype "

@@ -11,8 +11,8 @@ A family stands for arrays of one meaning: `RANK("residual") == "rank_residual"`
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 STREAMS = {
     "residual": "block output",
@@ -96,14 +96,7 @@ else:  # choices of the command line
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a run.
-
-    Args:
-        name: in the run and in CSV files.
-        axes: names of its axes, `image` first unless it is static.
-        meaning: one line, with unit or range.
-        needs_label: means nothing for an image without a known class.
-    """
+    """One array of a run; its first axis is `image` unless it is static."""
 
     name: str
     axes: tuple[str, ...]
@@ -115,13 +108,10 @@ class Array:
 class Family:
     """Arrays of one meaning, one for every combination of keys.
 
-    Args:
-        template: of the name, a `{}` for every key.
-        axes: after `image`, or all of them where `static`.
-        meaning: of the array, with a `{}` for the words of every key.
-        keys: key -> words, a mapping for every `{}`.
-        needs_label: means nothing for an image without a known class.
-        static: written once for the run, without an image axis.
+    `template` makes names of keys, and `meaning` one line of their words; `keys` holds
+    a mapping from key to words for every `{}`. `axes` follow `image`; a `static` array
+    is written once for the run and has no such axis. One that `needs_label` means
+    nothing for an image without a known class.
     """
 
     template: str
@@ -151,7 +141,8 @@ class Family:
 labeled = functools.partial(Family, needs_label=True)
 static = functools.partial(Family, static=True)
 
-LAYER, TOKEN, HEAD = ("layer",), ("layer", "token"), ("layer", "head")
+LAYER, TOKEN = ("layer",), ("layer", "token")
+HEAD, CLASS = ("layer", "head"), ("layer", "class")
 
 # Every run.
 LABEL = Family("label", (), "True class, -1 where unknown.")
@@ -194,10 +185,7 @@ FIRST_EMBEDDING = Family(
     "first_embedding", ("token",), "Class with the largest logit entering block 0."
 )
 AGREEMENT = labeled(
-    "agreement_{}",
-    TOKEN,
-    "Key-value agreement of {} with the true class, section 6.2.",
-    (SYSTEMS,),
+    "agreement_{}", TOKEN, "Key-value agreement of {}, section 6.2.", (SYSTEMS,)
 )
 AGREEMENT_VILAS2023 = labeled(
     "agreement_vilas2023_{}",
@@ -206,15 +194,12 @@ AGREEMENT_VILAS2023 = labeled(
     (SYSTEMS,),
 )
 CHANCE = labeled(
-    "chance_{}",
-    LAYER,
-    "`agreement` of {} with permuted classes, mean over tokens.",
-    (SYSTEMS,),
+    "chance_{}", LAYER, "Agreement of {} with permuted classes, token mean.", (SYSTEMS,)
 )
 CHANCE_VILAS2023 = labeled(
     "chance_vilas2023_{}",
     LAYER,
-    "`agreement_vilas2023` of {} with permuted classes.",
+    "`agreement_vilas2023` of {} with permuted classes, token mean.",
     (SYSTEMS,),
 )
 SIMPLE = Family(
@@ -224,10 +209,7 @@ SIMPLE = Family(
     (SYSTEMS,),
 )
 CHANCE_SIMPLE = labeled(
-    "chance_simple_{}",
-    LAYER,
-    "`simple` of {} with permuted classes, mean over tokens.",
-    (SYSTEMS,),
+    "chance_simple_{}", LAYER, "`simple` of {} with permuted classes.", (SYSTEMS,)
 )
 AGREEMENT_HEAD = labeled(
     "agreement_head", HEAD, "`agreement_attention` within each head, mean over tokens."
@@ -247,21 +229,13 @@ PREDICTION_EDITED = Family(
     "prediction_{}", (), "Class with the largest logit: {}.", (INTERVENTIONS,)
 )
 CLASS_VALUE = static(
-    "class_value_{}",
-    ("layer", "class"),
-    "Class-value agreement of {}, section 6.2.",
-    (SYSTEMS,),
+    "class_value_{}", CLASS, "Class-value agreement of {}, section 6.2.", (SYSTEMS,)
 )
 CLASS_VALUE_CONTROL = static(
-    "class_value_{}_{}",
-    ("layer", "class"),
-    "Class-value agreement of {} in {}.",
-    (SYSTEMS, CONTROLS),
+    "class_value_{}_{}", CLASS, "Class-value agreement of {}: {}.", (SYSTEMS, CONTROLS)
 )
 CLASS_VALUE_HEAD = static(
-    "class_value_head",
-    ("layer", "head", "class"),
-    "Class-value agreement of each attention head.",
+    "class_value_head", (*HEAD, "class"), "Class-value agreement of each head."
 )
 
 # tokens.
@@ -300,10 +274,7 @@ KEPT = static("kept", ("step",), "How many patches stay at each step of a curve.
 
 # probes.
 RANK_PROBE = labeled(
-    "rank_probe_{}",
-    TOKEN,
-    "Rank of the true class by a linear probe on the {}.",
-    (STREAMS,),
+    "rank_probe_{}", TOKEN, "Rank of the true class by a probe on the {}.", (STREAMS,)
 )
 CORRECT = labeled(
     "correct_{}_{}",
@@ -323,7 +294,7 @@ SCHEMA = {array.name: array for family in FAMILIES for array in family}
 
 
 def dims(*families: Family) -> dict[str, tuple[str, ...]]:
-    """The axes after `image`, of every array of some families, by name."""
+    """Name -> axes after `image`, of every array of these families."""
     return {
         array.name: array.axes[not family.static :]
         for family in families
@@ -331,6 +302,7 @@ def dims(*families: Family) -> dict[str, tuple[str, ...]]:
     }
 
 
-def needs_label(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of some arrays that mean nothing without a known class."""
-    return tuple(name for name in names if name in SCHEMA and SCHEMA[name].needs_label)
+def rows(*families: Family) -> dict[str, Any]:
+    """Fields of the recipe that writes these families."""
+    names = [name for family in families if family.needs_label for name in family.names]
+    return {"dims": dims(*families), "needs_label": tuple(names)}

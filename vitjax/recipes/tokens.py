@@ -51,15 +51,16 @@ def token_class_rows(model: Model, images, *, top: int) -> dict[str, Array]:
     return {"token_classes": classes, "token_probabilities": probabilities}
 
 
-DIMS = base.DIMS | schema.dims(
-    schema.TOKEN_CLASSES, schema.TOKEN_PROBABILITIES, schema.ATTENDED, schema.HELPFUL
-)
-
 TOKENS = Recipe(
     name="tokens",
     step=tokens,
-    dims=DIMS,
-    needs_label=schema.needs_label(DIMS),
+    **schema.rows(
+        *base.FAMILIES,
+        schema.TOKEN_CLASSES,
+        schema.TOKEN_PROBABILITIES,
+        schema.ATTENDED,
+        schema.HELPFUL,
+    ),
     options=base.IDENTIFIABILITY.options,
     previews=200,
 )

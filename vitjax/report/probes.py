@@ -68,8 +68,7 @@ def hit_rate(run: Run, name: str, kind: str) -> Float[np.ndarray, "image layer"]
 def removal(run: Run) -> Rows:
     """Accuracy while tokens go, from none removed on, in the orders of importance."""
     patches = run.config.patches
-    kept = run.results[schema.KEPT()].values.astype(int)
-    kept = np.array([*kept, patches])
+    kept = np.array([*run.results[schema.KEPT()].values.astype(int), patches])
     order = np.argsort(kept)[::-1]
     axis = {"kept": kept[order], "x": 1 - kept[order] / patches}
     for first, panel in PANELS.items():
