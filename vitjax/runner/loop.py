@@ -118,7 +118,13 @@ class Job:
         return values
 
     def load(
-        self, source: Any, start: int, stop: int, *, masks: bool
+        self,
+        source: Any,
+        start: int,
+        stop: int,
+        *,
+        masks: bool,
+        workers: int | None = None,
     ) -> Iterator[Loaded]:
         """Batches of a source as the loader gives them."""
         return batches(
@@ -131,7 +137,7 @@ class Job:
             on_error=self.options.on_error,
             mask_rule=self.options.mask_rule,
             threads=min(16, os.cpu_count() or 1),
-            workers=self.options.workers,
+            workers=self.options.workers if workers is None else workers,
         )
 
     def empty_batch(self) -> Batch:
@@ -289,7 +295,8 @@ class Job:
         part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
         try:
-            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
+            first = self.load(self.source, 0, stop, masks=self.has_masks, workers=0)
+            batch = next(first).batch
         except ImageError:  # the run itself says so
             return math.inf
         self.compile(part, carry)
@@ -607,21 +614,23 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
     writer = job.writer
     assert writer is not None
 
-    def pending(chunks: Any, existing: set[str]) -> dict[Pass, list[int]]:
+    def pending(chunks: Any, *, verify: bool) -> dict[Pass, list[int]]:
+        existing = set(writer.folder.list(ROWS))
         return {
-            part: writer.pending(chunks, row_names(job, part), part.region, existing)
+            part: writer.pending(
+                chunks, row_names(job, part), part.region, existing, verify=verify
+            )
             for part in job.passes
         }
 
     repaired = {c for c in job.chunks if is_repaired(job, c)}
     writer.mark_pending(repaired)
-    existing = set(writer.folder.list(ROWS))
-    left = pending(job.chunks, existing)
+    left = pending(job.chunks, verify=True)
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
-    if any(left.values()) or not existing.issuperset(writer.static_keys()):
+    if any(left.values()) or not writer.has_static():
         for change in session_changes(writer.manifest) if show else ():
             report(f"{change}: the last bits of new rows may differ.")
-        if job.batch_size % job.options.batch_size and show:
+        if job.batch_size > job.options.batch_size and show:
             report(f"Batches of {job.batch_size} images on {job.mesh.size} devices.")
         writer.create_arrays()
         writer.write_static(
@@ -636,7 +645,7 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
             rate = sweep(job, part, left[part], processes, show=show)
     if rate is None and writer.manifest["finished"]:
         return
-    if not any(pending(writer.chunks, set(writer.folder.list(ROWS))).values()):
+    if not any(pending(writer.chunks, verify=False).values()):
         finish(job, rate)
 
 
