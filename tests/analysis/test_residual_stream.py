@@ -5,7 +5,7 @@ import numpy as np
 import published
 import pytest
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.class_space import project
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.analysis.top_k import argmax
@@ -21,7 +21,7 @@ def read(oracle, published_model):
 
     @jax.jit
     def project_all(model, images):
-        _, trace = api.forward(model, images, capture=STREAMS)
+        _, trace = vitjax.forward(model, images, capture=STREAMS)
         return {
             name: jax.lax.map(
                 lambda x: project(model.class_space, x), getattr(trace, name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.saliency import lrp
 from vitjax.types import layer_norm
 
@@ -102,7 +102,7 @@ def test_attnlrp_conserves_the_logit(name):
     """Exactly, through stream, norms, MLP and head; softmax would absorb some."""
     model = without_biases_and_values(tiny.make(tiny.CONFIGS[name]))
     images = tiny.images(model.config)
-    logits = api.forward(model, images)[0][np.arange(3), TARGET]
+    logits = vitjax.forward(model, images)[0][np.arange(3), TARGET]
     x, gradient = lrp.attnlrp_gradient(model, images, TARGET, gamma=0.0, edits=None)
     np.testing.assert_allclose((x * gradient).sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
 
@@ -124,7 +124,7 @@ def without_biases_and_values(model):
 def test_every_architecture_has_maps(name, method):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
-    found = api.explain(model, images, TARGET, method=method)
+    found = vitjax.explain(model, images, TARGET, method=method)
     assert found.shape == (3, 16)
     assert np.isfinite(found).all() and np.ptp(found) > 0
     if method == "lrp":

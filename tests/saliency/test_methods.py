@@ -117,6 +117,7 @@ def test_the_target_may_be_one_for_all():
 @pytest.mark.parametrize(
     "options, message",
     (
+        ({"method": "rolout"}, "'rolout'.*Did you mean 'rollout'"),
         ({"method": "chefer", "layers": (0,)}, "'chefer'"),
         ({"method": "relevancy", "layers": (2,)}, r"layers=\(2,\)"),
         ({"method": "relevancy", "heads": (-3,)}, r"heads=\(-3,\)"),
@@ -126,8 +127,3 @@ def test_the_target_may_be_one_for_all():
 def test_what_does_not_exist_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         methods.explain(MODEL, IMAGES, TARGET, **options)
-
-
-def test_a_method_that_does_not_exist_has_a_near_one():
-    with pytest.raises(ValueError, match="'rolout'.*Did you mean 'rollout'"):
-        methods.check_method("rolout")

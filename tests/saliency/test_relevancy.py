@@ -9,7 +9,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.saliency.relevancy import relevancy, shares
 
 OPTIONS = {
@@ -66,7 +66,7 @@ def loss(logits):
 def assert_last_block_is_the_whole_networks_gradient(model, found):
     """There, the loss of the block's output is the loss of the model's answer."""
     images, prefix = tiny.images(model.config), model.config.prefix
-    gradients = jax.jit(lambda m, x: api.attention_gradients(m, x, loss))
+    gradients = jax.jit(lambda m, x: vitjax.attention_gradients(m, x, loss))
     whole = -gradients(model, images)[-1]
     cls = model.config.class_token
     expected = whole[:, :, 0] if cls else whole[:, :, prefix:].sum(2)
@@ -118,7 +118,7 @@ def test_unknown_options_are_refused(options):
 def test_what_is_neglected_is_a_difference_of_two_shares(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, prefix = tiny.images(model.config), model.config.prefix
-    found = np.asarray(api.helpful_minus_attended(model, images, LABEL))
+    found = np.asarray(vitjax.helpful_minus_attended(model, images, LABEL))
     assert found.shape == (2, 3, 2, 16)
     assert np.abs(found).max() <= 1
     helpful = np.maximum(ask(model, images, LABEL)[..., prefix:], 0)
@@ -126,7 +126,7 @@ def test_what_is_neglected_is_a_difference_of_two_shares(name):
     assert helps.any()
     np.testing.assert_allclose(found.sum(-1), np.where(helps, 0, -1), atol=1e-6)
     # Written another way: attention from the trace, relevancy by itself.
-    _, trace = api.forward(model, images, capture=("attention_weights",))
+    _, trace = vitjax.forward(model, images, capture=("attention_weights",))
     weights = np.asarray(trace.attention_weights)
     rows = slice(0, 1) if model.config.class_token else slice(prefix, None)
     attended = weights[..., rows, prefix:].mean(3)

@@ -27,21 +27,12 @@ from vitjax.types import Config
 class Checkpoint:
     """Arrays whose layout is known.
 
-    Args:
-        arrays: key in the file to array.
-        layout: how they are named.
-        keys: key of the layout to key in the file, which may have a prefix.
+    `keys` maps the layout's keys to those in the file, which may have a prefix.
     """
 
     arrays: Arrays
     layout: CheckpointLayout
     keys: Mapping[str, str]
-
-    def adjust_config(
-        self, config: Config, read_config_json: Callable[[], Mapping[str, Any]]
-    ) -> Config:
-        """The architecture, with the fields that the file decides."""
-        return self.layout.adjust_config(config, self.keys, read_config_json)
 
     def count_classes(self) -> int:
         """Number of classes of the head."""

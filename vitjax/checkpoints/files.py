@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 ARRAYS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder that `vitjax.save` writes."""
 

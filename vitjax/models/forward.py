@@ -133,8 +133,13 @@ def apply_block(
     *,
     offset: Float[Array, "batch head token token"] | None = None,
     rules: Rules = Rules(),
+    mixed: Float[Array, "batch token head key"] | None = None,
 ) -> tuple[Float[Array, "batch token dim"], Trace]:
-    """One encoder block: the residual stream after it, and its trace."""
+    """One encoder block: the residual stream after it, and its trace.
+
+    With `mixed`, the values mixed by attention, the block is a function of each token
+    by itself, and x may hold only some of them.
+    """
     variables = {"params": params}
     if offset is not None:
         entry = {"attention_weights": {"value": offset}}
@@ -143,6 +148,7 @@ def apply_block(
         variables,
         x,
         *masks,
+        mixed=mixed,
         capture_intermediates=lambda module, _: isinstance(module, Tap),
         mutable=["intermediates"],
     )
