@@ -54,10 +54,10 @@ def test_published_token_removal_by_mask_and_by_selection(
         np.testing.assert_allclose(masked, short, atol=tolerance)
         there = stored["drop_rank"][:, kept] >= 0
         assert (there[:, prefix:] == keep).all()
-        wanted = stored["drop_rank"][:, kept][there]
+        expected_rank = stored["drop_rank"][:, kept][there]
         for ours in (np.asarray(ranks)[there], np.asarray(short_ranks).reshape(-1)):
-            assert np.abs(ours - wanted).max() <= 1
-            assert (ours == wanted).mean() > 0.998
+            assert np.abs(ours - expected_rank).max() <= 1
+            assert (ours == expected_rank).mean() > 0.998
 
 
 def test_renormalized_no_cls_sums_to_one():

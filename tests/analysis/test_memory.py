@@ -87,11 +87,11 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_class_value_scores_equal_the_published(name, system, oracle, published_model):
     model = published_model(name)
-    found = class_value_agreement(
+    actual = class_value_agreement(
         model.class_space, vitjax.memory_values(model)[system]
     )
     expected = oracle(name)["class_value"][f"cva_{SYSTEMS[system]}"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_each_head_has_its_own_agreement():
@@ -99,11 +99,11 @@ def test_each_head_has_its_own_agreement():
     cfg = model.config
     values = vitjax.memory_values(model)["attention"]
     by_head = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
-    found = class_value_agreement(model.class_space, by_head)
-    assert found.shape == (cfg.depth, cfg.heads, 7)
+    actual = class_value_agreement(model.class_space, by_head)
+    assert actual.shape == (cfg.depth, cfg.heads, 7)
     whole = class_value_agreement(model.class_space, values)
-    np.testing.assert_allclose(found.max(1), whole, atol=1e-6)
-    assert (np.abs(found) <= 1 + 1e-6).all()
+    np.testing.assert_allclose(actual.max(1), whole, atol=1e-6)
+    assert (np.abs(actual) <= 1 + 1e-6).all()
 
 
 def random_case(memories=11, classes=7, k=3):
@@ -125,14 +125,14 @@ def test_every_definition_is_its_loop():
                 paper[b, t] |= label[b] in np.argsort(-logits[:, m])[:3]
                 code[b, t] |= m in np.argsort(-logits[label[b]])[:3]
                 alone[b, t] |= logits[:, m].argmax() == predicted[b, t]
-    found = key_value_agreement(space, coefficients, values, label[:, None], k=3)
-    np.testing.assert_array_equal(found, paper)
-    found = key_value_agreement(
+    actual = key_value_agreement(space, coefficients, values, label[:, None], k=3)
+    np.testing.assert_array_equal(actual, paper)
+    actual = key_value_agreement(
         space, coefficients, values, label[:, None], k=3, convention="vilas2023_code"
     )
-    np.testing.assert_array_equal(found, code)
-    found = compositionality(space, coefficients, values, predicted, k=3)
-    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(actual, code)
+    actual = compositionality(space, coefficients, values, predicted, k=3)
+    np.testing.assert_array_equal(actual, alone)
     assert paper.any() and not paper.all() and code.any() and alone.any()
 
 
@@ -185,8 +185,8 @@ def test_coefficients_of_both_conventions():
 
 def test_memories_that_are_zero_agree_with_nothing():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
-    found = class_value_agreement(space, np.zeros((3, 16), np.float32))
-    np.testing.assert_array_equal(found, 0)
+    actual = class_value_agreement(space, np.zeros((3, 16), np.float32))
+    np.testing.assert_array_equal(actual, 0)
     assert memory.memory_logits(space, np.ones((3, 16), np.float32)).shape == (7, 3)
 
 
@@ -194,12 +194,12 @@ def test_half_precision_works_under_strict_promotion():
     model = tiny.make(tiny.CONFIGS["plain"])
     low = model.astype("bfloat16")
     values = vitjax.memory_values(low)["mlp"]
-    found = class_value_agreement(low.class_space, values)
+    actual = class_value_agreement(low.class_space, values)
     expected = class_value_agreement(
         model.class_space, vitjax.memory_values(model)["mlp"]
     )
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=0.02)
     assert memory_classes(low.class_space, values, k=3).classes.shape == (2, 24, 3)
 
 

@@ -92,8 +92,8 @@ def test_the_norm_is_its_formula_in_float64():
     wide = x.astype(np.float64)
     mean, var = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
     expected = (wide - mean) / np.sqrt(var + 1e-6) * scale + bias
-    found = layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual = layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
     low = layer_norm(jnp.asarray(STATES, jnp.bfloat16), scale, bias, epsilon=1e-6)
     assert low.dtype == jnp.bfloat16
     flat = layer_norm(jnp.ones((1, 16)), scale, bias, epsilon=1e-6)

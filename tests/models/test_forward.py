@@ -134,10 +134,10 @@ def test_two_closures_over_changing_data_give_two_results():
         return take_label(logits, box["label"]).sum()
 
     for box["label"] in LABELS:
-        _, found = vitjax.scan_blocks(MODEL, IMAGES, read)
+        _, actual = vitjax.scan_blocks(MODEL, IMAGES, read)
         args = box["label"]
         _, expected = vitjax.scan_blocks(MODEL, IMAGES, residual_logit, args=args)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
         gradients = vitjax.attention_gradients(MODEL, IMAGES, scalar)
         last = np.asarray(gradients)[-1, :, :, 0]
         loss = vitjax.relevancy(MODEL, IMAGES, args, loss="negative_logit")[-1]
@@ -152,11 +152,11 @@ def test_args_reach_read_under_jit_and_vmap_by_one_program():
         traces.append(label.shape)
         return vitjax.scan_blocks(model, images, residual_logit, args=label)[1]
 
-    found = np.stack([run(MODEL, IMAGES, label) for label in LABELS])
+    actual = np.stack([run(MODEL, IMAGES, label) for label in LABELS])
     assert len(traces) == 1
-    assert np.abs(found[0] - found[1]).max() > 1e-2
+    assert np.abs(actual[0] - actual[1]).max() > 1e-2
     mapped = jax.jit(jax.vmap(run, (None, None, 0)))(MODEL, IMAGES, LABELS)
-    np.testing.assert_allclose(mapped, found, atol=1e-5)
+    np.testing.assert_allclose(mapped, actual, atol=1e-5)
 
 
 def first_class(logits):

@@ -178,8 +178,10 @@ def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
     params = embedding.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))
     expected = convolution.apply(params, images)
     patches = shape[1] // 8 * (shape[2] // 8)
-    found = embedding.apply(params, images)
-    np.testing.assert_allclose(found, expected.reshape(shape[0], patches, 5), atol=1e-5)
+    actual = embedding.apply(params, images)
+    np.testing.assert_allclose(
+        actual, expected.reshape(shape[0], patches, 5), atol=1e-5
+    )
 
 
 def test_refinement_equals_an_independent_formula():

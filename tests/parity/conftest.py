@@ -42,9 +42,9 @@ class Finder:
 
 @pytest.fixture(scope="session")
 def torch():
-    found = pytest.importorskip("torch")
-    found.set_num_threads(2)
-    return found
+    actual = pytest.importorskip("torch")
+    actual.set_num_threads(2)
+    return actual
 
 
 @pytest.fixture(scope="session")

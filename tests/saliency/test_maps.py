@@ -52,18 +52,18 @@ def rows_read(model):
     return slice(0, 1) if model.config.class_token else slice(model.config.prefix, None)
 
 
-def assert_close(found, expected, tolerance=1e-5):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def assert_close(actual, expected, tolerance=1e-5):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ("plain", "registers", "registers_gap"))
 def test_raw_attention_is_the_row_of_cls(name):
     model, images, prefix = setting(name)
     rows = weights_of(model, images)[..., rows_read(model), :]
-    found = attention.raw_attention(model, images)
-    np.testing.assert_allclose(found, rows.mean(-2)[..., prefix:], atol=1e-6)
+    actual = attention.raw_attention(model, images)
+    np.testing.assert_allclose(actual, rows.mean(-2)[..., prefix:], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ("plain", "registers", "gap"))
@@ -84,12 +84,12 @@ def test_chefer_equals_the_published(variant, target, oracle, published_model):
     label = source.label if target == "true" else source["base"]["other_class"]
     data, count = source["chefer"], 8 if variant == "setA" else None
     images, label = source.images[:count], label[:count].astype(np.int32)
-    found = vitjax.explain(published_model(variant), images, label, method="chefer")
+    actual = vitjax.explain(published_model(variant), images, label, method="chefer")
     gap = variant == "gap"  # the whole of R there
     theirs = data[f"R_{target}"].mean(1) if gap else data[f"relevance_{target}"]
     theirs = theirs[:count]
     top = np.abs(theirs).max(-1, keepdims=True)
-    assert (np.abs(np.asarray(found) - theirs) <= 1e-4 * top).all()
+    assert (np.abs(np.asarray(actual) - theirs) <= 1e-4 * top).all()
 
 
 @pytest.mark.parametrize("name", ("registers", SLOW_GAP))
@@ -135,10 +135,10 @@ def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
 def test_integrated_gradients_are_complete(name):
     model, images, _ = setting(name)
     whole, nothing = (logit(vitjax.forward(model, x)[0]) for x in (images, 0 * images))
-    found = vitjax.explain(
+    actual = vitjax.explain(
         model, images, TARGET, method="integrated_gradients", steps=48
     )
-    np.testing.assert_allclose(found.sum(), whole - nothing, atol=2e-3)
+    np.testing.assert_allclose(actual.sum(), whole - nothing, atol=2e-3)
 
 
 def test_integrated_gradients_are_sums_over_pixels():
@@ -149,10 +149,10 @@ def test_integrated_gradients_are_sums_over_pixels():
         for n, w in zip(*np.polynomial.legendre.leggauss(3))
     )
     expected = np.asarray(total).reshape(3, 2, 8, 5, 8, 3).sum((2, 4, 5))
-    found = vitjax.explain(
+    actual = vitjax.explain(
         model, images, TARGET, method="integrated_gradients", steps=3
     )
-    assert_close(found, expected.reshape(3, 10), 1e-4)
+    assert_close(actual, expected.reshape(3, 10), 1e-4)
 
 
 @pytest.mark.parametrize("name", ("layer_scale", "registers_gap", "gap", "post_cls"))
@@ -185,38 +185,38 @@ def test_class_projection_is_what_each_token_writes(name):
     direction = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     direction = (direction - direction.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, direction) / written.shape[3]
-    found = compiled(gradients.class_projection, model, images)
-    assert_close(found, expected[..., prefix:])
+    actual = compiled(gradients.class_projection, model, images)
+    assert_close(actual, expected[..., prefix:])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))
 def test_occlusion_is_the_model_without_the_token(name):
     model, images, _ = setting(name)
-    found = compiled(gradients.occlusion, model, images)
+    actual = compiled(gradients.occlusion, model, images)
     whole = target_logits(model, images)
     for patch in (0, 7, 15):
         others = np.delete(np.arange(16, dtype=np.int32), patch)
         edits = select_tokens(np.tile(others, (3, 1)))
         rest = target_logits(model, images, edits)
-        np.testing.assert_allclose(found[:, patch], whole - rest, atol=2e-5)
+        np.testing.assert_allclose(actual[:, patch], whole - rest, atol=2e-5)
 
 
 def test_random_maps_belong_to_the_image():
     model, images, _ = setting("plain")
-    found = gradients.random(model, images, TARGET)
+    actual = gradients.random(model, images, TARGET)
     turned = gradients.random(model, images[::-1], TARGET)
-    np.testing.assert_array_equal(turned, found[::-1])
-    assert len(np.unique(found)) == found.size
+    np.testing.assert_array_equal(turned, actual[::-1])
+    assert len(np.unique(actual)) == actual.size
     other = gradients.random(model, images, TARGET, seed=1)
-    assert (np.asarray(other) != np.asarray(found)).all()
-    assert abs(float(found.mean()) - 0.5) < 0.15
+    assert (np.asarray(other) != np.asarray(actual)).all()
+    assert abs(float(actual.mean()) - 0.5) < 0.15
 
 
 @pytest.mark.parametrize("name", ("plain", "registers_gap", "gap"))
 def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     model, images, prefix = setting(name)
     method = functools.partial(integrated_presence.integrated_presence, steps=96)
-    found = compiled(method, model, images)
+    actual = compiled(method, model, images)
     # Almost nothing: without any patch, the pooled mean is not defined.
     attend = np.where(np.arange(model.config.tokens) < prefix, 1, 1e-7)
     attend = attend.astype(np.float32)[None, None, None, None]
@@ -225,7 +225,7 @@ def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
         removed = target_logits(model, images, keep_tokens(np.zeros((3, 16), bool)))
         np.testing.assert_allclose(nothing, removed, atol=1e-4)
     whole = target_logits(model, images)
-    np.testing.assert_allclose(found.sum(1), whole - nothing, atol=2e-3)
+    np.testing.assert_allclose(actual.sum(1), whole - nothing, atol=2e-3)
 
 
 def test_integrated_presence_is_the_derivative_of_the_mask():
@@ -237,8 +237,8 @@ def test_integrated_presence_is_the_derivative_of_the_mask():
 
     mask = jnp.full((3, 16), 0.4)
     slope = jax.grad(lambda mask: target_logits(model, images, edits(mask)).sum())
-    found = integrated_presence.presence_gradient(model, images, TARGET, edits(mask))
-    np.testing.assert_allclose(found, 0.4 * jax.jit(slope)(mask), atol=1e-5)
+    actual = integrated_presence.presence_gradient(model, images, TARGET, edits(mask))
+    np.testing.assert_allclose(actual, 0.4 * jax.jit(slope)(mask), atol=1e-5)
 
 
 def test_no_step_is_refused():
@@ -255,10 +255,10 @@ def ordinal(maps):
 def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 5, (3, 2, 16)).astype(np.float32)  # ties go by position
-    found = consensus.mean_rank(maps)
-    np.testing.assert_allclose(found, ordinal(maps).mean(0), rtol=0, atol=1e-6)
+    actual = consensus.mean_rank(maps)
+    np.testing.assert_allclose(actual, ordinal(maps).mean(0), rtol=0, atol=1e-6)
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
-    np.testing.assert_array_equal(consensus.mean_rank(moved), found)
+    np.testing.assert_array_equal(consensus.mean_rank(moved), actual)
     np.testing.assert_array_equal(consensus.mean_rank(maps[..., :1]), np.zeros((2, 1)))
     last = consensus.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
     np.testing.assert_allclose(last, [[1, 0, 1 / 3, 2 / 3]], atol=1e-6)
@@ -268,5 +268,5 @@ def test_consensus_is_the_mean_rank_of_presence_and_chefer():
     model, images, _ = setting("plain")
     members = integrated_presence.integrated_presence, gradients.chefer
     maps = np.stack([compiled(method, model, images) for method in members])
-    found = compiled(consensus.consensus, model, images)
-    np.testing.assert_allclose(found, ordinal(maps).mean(0), atol=1e-6)
+    actual = compiled(consensus.consensus, model, images)
+    np.testing.assert_allclose(actual, ordinal(maps).mean(0), atol=1e-6)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax.types import ArrayLike, ClassSpace, along_last
+from vitjax.types import ClassSpace, along_last
 
 
 class FoldedClassSpace(NamedTuple):
@@ -57,10 +57,7 @@ def logits(space: FoldedClassSpace, products, states) -> Float[Array, "*any clas
 
 
 def rank_and_logit(
-    space: FoldedClassSpace,
-    products: Float[Array, "batch token class"],
-    states: Float[ArrayLike, "batch token dim"],
-    label: Int[ArrayLike, " batch"],
+    space: FoldedClassSpace, products, states, label
 ) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
     """Rank and logit of each image's label at every token.
 

@@ -100,9 +100,7 @@ class SufficientStatistics(NamedTuple):
     counts: Float[np.ndarray, " class"]
 
 
-def batch_mean(
-    features: Float[ArrayLike, "batch *probe dim"], labels: Int[ArrayLike, " batch"]
-) -> Float[Array, "*probe dim"]:
+def batch_mean(features: ArrayLike, labels: ArrayLike) -> Float[Array, "*probe dim"]:
     """Mean state of the labeled examples of a batch; 0 where there is none."""
     features = jnp.asarray(features, jnp.float32)
     known = jnp.asarray(labels) >= 0
@@ -110,11 +108,7 @@ def batch_mean(
     return total / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
-def batch_sums(
-    features: Float[ArrayLike, "batch *probe dim"],
-    labels: Int[ArrayLike, " batch"],
-    offset: Float[ArrayLike, "*probe dim"],
-) -> BatchSums:
+def batch_sums(features: ArrayLike, labels: ArrayLike, offset: ArrayLike) -> BatchSums:
     """The sums of a batch; pure, and each probe's depend on its own states alone."""
     features = jnp.asarray(features, jnp.float32)
     known = expand_trailing(jnp.asarray(labels) >= 0, features)

@@ -41,15 +41,10 @@ class Checkpoint:
                 "The checkpoint has no classification head, so it has no class space; "
                 "give one that was trained to classify."
             )
-        return len(self.arrays[self.keys[self.layout.head]])
+        return len(self.arrays[self.keys[self.layout.head]]())
 
     def params(
-        self,
-        config: Config,
-        *,
-        classes: int,
-        resize: str = "",
-        source_config: Config | None = None,
+        self, config: Config, *, classes: int, resize: str = "", source_config=None
     ) -> tuple[Any, str]:
         """Parameters of a model, float32, and how position embeddings are resized.
 
@@ -105,7 +100,7 @@ class Checkpoint:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
         for block, key in enumerate(keys):
-            array = np.asarray(self.arrays[self.keys[key]]).astype(np.float32)
+            array = np.asarray(self.arrays[self.keys[key]]()).astype(np.float32)
             array = convert(array)
             if keys == [source]:
                 return array

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import split_edits
-from vitjax.models.forward import apply_block, read_input, run_blocks
+from vitjax.models.forward import apply_block, run_blocks
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 
@@ -55,7 +55,8 @@ def scan_backward(
 
 def block_inputs(model: Model, images, edits: Edits):
     """The final residual stream, and what enters every block."""
-    _, x, _, inputs = run_blocks(model, images, read_input, edits=edits)
+    read = lambda params, stream_in, trace: stream_in  # noqa: E731
+    _, x, _, inputs = run_blocks(model, images, read, edits=edits)
     return x, inputs
 
 

@@ -57,10 +57,7 @@ def scan_blocks(
 
 
 def final_residual(
-    model: Model,
-    images: Float[ArrayLike, "batch height width channel"],
-    *,
-    edits: Edits | None = None,
+    model: Model, images, *, edits: Edits | None = None
 ) -> tuple[Float[Array, "batch class"], Float[Array, "batch token dim"]]:
     """Class logits and the residual stream after the last block."""
     _, x, logits, _ = run_blocks(model, images, read_nothing, edits=edits)
@@ -70,11 +67,6 @@ def final_residual(
 def read_nothing(params, stream_in, trace) -> tuple[()]:
     """A `read` that keeps nothing."""
     return ()
-
-
-def read_input(params, stream_in, trace):
-    """A `read` that keeps what enters each block."""
-    return stream_in
 
 
 def run_blocks(model: Model, images, read: Read, *, edits, state=None, args=None):
@@ -94,7 +86,7 @@ def scan_forward(
     edits: Edits,
     state: Any = None,
     args: Any = None,
-    offsets: Float[Array, "layer batch head token token"] | None = None,
+    offsets: Any = None,
     rules: Rules = Rules(),
     checkpoint: bool = False,
 ):
@@ -286,9 +278,7 @@ def block_counter(embedding: Float[Array, "batch token dim"]) -> Int[Array, ""]:
     return jnp.zeros((), jnp.int32)
 
 
-def refine_block(
-    model: Model, index: Int[Array, ""], x: Float[Array, "batch token dim"]
-) -> Float[Array, "batch class"]:
+def refine_block(model: Model, index, x) -> Float[Array, "batch class"]:
     """Class logits of the refinement module of a block; meaningless for the last."""
     index = jnp.minimum(index, model.config.depth - 2)
     params = jax.tree.map(lambda leaf: leaf[index], model.params["refinement"])

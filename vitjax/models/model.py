@@ -133,12 +133,7 @@ def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:
 
 
 def initialize(
-    config: Config,
-    *,
-    classes: tuple[str, ...],
-    class_ids: tuple[str, ...] | None = None,
-    seed: int = 0,
-    **fields: Any,
+    config: Config, *, classes, class_ids=None, seed: int = 0, **fields: Any
 ) -> Model:
     """A model with random weights, a pure function of the seed."""
     params = initializer(config, len(classes))(jax.random.key(seed))
