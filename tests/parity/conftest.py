@@ -42,9 +42,9 @@ class Finder:
 
 @pytest.fixture(scope="session")
 def torch():
-    actual = pytest.importorskip("torch")
-    actual.set_num_threads(2)
-    return actual
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(2)
+    return torch
 
 
 @pytest.fixture(scope="session")

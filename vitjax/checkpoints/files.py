@@ -128,9 +128,7 @@ def read_torch(path) -> Iterator[Arrays]:
     }
 
 
-def write_folder(
-    folder: str | os.PathLike, arrays: dict[str, np.ndarray], config: dict[str, Any]
-) -> None:
+def write_folder(folder, arrays: dict[str, np.ndarray], config: dict) -> None:
     """Write our own folder: the arrays as safetensors, the rest as JSON."""
     import safetensors.numpy
 

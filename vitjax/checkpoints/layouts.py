@@ -46,18 +46,12 @@ Table = dict[str, tuple[str, Convert]]
 class CheckpointLayout:
     """One way in which a ViT's arrays are named and shaped on disk.
 
-    Args:
-        name: in errors.
-        mark: pattern of a key that only this layout has.
-        table: for an architecture; see above.
-        resize: how its own library resizes position embeddings.
-        ignored: patterns of keys that are deliberately left out, and what they are.
-        prefixes: possible prefixes of all keys.
-        head: name of the head's bias.
-        pools_first: whether its library, without [CLS], normalizes after pooling, as
-            here; otherwise before.
-        adjust_config: `(config, keys without the prefix, reader of the config.json in
-            the same folder) -> config`, with the fields that the file decides.
+    `mark` is the pattern of a key that only this layout has, `ignored` maps patterns of
+    keys that are left out to what they are, `prefixes` may stand before all keys, and
+    `head` is the head's bias. `pools_first`: its library, without [CLS], normalizes
+    after pooling, as this model does. `adjust_config(config, keys without the prefix,
+    reader of the config.json in the same folder)` sets the fields that the file
+    decides.
     """
 
     name: str

@@ -22,10 +22,6 @@ TRM = (
 )
 
 
-Shape = dict[str, Any]
-"""Fields of a `Config` that rows share."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table.
@@ -50,10 +46,10 @@ class Variant:
     obtain: str = ""
 
 
-TINY: Shape = dict(dim=192, depth=12, heads=3, mlp_dim=768)
-SMALL: Shape = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
-BASE: Shape = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
-LARGE: Shape = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
+TINY: dict[str, Any] = dict(dim=192, depth=12, heads=3, mlp_dim=768)
+SMALL: dict[str, Any] = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
+BASE: dict[str, Any] = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
+LARGE: dict[str, Any] = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
 
 TORCHVISION: dict[str, Any] = dict(
     resize_size=256,
@@ -64,11 +60,7 @@ TORCHVISION: dict[str, Any] = dict(
 """The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
-AugRegRecipe = tuple[str, str, str, str]
-"""Augmentation, weight decay and dropout of pre-training, and the learning rate of
-fine-tuning, as in the names of published files."""
-
-AUGREG_224: dict[tuple[str, int], AugRegRecipe] = {
+AUGREG_224 = {
     ("Ti", 16): ("none", "0.03", "0.0", "0.03"),
     ("S", 32): ("light1", "0.03", "0.0", "0.03"),
     ("S", 16): ("light1", "0.03", "0.0", "0.03"),
@@ -77,6 +69,8 @@ AUGREG_224: dict[tuple[str, int], AugRegRecipe] = {
     ("B", 8): ("medium1", "0.1", "0.0", "0.01"),
     ("L", 16): ("medium1", "0.1", "0.1", "0.01"),
 }
+"""Letter and patch -> augmentation, weight decay and dropout of pre-training, and the
+learning rate of fine-tuning, as in the names of published files."""
 AUGREG_384 = AUGREG_224 | {("B", 32): ("light1", "0.1", "0.0", "0.03")}
 del AUGREG_384["B", 8]
 AUGREG_SIZES = {
@@ -88,7 +82,7 @@ AUGREG_SIZES = {
 """Letters in file names -> the size in timm's names, and the architecture."""
 
 
-def augreg(letters: str, patch: int, recipe: AugRegRecipe, *, size=224) -> Variant:
+def augreg(letters: str, patch: int, recipe: tuple[str, ...], *, size=224) -> Variant:
     """A row of Steiner et al. 2021: ImageNet-21k, then ImageNet-1k at an image size."""
     augment, decay, dropout, rate = recipe
     timm, shape = AUGREG_SIZES[letters]
@@ -120,7 +114,7 @@ def in21k(row: Variant) -> Variant:
     )
 
 
-def deit(size: str, timm: str, digest: str, shape: Shape) -> Variant:
+def deit(size: str, timm: str, digest: str, shape: dict[str, Any]) -> Variant:
     """A data-efficient ViT without distillation (Touvron et al. 2021)."""
     return Variant(
         name=f"deit_{size}16",

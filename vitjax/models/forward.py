@@ -35,8 +35,7 @@ def scan_blocks(
     `jax.jit`, and pass what changes from call to call, such as labels, as `args`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         read: `read(block_params, stream_in, trace) -> pytree`, where `stream_in` is the
             residual stream entering the block, [batch token dim], and `trace` holds
             every field of that block without the layer axis. With `state`, it is
@@ -168,8 +167,7 @@ def forward(
     """Class logits, and the intermediates named in `capture`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels, as `model.preprocess` makes them.
+        model, images: the model, and pixels as `model.preprocess` makes them.
         capture: names of `Trace` fields; static.
         edits: interventions.
 
@@ -211,8 +209,7 @@ def attention_gradients(
     of yours: put it into your own `jax.jit`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         scalar_fn: class logits [batch class] to a scalar.
         edits: interventions.
 

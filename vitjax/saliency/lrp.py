@@ -38,15 +38,14 @@ def lrp(
 ) -> Float[Array, "batch patch"]:
     """Transformer attribution: relevance times gradient of attention, rolled out.
 
-    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of
-    C_L ... C_1 (Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention
-    Visualization", CVPR 2021, section 3.3; start_layer=0 of its code), where A_b are
-    the attention weights of block b and R(A_b) is their relevance, begun with 1 at the
-    logit z_c. Relevance passes a dense layer by the z+ rule, R_i = sum_j (x_i w_ij)+
-    R_j / sum_k (x_k w_kj)+, without its bias; a product in halves, each factor's
-    entries in proportion to what they contribute; a residual addition in proportion,
-    then scaled so that each side's total has weight |total| over the sum of both;
-    norms, GELU, softmax and factors unchanged.
+    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of C_L
+    ... C_1 (Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838, section 3.3;
+    start_layer=0 of its code), where A_b are the attention weights of block b and
+    R(A_b) is their relevance, begun with 1 at the logit z_c. Relevance passes a dense
+    layer by the z+ rule, R_i = sum_j (x_i w_ij)+ R_j / sum_k (x_k w_kj)+, without its
+    bias; a product in halves, each factor's entries in proportion to what they
+    contribute; a residual addition in proportion, then scaled so that each side's total
+    has weight |total| over the sum of both; norms, GELU, softmax and factors unchanged.
 
     At least 0; of a selection, the selected patches. Without [CLS] (new here: the
     paper's models have one), relevance passes the mean by the z+ rule, and the rollout
@@ -89,14 +88,13 @@ def attnlrp(
     """AttnLRP: relevance of each patch for a logit, signed, in units of the logit.
 
     R = sum over channels of x * g, where x is the embedded patch and g the derivative
-    of z_c under other rules (Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin and
-    Samek, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
-    ICML 2024, section 3): softmax by its Taylor expansion, R_i = x_i (R'_i - s_i sum_j
-    R'_j), which is its ordinary derivative; a product of two activations in halves;
-    LayerNorm with sigma held fixed; GELU passing its relevance on; dense layers by the
-    gamma rule, R_i = sum_j (z_ij + gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s),
-    where z_ij = x_i w_ij, the sum over k has the bias in it and z^s are those of the
-    sign of the output. What biases get is not passed on.
+    of z_c under other rules (Achtibat et al., ICML 2024, section 3): softmax by its
+    Taylor expansion, R_i = x_i (R'_i - s_i sum_j R'_j), which is its ordinary
+    derivative; a product of two activations in halves; LayerNorm with sigma held fixed;
+    GELU passing its relevance on; dense layers by the gamma rule, R_i = sum_j (z_ij +
+    gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s), where z_ij = x_i w_ij, the sum over
+    k has the bias in it and z^s are those of the sign of the output. What biases get is
+    not passed on.
 
     `gamma` (static), at least 0, is that of the dense layers in the blocks; 0 is the
     epsilon rule in its limit, which is noisy on a ViT. With it and the tokens that are

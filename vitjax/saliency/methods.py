@@ -93,8 +93,7 @@ def explain(
     importance map). See `vitjax.saliency` for the formulas.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         method: see above. Static.
         layers, heads: only these, negative ones from the end; None for all. For methods

@@ -49,8 +49,7 @@ def relevancy(
     section 7). No backward pass through the network is needed.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         of: "residual", the paper's state after the block, or "attention_update", what
             the published code projects. Static.
@@ -127,8 +126,7 @@ def helpful_minus_attended(
     compare the two; the scale is new here, since their units differ).
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         of, loss: of `relevancy`. Static.
         edits: interventions.
