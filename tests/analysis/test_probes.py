@@ -1,14 +1,13 @@
 """Probes against scikit-learn, and sums that do not depend on batches."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import vitjax
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
+from vitjax.analysis.probes import fit_ridge_probe, fit_softmax_probe
 
 CLASSES, DIM = 7, 12
 
@@ -157,16 +156,6 @@ def test_examples_that_do_not_fit():
     probe = fit_ridge_probe(features, labels, classes=CLASSES)
     with pytest.raises(ValueError, match="do not end with"):
         probe.scores(features[:, :-1])
-
-
-def test_a_probe_is_a_pytree():
-    features, labels = examples()
-    probe = fit_ridge_probe(features, labels, classes=CLASSES)
-    assert len(jax.tree.leaves(probe)) == 3
-    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), probe)
-    assert isinstance(twice, Probe)
-    doubled = np.repeat(features[:, None], 2, axis=1)
-    assert twice.scores(doubled).shape == (30, 2, CLASSES)
 
 
 @pytest.mark.slow

@@ -35,29 +35,17 @@ def test_one_image_is_its_row_in_a_batch(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("name", ("registers_gap", "one_block"))
-def test_registers_are_never_in_the_map(name, method):
-    model = tiny.make(tiny.CONFIGS[name])
-    actual = vitjax.explain(model, tiny.images(model.config), TARGET, method=method)
-    assert actual.shape == (3, 16) and np.isfinite(actual).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_half_precision_gives_maps_too(method):
-    model = MODEL.astype("bfloat16")
-    actual = vitjax.explain(model, IMAGES, TARGET, method=method)
-    assert actual.shape == (3, 16) and np.isfinite(actual.astype(np.float32)).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])
-def test_a_selection_has_a_map_of_its_patches(method):
-    if method == "occlusion":
-        pytest.skip("removes patches of the whole picture")
-    edits = vitjax.select_tokens(np.tile(np.arange(0, 16, 2, dtype=np.int32), (3, 1)))
-    actual = vitjax.explain(MODEL, IMAGES, TARGET, method=method, edits=edits)
-    assert actual.shape == (3, 8) and np.isfinite(actual).all()
+@pytest.mark.parametrize("case", ("registers_gap", "one_block", "half", "selection"))
+def test_maps_are_of_the_patches_that_run(case, method):
+    model, edits, patches = tiny.make(tiny.CONFIGS.get(case, MODEL.config)), None, 16
+    if case == "half":
+        model = model.astype("bfloat16")
+    elif case == "selection" and method not in ("random", "occlusion"):
+        patches = 8  # those two are of the whole image
+        kept = np.arange(0, 16, 2, dtype=np.int32)
+        edits = vitjax.select_tokens(np.tile(kept, (3, 1)))
+    actual = vitjax.explain(model, IMAGES, TARGET, method=method, edits=edits)
+    assert actual.shape == (3, patches) and np.isfinite(actual.astype(float)).all()
 
 
 KEPT = np.arange(16) % 3 != 0
