@@ -296,12 +296,12 @@ def quick(function):
     return jax.jit(function, compiler_options=QUICK)
 
 
-def assert_close(found, expected, row):
+def assert_close(actual, expected, row):
     def close(left, right):
         top = np.abs(right).max() if right.dtype.kind == "f" else 0
         np.testing.assert_allclose(left, right, rtol=0, atol=row.tolerance * top)
 
-    jax.tree.map(close, found, expected)
+    jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS)
@@ -316,10 +316,10 @@ def test_vmap_is_a_loop(name, kind):
         axes, second = (0,), tiny.make(model.config, seed=1)
         both = (jax.tree.map(lambda *x: jnp.stack(x), model, second),)
         other = row.call(second)
-    found = quick(jax.vmap(row.call, axes))(*both)
-    assert_close(jax.tree.map(lambda x: x[0], found), unjitted(name, kind), row)
+    actual = quick(jax.vmap(row.call, axes))(*both)
+    assert_close(jax.tree.map(lambda x: x[0], actual), unjitted(name, kind), row)
     assert_close(
-        jax.tree.map(lambda x: x[1], found), jax.tree.map(np.asarray, other), row
+        jax.tree.map(lambda x: x[1], actual), jax.tree.map(np.asarray, other), row
     )
 
 
@@ -342,10 +342,10 @@ def test_the_users_own_jit_over_devices(name, kind):
     placed = jax.device_put(model, everywhere)
     for _ in range(2):
         parts = jax.device_put(arrays, along if row.batched else everywhere)
-        found = run(placed, *parts)
+        actual = run(placed, *parts)
     assert len(traces) == 1
-    assert_close(found, unjitted(name, kind), row)
-    for leaf in jax.tree.leaves(found):
+    assert_close(actual, unjitted(name, kind), row)
+    for leaf in jax.tree.leaves(actual):
         axes = ["batch" if row.batched and n == BATCH else None for n in leaf.shape]
         expected = NamedSharding(mesh, PartitionSpec(*axes))
         assert ("batch" in axes) == row.batched

@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitjax.analysis.class_space import identifiability, project, rank, top_k
 from vitjax.analysis.faithfulness import area_under_curve, localisation
-from vitjax.analysis.interventions import keep_tokens, select_tokens
+from vitjax.analysis.interventions import (
+    keep_tokens,
+    no_cls,
+    select_tokens,
+    self_only,
+)
 from vitjax.analysis.memory import (
     MemoryClasses,
     class_value_agreement,
@@ -17,23 +22,19 @@ from vitjax.analysis.memory import (
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.api import (
-    attention_gradients,
     explain,
     forward,
     helpful_minus_attended,
-    memory_values,
-    no_cls,
     refinement_logits,
     relevancy,
     removal_curve,
-    scan_blocks,
-    self_only,
 )
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.loading import init, load, save
 from vitjax.checkpoints.registry import list_models
 from vitjax.data.images import Preprocess
-from vitjax.models.model import Model
+from vitjax.models.forward import attention_gradients, scan_blocks
+from vitjax.models.model import Model, memory_values
 from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
 
 if TYPE_CHECKING:

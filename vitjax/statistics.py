@@ -283,25 +283,20 @@ def vilas2023_accuracy_test(
 
 
 def holm(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
-    """Holm's adjusted p-values: the chance of any false alarm in a family of tests.
-
-    NaN, where there is no test, stays.
-    """
-    return adjusted(p, lambda sorted_p, m, rank: sorted_p * (m - rank), ascending=True)
+    """Holm's adjusted p-values: the chance of any false alarm in a family of tests."""
+    return adjusted(p, lambda ps, m, rank: ps * (m - rank), ascending=True)
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
-    """Benjamini and Hochberg's adjusted p-values: the expected rate of false alarms.
-
-    NaN, where there is no test, stays.
-    """
-    return adjusted(
-        p, lambda sorted_p, m, rank: sorted_p * m / (rank + 1), ascending=False
-    )
+    """Benjamini and Hochberg's adjusted p-values: the expected rate of false alarms."""
+    return adjusted(p, lambda ps, m, rank: ps * m / (rank + 1), ascending=False)
 
 
 def adjusted(p, scale, *, ascending: bool) -> np.ndarray:
-    """Sorted p-values scaled by their rank, made monotone from either end."""
+    """Sorted p-values scaled by their rank, made monotone from either end; NaN stays.
+
+    `scale(sorted p, number of tests, ranks)`.
+    """
     flat = np.asarray(p, np.float64).reshape(-1)
     tested = np.flatnonzero(np.isfinite(flat))
     order = tested[np.argsort(flat[tested], kind="stable")]

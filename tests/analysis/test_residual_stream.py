@@ -5,7 +5,7 @@ import numpy as np
 import published
 import pytest
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.class_space import project
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.analysis.top_k import argmax
@@ -21,7 +21,7 @@ def read(oracle, published_model):
 
     @jax.jit
     def project_all(model, images):
-        _, trace = api.forward(model, images, capture=STREAMS)
+        _, trace = vitjax.forward(model, images, capture=STREAMS)
         return {
             name: jax.lax.map(
                 lambda x: project(model.class_space, x), getattr(trace, name)
@@ -79,8 +79,8 @@ def test_composition_equals_the_published(name, read, oracle):
         (ours["composed"], "resid_excl_comp"),
     ]
     columns += [(theirs["composed"], "resid_published_comp")]
-    for found, column in columns:
-        rate = 100 * np.asarray(found).mean((1, 2))
+    for actual, column in columns:
+        rate = 100 * np.asarray(actual).mean((1, 2))
         np.testing.assert_allclose(rate, stored[column], atol=1e-3, err_msg=column)
 
 
@@ -95,10 +95,10 @@ def test_top_classes_of_the_real_model_equal_the_published(read, oracle):
 
 def test_categories_exclude_each_other_and_add_to_one():
     ids = RNG.integers(3, size=(4, 5, 200))
-    found = residual_composition(ids[0], before=ids[1], attention=ids[2], mlp=ids[3])
-    total = sum(np.asarray(one).astype(int) for one in found.values())
+    actual = residual_composition(ids[0], before=ids[1], attention=ids[2], mlp=ids[3])
+    total = sum(np.asarray(one).astype(int) for one in actual.values())
     np.testing.assert_array_equal(total, 1)
-    assert all(np.asarray(one).any() for one in found.values())
+    assert all(np.asarray(one).any() for one in actual.values())
 
 
 def test_permuted_classes_change_nothing():

@@ -23,8 +23,8 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("k", [1, 5])
 def test_largest_is_what_a_sort_puts_first(entries, k):
     x = RNG.normal(size=(3, 4, entries)).astype(np.float32)
-    found = jax.jit(fast_top_k_indices, static_argnums=1)(x, k)
-    np.testing.assert_array_equal(found, np.argsort(-x, axis=-1)[..., :k])
+    actual = jax.jit(fast_top_k_indices, static_argnums=1)(x, k)
+    np.testing.assert_array_equal(actual, np.argsort(-x, axis=-1)[..., :k])
     np.testing.assert_array_equal(argmax(x), x.argmax(-1))
 
 
@@ -46,8 +46,8 @@ def test_descending_is_a_stable_sort_also_of_what_is_equal_infinite_or_nan(way, 
     x[0] = -np.inf
     x[1] = np.nan
     expected = np.lexsort((-np.nan_to_num(x, nan=0.0), ~np.isnan(x)), axis=-1)
-    found = jax.jit(way, static_argnums=1)(x, k)
-    np.testing.assert_array_equal(found, expected[..., :k])
+    actual = jax.jit(way, static_argnums=1)(x, k)
+    np.testing.assert_array_equal(actual, expected[..., :k])
 
 
 @pytest.mark.parametrize("way", [argmax, argmax_reduced, argmax_two_pass])
@@ -90,11 +90,11 @@ def test_where_nothing_equals_the_maximum_the_largest_is_found_all_the_same(
 def test_padding_is_never_found(k):
     x = np.full((3, 4 * k * GROUP + 1), -np.inf, np.float32)
     x[0, -1], x[1, :2] = 1, 1  # in the group that is filled up, elsewhere, nowhere
-    found = np.asarray(fast_top_k_indices(x, k))
-    assert found.max() < x.shape[1]
-    assert all(len(set(row)) == k for row in found.tolist())
+    actual = np.asarray(fast_top_k_indices(x, k))
+    assert actual.max() < x.shape[1]
+    assert all(len(set(row)) == k for row in actual.tolist())
     np.testing.assert_array_equal(
-        np.take_along_axis(x, found, -1), -np.sort(-x, -1)[:, :k]
+        np.take_along_axis(x, actual, -1), -np.sort(-x, -1)[:, :k]
     )
 
 

@@ -1,4 +1,4 @@
-"""Files that are missing, truncated or something else are said to be so."""
+"""Files that are missing, truncated or something else raise CheckpointError."""
 
 import sys
 
@@ -11,7 +11,7 @@ from vitjax.checkpoints.files import CheckpointError, open_arrays, read_config, 
 
 def read_all(path):
     with open_arrays(path) as arrays:
-        return {key: arrays[key] for key in arrays}
+        return {key: arrays[key]() for key in arrays}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Load, init, save; what is fetched and what is said where it cannot be."""
+"""Load, init, save; what is fetched and the errors."""
 
 import dataclasses
 import functools
@@ -107,18 +107,18 @@ def test_names_that_do_not_exist():
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """No network, an empty cache; what was asked for."""
+    """No network, an empty cache; the requested addresses."""
     import pooch
 
-    asked = []
+    requested = []
 
     def refuse(url, *args, **kwargs):
-        asked.append(url)
+        requested.append(url)
         raise OSError("no route to host")
 
     monkeypatch.setenv("VITJAX_CACHE", str(tmp_path))
     monkeypatch.setattr(pooch, "retrieve", refuse)
-    return asked
+    return requested
 
 
 def test_without_network_the_message_says_where_to_put_the_file(tmp_path, offline):
@@ -255,12 +255,12 @@ def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
         std=(2.0, 2.0, 2.0),
     )
     # By its file alone, the epsilon and the extra token travel with it as well.
-    asked = Config(**tiny.SHAPE)
+    plain = Config(**tiny.SHAPE)
     assert (
-        vitjax.load(asked, checkpoint=tmp_path / "model.safetensors").config == config
+        vitjax.load(plain, checkpoint=tmp_path / "model.safetensors").config == config
     )
     (tmp_path / "config.json").unlink()
-    alone = vitjax.load(asked, checkpoint=tmp_path / "model.safetensors")
+    alone = vitjax.load(plain, checkpoint=tmp_path / "model.safetensors")
     assert (alone.config.epsilon, alone.config.registers) == (1e-12, registers)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.models.backward import scan_backward
 from vitjax.models.backward_rules import Rules, dense, keep_value
 from vitjax.models.edits import split_edits
@@ -30,7 +30,7 @@ def slow_but(names, *quick):
 def test_its_gradients_are_those_of_the_stored_pass(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
-    edits = api.self_only(model, layers=[0], renormalize=True)
+    edits = vitjax.self_only(model, layers=[0], renormalize=True)
 
     def score(logits):
         return jnp.sin(logits).sum()
@@ -42,20 +42,22 @@ def test_its_gradients_are_those_of_the_stored_pass(name):
     def backward(images):
         start = lambda x, gradient: 0  # noqa: E731
         reads = scan_backward(model, images, score, read, state=start, edits=edits)
-        stored = api.attention_gradients(model, images, score, edits=edits)
+        stored = vitjax.attention_gradients(model, images, score, edits=edits)
         return reads, stored
 
     (count, (weights, gradients, streams)), expected = backward(images)
     assert count == model.config.depth
     np.testing.assert_allclose(gradients, expected, atol=1e-5)
-    _, trace = api.forward(model, images, capture=("attention_weights",), edits=edits)
+    _, trace = vitjax.forward(
+        model, images, capture=("attention_weights",), edits=edits
+    )
     np.testing.assert_allclose(weights, trace.attention_weights, atol=1e-6)
 
     def of_patches(moved):  # the patch embedding's bias moves every patch alike
         embedding = model.params["embedding"]
         embedding = embedding | {"bias": embedding["bias"] + moved}
         other = model.replace(params=model.params | {"embedding": embedding})
-        return score(api.forward(other, images, edits=edits)[0])
+        return score(vitjax.forward(other, images, edits=edits)[0])
 
     moved = jax.jit(jax.grad(of_patches))(jnp.zeros(model.config.dim))
     patches = streams[0][:, model.config.prefix :]
@@ -90,8 +92,8 @@ def test_the_norm_is_its_formula_in_float64():
     wide = x.astype(np.float64)
     mean, var = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
     expected = (wide - mean) / np.sqrt(var + 1e-6) * scale + bias
-    found = layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual = layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
     low = layer_norm(jnp.asarray(STATES, jnp.bfloat16), scale, bias, epsilon=1e-6)
     assert low.dtype == jnp.bfloat16
     flat = layer_norm(jnp.ones((1, 16)), scale, bias, epsilon=1e-6)

@@ -9,7 +9,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.class_space import project, rank, take_label, top_k
 from vitjax.models.heads import pool
 from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, Edits
@@ -25,7 +25,7 @@ def read_stream(model, images, label, *, stream):
         top = top_k(logits, k=5).classes
         return rank(logits, label[:, None]), take_label(logits, label[:, None]), top
 
-    return api.scan_blocks(model, images, read, args=label)[1]
+    return vitjax.scan_blocks(model, images, read, args=label)[1]
 
 
 @pytest.mark.parametrize("stream", published.STREAMS)
@@ -48,7 +48,9 @@ def test_the_final_residual_projects_to_the_logits(name):
     images = tiny.images(model.config)
     keep = np.arange(model.config.patches)[None] % 3 > np.arange(3)[:, None] % 2
     for edits in (Edits(), Edits(keep=keep)):
-        logits, trace = api.forward(model, images, capture=("residual",), edits=edits)
+        logits, trace = vitjax.forward(
+            model, images, capture=("residual",), edits=edits
+        )
         pooled = pool(trace.residual[-1], edits, model.config)
         projected = project(model.class_space, pooled)
         np.testing.assert_allclose(projected, logits, atol=2e-5, rtol=1e-5)
@@ -57,7 +59,7 @@ def test_the_final_residual_projects_to_the_logits(name):
 @pytest.mark.parametrize("name", ("plain", "gap", "layer_scale", "post_cls"))
 def test_updates_add_up_to_the_residual_stream(name):
     model = tiny.make(tiny.CONFIGS[name])
-    _, trace = api.forward(model, tiny.images(model.config), capture=TRACE_FIELDS)
+    _, trace = vitjax.forward(model, tiny.images(model.config), capture=TRACE_FIELDS)
     before = jnp.concatenate([trace.embedding[None], trace.residual[:-1]])
     total = before + trace.attention_update + trace.mlp_update
     np.testing.assert_allclose(total, trace.residual, atol=1e-5)
@@ -67,27 +69,27 @@ def test_updates_add_up_to_the_residual_stream(name):
 
 
 def test_capture_returns_its_fields_and_refuses_the_rest():
-    _, trace = api.forward(MODEL, IMAGES, capture=("values",))
+    _, trace = vitjax.forward(MODEL, IMAGES, capture=("values",))
     assert trace.values.shape == (2, 3, 17, 2, 8)
     assert all(getattr(trace, f) is None for f in TRACE_FIELDS if f != "values")
     with pytest.raises(ValueError, match="'hidden'"):
-        api.forward(MODEL, IMAGES, capture=("hidden",))
+        vitjax.forward(MODEL, IMAGES, capture=("hidden",))
     with pytest.raises(ValueError, match="32 32 3"):
-        api.forward(MODEL, IMAGES[:, :16])
+        vitjax.forward(MODEL, IMAGES[:, :16])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))
 def test_one_image_equals_its_row_and_vmap_equals_the_batch(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
-    logits, trace = api.forward(model, images, capture=BLOCK_FIELDS)
-    single, alone = api.forward(model, images[1:2], capture=BLOCK_FIELDS)
+    logits, trace = vitjax.forward(model, images, capture=BLOCK_FIELDS)
+    single, alone = vitjax.forward(model, images[1:2], capture=BLOCK_FIELDS)
     np.testing.assert_allclose(single[0], logits[1], atol=1e-5)
     weights = trace.attention_weights[:, 1]
     np.testing.assert_allclose(alone.attention_weights[:, 0], weights, atol=1e-6)
 
     def one(image):
-        logits, trace = api.forward(model, image[None], capture=("residual",))
+        logits, trace = vitjax.forward(model, image[None], capture=("residual",))
         return logits[0], trace.residual[:, 0]
 
     mapped, residual = jax.jit(jax.vmap(one, out_axes=(0, 1)))(images)
@@ -96,11 +98,11 @@ def test_one_image_equals_its_row_and_vmap_equals_the_batch(name):
 
 
 def test_forward_does_not_retrace():
-    before = api.forward._cache_size()
+    before = vitjax.forward._cache_size()
     for seed in range(3):
         other = tiny.make(tiny.CONFIGS["plain"], seed=seed)
-        api.forward(other, tiny.images(MODEL.config, seed=seed), capture=("values",))
-    assert api.forward._cache_size() <= before + 1
+        vitjax.forward(other, tiny.images(MODEL.config, seed=seed), capture=("values",))
+    assert vitjax.forward._cache_size() <= before + 1
 
 
 def test_scan_blocks_carries_a_state():
@@ -109,7 +111,7 @@ def test_scan_blocks_carries_a_state():
         return total, factor * (total - trace.residual)
 
     start = lambda embedding: embedding  # noqa: E731
-    _, error = api.scan_blocks(MODEL, IMAGES, read, state=start, args=jnp.float32(2))
+    _, error = vitjax.scan_blocks(MODEL, IMAGES, read, state=start, args=jnp.float32(2))
     np.testing.assert_allclose(error, 0, atol=2e-5)
 
 
@@ -132,13 +134,13 @@ def test_two_closures_over_changing_data_give_two_results():
         return take_label(logits, box["label"]).sum()
 
     for box["label"] in LABELS:
-        _, found = api.scan_blocks(MODEL, IMAGES, read)
+        _, actual = vitjax.scan_blocks(MODEL, IMAGES, read)
         args = box["label"]
-        _, expected = api.scan_blocks(MODEL, IMAGES, residual_logit, args=args)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        gradients = api.attention_gradients(MODEL, IMAGES, scalar)
+        _, expected = vitjax.scan_blocks(MODEL, IMAGES, residual_logit, args=args)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+        gradients = vitjax.attention_gradients(MODEL, IMAGES, scalar)
         last = np.asarray(gradients)[-1, :, :, 0]
-        loss = api.relevancy(MODEL, IMAGES, args, loss="negative_logit")[-1]
+        loss = vitjax.relevancy(MODEL, IMAGES, args, loss="negative_logit")[-1]
         np.testing.assert_allclose(last, loss, atol=1e-5)
 
 
@@ -148,13 +150,13 @@ def test_args_reach_read_under_jit_and_vmap_by_one_program():
     @jax.jit
     def run(model, images, label):
         traces.append(label.shape)
-        return api.scan_blocks(model, images, residual_logit, args=label)[1]
+        return vitjax.scan_blocks(model, images, residual_logit, args=label)[1]
 
-    found = np.stack([run(MODEL, IMAGES, label) for label in LABELS])
+    actual = np.stack([run(MODEL, IMAGES, label) for label in LABELS])
     assert len(traces) == 1
-    assert np.abs(found[0] - found[1]).max() > 1e-2
+    assert np.abs(actual[0] - actual[1]).max() > 1e-2
     mapped = jax.jit(jax.vmap(run, (None, None, 0)))(MODEL, IMAGES, LABELS)
-    np.testing.assert_allclose(mapped, found, atol=1e-5)
+    np.testing.assert_allclose(mapped, actual, atol=1e-5)
 
 
 def first_class(logits):
@@ -163,7 +165,7 @@ def first_class(logits):
 
 @jax.jit
 def gradients_of(model, images, edits=None):
-    return api.attention_gradients(model, images, first_class, edits=edits)
+    return vitjax.attention_gradients(model, images, first_class, edits=edits)
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))
@@ -177,7 +179,7 @@ def test_attention_gradients_equal_those_through_a_factor(name):
     def scalar(scale):
         edits = Edits(scale=scale)
         capture = ("attention_weights",)
-        logits, trace = api.forward(model, images, capture=capture, edits=edits)
+        logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
         return first_class(logits), trace.attention_weights
 
     # d/d scale = d/dA . A, where the weights are A . scale.
@@ -199,10 +201,10 @@ def test_attention_gradients_obey_edits():
 
 
 def test_edits_reach_only_the_given_blocks_and_heads():
-    edits = api.no_cls(MODEL, layers=[-1], heads=[1])
+    edits = vitjax.no_cls(MODEL, layers=[-1], heads=[1])
     before, after = (
         np.asarray(
-            api.forward(MODEL, IMAGES, capture=("attention_weights",), edits=each)[
+            vitjax.forward(MODEL, IMAGES, capture=("attention_weights",), edits=each)[
                 1
             ].attention_weights
         )
@@ -220,4 +222,4 @@ def test_edits_reach_only_the_given_blocks_and_heads():
 )
 def test_edits_of_a_wrong_shape_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        api.forward(MODEL, IMAGES, edits=Edits(scale=np.ones(shape, np.float32)))
+        vitjax.forward(MODEL, IMAGES, edits=Edits(scale=np.ones(shape, np.float32)))

@@ -152,19 +152,13 @@ def test_stochastic_depth_keeps_the_mean():
     assert np.abs(drawn[1][~dropped]).mean() > 1.5 * np.abs(still[1]).mean()
 
 
-def test_bfloat16_runs_and_stays_near():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
-    logits, _ = forward(model, images)
-    low, _ = forward(model.astype(jnp.bfloat16), images)
-    assert low.dtype == jnp.float32
-    np.testing.assert_allclose(low, logits, atol=0.2)
-
-
 def test_half_precision_logits_are_the_projection_of_the_pooled_state():
-    """Not rounded to half precision: the answer is what `project` says of the state."""
-    model = tiny.make(tiny.CONFIGS["plain"]).astype(jnp.bfloat16)
-    logits, trace = forward(model, tiny.images(model.config), capture=("residual",))
+    """Near those of full precision, and not rounded."""
+    exact = tiny.make(tiny.CONFIGS["plain"])
+    model, images = exact.astype(jnp.bfloat16), tiny.images(exact.config)
+    logits, trace = forward(model, images, capture=("residual",))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, forward(exact, images)[0], atol=0.2)
     state = pool(trace.residual[-1], Edits(), model.config)
     np.testing.assert_allclose(logits, project(model.class_space, state), atol=1e-5)
     assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
@@ -178,8 +172,10 @@ def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
     params = embedding.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))
     expected = convolution.apply(params, images)
     patches = shape[1] // 8 * (shape[2] // 8)
-    found = embedding.apply(params, images)
-    np.testing.assert_allclose(found, expected.reshape(shape[0], patches, 5), atol=1e-5)
+    actual = embedding.apply(params, images)
+    np.testing.assert_allclose(
+        actual, expected.reshape(shape[0], patches, 5), atol=1e-5
+    )
 
 
 def test_refinement_equals_an_independent_formula():

@@ -42,9 +42,9 @@ class Finder:
 
 @pytest.fixture(scope="session")
 def torch():
-    found = pytest.importorskip("torch")
-    found.set_num_threads(2)
-    return found
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(2)
+    return torch
 
 
 @pytest.fixture(scope="session")

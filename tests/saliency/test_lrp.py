@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.saliency import lrp
 from vitjax.types import layer_norm
 
@@ -27,9 +27,9 @@ def test_positive_contributions_get_all_the_relevance(draw):
     expected = (parts / parts.sum(1, keepdims=True) * relevance[:, None]).sum(-1)
     y, back = jax.vjp(lambda x: lrp.positive_dense(x, kernel, bias), x)
     np.testing.assert_allclose(y, x @ kernel + bias, rtol=1e-5)
-    (found,) = back(relevance)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.sum(), relevance.sum(), rtol=1e-4)
+    (actual,) = back(relevance)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.sum(), relevance.sum(), rtol=1e-4)
 
 
 def test_the_factors_of_a_product_get_half_each(draw):
@@ -82,7 +82,7 @@ def test_rules_that_are_derivatives_of_something_frozen(draw):
         np.testing.assert_allclose((factor * gradient).sum(), y.sum() / 2, rtol=1e-3)
 
 
-def test_the_gamma_rule_favours_contributions_of_the_outputs_sign(draw):
+def test_the_gamma_rule_favors_contributions_of_the_outputs_sign(draw):
     x, kernel, bias, cotangent = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
     gamma = 0.3
     y = x @ kernel + bias
@@ -102,7 +102,7 @@ def test_attnlrp_conserves_the_logit(name):
     """Exactly, through stream, norms, MLP and head; softmax would absorb some."""
     model = without_biases_and_values(tiny.make(tiny.CONFIGS[name]))
     images = tiny.images(model.config)
-    logits = api.forward(model, images)[0][np.arange(3), TARGET]
+    logits = vitjax.forward(model, images)[0][np.arange(3), TARGET]
     x, gradient = lrp.attnlrp_gradient(model, images, TARGET, gamma=0.0, edits=None)
     np.testing.assert_allclose((x * gradient).sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
 
@@ -124,11 +124,11 @@ def without_biases_and_values(model):
 def test_every_architecture_has_maps(name, method):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
-    found = api.explain(model, images, TARGET, method=method)
-    assert found.shape == (3, 16)
-    assert np.isfinite(found).all() and np.ptp(found) > 0
+    actual = vitjax.explain(model, images, TARGET, method=method)
+    assert actual.shape == (3, 16)
+    assert np.isfinite(actual).all() and np.ptp(actual) > 0
     if method == "lrp":
-        assert found.min() >= 0
+        assert actual.min() >= 0
 
 
 def test_a_negative_gamma_is_refused():

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from scipy.stats import rankdata
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.saliency import attention, consensus, gradients, integrated_presence
@@ -24,9 +24,13 @@ def logit(logits):
     return take_label(logits, TARGET).sum()
 
 
+def target_logits(model, images, edits=None):
+    return take_label(vitjax.forward(model, images, edits=edits)[0], TARGET)
+
+
 @jax.jit
 def attention_gradients(model, images):
-    return api.attention_gradients(model, images, logit)
+    return vitjax.attention_gradients(model, images, logit)
 
 
 def setting(name):
@@ -40,7 +44,7 @@ def compiled(method, model, images):
 
 
 def weights_of(model, images):
-    _, trace = api.forward(model, images, capture=("attention_weights",))
+    _, trace = vitjax.forward(model, images, capture=("attention_weights",))
     return np.asarray(trace.attention_weights)
 
 
@@ -48,18 +52,18 @@ def rows_read(model):
     return slice(0, 1) if model.config.class_token else slice(model.config.prefix, None)
 
 
-def assert_close(found, expected, tolerance=1e-5):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def assert_close(actual, expected, tolerance=1e-5):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ("plain", "registers", "registers_gap"))
 def test_raw_attention_is_the_row_of_cls(name):
     model, images, prefix = setting(name)
     rows = weights_of(model, images)[..., rows_read(model), :]
-    found = attention.raw_attention(model, images)
-    np.testing.assert_allclose(found, rows.mean(-2)[..., prefix:], atol=1e-6)
+    actual = attention.raw_attention(model, images)
+    np.testing.assert_allclose(actual, rows.mean(-2)[..., prefix:], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ("plain", "registers", "gap"))
@@ -69,10 +73,8 @@ def test_rollout_is_the_product_of_matrices(name):
     product = np.eye(mixed.shape[-1])[None]
     for block in mixed:
         product = (block + np.eye(mixed.shape[-1])) / 2 @ product
-    found = attention.rollout_row(model, images)
-    assert_close(found, product[:, rows_read(model)].mean(1))
-    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
-    np.testing.assert_array_equal(attention.rollout(model, images), found[:, prefix:])
+    expected = product[:, rows_read(model)].mean(1)[:, prefix:]
+    assert_close(attention.rollout(model, images), expected)
 
 
 @pytest.mark.parametrize("target", ("true", "other"))
@@ -82,12 +84,12 @@ def test_chefer_equals_the_published(variant, target, oracle, published_model):
     label = source.label if target == "true" else source["base"]["other_class"]
     data, count = source["chefer"], 8 if variant == "setA" else None
     images, label = source.images[:count], label[:count].astype(np.int32)
-    found = api.explain(published_model(variant), images, label, method="chefer")
+    actual = vitjax.explain(published_model(variant), images, label, method="chefer")
     gap = variant == "gap"  # the whole of R there
     theirs = data[f"R_{target}"].mean(1) if gap else data[f"relevance_{target}"]
     theirs = theirs[:count]
     top = np.abs(theirs).max(-1, keepdims=True)
-    assert (np.abs(np.asarray(found) - theirs) <= 1e-4 * top).all()
+    assert (np.abs(np.asarray(actual) - theirs) <= 1e-4 * top).all()
 
 
 @pytest.mark.parametrize("name", ("registers", SLOW_GAP))
@@ -105,7 +107,7 @@ def test_chefer_is_its_matrix_recursion(name):
 @pytest.mark.slow
 def test_gradcam_weighs_channels_by_their_mean_gradient():
     model, images, prefix = setting("registers")
-    _, trace = api.forward(model, images, capture=("residual",))
+    _, trace = vitjax.forward(model, images, capture=("residual",))
 
     def moved(zeros):
         entry = {"Transformer": {"encoderblock": {"residual": {"value": zeros}}}}
@@ -120,7 +122,7 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
 
 def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
     model, images, prefix = setting("plain")
-    relevancy = api.relevancy(model, images, TARGET, loss="negative_logit")
+    relevancy = vitjax.relevancy(model, images, TARGET, loss="negative_logit")
     expected = np.maximum(relevancy[..., prefix:], 0) / 17
     assert_close(compiled(gradients.legrad, model, images), expected)
     model, images, prefix = setting("registers_gap")
@@ -132,21 +134,25 @@ def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
 @pytest.mark.parametrize("name", ("plain", SLOW_GAP))
 def test_integrated_gradients_are_complete(name):
     model, images, _ = setting(name)
-    whole, nothing = (logit(api.forward(model, x)[0]) for x in (images, 0 * images))
-    found = api.explain(model, images, TARGET, method="integrated_gradients", steps=48)
-    np.testing.assert_allclose(found.sum(), whole - nothing, atol=2e-3)
+    whole, nothing = (logit(vitjax.forward(model, x)[0]) for x in (images, 0 * images))
+    actual = vitjax.explain(
+        model, images, TARGET, method="integrated_gradients", steps=48
+    )
+    np.testing.assert_allclose(actual.sum(), whole - nothing, atol=2e-3)
 
 
 def test_integrated_gradients_are_sums_over_pixels():
     model, images, _ = setting("wide")  # 2 x 5 patches
-    slope = jax.jit(jax.grad(lambda x: logit(api.forward(model, x)[0])))
+    slope = jax.jit(jax.grad(lambda x: logit(vitjax.forward(model, x)[0])))
     total = sum(
         w / 2 * images * slope(images * np.float32((n + 1) / 2))
         for n, w in zip(*np.polynomial.legendre.leggauss(3))
     )
     expected = np.asarray(total).reshape(3, 2, 8, 5, 8, 3).sum((2, 4, 5))
-    found = api.explain(model, images, TARGET, method="integrated_gradients", steps=3)
-    assert_close(found, expected.reshape(3, 10), 1e-4)
+    actual = vitjax.explain(
+        model, images, TARGET, method="integrated_gradients", steps=3
+    )
+    assert_close(actual, expected.reshape(3, 10), 1e-4)
 
 
 @pytest.mark.parametrize("name", ("layer_scale", "registers_gap", "gap", "post_cls"))
@@ -155,7 +161,7 @@ def test_class_projection_is_what_each_token_writes(name):
     model, images, prefix = setting(name)
     cfg, space, rows = model.config, model.class_space, rows_read(model)
     fields = ("attention_weights", "values", "attention_update", "residual")
-    _, trace = api.forward(model, images, capture=fields)
+    _, trace = vitjax.forward(model, images, capture=fields)
     block = jax.tree.map(np.asarray, model.block_params)
     out = block["MultiHeadDotProductAttention_0"]["out"]
     weights, values = trace.attention_weights[..., rows, :], trace.values
@@ -179,54 +185,47 @@ def test_class_projection_is_what_each_token_writes(name):
     direction = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     direction = (direction - direction.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, direction) / written.shape[3]
-    found = compiled(gradients.class_projection, model, images)
-    assert_close(found, expected[..., prefix:])
+    actual = compiled(gradients.class_projection, model, images)
+    assert_close(actual, expected[..., prefix:])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap"))
 def test_occlusion_is_the_model_without_the_token(name):
     model, images, _ = setting(name)
-    found = compiled(gradients.occlusion, model, images)
-    whole = take_label(api.forward(model, images)[0], TARGET)
+    actual = compiled(gradients.occlusion, model, images)
+    whole = target_logits(model, images)
     for patch in (0, 7, 15):
         others = np.delete(np.arange(16, dtype=np.int32), patch)
         edits = select_tokens(np.tile(others, (3, 1)))
-        rest = take_label(api.forward(model, images, edits=edits)[0], TARGET)
-        np.testing.assert_allclose(found[:, patch], whole - rest, atol=2e-5)
+        rest = target_logits(model, images, edits)
+        np.testing.assert_allclose(actual[:, patch], whole - rest, atol=2e-5)
 
 
 def test_random_maps_belong_to_the_image():
     model, images, _ = setting("plain")
-    found = gradients.random(model, images, TARGET)
+    actual = gradients.random(model, images, TARGET)
     turned = gradients.random(model, images[::-1], TARGET)
-    np.testing.assert_array_equal(turned, found[::-1])
-    assert len(np.unique(found)) == found.size
+    np.testing.assert_array_equal(turned, actual[::-1])
+    assert len(np.unique(actual)) == actual.size
     other = gradients.random(model, images, TARGET, seed=1)
-    assert (np.asarray(other) != np.asarray(found)).all()
-    assert abs(float(found.mean()) - 0.5) < 0.15
-
-
-def log_probability(model, images, edits=None):
-    logits, _ = api.forward(model, images, edits=edits)
-    return take_label(jax.nn.log_softmax(logits), TARGET)
+    assert (np.asarray(other) != np.asarray(actual)).all()
+    assert abs(float(actual.mean()) - 0.5) < 0.15
 
 
 @pytest.mark.parametrize("name", ("plain", "registers_gap", "gap"))
 def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     model, images, prefix = setting(name)
-    method = functools.partial(
-        integrated_presence.integrated_presence, steps=96, score="log_probability"
-    )
-    found = compiled(method, model, images)
+    method = functools.partial(integrated_presence.integrated_presence, steps=96)
+    actual = compiled(method, model, images)
     # Almost nothing: without any patch, the pooled mean is not defined.
     attend = np.where(np.arange(model.config.tokens) < prefix, 1, 1e-7)
     attend = attend.astype(np.float32)[None, None, None, None]
-    nothing = log_probability(model, images, Edits(attend=attend))
+    nothing = target_logits(model, images, Edits(attend=attend))
     if name == "plain":
-        removed = log_probability(model, images, keep_tokens(np.zeros((3, 16), bool)))
+        removed = target_logits(model, images, keep_tokens(np.zeros((3, 16), bool)))
         np.testing.assert_allclose(nothing, removed, atol=1e-4)
-    whole = log_probability(model, images)
-    np.testing.assert_allclose(found.sum(1), whole - nothing, atol=2e-3)
+    whole = target_logits(model, images)
+    np.testing.assert_allclose(actual.sum(1), whole - nothing, atol=2e-3)
 
 
 def test_integrated_presence_is_the_derivative_of_the_mask():
@@ -237,18 +236,16 @@ def test_integrated_presence_is_the_derivative_of_the_mask():
         return Edits(attend=attend[None, :, None, None])
 
     mask = jnp.full((3, 16), 0.4)
-    slope = jax.grad(lambda mask: log_probability(model, images, edits(mask)).sum())
-    found = integrated_presence.presence_gradient(
-        model, images, TARGET, "log_probability", edits(mask)
-    )
-    np.testing.assert_allclose(found, 0.4 * jax.jit(slope)(mask), atol=1e-5)
+    slope = jax.grad(lambda mask: target_logits(model, images, edits(mask)).sum())
+    actual = integrated_presence.presence_gradient(model, images, TARGET, edits(mask))
+    np.testing.assert_allclose(actual, 0.4 * jax.jit(slope)(mask), atol=1e-5)
 
 
 def test_no_step_is_refused():
     model, images, _ = setting("plain")
     for method in ("integrated_gradients", "integrated_presence"):
         with pytest.raises(ValueError, match="steps=0"):
-            api.explain(model, images, TARGET, method=method, steps=0)
+            vitjax.explain(model, images, TARGET, method=method, steps=0)
 
 
 def ordinal(maps):
@@ -258,10 +255,10 @@ def ordinal(maps):
 def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 5, (3, 2, 16)).astype(np.float32)  # ties go by position
-    found = consensus.mean_rank(maps)
-    np.testing.assert_allclose(found, ordinal(maps).mean(0), rtol=0, atol=1e-6)
+    actual = consensus.mean_rank(maps)
+    np.testing.assert_allclose(actual, ordinal(maps).mean(0), rtol=0, atol=1e-6)
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
-    np.testing.assert_array_equal(consensus.mean_rank(moved), found)
+    np.testing.assert_array_equal(consensus.mean_rank(moved), actual)
     np.testing.assert_array_equal(consensus.mean_rank(maps[..., :1]), np.zeros((2, 1)))
     last = consensus.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
     np.testing.assert_allclose(last, [[1, 0, 1 / 3, 2 / 3]], atol=1e-6)
@@ -271,5 +268,5 @@ def test_consensus_is_the_mean_rank_of_presence_and_chefer():
     model, images, _ = setting("plain")
     members = integrated_presence.integrated_presence, gradients.chefer
     maps = np.stack([compiled(method, model, images) for method in members])
-    found = compiled(consensus.consensus, model, images)
-    np.testing.assert_allclose(found, ordinal(maps).mean(0), atol=1e-6)
+    actual = compiled(consensus.consensus, model, images)
+    np.testing.assert_allclose(actual, ordinal(maps).mean(0), atol=1e-6)

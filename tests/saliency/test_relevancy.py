@@ -9,7 +9,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.saliency.relevancy import relevancy, shares
 
 OPTIONS = {
@@ -18,7 +18,7 @@ OPTIONS = {
     "logit": dict(of="attention_update", loss="negative_logit"),
     "paper": dict(),
 }
-ask = jax.jit(relevancy, static_argnames=("of", "loss", "query"))
+compiled = jax.jit(relevancy, static_argnames=("of", "loss", "query"))
 
 
 def assert_close(ours, raw, name):
@@ -39,21 +39,23 @@ def test_every_token_equals_the_published(
 ):
     source = oracle(variant)
     label = source.label if target == "true" else source["base"]["other_class"]
-    found = ask(
+    actual = compiled(
         published_model(variant),
         source.images,
         np.asarray(label, np.int32),
         query="all",
         **OPTIONS[name],
     )
-    assert_close(found, source["gradients"][f"grad_{name}_{target}"], name)
+    assert_close(actual, source["gradients"][f"grad_{name}_{target}"], name)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_real_model_equals_the_published(name, oracle, published_model):
     source = oracle("setA")
-    found = ask(published_model("setA"), source.images, source.label, **OPTIONS[name])
-    assert_close(found, source["gradients"][f"grad_{name}_true"], name)
+    actual = compiled(
+        published_model("setA"), source.images, source.label, **OPTIONS[name]
+    )
+    assert_close(actual, source["gradients"][f"grad_{name}_true"], name)
 
 
 LABEL = np.array([1, 4, 2], np.int32)
@@ -63,14 +65,14 @@ def loss(logits):
     return -jax.nn.log_softmax(logits)[np.arange(3), LABEL].sum()
 
 
-def assert_last_block_is_the_whole_networks_gradient(model, found):
+def assert_last_block_is_the_whole_networks_gradient(model, actual):
     """There, the loss of the block's output is the loss of the model's answer."""
     images, prefix = tiny.images(model.config), model.config.prefix
-    gradients = jax.jit(lambda m, x: api.attention_gradients(m, x, loss))
+    gradients = jax.jit(lambda m, x: vitjax.attention_gradients(m, x, loss))
     whole = -gradients(model, images)[-1]
     cls = model.config.class_token
     expected = whole[:, :, 0] if cls else whole[:, :, prefix:].sum(2)
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,8 @@ def assert_last_block_is_the_whole_networks_gradient(model, found):
 )
 def test_the_last_block_is_the_whole_networks_gradient(name):
     model = tiny.make(tiny.CONFIGS[name])
-    found = ask(model, tiny.images(model.config), LABEL)[-1]
-    assert_last_block_is_the_whole_networks_gradient(model, found)
+    actual = compiled(model, tiny.images(model.config), LABEL)[-1]
+    assert_last_block_is_the_whole_networks_gradient(model, actual)
 
 
 def test_an_earlier_block_is_the_last_one_of_a_shorter_network():
@@ -91,17 +93,17 @@ def test_an_earlier_block_is_the_last_one_of_a_shorter_network():
         params=model.params | {"Transformer": encoder | {"encoderblock": first}},
         config=dataclasses.replace(model.config, depth=1),
     )
-    found = ask(model, tiny.images(model.config), LABEL)[0]
-    assert_last_block_is_the_whole_networks_gradient(short, found)
+    actual = compiled(model, tiny.images(model.config), LABEL)[0]
+    assert_last_block_is_the_whole_networks_gradient(short, actual)
 
 
 def test_the_row_of_cls_is_that_of_all_queries():
     model = tiny.make(tiny.CONFIGS["plain"])
     images = tiny.images(model.config)
-    every = ask(model, images, 3, query="all")
+    every = compiled(model, images, 3, query="all")
     assert every.shape == (2, 3, 2, 17, 17)
     np.testing.assert_allclose(
-        ask(model, images, np.full(3, 3)), every[:, :, :, 0], atol=1e-6
+        compiled(model, images, np.full(3, 3)), every[:, :, :, 0], atol=1e-6
     )
 
 
@@ -118,21 +120,21 @@ def test_unknown_options_are_refused(options):
 def test_what_is_neglected_is_a_difference_of_two_shares(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, prefix = tiny.images(model.config), model.config.prefix
-    found = np.asarray(api.helpful_minus_attended(model, images, LABEL))
-    assert found.shape == (2, 3, 2, 16)
-    assert np.abs(found).max() <= 1
-    helpful = np.maximum(ask(model, images, LABEL)[..., prefix:], 0)
+    actual = np.asarray(vitjax.helpful_minus_attended(model, images, LABEL))
+    assert actual.shape == (2, 3, 2, 16)
+    assert np.abs(actual).max() <= 1
+    helpful = np.maximum(compiled(model, images, LABEL)[..., prefix:], 0)
     helps = helpful.sum(-1) > 0
     assert helps.any()
-    np.testing.assert_allclose(found.sum(-1), np.where(helps, 0, -1), atol=1e-6)
+    np.testing.assert_allclose(actual.sum(-1), np.where(helps, 0, -1), atol=1e-6)
     # Written another way: attention from the trace, relevancy by itself.
-    _, trace = api.forward(model, images, capture=("attention_weights",))
+    _, trace = vitjax.forward(model, images, capture=("attention_weights",))
     weights = np.asarray(trace.attention_weights)
     rows = slice(0, 1) if model.config.class_token else slice(prefix, None)
     attended = weights[..., rows, prefix:].mean(3)
     attended = attended / attended.sum(-1, keepdims=True)
     total = np.where(helps, helpful.sum(-1), 1)[..., None]
-    np.testing.assert_allclose(found, helpful / total - attended, atol=1e-6)
+    np.testing.assert_allclose(actual, helpful / total - attended, atol=1e-6)
 
 
 def test_where_nothing_would_help_only_attention_is_left():

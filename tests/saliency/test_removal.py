@@ -6,7 +6,7 @@ import published
 import pytest
 import tiny
 
-from vitjax import api
+import vitjax
 from vitjax.analysis.interventions import keep_tokens
 from vitjax.saliency import removal
 
@@ -31,7 +31,7 @@ def test_hits_equal_the_published(variant, order, kind, oracle, published_model)
     # The stored order keeps its first tokens: most important first, or least.
     importance = -place if order == "negative" else place
     counts = tuple(map(int, data["n_kept"]))
-    found = api.removal_curve(
+    actual = vitjax.removal_curve(
         *(published_model(variant), source.images, source.label, importance),
         keep_counts=counts,
         order=order,
@@ -39,7 +39,7 @@ def test_hits_equal_the_published(variant, order, kind, oracle, published_model)
     clear = np.abs(data[f"{kind}margin_{order}"]) > 1e-2
     hits = data[f"{kind}hit_{order}"].astype(bool)
     assert clear.mean() > 0.5
-    np.testing.assert_array_equal(np.asarray(found)[clear], hits[clear])
+    np.testing.assert_array_equal(np.asarray(actual)[clear], hits[clear])
 
 
 @pytest.mark.parametrize("name", ("plain", "gap", "registers", "registers_gap"))
@@ -52,14 +52,14 @@ def test_a_step_is_the_model_without_the_other_patches(name):
         kept_first = np.argsort(sign * importance, axis=1)
         position = np.argsort(kept_first, axis=1)
         keeps = [keep_tokens(position < count) for count in counts]
-        logits = np.stack([api.forward(model, images, edits=e)[0] for e in keeps])
+        logits = np.stack([vitjax.forward(model, images, edits=e)[0] for e in keeps])
         answer = logits.argmax(-1)
         label = answer[1].astype(np.int32)
-        found = api.removal_curve(
+        actual = vitjax.removal_curve(
             model, images, label, importance, keep_counts=counts, order=order
         )
-        np.testing.assert_array_equal(found, (answer == label).T)
-        assert found[:, 1].all()
+        np.testing.assert_array_equal(actual, (answer == label).T)
+        assert actual[:, 1].all()
 
 
 def test_at_most_eight_lengths_that_hold_every_count(monkeypatch):

@@ -65,7 +65,7 @@ def rank(
 ) -> Int[Array, "*any"]:
     """Number of classes with a larger logit than the label's.
 
-    rank(p, c) = #{k : p_k > p_c} (Vilas et al. 2023, section 4).
+    rank(p, c) = #{k : p_k > p_c} (Vilas et al. 2023, section 3, equation 1).
 
     Args:
         class_logits: logits, any leading axes.
@@ -90,7 +90,7 @@ def identifiability(
 ) -> Float[Array, "*any"]:
     """Class identifiability score of a state.
 
-    1 - rank/C, with C the number of classes (Vilas et al. 2023, section 4).
+    1 - rank/C, with C the number of classes (Vilas et al. 2023, section 3, equation 1).
 
     Args:
         class_logits: logits, any leading axes.

@@ -91,13 +91,12 @@ def localisation(
 
     tp, fp = count(on_object & mask), count(on_object & ~mask)
     fn, tn = count(~on_object & mask), count(~on_object & ~mask)
-    pooled = jnp.concatenate([1 - scaled, scaled], -1)
     return {
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
         "mean_iou": (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2,
         "average_precision": average_precision(scaled, mask, counted),
         "average_precision_both": average_precision(
-            pooled,
+            jnp.concatenate([1 - scaled, scaled], -1),
             jnp.concatenate([~mask, mask], -1),
             jnp.concatenate([counted, counted], -1),
         ),
@@ -119,15 +118,11 @@ def to_unit_range(values, counted):
     return jnp.where(spread > 0, scaled, 0)
 
 
-def average_precision(
-    score: Float[Array, "batch item"],
-    positive: Bool[Array, "batch item"],
-    counted: Bool[Array, "batch item"],
-) -> Float[Array, " batch"]:
+def average_precision(score, positive, counted) -> Float[Array, " batch"]:
     """Mean over positives of the precision at their score; NaN without a positive.
 
-    AP = sum over thresholds t of (recall(t) - recall(t before)) x precision(t); ties
-    share a threshold.
+    All are [batch item]. AP = sum over thresholds t of (recall(t) - recall(t before)) x
+    precision(t); ties share a threshold.
     """
     above = (score[:, None, :] >= score[:, :, None]) & counted[:, None, :]
     hits = (above & positive[:, None, :]).sum(-1)

@@ -3,6 +3,7 @@
 With W = diag(norm_scale).E^T, centered over `dim`, a state's class logits are
 `x.W / sigma(x) + beta`, where beta = norm_shift.E^T + b. The product is linear, so the
 residual stream after a block is that before it plus both updates, in class space too.
+Arrays are `states` [... dim], their `products` x.W [... class].
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax.types import ArrayLike, ClassSpace, along_last
+from vitjax.types import ClassSpace, along_last
 
 
 class FoldedClassSpace(NamedTuple):
@@ -35,39 +36,28 @@ def fold(class_space: ClassSpace) -> FoldedClassSpace:
     return FoldedClassSpace(weight.astype(embedding.dtype), beta, class_space.epsilon)
 
 
-def product(
-    space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
-) -> Float[Array, "*any class"]:
+def product(space: FoldedClassSpace, states) -> Float[Array, "*any class"]:
     """x.W, which adds up over updates."""
     dtype = space.beta.dtype
     states = jnp.asarray(states, space.weight.dtype)
     return jnp.matmul(states, space.weight, preferred_element_type=dtype)
 
 
-def inverse_sigma(
-    space: FoldedClassSpace, states: Float[ArrayLike, "*any dim"]
-) -> Float[Array, "*any"]:
+def inverse_sigma(space: FoldedClassSpace, states) -> Float[Array, "*any"]:
     """1 / sqrt(variance + epsilon) of LayerNorm."""
     x = jnp.asarray(states, space.beta.dtype)
     x = x - x.mean(-1, keepdims=True)
     return jax.lax.rsqrt(jnp.square(x).mean(-1) + space.epsilon)
 
 
-def logits(
-    space: FoldedClassSpace,
-    products: Float[Array, "*any class"],
-    states: Float[ArrayLike, "*any dim"],
-) -> Float[Array, "*any class"]:
+def logits(space: FoldedClassSpace, products, states) -> Float[Array, "*any class"]:
     """Class logits of states whose products are known."""
     inverse = inverse_sigma(space, states)[..., None]
     return products * inverse + along_last(space.beta, products)
 
 
 def rank_and_logit(
-    space: FoldedClassSpace,
-    products: Float[Array, "batch token class"],
-    states: Float[ArrayLike, "batch token dim"],
-    label: Int[ArrayLike, " batch"],
+    space: FoldedClassSpace, products, states, label
 ) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
     """Rank and logit of each image's label at every token.
 
@@ -78,9 +68,8 @@ def rank_and_logit(
     index = label[:, None, None]
     true = jnp.take_along_axis(products, index, axis=-1)[..., 0]
     true = true * inverse_sigma(space, states) + space.beta[label][:, None]
-    others = (
-        jax.lax.broadcasted_iota(label.dtype, (1, 1, products.shape[-1]), 2) != index
-    )
+    classes = jax.lax.broadcasted_iota(label.dtype, (1, 1, products.shape[-1]), 2)
+    others = classes != index
     larger = (logits(space, products, states) > true[..., None]) & others
     rank = larger.sum(-1, dtype=jnp.int32)
     return jnp.where(jnp.isnan(true), products.shape[-1] - 1, rank), true

@@ -28,8 +28,7 @@ def self_only(
 
     Args:
         model: the model, or its `Config`; only the architecture counts.
-        layers: block numbers, negative ones from the end; None for all.
-        heads: head numbers, likewise.
+        layers, heads: their numbers, negative ones from the end; None for all.
         convention: see above.
         renormalize: with "paper", cut the links before the softmax, so that what is
             left of an image row sums to one. The other convention's rows always do.
@@ -63,8 +62,7 @@ def no_cls(
 
     Args:
         model: the model, or its `Config`; only the architecture counts.
-        layers: block numbers, negative ones from the end; None for all.
-        heads: head numbers, likewise.
+        layers, heads: their numbers, negative ones from the end; None for all.
         renormalize: cut the link before the softmax, so that the rest of an image row
             sums to one; otherwise its weight is set to 0 after the softmax.
 
@@ -84,19 +82,16 @@ def no_cls(
 
 
 def restrict(
-    allowed: Bool[np.ndarray, "query key_token"],
-    config: Config,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
+    allowed: np.ndarray, config: Config, layers, heads
 ) -> Float[Array, "layer 1 head query key_token"]:
-    """A mask for the chosen blocks and heads; 1 everywhere else."""
+    """A [query key_token] mask for the chosen blocks and heads; 1 everywhere else."""
     in_layers = members("layers", layers, config.depth)[:, None, None, None, None]
     in_heads = members("heads", heads, config.heads)[None, None, :, None, None]
     mask = np.where(in_layers & in_heads, allowed[None, None, None], True)
     return jnp.asarray(mask, jnp.float32)
 
 
-def members(name: str, numbers: Sequence[int] | None, count: int) -> np.ndarray:
+def members(name: str, numbers, count: int) -> np.ndarray:
     """Numbers as booleans; one True, meaning all, for None."""
     if numbers is None:
         return np.ones(1, bool)

@@ -67,9 +67,7 @@ def memory_coefficients(
     }
 
 
-def memory_logits(
-    class_space: ClassSpace, values: Float[ArrayLike, "memory dim"]
-) -> Float[Array, "class memory"]:
+def memory_logits(class_space: ClassSpace, values) -> Float[Array, "class memory"]:
     """E.V, in float32 at least."""
     embedding = jnp.asarray(class_space.embedding)
     return jnp.matmul(
@@ -195,12 +193,7 @@ def key_value_agreement(
 
 
 def agreement(
-    known: MemoryClasses,
-    strongest: Int[Array, "*any top"],
-    label: Int[Array, "*any"],
-    *,
-    k: int,
-    convention: Convention = "paper",
+    known: MemoryClasses, strongest, label, *, k: int, convention: Convention = "paper"
 ) -> Bool[Array, "*any"]:
     """`key_value_agreement` of the strongest memories."""
     messages.check_one_of("convention", convention, CONVENTIONS)
@@ -245,18 +238,14 @@ def compositionality(
 
 
 def top1_of_one_memory(
-    known: MemoryClasses,
-    strongest: Int[Array, "*any top"],
-    predicted: Int[Array, "*any"],
+    known: MemoryClasses, strongest, predicted
 ) -> Bool[Array, "*any"]:
     """`compositionality` of the strongest memories."""
     top = jnp.asarray(known.classes)[..., 0][strongest]
     return (top == predicted[..., None]).any(-1)
 
 
-def classes_of(
-    class_space: ClassSpace, values: Values, k: int, memories: int
-) -> MemoryClasses:
+def classes_of(class_space, values: Values, k: int, memories: int) -> MemoryClasses:
     """`memory_classes` of values; checked where they are `MemoryClasses` already."""
     if not isinstance(values, MemoryClasses):
         values = memory_classes(class_space, values, k=k)

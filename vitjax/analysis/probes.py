@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import rank
-from vitjax.types import ArrayLike, pytree
+from vitjax.types import ArrayLike, along_last, pytree
 
 BATCH = 1024
 """Examples that are added up in float32 at once."""
@@ -48,18 +48,11 @@ class Probe:
     def scores(
         self, states: Float[ArrayLike, "*any dim"]
     ) -> Float[Array, "*any class"]:
-        """Class scores of states.
+        """Class scores of states, for a softmax probe logits.
 
-        Args:
-            states: their leading axes end with those of the probe, which meet one by
-                one: [batch layer token dim] for probes [layer token].
-
-        Returns:
-            Scores, for a ridge probe about 1 for the class and -1 for all others; for a
-            softmax probe logits. The order of classes is what counts.
-
-        Raises:
-            ValueError: the shapes do not fit.
+        Leading axes of the states end with those of the probe, which meet one by one:
+        [batch layer token dim] for probes [layer token]; else ValueError. A ridge
+        probe's scores are about 1 for the class and -1 for all others.
         """
         weights, states = jnp.asarray(self.weights), jnp.asarray(states)
         states = states.astype(np.promote_types(states.dtype, weights.dtype))
@@ -69,32 +62,21 @@ class Probe:
                 f"States of shape {states.shape} do not end with {axes}, the axes of "
                 "the probes and the width that they were fitted on."
             )
-        shifted = states - expand_leading(self.centre, states.ndim)
+        shifted = states - along_last(self.centre, states)
         products = jnp.einsum("...d,...cd->...c", shifted, weights, precision="highest")
-        return products + expand_leading(self.bias, states.ndim)
+        return products + along_last(self.bias, products)
 
     def rank(
         self,
         states: Float[ArrayLike, "batch *any dim"],
         label: Int[ArrayLike, " batch"],
     ) -> Int[Array, " batch *any"]:
-        """Number of classes with a larger score than the label's.
+        """Number of classes with a larger score than the label's, images first.
 
-        Args:
-            states: as for `scores`, images first.
-            label: class of each image.
-
-        Returns:
-            0 for the best, class - 1 for the worst; ties take the best rank.
+        0 for the best, class - 1 for the worst; ties take the best rank.
         """
         scores = self.scores(states)
         return rank(scores, jnp.reshape(label, (-1,) + (1,) * (scores.ndim - 2)))
-
-
-def expand_leading(array: ArrayLike, ndim: int) -> Array:
-    """An array along the last of `ndim` axes."""
-    array = jnp.asarray(array)
-    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
 def expand_trailing(per_example: Array, features: Array) -> Array:
@@ -103,21 +85,14 @@ def expand_trailing(per_example: Array, features: Array) -> Array:
 
 
 class BatchSums(NamedTuple):
-    """Sums of one batch, float32: gram of s.s^T, and states s less the offset.
-
-    Zero where the label is unknown.
-    """
+    """Gram matrix of one batch, and its states less the offset, 0 without a label."""
 
     gram: Float[Array, "*probe dim dim"]
     states: Float[Array, "batch *probe dim"]
 
 
 class SufficientStatistics(NamedTuple):
-    """Sums over all examples so far, float64 on the host.
-
-    The offset; sum of s.s^T over the states s less the offset; sum of s over the
-    examples of each class; number of examples of each class.
-    """
+    """The sums so far, float64 on the host; states are less the offset."""
 
     offset: Float[np.ndarray, "*probe dim"]
     gram: Float[np.ndarray, "*probe dim dim"]
@@ -125,9 +100,7 @@ class SufficientStatistics(NamedTuple):
     counts: Float[np.ndarray, " class"]
 
 
-def batch_mean(
-    features: Float[ArrayLike, "batch *probe dim"], labels: Int[ArrayLike, " batch"]
-) -> Float[Array, "*probe dim"]:
+def batch_mean(features: ArrayLike, labels: ArrayLike) -> Float[Array, "*probe dim"]:
     """Mean state of the labeled examples of a batch; 0 where there is none."""
     features = jnp.asarray(features, jnp.float32)
     known = jnp.asarray(labels) >= 0
@@ -135,23 +108,17 @@ def batch_mean(
     return total / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
-def batch_sums(
-    features: Float[ArrayLike, "batch *probe dim"],
-    labels: Int[ArrayLike, " batch"],
-    offset: Float[ArrayLike, "*probe dim"],
-) -> BatchSums:
+def batch_sums(features: ArrayLike, labels: ArrayLike, offset: ArrayLike) -> BatchSums:
     """The sums of a batch; pure, and each probe's depend on its own states alone."""
     features = jnp.asarray(features, jnp.float32)
     known = expand_trailing(jnp.asarray(labels) >= 0, features)
-    states = features - expand_leading(offset, features.ndim)
+    states = features - along_last(offset, features)
     states = jnp.where(known, states, 0.0)
     gram = jnp.einsum("n...d,n...e->...de", states, states, precision="highest")
     return BatchSums(gram, states)
 
 
-def empty_statistics(
-    offset: Float[ArrayLike, "*probe dim"], *, classes: int
-) -> SufficientStatistics:
+def empty_statistics(offset: ArrayLike, *, classes: int) -> SufficientStatistics:
     """The sums of no examples."""
     offset = np.array(offset, np.float32)
     *probes, dim = offset.shape
@@ -163,9 +130,7 @@ def empty_statistics(
     )
 
 
-def add_batch(
-    statistics: SufficientStatistics, batch: BatchSums, labels: Int[ArrayLike, " batch"]
-) -> None:
+def add_batch(statistics: SufficientStatistics, batch: BatchSums, labels) -> None:
     """Add the sums of a batch in place, since they may fill the memory."""
     np.add(statistics.gram, np.asarray(batch.gram), out=statistics.gram)
     states = np.asarray(batch.states)
@@ -235,9 +200,6 @@ def fit_ridge_probe(
 
     Raises:
         ValueError: shapes, labels or alpha do not fit, or a state is not finite.
-
-    Reference:
-        Hoerl and Kennard, Ridge regression, Technometrics 1970.
     """
     features, labels = check_examples(features, labels, classes=classes)
     offset = batch_mean(features[:BATCH], labels[:BATCH])
@@ -275,9 +237,9 @@ def fit_softmax_probe(
 ) -> Probe:
     """Multinomial logistic regression of classes on states, stopped early.
 
-    Minimizes the mean of -log softmax(W.z_i + b)_c over mini-batches by AdamW, with z
-    the states scaled to mean 0 and deviation 1; keeps the epoch with the smallest loss
-    on held-out examples. An alternative to the published ridge regression.
+    Minimizes the mean of -log softmax(W.z_i + b)_c over mini-batches by AdamW
+    (Loshchilov and Hutter 2019), with z the states scaled to mean 0 and deviation 1;
+    keeps the epoch with the smallest loss on held-out examples.
 
     Args:
         features: states, examples first; further leading axes are probes of their own.
@@ -296,9 +258,6 @@ def fit_softmax_probe(
 
     Raises:
         ValueError: shapes, labels or options do not fit; there are not two examples.
-
-    Reference:
-        Loshchilov and Hutter, Decoupled weight decay regularization, ICLR 2019.
     """
     features, labels = check_examples(features, labels, classes=classes)
     if not 0 < validation < 1:
@@ -339,7 +298,7 @@ def train_softmax(
     offset = features[held:].mean(0)
     scale = features[held:].std(0)
     scale = jnp.where(scale > 1e-6 * scale.max(), scale, 1.0)
-    states = (features - expand_leading(offset, 2)) / expand_leading(scale, 2)
+    states = (features - along_last(offset, features)) / along_last(scale, features)
     decayed = {"weights": True, "bias": False}
     update = optax.adamw(
         limits["learning_rate"], weight_decay=limits["weight_decay"], mask=decayed
@@ -348,7 +307,7 @@ def train_softmax(
 
     def loss(params, rows):
         logits = jnp.matmul(states[rows], params["weights"].T, precision="highest")
-        logits = logits + expand_leading(params["bias"], 2)
+        logits = logits + along_last(params["bias"], logits)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
         return losses.mean()
 
@@ -361,9 +320,8 @@ def train_softmax(
 
     def epoch(carry):
         params, state, best, least, waited, number = carry
-        rows = jax.random.permutation(
-            jax.random.fold_in(key, number), len(labels) - held
-        )
+        order = jax.random.fold_in(key, number)
+        rows = jax.random.permutation(order, len(labels) - held)
         steps = len(rows) // batch_size
         rows = held + rows[: steps * batch_size].reshape(steps, batch_size)
         (params, state), _ = jax.lax.scan(step, (params, state), rows)
@@ -383,5 +341,5 @@ def train_softmax(
     }
     start = (params, update.init(params), params, loss(params, jnp.arange(held)), 0, 0)
     best = jax.lax.while_loop(unfinished, epoch, start)[2]
-    weights = best["weights"] / expand_leading(scale, 2)
+    weights = best["weights"] / along_last(scale, features)
     return Probe(weights=weights, bias=best["bias"], centre=offset)

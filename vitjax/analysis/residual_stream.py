@@ -71,9 +71,7 @@ def residual_composition(
 
     Args:
         after: top class of the stream after the block.
-        before: of the stream entering it.
-        attention: of what attention adds.
-        mlp: of what the MLP adds.
+        before, attention, mlp: of the stream entering it, and of what they add.
         convention: see above.
 
     Returns:

@@ -27,21 +27,12 @@ from vitjax.types import Config
 class Checkpoint:
     """Arrays whose layout is known.
 
-    Args:
-        arrays: key in the file to array.
-        layout: how they are named.
-        keys: key of the layout to key in the file, which may have a prefix.
+    `keys` maps the layout's keys to those in the file, which may have a prefix.
     """
 
     arrays: Arrays
     layout: CheckpointLayout
     keys: Mapping[str, str]
-
-    def adjust_config(
-        self, config: Config, read_config_json: Callable[[], Mapping[str, Any]]
-    ) -> Config:
-        """The architecture, with the fields that the file decides."""
-        return self.layout.adjust_config(config, self.keys, read_config_json)
 
     def count_classes(self) -> int:
         """Number of classes of the head."""
@@ -50,15 +41,10 @@ class Checkpoint:
                 "The checkpoint has no classification head, so it has no class space; "
                 "give one that was trained to classify."
             )
-        return len(self.arrays[self.keys[self.layout.head]])
+        return len(self.arrays[self.keys[self.layout.head]]())
 
     def params(
-        self,
-        config: Config,
-        *,
-        classes: int,
-        resize: str = "",
-        source_config: Config | None = None,
+        self, config: Config, *, classes: int, resize: str = "", source_config=None
     ) -> tuple[Any, str]:
         """Parameters of a model, float32, and how position embeddings are resized.
 
@@ -114,7 +100,7 @@ class Checkpoint:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
         for block, key in enumerate(keys):
-            array = np.asarray(self.arrays[self.keys[key]]).astype(np.float32)
+            array = np.asarray(self.arrays[self.keys[key]]()).astype(np.float32)
             array = convert(array)
             if keys == [source]:
                 return array

@@ -1,10 +1,10 @@
 """Published weights: the cache of downloads, and the file of a model in it."""
 
-import dataclasses
 import importlib.util
 import os
 import pathlib
 import sys
+from typing import NamedTuple
 
 from vitjax.checkpoints import files
 from vitjax.checkpoints.registry import Variant
@@ -17,47 +17,34 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("VITJAX_CACHE") or pooch.os_cache("vitjax"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A file that can be downloaded.
-
-    Args:
-        url: its address.
-        name: its name in the cache.
-        sha256: all or the first of its digits, or "".
-    """
+class Published(NamedTuple):
+    """A file to download, its path in the cache, and the first digits of its sha256."""
 
     url: str
-    name: str
+    cached: pathlib.Path
     sha256: str = ""
 
-    @property
-    def cached(self) -> pathlib.Path:
-        """Its path in the cache, whether or not it is there."""
-        return cache_folder() / self.name
 
-    @property
-    def readable(self) -> bool:
-        """Whether this installation can read it."""
-        needs_torch = self.name.endswith((".pth", ".pt", ".bin"))
-        return not needs_torch or importlib.util.find_spec("torch") is not None
+def published(row: Variant) -> list[Published]:
+    """A row's file, and the same weights as safetensors, which need no PyTorch.
 
-
-def published(row: Variant) -> tuple[Published, ...]:
-    """A row's file, and the same weights as safetensors, which need no PyTorch."""
+    Those that this installation can read, where there are any.
+    """
     if not row.url:
-        return ()
-    original = Published(row.url, row.url.rsplit("/", 1)[-1], row.sha256)
-    if not row.tag:
-        return (original,)
-    url = f"https://huggingface.co/{row.tag}/resolve/main/{files.ARRAYS}"
-    return original, Published(url, f"{row.tag.split('/')[-1]}.safetensors")
+        return []
+    folder = cache_folder()
+    both = [Published(row.url, folder / row.url.rsplit("/", 1)[-1], row.sha256)]
+    if row.tag:
+        url = f"https://huggingface.co/{row.tag}/resolve/main/{files.ARRAYS}"
+        both.append(Published(url, folder / f"{row.tag.split('/')[-1]}.safetensors"))
+    torch = importlib.util.find_spec("torch") is not None
+    readable = [f for f in both if torch or f.cached.suffix not in files.TORCH_SUFFIXES]
+    return readable or both
 
 
 def cached(row: Variant) -> pathlib.Path | None:
     """The file of a row in the cache, or None."""
-    paths = [file.cached for file in published(row) if file.readable]
-    return next((path for path in paths if path.exists()), None)
+    return next((f.cached for f in published(row) if f.cached.exists()), None)
 
 
 def download(row: Variant) -> pathlib.Path:
@@ -66,23 +53,22 @@ def download(row: Variant) -> pathlib.Path:
 
     if path := cached(row):
         return path
-    candidates = published(row)
-    file = next((each for each in candidates if each.readable), candidates[0])
-    path, bar = file.cached, sys.stderr.isatty()
+    url, path, expected = published(row)[0]
     try:
-        pooch.retrieve(file.url, None, path.name, path.parent, progressbar=bar)
+        bar = sys.stderr.isatty()
+        pooch.retrieve(url, None, path.name, path.parent, progressbar=bar)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{row.name} could not be downloaded from {file.url} "
+            f"{row.name} could not be downloaded from {url} "
             f"({type(error).__name__}). On a machine with network, download it and put "
             f"it at {path}, or pass checkpoint= with its path (on the command line "
             "--checkpoint)."
         ) from error
     digest = files.sha256(path)
-    if not digest.startswith(file.sha256):
+    if not digest.startswith(expected):
         path.unlink()
         raise files.CheckpointError(
-            f"The file from {file.url} has sha256 {digest}, not {file.sha256}...; it "
+            f"The file from {url} has sha256 {digest}, not {expected}...; it "
             "was removed. Try again, or pass checkpoint= with a file that you trust."
         )
     return path

@@ -1,22 +1,25 @@
 """Checkpoint files: named arrays in npz, safetensors and PyTorch files, and back."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 ARRAYS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder that `vitjax.save` writes."""
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Callable[[], np.ndarray]]
+"""Keys, and functions that read their arrays."""
 
 
 class CheckpointError(ValueError):
@@ -25,10 +28,9 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
-    """A checkpoint file, local or remote, as a mapping.
+    """A checkpoint file, local or remote.
 
-    npz and safetensors read an array when it is accessed. Truncated files, unknown
-    formats and pickles raise CheckpointError.
+    Truncated files, unknown formats and pickles raise CheckpointError.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -53,24 +55,6 @@ def broken(path, reason) -> CheckpointError:
     )
 
 
-class LazyArrays(Mapping):
-    """Names, and a function that reads the array of one."""
-
-    def __init__(self, names, read):
-        self.names, self.read = dict.fromkeys(names), read
-
-    def __getitem__(self, key):
-        if key not in self.names:
-            raise KeyError(key)
-        return self.read(key)
-
-    def __iter__(self):
-        return iter(self.names)
-
-    def __len__(self):
-        return len(self.names)
-
-
 @contextlib.contextmanager
 def read_npz(path) -> Iterator[Arrays]:
     """numpy's archive, without pickles."""
@@ -91,7 +75,7 @@ def read_npz(path) -> Iterator[Arrays]:
             # numpy saves bfloat16 as two void bytes.
             return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
-        yield LazyArrays(npz.files, read)
+        yield {key: functools.partial(read, key) for key in npz.files}
 
 
 @contextlib.contextmanager
@@ -103,9 +87,11 @@ def read_safetensors(path) -> Iterator[Arrays]:
     try:
         if os.path.exists(path):
             with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-                yield LazyArrays(file.keys(), file.get_tensor)
+                read, keys = file.get_tensor, file.keys()
+                yield {key: functools.partial(read, key) for key in keys}
         else:
-            yield safetensors.numpy.load(path.read_bytes())
+            arrays = safetensors.numpy.load(path.read_bytes())
+            yield {key: functools.partial(np.asarray, arrays[key]) for key in arrays}
     except safetensors.SafetensorError as error:
         raise broken(path, error) from error
 
@@ -131,16 +117,18 @@ def read_torch(path) -> Iterator[Arrays]:
         raise broken(path, "it holds no state dict")
     for nest in ("state_dict", "model"):
         state = state[nest] if isinstance(state.get(nest), dict) else state
+
+    def read(tensor):
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
     yield {
-        key: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        key: functools.partial(read, tensor)
         for key, tensor in state.items()
         if isinstance(tensor, torch.Tensor)
     }
 
 
-def write_folder(
-    folder: str | os.PathLike, arrays: dict[str, np.ndarray], config: dict[str, Any]
-) -> None:
+def write_folder(folder, arrays: dict[str, np.ndarray], config: dict) -> None:
     """Write our own folder: the arrays as safetensors, the rest as JSON."""
     import safetensors.numpy
 

@@ -22,11 +22,6 @@ GELUS = {
 """transformers' name of an activation -> `Config.gelu`."""
 
 
-def is_hugging_face(config_json: Mapping[str, Any]) -> bool:
-    """Whether transformers saved a ViT or DeiT with this config.json."""
-    return config_json.get("model_type") in ("vit", "deit")
-
-
 def architecture(config_json: Mapping[str, Any]) -> Config:
     """The architecture of a config.json; absent fields have transformers' default."""
     image = config_json.get("image_size", 224)

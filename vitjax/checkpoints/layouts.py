@@ -8,7 +8,7 @@ module; parameters are stacked over blocks.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +27,10 @@ LAST_BLOCKS_WITHOUT = {"{block}": 0, "{refined}": 1}
 
 
 class Target(NamedTuple):
-    """The model that arrays are converted for.
+    """The architecture that arrays are converted for, and how positions are resized.
 
-    Args:
-        config: its architecture.
-        source_config: the architecture that the file was written for, where that is
-            known: it tells the grid of its position embeddings.
-        resize: how position embeddings are resized.
+    `source_config` is that which the file was written for, where it is known: it tells
+    the grid of its position embeddings.
     """
 
     config: Config
@@ -49,18 +46,12 @@ Table = dict[str, tuple[str, Convert]]
 class CheckpointLayout:
     """One way in which a ViT's arrays are named and shaped on disk.
 
-    Args:
-        name: its name in errors.
-        mark: pattern of a key that only this layout has.
-        table: see above, for a given architecture.
-        resize: how its own library resizes position embeddings.
-        ignored: patterns of keys that are deliberately left out, and what they are.
-        prefixes: possible prefixes of all keys.
-        head: name of the head's bias.
-        pools_first: whether its library, without [CLS], normalizes after pooling, as
-            here; otherwise before.
-        adjust_config: `(config, keys without the prefix, reader of the config.json in
-            the same folder) -> config`, with the fields that the file decides.
+    `mark` is the pattern of a key that only this layout has, `ignored` maps patterns of
+    keys that are left out to what they are, `prefixes` may stand before all keys, and
+    `head` is the head's bias. `pools_first`: its library, without [CLS], normalizes
+    after pooling, as this model does. `adjust_config(config, keys without the prefix,
+    reader of the config.json in the same folder)` sets the fields that the file
+    decides.
     """
 
     name: str
@@ -215,11 +206,7 @@ def hugging_face_table(config: Config) -> Table:
     return table | torch_table(dense, norms)
 
 
-def hugging_face_config(
-    config: Config,
-    keys: Collection[str],
-    read_config_json: Callable[[], Mapping[str, Any]],
-) -> Config:
+def hugging_face_config(config: Config, keys, read_config_json) -> Config:
     """transformers' numerics, and DeiT's distillation token as a register."""
     registers = int("embeddings.distillation_token" in keys)
     config = dataclasses.replace(config, registers=max(registers, config.registers))

@@ -163,7 +163,9 @@ def load_file(
         config = dataclasses.replace(config, image_size=image_size)
     with files.open_arrays(path) as arrays:
         checkpoint = detect_layout(arrays)
-        config = checkpoint.adjust_config(config, lambda: files.read_config_json(path))
+        config = checkpoint.layout.adjust_config(
+            config, checkpoint.keys, lambda: files.read_config_json(path)
+        )
         known = row.labels()
         known = known if known[0] else numbered(checkpoint.count_classes())
         names, ids = labels(classes, known)
@@ -190,7 +192,7 @@ def load_folder(folder, row: Variant | None, classes, image_size) -> Model:
     config_json = files.read_config(folder)
     if config_json.get("format") == "vitjax":
         return load_own(folder, config_json, row, classes, image_size)
-    if not huggingface.is_hugging_face(config_json):
+    if config_json.get("model_type") not in ("vit", "deit"):
         raise files.CheckpointError(
             f"{folder} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT "
             "or DeiT. Give the file itself as checkpoint=, with a vitjax.Config."

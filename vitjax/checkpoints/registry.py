@@ -22,34 +22,21 @@ TRM = (
 )
 
 
-Shape = dict[str, Any]
-"""Fields of a `Config` that rows share."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table.
 
-    Args:
-        name: what `load` calls it.
-        config: the architecture.
-        preprocess: image to array, as the weights expect it; None where unknown.
-        labels: makes (class names, class ids).
-        url: where the weights are published, or "".
-        tag: the exact name of the same weights on the Hugging Face hub, or "": a bare
-            timm name may stand for other weights.
-        packaged: folder of weights that comes with vitjax, or "".
-        sha256: of the file at `url`, or the first digits of it, as far as public
-            metadata tell; "" where they do not.
-        license: of the weights.
-        source: in words: data, recipe, who published it.
-        obtain: for weights without a URL: how to get them.
+    `labels` makes (class names, class ids). `tag` is the exact name of the same weights
+    on the Hugging Face hub: a bare timm name may stand for other weights. `sha256` is
+    that of the file at `url`, or its first digits, as far as public metadata tell.
+    `packaged` is a folder of weights that comes with vitjax. `obtain` says how to get
+    weights without a URL. "" and None stand for what is not known.
     """
 
     name: str
     config: Config
     preprocess: Preprocess | None
-    labels: Callable[[], Labels]
+    labels: Callable[[], Labels] = imagenet1k
     url: str = ""
     tag: str = ""
     packaged: str = ""
@@ -59,10 +46,10 @@ class Variant:
     obtain: str = ""
 
 
-TINY: Shape = dict(dim=192, depth=12, heads=3, mlp_dim=768)
-SMALL: Shape = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
-BASE: Shape = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
-LARGE: Shape = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
+TINY: dict[str, Any] = dict(dim=192, depth=12, heads=3, mlp_dim=768)
+SMALL: dict[str, Any] = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
+BASE: dict[str, Any] = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
+LARGE: dict[str, Any] = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
 
 TORCHVISION: dict[str, Any] = dict(
     resize_size=256,
@@ -71,13 +58,9 @@ TORCHVISION: dict[str, Any] = dict(
     std=(0.229, 0.224, 0.225),
 )
 """The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
+UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
-
-AugRegRecipe = tuple[str, str, str, str]
-"""Augmentation, weight decay and dropout of pre-training, and the learning rate of
-fine-tuning, as in the names of published files."""
-
-AUGREG_224: dict[tuple[str, int], AugRegRecipe] = {
+AUGREG_224 = {
     ("Ti", 16): ("none", "0.03", "0.0", "0.03"),
     ("S", 32): ("light1", "0.03", "0.0", "0.03"),
     ("S", 16): ("light1", "0.03", "0.0", "0.03"),
@@ -86,6 +69,8 @@ AUGREG_224: dict[tuple[str, int], AugRegRecipe] = {
     ("B", 8): ("medium1", "0.1", "0.0", "0.01"),
     ("L", 16): ("medium1", "0.1", "0.1", "0.01"),
 }
+"""Letter and patch -> augmentation, weight decay and dropout of pre-training, and the
+learning rate of fine-tuning, as in the names of published files."""
 AUGREG_384 = AUGREG_224 | {("B", 32): ("light1", "0.1", "0.0", "0.03")}
 del AUGREG_384["B", 8]
 AUGREG_SIZES = {
@@ -97,7 +82,7 @@ AUGREG_SIZES = {
 """Letters in file names -> the size in timm's names, and the architecture."""
 
 
-def augreg(letters: str, patch: int, recipe: AugRegRecipe, *, size=224) -> Variant:
+def augreg(letters: str, patch: int, recipe: tuple[str, ...], *, size=224) -> Variant:
     """A row of Steiner et al. 2021: ImageNet-21k, then ImageNet-1k at an image size."""
     augment, decay, dropout, rate = recipe
     timm, shape = AUGREG_SIZES[letters]
@@ -110,7 +95,6 @@ def augreg(letters: str, patch: int, recipe: AugRegRecipe, *, size=224) -> Varia
         name=name if size == 224 else f"{name}_{size}",
         config=Config(size, patch, **shape),
         preprocess=Preprocess(size, size),
-        labels=imagenet1k,
         url=AUGREG + file,
         tag=f"timm/vit_{timm}_patch{patch}_{size}.augreg_in21k_ft_in1k",
         license="Apache-2.0",
@@ -130,13 +114,12 @@ def in21k(row: Variant) -> Variant:
     )
 
 
-def deit(size: str, timm: str, digest: str, shape: Shape) -> Variant:
+def deit(size: str, timm: str, digest: str, shape: dict[str, Any]) -> Variant:
     """A data-efficient ViT without distillation (Touvron et al. 2021)."""
     return Variant(
         name=f"deit_{size}16",
         config=Config(224, 16, **shape),
         preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
-        labels=imagenet1k,
         url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
         tag=f"timm/deit_{timm}_patch16_224.fb_in1k",
         sha256=digest,
@@ -151,7 +134,6 @@ def refinement(name: str, *, heads: bool) -> Variant:
         name=name,
         config=Config(224, 16, **BASE, refinement=heads),
         preprocess=Preprocess(224, 224, resize="square", **TORCHVISION),
-        labels=imagenet1k,
         url=TRM,
         license="not stated",
         source="DeiT-B with token refinement (Naseer et al.), ImageNet-1k",
@@ -191,15 +173,7 @@ ROWS = (
     Variant(
         name="vit_b16_miil",
         config=Config(224, 16, **BASE, qkv_bias=False),
-        preprocess=Preprocess(
-            height=224,
-            width=224,
-            resize="shorter",
-            resize_size=256,
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-        ),
-        labels=imagenet1k,
+        preprocess=Preprocess(224, 224, resize="shorter", resize_size=256, **UNSCALED),
         url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
         tag="timm/vit_base_patch16_224_miil.in21k_ft_in1k",
         sha256="2deb18e3",
@@ -214,7 +188,6 @@ ROWS = (
             224, 16, **BASE, class_token=False, norm="residual_post", qkv_bias=False
         ),
         preprocess=Preprocess(224, 224),
-        labels=imagenet1k,
         url=f"{TIMM}v0.1-tpu-weights/vit_base_patch16_rpn_224-sw-3b07e89d.pth",
         tag="timm/vit_base_patch16_rpn_224.sw_in1k",
         sha256="3b07e89d",

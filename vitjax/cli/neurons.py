@@ -7,10 +7,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from vitjax import api
 from vitjax.analysis.memory import System, memory_logits
 from vitjax.cli.command import ModelCommand, make_folder, metavar, show_table
 from vitjax.messages import check_range
+from vitjax.models.model import memory_values
 
 
 class Neuron(NamedTuple):
@@ -55,7 +55,7 @@ class Neurons(ModelCommand):
         if self.out:
             make_folder(self.out.parent)
         model = self.load()
-        values, depth = api.memory_values(model)[self.system], model.config.depth
+        values, depth = memory_values(model)[self.system], model.config.depth
         layers = self.layers or (max(0, depth - 2),)
         k = min(5, model.num_classes) if self.classes is None else self.classes
         check_range("layers", layers, -depth, depth - 1)

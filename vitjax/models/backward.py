@@ -13,19 +13,16 @@ from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import split_edits
-from vitjax.models.forward import apply_block, read_input, run_blocks
+from vitjax.models.forward import apply_block, run_blocks
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 
 
 class Gradients(NamedTuple):
-    """Gradients of a scalar at one block.
+    """Gradients of a scalar at one block, with respect to two of its arrays.
 
-    Args:
-        stream_in: the residual stream entering the block, [batch token dim].
-        weights: attention weights after softmax and edits, [batch head query token].
-        weights_gradient: of the scalar with respect to them.
-        stream_gradient: of the scalar with respect to `stream_in`.
+    `stream_in` is the residual stream entering the block, [batch token dim], `weights`
+    the attention weights after softmax and edits, [batch head query token].
     """
 
     stream_in: Array
@@ -58,23 +55,18 @@ def scan_backward(
 
 def block_inputs(model: Model, images, edits: Edits):
     """The final residual stream, and what enters every block."""
-    _, x, _, inputs = run_blocks(model, images, read_input, edits=edits)
+    read = lambda params, stream_in, trace: stream_in  # noqa: E731
+    _, x, _, inputs = run_blocks(model, images, read, edits=edits)
     return x, inputs
 
 
 def scan_reverse(
-    model: Model,
-    inputs: Float[Array, "layer batch token dim"],
-    cotangents: tuple[Float[Array, "batch token dim"], ...],
-    read: Callable[..., tuple[Any, Any]],
-    *,
-    state: Any,
-    edits: Edits,
-    rules: tuple[Rules, ...] = (Rules(),),
+    model: Model, inputs, cotangents, read, *, state, edits: Edits, rules=(Rules(),)
 ) -> tuple[Any, Any]:
-    """The loop over blocks, backward; cotangents at the last block, one for each rules.
+    """The loop over blocks, backward, from their inputs [layer batch token dim].
 
-    `read(state, *gradients)` takes as many `Gradients` as there are rules.
+    Of each of the `rules` there is a cotangent at the last block, and one `Gradients`
+    among the arguments of `read(state, *gradients)`.
     """
     shared, layered = split_edits(edits, model.config)
     _, batch, length, _ = inputs.shape

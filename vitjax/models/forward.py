@@ -35,8 +35,7 @@ def scan_blocks(
     `jax.jit`, and pass what changes from call to call, such as labels, as `args`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         read: `read(block_params, stream_in, trace) -> pytree`, where `stream_in` is the
             residual stream entering the block, [batch token dim], and `trace` holds
             every field of that block without the layer axis. With `state`, it is
@@ -57,10 +56,7 @@ def scan_blocks(
 
 
 def final_residual(
-    model: Model,
-    images: Float[ArrayLike, "batch height width channel"],
-    *,
-    edits: Edits | None = None,
+    model: Model, images, *, edits: Edits | None = None
 ) -> tuple[Float[Array, "batch class"], Float[Array, "batch token dim"]]:
     """Class logits and the residual stream after the last block."""
     _, x, logits, _ = run_blocks(model, images, read_nothing, edits=edits)
@@ -70,11 +66,6 @@ def final_residual(
 def read_nothing(params, stream_in, trace) -> tuple[()]:
     """A `read` that keeps nothing."""
     return ()
-
-
-def read_input(params, stream_in, trace):
-    """A `read` that keeps what enters each block."""
-    return stream_in
 
 
 def run_blocks(model: Model, images, read: Read, *, edits, state=None, args=None):
@@ -94,7 +85,7 @@ def scan_forward(
     edits: Edits,
     state: Any = None,
     args: Any = None,
-    offsets: Float[Array, "layer batch head token token"] | None = None,
+    offsets: Any = None,
     rules: Rules = Rules(),
     checkpoint: bool = False,
 ):
@@ -133,8 +124,13 @@ def apply_block(
     *,
     offset: Float[Array, "batch head token token"] | None = None,
     rules: Rules = Rules(),
+    mixed: Float[Array, "batch token head key"] | None = None,
 ) -> tuple[Float[Array, "batch token dim"], Trace]:
-    """One encoder block: the residual stream after it, and its trace."""
+    """One encoder block: the residual stream after it, and its trace.
+
+    With `mixed`, the values mixed by attention, the block is a function of each token
+    by itself, and x may hold only some of them.
+    """
     variables = {"params": params}
     if offset is not None:
         entry = {"attention_weights": {"value": offset}}
@@ -143,6 +139,7 @@ def apply_block(
         variables,
         x,
         *masks,
+        mixed=mixed,
         capture_intermediates=lambda module, _: isinstance(module, Tap),
         mutable=["intermediates"],
     )
@@ -170,8 +167,7 @@ def forward(
     """Class logits, and the intermediates named in `capture`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels, as `model.preprocess` makes them.
+        model, images: the model, and pixels as `model.preprocess` makes them.
         capture: names of `Trace` fields; static.
         edits: interventions.
 
@@ -213,8 +209,7 @@ def attention_gradients(
     of yours: put it into your own `jax.jit`.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         scalar_fn: class logits [batch class] to a scalar.
         edits: interventions.
 
@@ -280,9 +275,7 @@ def block_counter(embedding: Float[Array, "batch token dim"]) -> Int[Array, ""]:
     return jnp.zeros((), jnp.int32)
 
 
-def refine_block(
-    model: Model, index: Int[Array, ""], x: Float[Array, "batch token dim"]
-) -> Float[Array, "batch class"]:
+def refine_block(model: Model, index, x) -> Float[Array, "batch class"]:
     """Class logits of the refinement module of a block; meaningless for the last."""
     index = jnp.minimum(index, model.config.depth - 2)
     params = jax.tree.map(lambda leaf: leaf[index], model.params["refinement"])

@@ -1,7 +1,5 @@
 """Heads: from the residual stream to class logits."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,14 +97,3 @@ def pool_weights(
 def pooled_rows(config: Config) -> slice:
     """The tokens that `pool` reads."""
     return slice(0, 1) if config.class_token else slice(config.prefix, None)
-
-
-def memory_values(params: Any) -> dict[str, Float[Array, "layer memory dim"]]:
-    """Value vectors of both memory systems; attention memories are head-major."""
-    block = params["Transformer"]["encoderblock"]
-    out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
-    depth, heads, width, dim = out.shape
-    return {
-        "attention": jnp.reshape(out, (depth, heads * width, dim)),
-        "mlp": jnp.asarray(block["MlpBlock_0"]["Dense_1"]["kernel"]),
-    }

@@ -30,12 +30,6 @@ def torch_uniform(fan_in: int) -> Callable:
     return initialize
 
 
-GELU: dict[str, Callable] = {
-    "erf": lambda x: jax.nn.gelu(x, approximate=False),
-    "tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
 class LayerNorm(nn.Module):
     """Layer normalization; its statistics are float32 at least."""
 
@@ -108,15 +102,29 @@ class Tap(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; masks act on its scores and on its weights."""
+    """Multi-head self-attention; masks act on its scores and on its weights.
+
+    `mixed` are values that are mixed already, in place of those that x would give.
+    """
 
     config: Config
     rules: Rules = Rules()
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token dim"], *masks: AttentionMasks
+        self,
+        x: Float[Array, "batch token dim"],
+        *masks: AttentionMasks,
+        mixed: Float[Array, "batch token head key"] | None = None,
     ) -> Float[Array, "batch token dim"]:
+        mixed = self.mix(x, masks) if mixed is None else mixed
+        out = nn.DenseGeneral(
+            self.config.dim, axis=(-2, -1), kernel_init=NORMAL, name="out"
+        )
+        return dense(self.rules, out, mixed)
+
+    def mix(self, x, masks) -> Float[Array, "batch token head key"]:
+        """The values, mixed by the attention weights."""
         cfg, rules = self.config, self.rules
 
         def project(name):
@@ -139,9 +147,7 @@ class Attention(nn.Module):
                 scaled = weights * jnp.asarray(mask.scale, weights.dtype)
                 weights = rules.scaled(weights, scaled)
         weights = Tap(name="attention_weights")(weights)
-        mixed = Tap(name="mixed_values")(mix(weights, value, rules.product))
-        out = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=NORMAL, name="out")
-        return dense(rules, out, mixed)
+        return Tap(name="mixed_values")(mix(weights, value, rules.product))
 
 
 class MlpBlock(nn.Module):
@@ -158,7 +164,8 @@ class MlpBlock(nn.Module):
         first = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")
         second = nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")
         hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x))
-        hidden = self.rules.gelu(hidden, GELU[self.config.gelu](hidden))
+        approximate = self.config.gelu == "tanh"
+        hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=approximate))
         hidden = Tap(name="mlp_hidden")(hidden)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.rules, second, hidden)
@@ -192,13 +199,14 @@ class Block(nn.Module):
         layered: AttentionMasks = AttentionMasks(),
         drop_path: Float[Array, ""] | float = 0.0,
         train: bool = False,
+        mixed: Float[Array, "batch token head key"] | None = None,
     ) -> tuple[Float[Array, "batch token dim"], None]:
         name = "MultiHeadDotProductAttention_0"
         attention = Attention(self.config, self.rules, name=name)
         mlp = MlpBlock(self.config, self.dropout, self.rules, name="MlpBlock_0")
 
         def attend(y):
-            return attention(y, shared, layered)
+            return attention(y, shared, layered, mixed=mixed)
 
         def transform(y):
             return mlp(y, train=train)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array, Float
 
 from vitjax.models.vit import VisionTransformer
@@ -14,16 +15,11 @@ from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Provenance:
-    """The name of a model and where its weights came from.
+    """The row of the model table, and the file or folder of the weights.
 
-    Any two compare equal, so that models of one architecture share their compiled
-    functions.
-
-    Args:
-        name: the row of the model table, or "".
-        path: the file or folder.
-        sha256: of the file, or "".
-        position_resize: how the library that wrote it resizes position embeddings.
+    `position_resize` is how the library that wrote the file resizes position
+    embeddings. Any two compare equal, so that models of one architecture share their
+    compiled functions.
     """
 
     name: str = ""
@@ -117,13 +113,27 @@ class Model:
         return jnp.asarray(images, self.dtype)
 
 
+def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:
+    """Value vectors of both key-value memory systems (Vilas et al. 2023, section 6).
+
+    Args:
+        model: the model.
+
+    Returns:
+        "attention": rows of the output projection, head-major, `head * key` of them;
+        "mlp": rows of the second dense layer, `mlp_dim` of them. Biases are left out.
+    """
+    block = model.block_params
+    out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
+    depth, heads, width, dim = out.shape
+    return {
+        "attention": jnp.reshape(out, (depth, heads * width, dim)),
+        "mlp": jnp.asarray(block["MlpBlock_0"]["Dense_1"]["kernel"]),
+    }
+
+
 def initialize(
-    config: Config,
-    *,
-    classes: tuple[str, ...],
-    class_ids: tuple[str, ...] | None = None,
-    seed: int = 0,
-    **fields: Any,
+    config: Config, *, classes, class_ids=None, seed: int = 0, **fields: Any
 ) -> Model:
     """A model with random weights, a pure function of the seed."""
     params = initializer(config, len(classes))(jax.random.key(seed))
@@ -148,19 +158,6 @@ def parameter_shapes(config: Config, classes: int) -> dict[str, tuple[int, ...]]
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """A nested dict as {path joined by /: leaf}."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+flatten: Any = functools.partial(traverse_util.flatten_dict, sep="/")
+unflatten: Any = functools.partial(traverse_util.unflatten_dict, sep="/")
+"""A nested dict as {path joined by /: leaf}, and back."""

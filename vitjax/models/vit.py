@@ -44,13 +44,9 @@ class VisionTransformer(nn.Module):
     """Images to class logits: `embed`, the encoder, `unembed`.
 
     Plain Flax use works: `apply` with `capture_intermediates` yields arrays stacked
-    over blocks, and entries of `perturbations` are added where a tap finds one.
-
-    Args:
-        config: the architecture.
-        classes: number of classes.
-        dropout: rate of dropout after the embedding and in each sub-layer, in training.
-        drop_path: rate of stochastic depth at the last block, rising linearly from 0.
+    over blocks, and entries of `perturbations` are added where a tap finds one. In
+    training, `dropout` is the rate after the embedding and in each sub-layer,
+    `drop_path` that of stochastic depth at the last block, rising linearly from 0.
     """
 
     config: Config

@@ -18,8 +18,7 @@ from vitjax.analysis import fused_projection, interventions, memory
 from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.top_k import argmax, fast_top_k_indices
 from vitjax.models.forward import final_residual, scan_blocks
-from vitjax.models.heads import memory_values
-from vitjax.models.model import Model, initialize
+from vitjax.models.model import Model, initialize, memory_values
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
@@ -268,14 +267,14 @@ def setup(model: Model, *, seed: int, k: int, **options: Any) -> Setup:
 
     Permutations, random keep-sets and the control's parameters depend on `seed`.
     """
-    space, values = model.class_space, memory_values(model.params)
+    space, values = model.class_space, memory_values(model)
     config, classes = model.config, model.num_classes
     keys = jax.random.split(jax.random.key(seed), 3)
     permutations = jax.vmap(lambda key: jax.random.permutation(key, classes))(
         jax.random.split(keys[0], PERMUTATIONS)
     )
     control = initialize(config, classes=model.classes, seed=seed)
-    control_values = memory_values(control.params)
+    control_values = memory_values(control)
     order = jax.random.permutation(keys[2], config.dim)
     memories, static, agree = {}, {}, memory.class_value_agreement
     for system in schema.SYSTEMS:

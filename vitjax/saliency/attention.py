@@ -52,13 +52,6 @@ def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
     mixed with the residual path, block after block. Computed as a row vector from the
     last block down. With the prefix tokens, which are left out, rows sum to one.
     """
-    return rollout_row(model, images, edits=edits)[:, model.config.prefix :]
-
-
-def rollout_row(
-    model: Model, images: Images, *, edits: Edits | None = None
-) -> Float[Array, "batch token"]:
-    """The whole row of the rollout, prefix tokens included; it sums to one."""
 
     def read(params, stream_in, trace):
         return trace.attention_weights.mean(1)
@@ -71,4 +64,5 @@ def rollout_row(
         return (row + moved) / 2, None
 
     row = pool_weights(weights[-1], edits, model.config)
-    return jax.lax.scan(step, row, weights, reverse=True)[0]
+    row, _ = jax.lax.scan(step, row, weights, reverse=True)
+    return row[:, model.config.prefix :]

@@ -19,7 +19,6 @@ from vitjax.models.forward import apply_block, final_residual, scan_blocks
 from vitjax.models.heads import pool, pool_weights, pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
-from vitjax.models.partial_block import block_output
 from vitjax.saliency.attention import Images, Map, Maps, Target
 from vitjax.types import Edits
 
@@ -108,7 +107,7 @@ def legrad(
 
         def logit(weights):
             mixed = mix(weights, trace.values)
-            states = block_output(cfg, params, mixed, stream_in[:, rows])
+            states, _ = apply_block(model, params, stream_in[:, rows], (), mixed=mixed)
             state = (states * pool_weight).sum(1)
             return target_logit(target)(model.class_space.logits(state))
 

@@ -1,26 +1,16 @@
 """Integrated presence: the path integral of adding all patches to the model."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vitjax import messages
-from vitjax.analysis.class_space import take_label
 from vitjax.models.backward import scan_backward
 from vitjax.models.heads import pool
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images, Map, Target
-from vitjax.saliency.gradients import gauss_legendre
+from vitjax.saliency.gradients import gauss_legendre, target_logit
 from vitjax.types import Edits
-
-Score = Literal["log_probability", "logit"]
-
-SCORES = {
-    "log_probability": lambda logits: jax.nn.log_softmax(logits),
-    "logit": lambda logits: logits,
-}
 
 
 def integrated_presence(
@@ -29,10 +19,9 @@ def integrated_presence(
     target: Target,
     *,
     steps: int = 8,
-    score: Score = "logit",
     edits: Edits | None = None,
 ) -> Map:
-    """The contribution of each patch to the score, from no patches to all.
+    """The contribution of each patch to the target's logit, from no patches to all.
 
     A patch of presence m in [0, 1] takes part in every softmax of attention with its
     exponential times m, and in a pooled mean with weight m: m = 0 is the model without
@@ -40,20 +29,15 @@ def integrated_presence(
     (integrated gradients, Sundararajan et al. 2017, of presence instead of pixels; the
     Aumann-Shapley value of the patches as players)
 
-        integral over a in (0, 1) of d score / d m_t at m = (a, ..., a)
-        d score / d log m_t = sum over blocks, heads and queries q of
-                              A_qt (g_qt - sum_u A_qu g_qu),   g = d score / d A.
+        integral over a in (0, 1) of dz / dm_t at m = (a, ..., a)
+        dz / d log m_t = sum over blocks, heads and queries q of
+                         A_qt (g_qt - sum_u A_qu g_qu),   g = dz / dA.
 
-    Not from a paper. Each step costs about three forward passes. Signed, in units of
-    the score; sums to the score with all patches less that without any, up to the
-    integral's error.
-
-    `steps` are Gauss-Legendre nodes of the integral over sqrt(a); `score` is the
-    target's "logit", or its "log_probability", which saturates where the model is sure.
-    Both static.
+    Not from a paper. `steps` (static) are Gauss-Legendre nodes of the integral over
+    sqrt(a); each costs about three forward passes. Signed, in units of logits; sums to
+    z with all patches less z without any, up to the integral's error.
     """
     messages.check_range("steps", steps, 1)
-    messages.check_one_of("score", score, SCORES)
     batch, tokens = images.shape[0], model.config.tokens
     dtype = np.promote_types(model.dtype, jnp.float32)
     others = edits or Edits()
@@ -64,7 +48,7 @@ def integrated_presence(
         presence = root**2  # the integrand is steepest where hardly any patch is there
         attend = jnp.where(patch, presence, 1.0).reshape(1, 1, 1, 1, tokens)
         edits = others & Edits(attend=attend)
-        gradient = presence_gradient(model, images, target, score, edits)
+        gradient = presence_gradient(model, images, target, edits)
         return total + 2 * weight / root * gradient.astype(total.dtype), None
 
     patches = model.config.patches if others.select is None else others.select.shape[1]
@@ -72,14 +56,9 @@ def integrated_presence(
     return jax.lax.scan(node, start, gauss_legendre(steps, dtype))[0]
 
 
-def presence_gradient(
-    model: Model, images: Images, target: Target, score: Score, edits: Edits
-) -> Map:
-    """d score / d log m of each patch, where the edits already hold m."""
+def presence_gradient(model: Model, images, target, edits: Edits) -> Map:
+    """dz / d log m of each patch, where the edits already hold m."""
     cfg = model.config
-
-    def scalar_fn(logits):
-        return take_label(SCORES[score](logits), target).sum()
 
     def start(x, gradient):
         total = jnp.zeros(x.shape[:2], x.dtype)
@@ -95,5 +74,7 @@ def presence_gradient(
         contribution = contribution - grads.weights * of_row
         return total + contribution.sum((1, 2)), None
 
-    total, _ = scan_backward(model, images, scalar_fn, read, state=start, edits=edits)
+    total, _ = scan_backward(
+        model, images, target_logit(target), read, state=start, edits=edits
+    )
     return total[:, cfg.prefix :]

@@ -16,7 +16,13 @@ from jaxtyping import Array, Float
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
 from vitjax.models.backward import block_inputs, scan_reverse
-from vitjax.models.backward_rules import Rules
+from vitjax.models.backward_rules import (
+    Rules,
+    keep_value,
+    linear,
+    weighted_sum,
+    with_backward,
+)
 from vitjax.models.forward import read_nothing, scan_forward
 from vitjax.models.heads import pool_weights
 from vitjax.models.model import Model
@@ -32,15 +38,14 @@ def lrp(
 ) -> Float[Array, "batch patch"]:
     """Transformer attribution: relevance times gradient of attention, rolled out.
 
-    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of
-    C_L ... C_1 (Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention
-    Visualization", CVPR 2021, section 3.3; start_layer=0 of its code), where A_b are
-    the attention weights of block b and R(A_b) is their relevance, begun with 1 at the
-    logit z_c. Relevance passes a dense layer by the z+ rule, R_i = sum_j (x_i w_ij)+
-    R_j / sum_k (x_k w_kj)+, without its bias; a product in halves, each factor's
-    entries in proportion to what they contribute; a residual addition in proportion,
-    then scaled so that each side's total has weight |total| over the sum of both;
-    norms, GELU, softmax and factors unchanged.
+    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of C_L
+    ... C_1 (Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838, section 3.3;
+    start_layer=0 of its code), where A_b are the attention weights of block b and
+    R(A_b) is their relevance, begun with 1 at the logit z_c. Relevance passes a dense
+    layer by the z+ rule, R_i = sum_j (x_i w_ij)+ R_j / sum_k (x_k w_kj)+, without its
+    bias; a product in halves, each factor's entries in proportion to what they
+    contribute; a residual addition in proportion, then scaled so that each side's total
+    has weight |total| over the sum of both; norms, GELU, softmax and factors unchanged.
 
     At least 0; of a selection, the selected patches. Without [CLS] (new here: the
     paper's models have one), relevance passes the mean by the z+ rule, and the rollout
@@ -83,14 +88,13 @@ def attnlrp(
     """AttnLRP: relevance of each patch for a logit, signed, in units of the logit.
 
     R = sum over channels of x * g, where x is the embedded patch and g the derivative
-    of z_c under other rules (Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin and
-    Samek, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
-    ICML 2024, section 3): softmax by its Taylor expansion, R_i = x_i (R'_i - s_i sum_j
-    R'_j), which is its ordinary derivative; a product of two activations in halves;
-    LayerNorm with sigma held fixed; GELU passing its relevance on; dense layers by the
-    gamma rule, R_i = sum_j (z_ij + gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s),
-    where z_ij = x_i w_ij, the sum over k has the bias in it and z^s are those of the
-    sign of the output. What biases get is not passed on.
+    of z_c under other rules (Achtibat et al., ICML 2024, section 3): softmax by its
+    Taylor expansion, R_i = x_i (R'_i - s_i sum_j R'_j), which is its ordinary
+    derivative; a product of two activations in halves; LayerNorm with sigma held fixed;
+    GELU passing its relevance on; dense layers by the gamma rule, R_i = sum_j (z_ij +
+    gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s), where z_ij = x_i w_ij, the sum over
+    k has the bias in it and z^s are those of the sign of the output. What biases get is
+    not passed on.
 
     `gamma` (static), at least 0, is that of the dense layers in the blocks; 0 is the
     epsilon rule in its limit, which is noisy on a ViT. With it and the tokens that are
@@ -131,12 +135,6 @@ def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     return (rules.dense or linear)(state, space.embedding.T, space.bias)
 
 
-def linear(x, kernel, bias):
-    """x W + b."""
-    y = jnp.matmul(x, kernel)
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
-
-
 # Rules whose cotangent is the relevance itself (Chefer et al. 2021, section 3.1).
 
 
@@ -146,13 +144,7 @@ def divide(left, right):
     return jnp.where(right == 0, 0, left / finite)
 
 
-@jax.custom_vjp
-def unchanged(x, y):
-    """y, whose relevance is x's."""
-    return y
-
-
-unchanged.defvjp(lambda x, y: (y, None), lambda _, relevance: (relevance, None))
+unchanged = with_backward(keep_value, lambda relevance, *_: (relevance, None))
 
 
 def unchanged_norm(x, scale, bias, *, epsilon):
@@ -160,72 +152,44 @@ def unchanged_norm(x, scale, bias, *, epsilon):
     return unchanged(x, layer_norm(x, scale, bias, epsilon=epsilon))
 
 
-@jax.custom_vjp
-def positive_dense(x, kernel, bias):
-    """A dense layer, its relevance by positive contributions: the z+ rule."""
-    return linear(x, kernel, bias)
-
-
-def _positive_dense_forward(x, kernel, bias):
+def share_of_dense(relevance, y, x, kernel, bias):
+    """The z+ rule: by positive contributions."""
     # (x w)+ = (|x| |w| + x w) / 2: one product more than the layer itself.
     plain = linear(x, kernel, None)
     positive = jnp.maximum(linear(jnp.abs(x), jnp.abs(kernel), None) + plain, 0) / 2
-    return linear(x, kernel, bias), (x, kernel, positive)
-
-
-def _positive_dense_backward(kept, relevance):
-    x, kernel, positive = kept
     ratio = divide(relevance, positive)
     plain = x * jnp.matmul(ratio, kernel.T)
     absolute = jnp.abs(x) * jnp.matmul(ratio, jnp.abs(kernel).T)
     return (plain + absolute) / 2, None, None
 
 
-positive_dense.defvjp(_positive_dense_forward, _positive_dense_backward)
+positive_dense = with_backward(linear, share_of_dense)
 
 
-@jax.custom_vjp
-def positive_sum(x, weights):
-    """A weighted sum over tokens, its relevance by positive contributions."""
-    return (x * weights).sum(1)
-
-
-def _positive_sum_backward(kept, relevance):
-    positive = jnp.maximum(kept[0] * kept[1], 0)
+def share_of_sum(relevance, y, x, weights):
+    """The z+ rule for a weighted sum over tokens."""
+    positive = jnp.maximum(x * weights, 0)
     return positive * divide(relevance, positive.sum(1))[:, None], None
 
 
-positive_sum.defvjp(lambda x, w: ((x * w).sum(1), (x, w)), _positive_sum_backward)
+positive_sum = with_backward(weighted_sum, share_of_sum)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def shared_product(equation, left, right):
     """An einsum; each factor gets half the relevance, by contribution."""
-    return jnp.einsum(equation, left, right)
+    einsum = functools.partial(jnp.einsum, equation)
+
+    def backward(relevance, y, *factors):
+        ratios = jax.vjp(einsum, *factors)[1](divide(relevance, y))
+        return tuple(factor * ratio / 2 for factor, ratio in zip(factors, ratios))
+
+    return with_backward(einsum, backward)(left, right)
 
 
-def _shared_product_forward(equation, left, right):
-    return jnp.einsum(equation, left, right), (left, right)
-
-
-def _shared_product_backward(equation, kept, relevance):
-    y, back = jax.vjp(functools.partial(jnp.einsum, equation), *kept)
-    ratios = back(divide(relevance, y))
-    return tuple(factor * ratio / 2 for factor, ratio in zip(kept, ratios))
-
-
-shared_product.defvjp(_shared_product_forward, _shared_product_backward)
-
-
-@jax.custom_vjp
-def normalized_add(x, update):
-    """A sum, its relevance by contribution, the two totals of one image rescaled."""
-    return x + update
-
-
-def _normalized_add_backward(kept, relevance):
-    ratio = divide(relevance, kept[0] + kept[1])
-    parts = [part * ratio for part in kept]
+def share_of_add(relevance, y, *parts):
+    """By contribution, the two totals of one image rescaled."""
+    ratio = divide(relevance, y)
+    parts = [part * ratio for part in parts]
     axes = tuple(range(1, relevance.ndim))
     totals = [part.sum(axes, keepdims=True) for part in parts]
     # Only where the totals differ in sign does this change anything.
@@ -234,7 +198,7 @@ def _normalized_add_backward(kept, relevance):
     return tuple(p * divide(jnp.abs(t) * unit, t) for p, t in zip(parts, totals))
 
 
-normalized_add.defvjp(lambda x, u: (x + u, (x, u)), _normalized_add_backward)
+normalized_add = with_backward(jnp.add, share_of_add)
 
 CHEFER = Rules(
     dense=positive_dense,
@@ -266,58 +230,33 @@ def halved_product(equation, left, right):
     return jnp.einsum(equation, *((x + constant(x)) / 2 for x in (left, right)))
 
 
-@jax.custom_vjp
-def constant(x):
-    """x, as if it did not depend on what is explained.
-
-    Unlike `stop_gradient` it still does where a map is itself differentiated: only the
-    pass that makes the map follows the rule.
-    """
-    return x
+# Unlike `stop_gradient`, x still has its derivative where a map is itself
+# differentiated: only the pass that makes the map follows the rule.
+constant = with_backward(lambda x: x, lambda cotangent, y, x: (jnp.zeros_like(x),))
 
 
-constant.defvjp(lambda x: (x, None), lambda _, cotangent: (jnp.zeros_like(cotangent),))
-
-
-@jax.custom_vjp
-def proportional(x, y):
-    """y, as if it were x times a constant."""
-    return y
-
-
-def _proportional_backward(kept, cotangent):
-    x, y = kept
+def slope_through_zero(cotangent, y, x, _):
+    """The derivative of y as if it were x times a constant."""
     zero = x == 0
     factor = jnp.where(zero, 0.5, y / jnp.where(zero, 1, x))  # GELU's slope at 0
     return cotangent * factor.astype(x.dtype), None
 
 
-proportional.defvjp(lambda x, y: (y, (x, y)), _proportional_backward)
+proportional = with_backward(keep_value, slope_through_zero)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gamma_dense(gamma, x, kernel, bias):
     """A dense layer, its relevance by contributions, those of its own sign more."""
-    return linear(x, kernel, bias)
 
+    def backward(cotangent, y, x, kernel, bias):
+        # z^s sums to (|x| |w| s + x w) / 2: one product more than the layer itself.
+        size = jnp.abs(y)
+        of_bias = None if bias is None else jnp.abs(bias)
+        absolute = linear(jnp.abs(x), jnp.abs(kernel), of_bias)
+        ratio = divide(size, size + gamma / 2 * (size + absolute))
+        scaled = cotangent * ratio
+        plain = jnp.matmul(scaled, kernel.T)
+        absolute = jnp.sign(x) * jnp.matmul(jnp.sign(y) * scaled, jnp.abs(kernel).T)
+        return (1 + gamma / 2) * plain + gamma / 2 * absolute, None, None
 
-def _gamma_dense_forward(gamma, x, kernel, bias):
-    # z^s sums to (|x| |w| s + x w) / 2: one product more than the layer itself.
-    y = linear(x, kernel, bias)
-    absolute = linear(
-        jnp.abs(x), jnp.abs(kernel), None if bias is None else jnp.abs(bias)
-    )
-    size = jnp.abs(y)
-    ratio = divide(size, size + gamma / 2 * (size + absolute))
-    return y, (x, kernel, ratio, jnp.sign(y))
-
-
-def _gamma_dense_backward(gamma, kept, cotangent):
-    x, kernel, ratio, sign = kept
-    scaled = cotangent * ratio
-    plain = jnp.matmul(scaled, kernel.T)
-    absolute = jnp.sign(x) * jnp.matmul(sign * scaled, jnp.abs(kernel).T)
-    return (1 + gamma / 2) * plain + gamma / 2 * absolute, None, None
-
-
-gamma_dense.defvjp(_gamma_dense_forward, _gamma_dense_backward)
+    return with_backward(linear, backward)(x, kernel, bias)

@@ -1,7 +1,7 @@
 """Explanation methods, all behind one call."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,24 +14,6 @@ from vitjax.saliency import attention, consensus, gradients, integrated_presence
 from vitjax.saliency.gradients import Seed
 from vitjax.saliency.relevancy import Loss, Of, helpful_minus_attended, relevancy
 from vitjax.types import ArrayLike, Edits
-
-Method = Literal[
-    "relevancy",
-    "chefer",
-    "rollout",
-    "raw_attention",
-    "gradcam",
-    "legrad",
-    "integrated_gradients",
-    "integrated_presence",
-    "consensus",
-    "lrp",
-    "attnlrp",
-    "class_projection",
-    "occlusion",
-    "random",
-    "helpful_minus_attended",
-]
 
 
 def relevancy_of_patches(model: Model, images, target, **options: Any):
@@ -69,6 +51,11 @@ WHOLE_MODEL: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
 
 METHODS = (*PER_HEAD, *WHOLE_MODEL)
 
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[METHODS]
+
 METHOD_OPTIONS = {
     "relevancy": ("of", "loss"),
     "helpful_minus_attended": ("of", "loss"),
@@ -84,7 +71,7 @@ def explain(
     images: Float[ArrayLike, "batch height width channel"],
     target: Labels,
     *,
-    method: Method = "relevancy",
+    method: str = "relevancy",
     layers: tuple[int, ...] | None = None,
     heads: tuple[int, ...] | None = None,
     of: Of = "residual",
@@ -106,16 +93,13 @@ def explain(
     importance map). See `vitjax.saliency` for the formulas.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         method: see above. Static.
-        layers: only these blocks, negative ones from the end; None for all. For methods
+        layers, heads: only these, negative ones from the end; None for all. For methods
             with a map of every block and head: relevancy, raw_attention, legrad,
             class_projection, helpful_minus_attended. Static.
-        heads: only these heads, likewise. Static.
-        of: of "relevancy" and what is made of it. Static.
-        loss: likewise. Static.
+        of, loss: of "relevancy" and what is made of it. Static.
         steps: nodes of the integrals of "integrated_gradients", "integrated_presence"
             and "consensus". Static.
         seed: of "random". Static.
@@ -130,7 +114,7 @@ def explain(
         ValueError: an unknown method, block or head, or blocks and heads of a method
             that has one map of the whole model.
     """
-    check_method(method)
+    messages.check_one_of("method", method, METHODS)
     target = broadcast_labels(target, images.shape[:1])
     options = dict(of=of, loss=loss, steps=steps, seed=seed)
     own = {name: options[name] for name in METHOD_OPTIONS.get(method, ())}
@@ -148,19 +132,8 @@ def explain(
     return WHOLE_MODEL[method](model, images, target, edits=edits, **own)
 
 
-def check_method(method: str) -> None:
-    """Raise ValueError unless the method exists."""
-    messages.check_one_of("method", method, METHODS)
-
-
-def select_parts(
-    name: str,
-    parts: Float[Array, "layer batch head patch"],
-    numbers: Sequence[int] | None,
-    *,
-    axis: int,
-) -> Float[Array, "..."]:
-    """The maps of some blocks or heads."""
+def select_parts(name: str, parts, numbers, *, axis: int) -> Float[Array, "..."]:
+    """The maps [layer batch head patch] of some blocks or heads."""
     if numbers is None:
         return parts
     size = parts.shape[axis]

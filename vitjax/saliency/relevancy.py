@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
-from vitjax.models.forward import scan_blocks
+from vitjax.models.backward_rules import cached_mlp
+from vitjax.models.forward import apply_block, scan_blocks
 from vitjax.models.heads import pool_weights, pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
-from vitjax.models.partial_block import attention_update, block_output, cache_mlp
 from vitjax.saliency.attention import raw_attention
 from vitjax.types import ArrayLike, Edits
 
@@ -49,8 +49,7 @@ def relevancy(
     section 7). No backward pass through the network is needed.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         of: "residual", the paper's state after the block, or "attention_update", what
             the published code projects. Static.
@@ -76,12 +75,11 @@ def relevancy(
     every_row = query == "all"
     rows = slice(None) if every_row else pooled_rows(config)
 
-    def loss_of_rows(params, mixed, stream_in, cache, pool_weight=None):
+    def loss_of_rows(params, mixed, stream_in, trace, pool_weight=None):
         """The sum of the losses at some rows, or the loss of their weighted sum."""
-        if of == "residual":
-            state = block_output(config, params, mixed, stream_in, cache)
-        else:
-            state = attention_update(config, params, mixed)
+        rules, x = cached_mlp(config, trace, rows), stream_in[:, rows]
+        state, block = apply_block(model, params, x, (), mixed=mixed, rules=rules)
+        state: Any = state if of == "residual" else block.attention_update
         if pool_weight is not None:
             state = (state * pool_weight[:, :, None]).sum(1, keepdims=True)
         logits = model.class_space.logits(state)
@@ -89,11 +87,10 @@ def relevancy(
 
     def read(params, stream_in, trace):
         weights, values = trace.attention_weights, trace.values
-        cache, x = cache_mlp(config, trace, rows), stream_in[:, rows]
         if every_row or config.class_token:
 
             def of_weights(weights):
-                return loss_of_rows(params, mix(weights, values), x, cache)
+                return loss_of_rows(params, mix(weights, values), stream_in, trace)
 
             gradient = jax.grad(of_weights)(weights[:, :, rows])
             return gradient if every_row else gradient[:, :, 0]
@@ -104,7 +101,7 @@ def relevancy(
 
         def of_step(step):
             moved = jnp.einsum("bht,bthk->bhk", step, values)[:, None]
-            return loss_of_rows(params, mixed + moved, x, cache, pool_weight)
+            return loss_of_rows(params, mixed + moved, stream_in, trace, pool_weight)
 
         batch, length, heads, _ = values.shape
         return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
@@ -129,11 +126,9 @@ def helpful_minus_attended(
     compare the two; the scale is new here, since their units differ).
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
-        of: of `relevancy`. Static.
-        loss: of `relevancy`. Static.
+        of, loss: of `relevancy`. Static.
         edits: interventions.
 
     Returns:

@@ -37,8 +37,7 @@ def removal_curve(
     neighboring counts whose surplus patches no token can attend to.
 
     Args:
-        model: the model.
-        images: preprocessed pixels.
+        model, images: the model, and preprocessed pixels.
         label: true class of each image, or one for all.
         importance: of each patch, any finite numbers; only their order counts. Ties go
             by position; NaN counts as least important.
@@ -82,9 +81,7 @@ def removal_curve(
     return jnp.stack([steps[count] for count in counts], axis=1)
 
 
-def patch_order(
-    importance: Float[ArrayLike, "batch patch"], order: Order
-) -> Int[Array, "batch patch"]:
+def patch_order(importance, order: Order) -> Int[Array, "batch patch"]:
     """Patch numbers in the order in which they are kept; ties by position, NaN last."""
     values = jnp.asarray(importance)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)
