@@ -6,6 +6,8 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two test processes on two cores: threads of BLAS would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COMPILED = tempfile.TemporaryDirectory(prefix="vitjax-tests-")
 """Programs that this session compiled: its own processes need not do it again."""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)

@@ -58,7 +58,7 @@ FAMILIES = {
         schema.PREDICTION_EMPTY,
         schema.KEPT,
     ),
-    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM),
+    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM, schema.KEPT),
 }
 """Recipe -> what it writes beside `BASE`."""
 
@@ -70,8 +70,14 @@ STUDY = {
     "groups": 2,
     "train": {"images": 50},
     "bytes": {"weights": 2 * 2**20, "class_embedding": 2**20},
-    "seconds": {"fit": 8.0, "solve": 2.0, "test": 4.0, "projection": 1.0},
-    "projected": True,
+}
+MEASURED = {
+    "projection_seconds_per_image": 1.0,
+    "passes": [
+        {"pass": "fit 1/2", "setup": 6.0, "steps": 1.0},
+        {"pass": "fit 2/2", "setup": 4.0, "steps": 3.0},
+        {"pass": "removal", "setup": 0.0, "steps": 9.0},
+    ],
 }
 """What the recipe `probes` notes in its manifest."""
 

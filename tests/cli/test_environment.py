@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vitjax.checkpoints import loading, registry
+from vitjax.checkpoints import download, registry
 from vitjax.cli import compilation_cache, environment
 
 
@@ -58,7 +58,7 @@ def test_weights_to_download_have_a_size(tmp_path, monkeypatch):
     assert "23 MB" in text and str(tmp_path) in text  # 5,717,416 parameters
     assert "346 MB" in environment.describe_weights("vit_b16")
     cached = tmp_path / "cached.npz"
-    monkeypatch.setattr(loading, "cached", lambda row: cached)
+    monkeypatch.setattr(download, "cached", lambda row: cached)
     assert str(cached) in environment.describe_weights("vit_ti16")
 
 

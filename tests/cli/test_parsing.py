@@ -204,14 +204,6 @@ def test_signals_are_handled_in_the_main_thread_only(capsys):
     assert statuses == [0, 0] and signal.getsignal(signal.SIGTERM) is before
 
 
-def python(*words):
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
-
-
-def test_the_module_is_the_command():
-    assert python("-m", "vitjax", "--version").stdout == f"{vitjax.__version__}\n"
-
-
 def test_imports_leave_signals_and_heavy_libraries_alone():
     program = (
         "import signal, sys, vitjax; from vitjax.cli import main;"
@@ -219,8 +211,14 @@ def test_imports_leave_signals_and_heavy_libraries_alone():
         "main.parse(['run', 'paper', '--model', 'm', '--data', 'd', '--out', 'o']);"
         "print(sorted({'zarr', 'xarray', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
-    done = python("-c", program)
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_version_is_printed(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{vitjax.__version__}\n"
 
 
 @pytest.mark.parametrize("words", ["--help", "list"])

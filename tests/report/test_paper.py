@@ -182,8 +182,8 @@ def test_means_are_those_of_the_rows(made, paper_results):
         expected = array.mean((0, 2) if array.ndim == 3 else 0)
         assert means(key, panel, series) == pytest.approx(expected, abs=1e-6)
     values = paper_results["class_value_attention_shuffled"].values
-    found = means("class_value", "attention", "value vectors shuffled")
-    assert found == pytest.approx(values.mean(-1), abs=1e-6)
+    line = means("class_value", "attention", "value vectors shuffled")
+    assert line == pytest.approx(values.mean(-1), abs=1e-6)
     for panel, name, chance in (
         ("key-value agreement, each head", "agreement_head", "chance_head"),
         ("answer of one memory, each head", "simple_head", "chance_simple_head"),

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from fake_runs import KEPT, STUDY, fake_run
+from fake_runs import KEPT, MEASURED, STUDY, fake_run
 
 
-def probes_run(*, projected=True, **options):
-    manifest = {"study": {**STUDY, "projected": projected}}
+def probes_run(*, measured=True, **options):
+    manifest = {"study": STUDY, "measured": MEASURED if measured else {}}
     return fake_run("probes", manifest=manifest, **options)
 
 
@@ -52,11 +52,11 @@ def test_removal_starts_with_all_tokens_and_ends_with_few(report):
 
 def test_costs_stand_side_by_side(report):
     rows = report(probes_run())[1]["probe_costs"].data.set_index("quantity")
-    assert rows.loc["seconds in all"].tolist()[1:] == [14.0, 1.0]
+    assert rows.loc["seconds in all"].tolist()[1:] == [14.0, 9.0]
     assert rows.loc["classifiers fitted"].tolist()[1:] == [153, 0]
     assert rows.loc["MiB of weights"].tolist()[1:] == [2.0, 1.0]
-    unfinished = report(probes_run(projected=False))[1]["probe_costs"].data
-    assert np.isnan(unfinished["projection"].iloc[-2])
+    resumed = report(probes_run(measured=False))[1]["probe_costs"].data
+    assert np.isnan(resumed[["probes", "projection"]].iloc[-2]).all()
 
 
 def test_no_cls_no_labels_and_several_runs(report):
@@ -69,5 +69,5 @@ def test_no_cls_no_labels_and_several_runs(report):
     for key in ("probes_image", "probes_removal"):
         assert figures[key].data["run"].nunique() == 2
         assert "(vit_test (2))" in " ".join(figures[key].panels())
-    assert len(tables["probe_costs"].data) == 2 * 10
+    assert len(tables["probe_costs"].data) == 2 * 9
     assert pytest.approx(0.2) == figures["probes_cls"].data["chance"].max()

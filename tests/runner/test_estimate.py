@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tracemalloc
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from photos import CLASSES, TINY
 import vitjax
 from vitjax.recipes.recipe import Recipe, Setup
 from vitjax.runner import estimate as estimates
+from vitjax.runner import loop
 from vitjax.runner import mesh as meshes
 from vitjax.runner.estimate import estimate, estimate_tpu
 from vitjax.runner.loop import make_job
@@ -170,23 +172,44 @@ def test_what_is_missing_or_unknown_is_named(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", unknown)
     with pytest.raises(ValueError, match="v9:1x1"):
         estimates.find_topology("v9:1x1")
-    mesh = meshes.make_mesh()
-    with pytest.raises(MemoryError, match="4 x cpu"), estimates.fits_in_memory(mesh):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 20 GiB of 15")
-    with (
-        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        estimates.fits_in_memory(mesh),
+
+
+def test_devices_that_are_too_small_are_told_from_other_failures(
+    local_topology, tiny, monkeypatch
+):
+    class Failing:
+        def __init__(self, reason):
+            self.reason = reason
+
+        def lower(self, *arguments):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(f"{self.reason}: 20 GiB of 15\nlines")
+
+    for reason, error in (
+        ("RESOURCE_EXHAUSTED", MemoryError),
+        ("INTERNAL", jax.errors.JaxRuntimeError),
     ):
-        raise jax.errors.JaxRuntimeError("INTERNAL")
+        monkeypatch.setattr(loop, "jitted_step", lambda *a, r=reason: Failing(r))
+        with pytest.raises(error, match="20 GiB of 15"):
+            estimate_tpu("identifiability", tiny, topology="x")
 
 
-def test_variables_last_for_the_block_and_give_way_to_the_users(monkeypatch):
-    monkeypatch.setenv("VITJAX_TEST_SET", "user")
-    monkeypatch.delenv("VITJAX_TEST_NEW", raising=False)
-    with estimates.environment({"VITJAX_TEST_SET": "x", "VITJAX_TEST_NEW": "x"}):
-        assert os.environ["VITJAX_TEST_SET"] == "user"
-        assert os.environ["VITJAX_TEST_NEW"] == "x"
-    assert "VITJAX_TEST_NEW" not in os.environ
+def test_variables_for_libtpu_give_way_to_the_users(monkeypatch):
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_WORKER_ID", "7")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+
+    def describe(name, platform, **chips):
+        assert os.environ["TPU_WORKER_ID"] == "7"
+        assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+        return types.SimpleNamespace(devices=jax.devices())
+
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    assert estimates.find_topology("v5e:2x2").size == 4
+    assert "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")

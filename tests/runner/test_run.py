@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 
+import fake_bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -481,6 +482,21 @@ def test_runs_live_in_any_object_store(run_tiny, whole, assert_same_rows):
     store = obstore.store.MemoryStore()
     assert_same_rows(run_tiny(store), whole)
     assert_same_rows(vitjax.open_results(store), whole)
+
+
+def test_runs_live_in_a_bucket(
+    run_tiny, whole, assert_same_rows, tmp_path, monkeypatch
+):
+    """obstore's own client of gs://, against the bucket's interface on this machine."""
+    with fake_bucket.serve(tmp_path) as (objects, account):
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+        monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+        assert_same_rows(run_tiny("gs://bucket/some/run"), whole)
+        assert "some/run/manifest.json" in objects
+        del objects["some/run/rows.zarr/label/c/1"]
+        with pytest.raises(DamageError, match="label"):
+            _ = vitjax.open_results("gs://bucket/some/run")["label"].values
+        assert_same_rows(run_tiny("gs://bucket/some/run"), whole)
 
 
 def test_urls_and_folders(tmp_path):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.macs import count_macs
-from vitjax.messages import out_of_range, unknown
+from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
@@ -62,8 +62,8 @@ class Benchmark:
     """A plain forward pass and analyses of the same images, measured in turns.
 
     `ratio` and `one_pass_ratio` are the relative costs of the steps `identifiability`
-    and `one_pass`; `ratio_floor` is the MAC ratio of the former, which projects onto the
-    classes twice per block. `more` holds other programs by name.
+    and `one_pass`; `ratio_floor` is the MAC ratio of the former, which projects onto
+    the classes twice per block. `more` holds other programs by name.
     """
 
     model: str
@@ -126,8 +126,7 @@ def bench(
         ValueError: an argument is out of its range.
         ImportError: timm is asked for and not installed.
     """
-    if repetitions < 1:
-        raise ValueError(out_of_range("repetitions", repetitions, 1, "infinity"))
+    check_range("repetitions", repetitions, 1)
     check_comparison(against, model, dtype)
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)
@@ -187,8 +186,7 @@ def bench(
 def check_comparison(against: Sequence[str], model: Model, dtype: str) -> None:
     """Refuse comparisons that would not compare."""
     for name in against:
-        if name not in OTHERS:
-            raise ValueError(unknown("against", name, OTHERS))
+        check_one_of("against", name, OTHERS)
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
             "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
@@ -209,7 +207,7 @@ def compile_program(
     compiled = jitted.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*arguments))
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     allocator = mesh.devices.flat[0].memory_stats() or {}
     costs = {
         "compile_seconds": compile_seconds,
@@ -243,8 +241,7 @@ def measure(programs: dict[str, Program], repetitions: int) -> None:
 
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
     """A method of `explain`, or a removal curve of all counts, as a program."""
-    if name not in EXPLANATIONS:
-        raise ValueError(unknown("method", name, EXPLANATIONS))
+    check_one_of("method", name, EXPLANATIONS)
 
     def curve(model, batch):
         order = jax.random.uniform(jax.random.key(0), (len(batch.label), patches))

@@ -13,6 +13,7 @@ from vitjax import api
 from vitjax.cli.command import ModelCommand, make_folder, metavar
 from vitjax.data.images import Preprocess, open_image
 from vitjax.data.labels import match_label
+from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
 from vitjax.saliency.methods import Method
 
@@ -64,12 +65,11 @@ class Explain(ModelCommand):
             rows = [self.explain(model.astype(self.dtype), i, label) for i in pixels]
         names = [os.path.basename(path) for path in self.images]
         target, prediction, probability, maps = map(np.stack, zip(*rows))
-        arrays = {
+        arrays: dict[str, Any] = {
             "names": np.asarray(names),
             "target": target,
             "prediction": prediction,
             "probability": probability,
-            **{f"map_{name}": maps[:, i] for i, name in enumerate(self.method)},
         }
         facts = [
             {
@@ -87,8 +87,9 @@ class Explain(ModelCommand):
         ]
         figure, archive = self.out / "explain.png", self.out / "explain.npz"
         shown = np.stack([preprocess.denormalize(image) for image in pixels])
-        columns = dict(zip(self.method, np.moveaxis(maps, 1, 0)))
+        columns = {str(name): maps[:, i] for i, name in enumerate(self.method)}
         figure.write_bytes(map_grid.png(shown, titles, columns))
+        arrays |= {schema.MAP(name): values for name, values in columns.items()}
         np.savez(archive, **arrays)
         lines = [f"{n}: {' '.join(t.split())}" for n, t in zip(names, titles)]
         lines.append(f"Figure and arrays: {figure}, {archive}")
@@ -114,6 +115,5 @@ class Explain(ModelCommand):
             )
             for name in self.method
         ]
-        shape = len(maps), *model.config.grid
-        probability = jax.nn.softmax(logits)[target]
-        return target, prediction, probability, np.float32(maps).reshape(shape)
+        grids = np.asarray(maps, np.float32).reshape(-1, *model.config.grid)
+        return target, prediction, jax.nn.softmax(logits)[target], grids

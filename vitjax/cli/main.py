@@ -62,7 +62,8 @@ REMOVED = {
 }
 """Commands of earlier versions, and what replaced them."""
 
-RENAMED_FLAGS = {"--memory": "--max-memory"}
+RENAMED_FLAGS = {"probes": {"--memory": "--max-memory"}}
+"""Flags of earlier versions, by recipe, and what replaced them."""
 
 STATUS = """\
 Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
@@ -134,18 +135,16 @@ def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
         about, _, _ = str(inspect.getdoc(kind)).partition("\n\nArgs:")
         return parse_choice(known, words, about, f"vitjax {name}")
     recipe = known.get(words[0]) or find_recipe(words[0])
+    for old, new in RENAMED_FLAGS.get(recipe.name, {}).items():
+        for position, word in enumerate(words):
+            if word.partition("=")[0] == old:
+                print(f"{old} is now {new}.", file=sys.stderr)
+                words[position] = word.replace(old, new, 1)
     return parse_flags(kind.of(recipe), f"vitjax {name} {recipe.name}", words[1:])
 
 
 def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
     """A command of its flags."""
-    words = list(words)
-    for position, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag in RENAMED_FLAGS:
-            new = RENAMED_FLAGS[flag]
-            print(f"{flag} is now {new}.", file=sys.stderr)
-            words[position] = f"{new}{equals}{value}"
     with FLAG_TYPES:
         return tyro.cli(
             kind,

@@ -10,7 +10,7 @@ import numpy as np
 from vitjax import api
 from vitjax.analysis.memory import System, memory_logits
 from vitjax.cli.command import ModelCommand, make_folder, metavar, show_table
-from vitjax.messages import out_of_range
+from vitjax.messages import check_range
 
 
 class Neuron(NamedTuple):
@@ -56,18 +56,12 @@ class Neurons(ModelCommand):
             make_folder(self.out.parent)
         model = self.load()
         values, depth = api.memory_values(model)[self.system], model.config.depth
-        memories = values.shape[1]
         layers = self.layers or (max(0, depth - 2),)
         k = min(5, model.num_classes) if self.classes is None else self.classes
-        for name, numbers, low, high in (
-            ("layers", layers, -depth, depth),
-            ("memories", self.memories, 0, memories),
-            ("count", (self.count,), 1, memories + 1),
-            ("classes", (k,), 1, model.num_classes + 1),
-        ):
-            for number in numbers:
-                if not low <= number < high:
-                    raise ValueError(out_of_range(name, number, low, high))
+        check_range("layers", layers, -depth, depth - 1)
+        check_range("memories", self.memories, 0, len(values[0]) - 1)
+        check_range("count", self.count, 1)
+        check_range("classes", k, 1, model.num_classes)
         rows = []
         for layer in layers:
             logits = np.asarray(memory_logits(model.class_space, values[layer]))

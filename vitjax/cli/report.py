@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitjax.cli.command import Command, metavar
-from vitjax.messages import out_of_range
+from vitjax.messages import check_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,7 @@ class Report(Command):
 
         if not self.runs:
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
-        if self.subset < 1:
-            raise ValueError(out_of_range("subset", self.subset, 1))
+        check_range("subset", self.subset, 1)
         out = self.out or (self.runs[0] if len(self.runs) == 1 else "vitjax-report")
         page = write_report(
             [open_results(path) for path in self.runs],

@@ -172,12 +172,12 @@ class Demo(Command):
             print(describe_run(results))
             rows = [
                 (
-                    row.quantity,
-                    f"{row.value:.3f}",
-                    f"{row.low:.3f} to {row.high:.3f}",
-                    "" if np.isnan(row.chance) else f"{row.chance:.3f}",
+                    row["quantity"],
+                    f"{row['value']:.3f}",
+                    f"{row['low']:.3f} to {row['high']:.3f}",
+                    "" if np.isnan(row["chance"]) else f"{row['chance']:.3f}",
                 )
-                for row in summary(results).itertuples()
+                for row in summary(results).to_dict("records")
             ]
             columns = ("", "mean", "95 % interval", "chance")
             show_table(columns, rows, right=(1, 2, 3))
@@ -196,4 +196,5 @@ def describe_run(results: Any) -> str:
     ):
         parts += [f"{count} of them {text}"] if count else []
     rate = manifest["images_per_second"]
-    return ", ".join(parts + [f"{rate:.1f} images/s"] * bool(rate))
+    parts += [f"{rate:.1f} images/s"] if rate else []
+    return ", ".join(parts)

@@ -37,10 +37,19 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    def contents(self, index: int) -> list[bytes]:
+        """An image's file and, where there is one, its mask's."""
+        names = self.names[index], self.masks[index] if self.masks else None
+        return [read_file(self.root / name, name=name) for name in names if name]
+
+    def digest(self, index: int) -> int:
+        """The digest of a record without decoding it: the runner compares it."""
+        return content_digest(*self.contents(index))
+
     def __getitem__(self, index: int) -> Record:
         name, label = self.names[index], self.label_names[index]
         mask_name, mask = self.masks[index] if self.masks else None, None
-        contents = [read_file(self.root / n, name=n) for n in (name, mask_name) if n]
+        contents = self.contents(index)
         image = decode_image(contents[0], name=name)
         if mask_name is not None:
             mask_image = decode_image(contents[1], name=mask_name)

@@ -12,7 +12,6 @@ Protocols, by name:
 
 import dataclasses
 import functools
-import time
 from typing import Any, Literal, get_args
 
 import jax
@@ -26,7 +25,7 @@ from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Recipe, Setup
+from vitjax.recipes.recipe import Recipe, Setup, median_seconds
 from vitjax.saliency.methods import explain
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch, Edits
@@ -161,15 +160,9 @@ def benchmark(
         return explain(model, images, target, method=name)
 
     for name in ("forward", *methods):
-        function = jax.jit(functools.partial(call, name))
-        compiled = function.lower(model, batch.images, target).compile()
-        jax.block_until_ready(compiled(model, batch.images, target))
-        laps = []
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(model, batch.images, target))
-            laps.append(time.perf_counter() - start)
-        speeds[name] = len(target) / sorted(laps)[1]
+        function = functools.partial(call, name)
+        seconds = median_seconds(function, model, batch.images, target)
+        speeds[name] = len(target) / seconds
     return {"images_per_second": speeds}
 
 

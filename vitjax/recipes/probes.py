@@ -36,7 +36,7 @@ from vitjax.recipes.probe_fits import (
     read_states,
     stream_states,
 )
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
 from vitjax.types import ArrayLike, Batch
 
@@ -305,6 +305,12 @@ class ProbeOptions:
         parse_bytes(self.max_memory)
 
 
+def time_projection(model: Model, batch: Batch, **options: Any) -> dict[str, float]:
+    """What probes are compared with: ranking by the projection, for one image."""
+    seconds = median_seconds(base.identifiability, model, batch)
+    return {"projection_seconds_per_image": seconds / len(batch.label)}
+
+
 PROBES = Recipe(
     name="probes",
     **schema.rows(
@@ -315,4 +321,5 @@ PROBES = Recipe(
     static=schema.dims(schema.KEPT),
     passes=make_passes,
     describe=describe,
+    benchmark=time_projection,
 )

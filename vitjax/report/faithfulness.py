@@ -47,12 +47,7 @@ LEVELS = 10
 
 
 class Curve(NamedTuple):
-    """Right or wrong while something is removed, image by image.
-
-    Args:
-        kept: how much each step keeps, decreasing.
-        correct: one row per image.
-    """
+    """Right or wrong image by image while something is removed, `kept` decreasing."""
 
     kept: Int[np.ndarray, " step"]
     correct: Float[np.ndarray, "image step"]

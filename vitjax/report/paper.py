@@ -284,7 +284,7 @@ def edit_rows(run: Run) -> Frame:
         for when in ("before", "after")
     }
     interval = intervals(after - before)
-    return pd.DataFrame(
+    rows = pd.DataFrame(
         {
             "run": run.name,
             "intervention": names,
@@ -299,6 +299,11 @@ def edit_rows(run: Run) -> Frame:
             "images": exists.sum(0),
         }
     )
+    # A control stands below what it controls.
+    base = {control: name for name, (_, control) in DESCRIBED.items() if control}
+    place = {name: number for number, name in enumerate(names)}
+    order = [(place[base.get(name, name)], name in base) for name in names]
+    return rows.iloc[sorted(range(len(names)), key=order.__getitem__)]
 
 
 def edit_table(rows: Frame) -> Table:

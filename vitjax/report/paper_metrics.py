@@ -109,19 +109,16 @@ def _window(run: Run, images: Any, interventions: list[str]) -> PaperMetrics:
     }
 
     def composition(convention: str) -> np.ndarray:
-        """Share of all tokens."""
         categories = residual_composition(
             tops["residual"], **sources, convention=CONVENTIONS[convention]
         )
         return stack(lambda c: np.asarray(categories[c]).mean(-1), CATEGORIES)
 
     def agreement(convention: str) -> np.ndarray:
-        """Share of all tokens."""
         family, _ = AGREEMENTS[convention]
         return stack(lambda s: read(family(s)).mean(-1), schema.SYSTEMS)
 
     def agreement_chance(convention: str) -> np.ndarray:
-        """The same with permuted classes."""
         _, family = AGREEMENTS[convention]
         return stack(lambda s: read(family(s)), schema.SYSTEMS)
 

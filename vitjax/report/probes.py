@@ -118,24 +118,24 @@ COSTS = ("probes", "projection")
 
 
 def cost_rows(run: Run) -> Frame:
-    """What probes and the projection took; seconds are NaN for parts not run yet."""
+    """What probes and the projection took; seconds are NaN where a run was resumed."""
     study, images = run.manifest["study"], run.manifest["data"]["images"]
-    seconds, size = study["seconds"], study["bytes"]
-    projection = seconds["projection"] if study["projected"] else np.nan
+    measured, size = run.manifest.get("measured", {}), study["bytes"]
+    *fits, _ = measured.get("passes", [None])
+    fit, test = (
+        sum(part[key] for part in fits) if fits else np.nan
+        for key in ("setup", "steps")
+    )
+    projection = images * measured.get("projection_seconds_per_image", np.nan)
     rows = [
         ("classifiers fitted", study["probes"], 0),
         ("images to fit on", study["train"]["images"], 0),
         ("passes over them", study["groups"], 0),
-        ("seconds for these passes", seconds["fit"], 0),
-        ("seconds to solve", seconds["solve"], 0),
+        ("seconds to fit", fit, 0),
         ("images ranked", images, images),
         ("passes over them", study["groups"], 1),
-        ("seconds for these passes", seconds["test"], projection),
-        (
-            "seconds in all",
-            seconds["fit"] + seconds["solve"] + seconds["test"],
-            projection,
-        ),
+        ("seconds to rank", test, projection),
+        ("seconds in all", fit + test, projection),
         ("MiB of weights", size["weights"] / 2**20, size["class_embedding"] / 2**20),
     ]
     costs = pd.DataFrame(rows, columns=["quantity", *COSTS])

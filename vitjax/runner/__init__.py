@@ -1,1 +1,1 @@
-"""A question asked of a whole data set."""
+"""Run a recipe over a data set."""

@@ -10,12 +10,11 @@ disk                bytes of the first rows as they are stored, times the images
 time                compiling, and the images at the rate of the first batches
 """
 
-import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -31,7 +30,7 @@ from vitjax.runner import mesh as meshes
 from vitjax.runner.options import PRECISION, RunOptions
 from vitjax.runner.progress import clock_time
 from vitjax.runner.store import ROWS, Folder
-from vitjax.runner.writer import ArraySpec, RunWriter, images_per_chunk
+from vitjax.runner.writer import ArraySpec, RunWriter
 from vitjax.types import Config
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class RunEstimator:
             rate = images[0] / max(self.arrivals[0] - self.started, 1e-9)
         else:  # the first batch also fills the pipeline
             rate = sum(images[1:]) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
-        chunk = job.writer.images_per_chunk if job.writer else sum(images)
+        chunk = job.writer.images_per_chunk if job.writer else job.choose_chunk(rate)
         disk, objects = stored(job.specs, self.rows, images=job.images, chunk=chunk)
         host = host_bytes(job, chunk=chunk)
         return Estimate(
@@ -179,29 +178,10 @@ def estimate(
     part = job.passes[0]
     seconds = job.compile(part, job.setup.carry)
     estimator = RunEstimator(job, images=job.images, compile_seconds=seconds)
-    indices = np.arange(job.images)
-    for result in run_batches(job, part, job.setup.carry, indices):
-        if found := estimator.observe(result.rows):
-            break
-    else:
-        found = estimator.estimate()
-    step = max(1, job.batch_size)
-    chunk = images_per_chunk(
-        job.specs,
-        images=job.images,
-        batch_size=step,
-        batch_seconds=step / found.images_per_second,
-        processes=1,
-    )
-    disk, objects = stored(job.specs, estimator.rows, images=job.images, chunk=chunk)
-    host = host_bytes(job, chunk=chunk)
-    return dataclasses.replace(
-        found,
-        host_bytes=host,
-        device_limit=memory_limit(job.mesh, host=host),
-        disk_bytes=disk,
-        objects=objects,
-    )
+    for result in run_batches(job, part, job.setup.carry, np.arange(job.images)):
+        if estimated := estimator.observe(result.rows):
+            return estimated
+    return estimator.estimate()
 
 
 def planned_bytes(job: "Job") -> int:
@@ -306,6 +286,8 @@ def size(count: int | float) -> str:
     return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.2f} {unit}"
 
 
+# Ahead of time, for TPUs that need not be here.
+
 LIBTPU_ENV = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -319,18 +301,7 @@ for one process alone."""
 
 @dataclasses.dataclass(frozen=True)
 class TpuEstimate:
-    """A step as it was compiled ahead of time for a TPU topology.
-
-    Args:
-        recipe: its name.
-        model: its name.
-        topology: as it was given.
-        device: number and kind.
-        batch_size: images per step over all devices.
-        dtype: what the model computes in.
-        device_bytes: of memory on each device at the peak, as `Estimate` has it.
-        compile_seconds: tracing and compiling here.
-    """
+    """A step as it was compiled for a TPU topology; fields as those of `Estimate`."""
 
     recipe: str
     model: str
@@ -382,39 +353,44 @@ def estimate_tpu(
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = recipe.with_options(options) if options else recipe
     mesh = find_topology(topology)
+    device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     batch_size = meshes.fit_batch_size(batch_size, mesh)
 
     def weights():
         made = model if isinstance(model, Model) else init(model)
         return made, made.astype(dtype)
 
-    def with_sharding(sharding: Any, tree: Any) -> Any:
-        def place(leaf):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def place(sharding: Any, tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
 
-        return jax.tree.map(place, tree)
-
+    whole, split = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     loaded, shapes = jax.eval_shape(weights)
     started = time.perf_counter()
-    with jax.default_matmul_precision(PRECISION[dtype]), fits_in_memory(mesh):
-        program = jitted_setup(recipe, mesh)
-        placed = with_sharding(meshes.replicated(mesh), shapes)
-        setup = program.eval_shape(shapes, seed=0)
-        carry = with_sharding(meshes.replicated(mesh), setup.carry)
-        batch = jax.eval_shape(
-            lambda: empty_batch(shapes.config, batch_size, masks=masks)
-        )
-        batch = with_sharding(meshes.batch_sharding(mesh), batch)
-        preparing = program.lower(placed, seed=0).compile()
-        step = jitted_step(recipe.run_step, mesh)
-        stepping = step.lower(placed, batch, carry).compile()
+    prepare, step = jitted_setup(recipe, mesh), jitted_step(recipe.run_step, mesh)
+    setup = prepare.eval_shape(shapes, seed=0)
+    batch = jax.eval_shape(lambda: empty_batch(shapes.config, batch_size, masks=masks))
+    arguments = place(whole, shapes), place(split, batch), place(whole, setup.carry)
+    try:
+        with jax.default_matmul_precision(PRECISION[dtype]):
+            preparing = prepare.lower(arguments[0], seed=0).compile()
+            stepping = step.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise MemoryError(
+            f"The program does not fit {device} ({reason}). Give a smaller "
+            "--batch-size, or more devices."
+        ) from error
     share = total_bytes(batch) // mesh.size
     peak = peak_bytes(preparing, stepping, batch=share, setup=total_bytes(setup))
     return TpuEstimate(
         recipe=recipe.name,
         model=shapes.provenance.name or "unnamed",
         topology=topology,
-        device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        device=device,
         batch_size=batch_size,
         dtype=dtype,
         device_bytes=weight_bytes(loaded, shapes) + peak,
@@ -432,9 +408,10 @@ def find_topology(name: str) -> Mesh:
         chips["chip_config_name"] = "megacore"
     if shape in ("1x1", "1x1x1"):  # else four chips to a host
         chips["chips_per_host_bounds"] = (1, 1, 1)
+    added = {key: value for key, value in LIBTPU_ENV.items() if key not in os.environ}
+    os.environ.update(added)
     try:
-        with environment(LIBTPU_ENV):
-            topology = topologies.get_topology_desc(name, platform="tpu", **chips)
+        topology = topologies.get_topology_desc(name, platform="tpu", **chips)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if not reason.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
@@ -449,32 +426,7 @@ def find_topology(name: str) -> Mesh:
             'here: pip install "vitjax[tpu]" on a Linux machine, or set '
             "TPU_LIBRARY_PATH to the file libtpu.so."
         ) from error
-    return meshes.make_mesh(topology.devices)
-
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while; those that are set stay as they are."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
     finally:
-        for name in new:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def fits_in_memory(mesh: Mesh) -> Iterator[None]:
-    """Turn the compiler's refusal for lack of memory into a `MemoryError`."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise MemoryError(
-            "The program does not fit "
-            f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({reason}). Give a "
-            "smaller --batch-size, or more devices."
-        ) from error
+        for key in added:
+            os.environ.pop(key, None)
+    return meshes.make_mesh(topology.devices)

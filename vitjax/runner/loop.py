@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
@@ -84,6 +85,7 @@ class Job:
     writer: RunWriter | None = None
     first_outputs: dict[str, Array] | None = None
     chunks: tuple[int, ...] = ()
+    seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -116,7 +118,13 @@ class Job:
         return values
 
     def load(
-        self, source: Any, start: int, stop: int, *, masks: bool
+        self,
+        source: Any,
+        start: int,
+        stop: int,
+        *,
+        masks: bool,
+        workers: int | None = None,
     ) -> Iterator[Loaded]:
         """Batches of a source as the loader gives them."""
         return batches(
@@ -129,7 +137,7 @@ class Job:
             on_error=self.options.on_error,
             mask_rule=self.options.mask_rule,
             threads=min(16, os.cpu_count() or 1),
-            workers=self.options.workers,
+            workers=self.options.workers if workers is None else workers,
         )
 
     def empty_batch(self) -> Batch:
@@ -222,7 +230,7 @@ class Job:
         config = self.model.config
         if self.has_masks:
             specs[PATCH_LABEL] = of_images(("patch",), (config.patches,), np.int8)
-        previews = max(part.previews for part in self.passes)
+        previews = min(max(part.previews for part in self.passes), self.images)
         if previews:
             shape = (previews, *config.shape, 3)
             for name, size in zip(PREVIEWS, (shape, shape[:1])):
@@ -268,23 +276,33 @@ class Job:
             program.lower(self.model, batch, carry).compile()
         return time.monotonic() - started
 
-    def batch_seconds(self) -> float:
-        """How long the step of the first batch takes here, whose outputs are kept for
-        the run itself; 0 where a recipe has passes.
+    def choose_chunk(self, rate: float, processes: int = 1) -> int:
+        """Images per chunk of a new run, at so many images per second."""
+        return images_per_chunk(
+            self.specs,
+            images=self.images,
+            batch_size=self.batch_size,
+            batch_seconds=self.batch_size / max(rate, 1e-9),
+            processes=processes,
+        )
+
+    def measure_rate(self) -> float:
+        """Images per second of the first batch, whose outputs are kept for the run
+        itself; infinite where a recipe has passes.
         """
         if self.recipe.passes is not None:
-            return 0.0
+            return math.inf
         part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
-        stream = self.load(self.source, 0, stop, masks=self.has_masks)
         try:
-            batch = next(iter(stream)).batch
+            first = self.load(self.source, 0, stop, masks=self.has_masks, workers=0)
+            batch = next(first).batch
         except ImageError:  # the run itself says so
-            return 0.0
+            return math.inf
         self.compile(part, carry)
         started = time.monotonic()
         self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
-        return time.monotonic() - started
+        return self.batch_size / (time.monotonic() - started)
 
 
 def empty_batch(config: Config, size: int, *, masks: bool) -> Batch:
@@ -574,13 +592,7 @@ def run(
     folder = Folder(out)
 
     def choose_chunk() -> int:
-        return images_per_chunk(
-            job.specs,
-            images=job.images,
-            batch_size=job.batch_size,
-            batch_seconds=job.batch_seconds(),
-            processes=processes,
-        )
+        return job.choose_chunk(job.measure_rate(), processes)
 
     writer = create_or_resume(folder, job.describe(), job.specs, choose_chunk)
     job.writer = writer
@@ -602,21 +614,23 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
     writer = job.writer
     assert writer is not None
 
-    def pending(chunks: Any, existing: set[str]) -> dict[Pass, list[int]]:
+    def pending(chunks: Any, *, verify: bool) -> dict[Pass, list[int]]:
+        existing = set(writer.folder.list(ROWS))
         return {
-            part: writer.pending(chunks, row_names(job, part), part.region, existing)
+            part: writer.pending(
+                chunks, row_names(job, part), part.region, existing, verify=verify
+            )
             for part in job.passes
         }
 
     repaired = {c for c in job.chunks if is_repaired(job, c)}
     writer.mark_pending(repaired)
-    existing = set(writer.folder.list(ROWS))
-    left = pending(job.chunks, existing)
+    left = pending(job.chunks, verify=True)
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
-    if any(left.values()) or not existing.issuperset(writer.static_keys()):
+    if any(left.values()) or not writer.has_static():
         for change in session_changes(writer.manifest) if show else ():
             report(f"{change}: the last bits of new rows may differ.")
-        if job.batch_size % job.options.batch_size and show:
+        if job.batch_size > job.options.batch_size and show:
             report(f"Batches of {job.batch_size} images on {job.mesh.size} devices.")
         writer.create_arrays()
         writer.write_static(
@@ -631,7 +645,7 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
             rate = sweep(job, part, left[part], processes, show=show)
     if rate is None and writer.manifest["finished"]:
         return
-    if not any(pending(writer.chunks, set(writer.folder.list(ROWS))).values()):
+    if not any(pending(writer.chunks, verify=False).values()):
         finish(job, rate)
 
 
@@ -648,8 +662,9 @@ def sweep(
         f"{job.recipe.name} · {writer.manifest['model']['name']} {part.title}".strip()
     )
     with progress(rate, title=title, done=mine - images, show=show) as advance:
+        started = time.monotonic()
         with jax.default_matmul_precision(job.options.precision):
-            carry = part.setup().carry
+            carry = meshes.replicate(part.setup().carry, job.mesh)
         seconds = job.compile(part, carry)
         rate.start()
         estimator = None
@@ -661,6 +676,14 @@ def sweep(
                 report(str(estimate))
 
         run_pass(job, part, carry, chunks, advance, observe)
+    ended, computing = time.monotonic(), rate.started or started
+    job.seconds.append(
+        {
+            "pass": part.title,
+            "setup": computing - started - seconds,
+            "steps": ended - computing,
+        }
+    )
     return rate
 
 
@@ -734,6 +757,8 @@ def finish(job: Job, rate: Rate | None) -> None:
         batch = meshes.shard(job.empty_batch(), job.mesh)
         with jax.default_matmul_precision(job.options.precision):
             facts["measured"] = recipe.benchmark(job.model, batch, **recipe.keywords)
+    if recipe.passes is not None and len(job.seconds) == len(job.passes):
+        facts["measured"] = {**facts.get("measured", {}), "passes": job.seconds}
     writer.finalize(job.source.name, facts)
 
 

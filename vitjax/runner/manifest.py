@@ -31,6 +31,7 @@ IDENTITY = (
     "seed",
     "limit",
     "masks",
+    "study",
     "arrays",
 )
 """What must be equal for a run to be resumed."""

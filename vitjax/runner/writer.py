@@ -179,13 +179,17 @@ class RunWriter:
             {n: np.arange(size, dtype=np.int32) for n, size in axes.items()}
         )
 
-    def static_keys(self) -> list[str]:
-        """Objects of the arrays' metadata, and of arrays without an image axis."""
-        keys = [f"{ROWS}/{name}/zarr.json" for name in self.specs]
-        for name, spec in self.specs.items():
-            if spec.dims[0] not in ("image", "preview"):
-                keys.append(f"{ROWS}/{name}/c" + "/0" * len(spec.shape))
-        return keys
+    def has_static(self) -> bool:
+        """Whether the arrays' metadata and those without an image axis are there."""
+        existing = set(self.folder.list(ROWS))
+        return existing.issuperset(
+            [f"{ROWS}/{name}/zarr.json" for name in self.specs]
+            + [
+                f"{ROWS}/{name}/c" + "/0" * len(spec.shape)
+                for name, spec in self.specs.items()
+                if spec.dims[0] not in ("image", "preview")
+            ]
+        )
 
     def write_static(self, values: Mapping[str, np.ndarray]) -> None:
         """Write arrays that have no image axis."""
@@ -270,8 +274,10 @@ class RunWriter:
         names: Sequence[str],
         region: Mapping[str, tuple[int, int]],
         existing: set[str],
+        *,
+        verify: bool,
     ) -> list[int]:
-        """Those of some chunks of which an object is missing or corrupt.
+        """Those of some chunks of which an object is missing or, to `verify`, corrupt.
 
         Their parts of `done` are removed: done exists only where all is written.
         """
@@ -280,7 +286,8 @@ class RunWriter:
             keys = self.chunk_keys(chunk, names, region)
             if not existing.issuperset(keys):
                 return True
-            return not all(is_intact(self.folder.read(key) or b"") for key in keys)
+            contents = (self.folder.read(key) or b"" for key in keys if verify)
+            return not all(map(is_intact, contents))
 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             pending = [c for c, yes in zip(chunks, pool.map(is_pending, chunks)) if yes]
