@@ -54,7 +54,7 @@ def images(config: Config, count: int = 3, seed: int = 0) -> np.ndarray:
     return rng.normal(size=(count, *config.shape, 3)).astype(np.float32)
 
 
-def batch_of(images, label) -> Batch:
+def batch_of(images, label, patch_label=None) -> Batch:
     """A batch of nothing but valid images."""
     count = len(images)
     return Batch(
@@ -62,6 +62,7 @@ def batch_of(images, label) -> Batch:
         label=np.asarray(label, np.int32),
         valid=np.ones(count, bool),
         index=np.arange(count, dtype=np.int32),
+        patch_label=patch_label,
     )
 
 

@@ -76,7 +76,7 @@ def test_the_papers_preprocessing():
     for name in ("vit_b32", "vit_b16", "vit_l16", "vit_b16_cifar100", "vit_b16_gap"):
         assert rows[name].preprocess == plain
     miil, refined = (rows[f"vit_b16_{n}"].preprocess for n in ("miil", "refinement"))
-    assert miil.geometry(500, 400) == ((320, 256), (48, 16))
+    assert (miil.resize, miil.resize_size) == ("shorter", 256)
     assert (miil.mean, miil.std, miil.interpolation) == ((0,) * 3, (1,) * 3, "bilinear")
-    assert refined.geometry(500, 400) == ((256, 256), (16, 16))
+    assert (refined.resize, refined.resize_size) == ("square", 256)
     assert (refined.interpolation, refined.mean[0]) == ("bicubic", 0.485)

@@ -16,16 +16,10 @@ FIRST, SECOND = imagenet_s()[:2]
 
 
 @pytest.mark.parametrize("number", [1, 255, 256, 919])
-def test_numbers_above_a_byte_do_not_overflow(number):
-    mask = class_mask(
-        fabricate.segmentation([[number, 0, 1000, 7]]), number, size=(4, 1)
-    )
-    assert mask.tolist() == [[1, 0, 255, int(number == 7)]]
-
-
-def test_a_mask_of_another_size_is_laid_on_the_image():
-    mask = class_mask(fabricate.segmentation([[3, 0]]), 3, size=(4, 2))
-    assert mask.tolist() == [[1, 1, 0, 0]] * 2
+def test_numbers_above_a_byte_do_not_overflow_and_masks_are_laid_on_the_image(number):
+    segmentation = fabricate.segmentation([[number, 0, 1000, 7]])
+    mask = class_mask(segmentation, number, size=(8, 2))
+    assert mask.tolist() == [[1, 1, 0, 0, 255, 255, 0, 0]] * 2
 
 
 def test_the_official_layout(tmp_path):

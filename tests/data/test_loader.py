@@ -244,28 +244,24 @@ def assert_gone(workers):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="reads /proc")
-class TestStoppedProcesses:
-    def test_a_killed_worker_is_an_error_and_no_hang(self, program):
-        process, workers = program
-        os.kill(min(workers), signal.SIGKILL)
-        _, stderr = process.communicate(timeout=20)
-        assert process.returncode == 1 and "ChildProcessError" in stderr
-        assert_gone(workers)
-
-    def test_workers_and_files_go_with_a_killed_parent(self, program, tmp_path):
-        process, workers = program
-        process.kill()
-        process.wait()
-        assert_gone(workers)
-        assert not list(tmp_path.glob("vitjax-batches-*"))
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_signals_to_all_reach_the_parent_alone(self, program, tmp_path, number):
-        """A terminal and a scheduler send them to the whole process group."""
-        process, workers = program
-        os.killpg(process.pid, number)
-        _, stderr = process.communicate(timeout=20)
-        assert process.returncode == {2: 130, 15: -15}[number]
-        assert "Traceback" not in stderr
-        assert_gone(workers)
-        assert not list(tmp_path.glob("vitjax-batches-*"))
+@pytest.mark.parametrize(
+    ("number", "receiver", "status"),
+    [
+        (signal.SIGKILL, "worker", 1),
+        (signal.SIGKILL, "parent", -9),
+        (signal.SIGINT, "all", 130),  # as a terminal
+        (signal.SIGTERM, "all", -15),  # and a scheduler send them
+    ],
+)
+def test_stopped_processes_leave_nothing_behind(
+    program, tmp_path, number, receiver, status
+):
+    process, workers = program
+    targets = {"worker": min(workers), "parent": process.pid, "all": -process.pid}
+    os.kill(targets[receiver], number)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert ("ChildProcessError" in stderr) == (receiver == "worker")
+    assert ("Traceback" in stderr) == (receiver == "worker")
+    assert_gone(workers)
+    assert not list(tmp_path.glob("vitjax-batches-*"))

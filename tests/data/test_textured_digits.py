@@ -24,13 +24,10 @@ def test_an_image_depends_on_its_index_alone(source):
 def test_the_first_images_are_the_same_everywhere(source):
     # Indices come from raw generator bits, so no numpy release may change them.
     first = source.compose(np.arange(12))
+    other = TexturedDigits(seed=1).compose(np.arange(12))
+    assert (first.label != other.label).any()
     assert first.label.tolist() == [1, 7, 8, 1, 7, 4, 3, 6, 0, 1, 3, 2]
     assert first.context.tolist() == [7, 7, 1, 1, 7, 4, 3, 1, 0, 8, 6, 0]
-
-
-def test_another_seed_gives_other_images():
-    one, two = (TexturedDigits(seed=s).compose(np.arange(20)) for s in (0, 1))
-    assert (one.label != two.label).any()
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,7 @@ def batch():
         labels[index, : 1 + index % 3, :2] = 1
     labels[:, 3] = -1
     labels[UNMASKED] = -1
-    return dataclasses.replace(
-        tiny.batch_of(tiny.images(CONFIG, 12), LABEL),
-        patch_label=labels.reshape(12, 16),
-    )
+    return tiny.batch_of(tiny.images(CONFIG, 12), LABEL, labels.reshape(12, 16))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The identifiability step: against the published outputs and a direct route."""
+"""The steps `identifiability` and `tokens`: against published outputs and directly."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,15 @@ import published
 import pytest
 import tiny
 
+import vitjax
 from vitjax.analysis.class_space import project, rank, take_label, top_k
 from vitjax.models.forward import forward
 from vitjax.models.heads import pool
 from vitjax.recipes.identifiability import identifiability
+from vitjax.recipes.tokens import TOKENS
 from vitjax.types import Edits
 
-step = jax.jit(identifiability)
+step, tokens = jax.jit(identifiability), jax.jit(TOKENS.run_step)
 
 
 @pytest.mark.parametrize("name", published.CONFIGS)
@@ -104,3 +106,64 @@ def test_the_step_runs_in_bfloat16():
     np.testing.assert_allclose(
         rough["logit_residual"], exact["logit_residual"], atol=0.3
     )
+
+
+LABELS = np.array([1, 6, -1], np.int32)
+
+
+@pytest.fixture(scope="module", params=("plain", "registers_gap"))
+def case(request):
+    """(model, batch whose last image has no label, its rows)."""
+    model = tiny.make(tiny.CONFIGS[request.param])
+    batch = tiny.batch_of(tiny.images(model.config), LABELS)
+    return model, batch, tokens(model, batch, ())
+
+
+def test_every_tokens_classes_and_their_probabilities(case):
+    model, batch, rows = case
+    _, trace = vitjax.forward(model, batch.images, capture=("residual",))
+    logits = vitjax.project(model.class_space, trace.residual)
+    expected = np.moveaxis(np.asarray(jax.nn.softmax(logits)), 0, 1)
+    order = np.argsort(-expected, axis=-1, kind="stable")[..., :5]
+    np.testing.assert_array_equal(rows["token_classes"], order)
+    shares = np.take_along_axis(expected, order, -1)
+    np.testing.assert_allclose(rows["token_probabilities"], shares, atol=1e-6)
+
+
+def test_what_is_attended_and_what_would_help(case):
+    model, batch, rows = case
+    _, trace = vitjax.forward(model, batch.images, capture=("attention_weights",))
+    prefix, weights = model.config.prefix, np.asarray(trace.attention_weights)
+    if model.config.class_token:
+        read = weights[..., 0, prefix:]
+    else:
+        read = weights[..., prefix:, prefix:].mean(-2)
+    np.testing.assert_allclose(rows["attended"], np.moveaxis(read, 0, 1), atol=1e-6)
+    target = np.where(LABELS >= 0, LABELS, np.asarray(rows["prediction"]))
+    helpful = vitjax.relevancy(model, batch.images, target)[..., prefix:]
+    np.testing.assert_allclose(rows["helpful"], np.moveaxis(helpful, 0, 1), atol=1e-6)
+
+
+def test_the_rest_is_identifiability(case):
+    model, batch, rows = case
+    plain = step(model, batch)
+    assert set(plain) < set(rows) < set(TOKENS.dims)
+    for name, values in plain.items():
+        np.testing.assert_allclose(rows[name], values, atol=1e-5)
+
+
+def test_fewer_classes_than_are_kept():
+    model = tiny.make(tiny.CONFIGS["one_block"], classes=("a", "b"))
+    rows = tokens(model, tiny.batch_of(tiny.images(model.config, 1), [0]), ())
+    assert rows["token_classes"].shape == (1, 1, 17, 2)
+    np.testing.assert_allclose(rows["token_probabilities"].sum(-1), 1, atol=1e-5)
+
+
+def test_published_classes_of_every_token(oracle, published_model):
+    source, stored = oracle("setA"), oracle("setA")["projections"]
+    batch = tiny.batch_of(source.images[:8], source.label[:8])
+    rows = tokens(published_model("setA"), batch, ())
+    clear = stored["top5gap_hs"][:8].astype(np.float32) > 1e-3
+    classes = np.asarray(rows["token_classes"])
+    np.testing.assert_array_equal(classes[clear], stored["top5_hs"][:8][clear])
+    assert clear.mean() > 0.9

@@ -1,6 +1,5 @@
 """Microbatches: the rows of the whole batch, in the memory of a microbatch."""
 
-import dataclasses
 import functools
 
 import jax
@@ -19,8 +18,8 @@ LABEL = np.array([1, 22, 0, -1, 7, 13], np.int32)
 
 def batch_of(config, label=LABEL):
     kinds = np.random.default_rng(1).integers(-1, 2, (len(label), config.patches))
-    batch = tiny.batch_of(tiny.images(config, len(label)), label)
-    return dataclasses.replace(batch, patch_label=kinds.astype(np.int32))
+    images = tiny.images(config, len(label))
+    return tiny.batch_of(images, label, kinds.astype(np.int32))
 
 
 def in_microbatches_of(monkeypatch, model, size, function, *arguments):

@@ -24,10 +24,10 @@ def case(name, *, masks=True, images=None, label=None, model=None):
     model = tiny.make(tiny.CONFIGS[name]) if model is None else model
     images = tiny.images(model.config) if images is None else images
     count = len(images)
-    batch = tiny.batch_of(images, np.arange(count) if label is None else label)
-    draw = np.random.default_rng(1)
-    kinds = draw.integers(-1, 2, (count, model.config.patches)).astype(np.int32)
-    return model, dataclasses.replace(batch, patch_label=kinds if masks else None)
+    label = np.arange(count) if label is None else label
+    kinds = np.random.default_rng(1).integers(-1, 2, (count, model.config.patches))
+    kinds = kinds.astype(np.int32) if masks else None
+    return model, tiny.batch_of(images, label, kinds)
 
 
 @functools.cache
@@ -112,31 +112,22 @@ def test_head_rows_are_those_of_each_heads_memories(study):
     _, trace = vitjax.forward(model, batch.images, capture=("mixed_values",))
     cfg, values = model.config, vitjax.memory_values(model)["attention"]
     values = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
+    orders = np.asarray(setup.carry.permutations)
     for layer, head in np.ndindex(cfg.depth, cfg.heads):
         called, own = trace.mixed_values[layer, :, :, head], values[layer, head]
-
-        def agree(label, called=called, own=own):
-            label = label[:, None]
-            return vitjax.key_value_agreement(
-                model.class_space, called, own, label, k=K
-            )
-
-        def simple(top, called=called, own=own):
-            return vitjax.compositionality(model.class_space, called, own, top, k=K)
-
-        for name, function, classes in (
-            ("agreement_head", agree, batch.label),
-            ("simple_head", simple, rows["first_attention_update"][:, layer]),
+        top = rows["first_attention_update"][:, layer]
+        for name, chance, function, classes in (
+            ("agreement", "chance", vitjax.key_value_agreement, batch.label[:, None]),
+            ("simple", "chance_simple", vitjax.compositionality, top),
         ):
-            expected = np.asarray(function(classes)).mean(1)
-            np.testing.assert_allclose(rows[name][:, layer, head], expected, atol=1e-6)
-            orders = np.asarray(setup.carry.permutations)
-            hits = [np.asarray(function(order[classes])).mean(1) for order in orders]
-            chance = {"agreement_head": "chance_head"}.get(name, "chance_" + name)
-            expected = np.mean(hits, axis=0)
-            np.testing.assert_allclose(
-                rows[chance][:, layer, head], expected, atol=1e-6
-            )
+            hits = [
+                np.asarray(function(model.class_space, called, own, one, k=K)).mean(1)
+                for one in (classes, *(order[classes] for order in orders))
+            ]
+            row = rows[f"{name}_head"][:, layer, head]
+            np.testing.assert_allclose(row, hits[0], atol=1e-6)
+            row, expected = rows[f"{chance}_head"][:, layer, head], hits[1:]
+            np.testing.assert_allclose(row, np.mean(expected, axis=0), atol=1e-6)
 
 
 def test_a_head_of_few_memories_calls_all_of_them():

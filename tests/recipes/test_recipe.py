@@ -19,8 +19,7 @@ ONE_SWEEP = [name for name, recipe in RECIPES.items() if recipe.passes is None]
 
 def batch_of(config):
     kinds = np.arange(48).reshape(3, 16).astype(np.int32) % 3 - 1
-    batch = tiny.batch_of(tiny.images(config), [1, 2, 3])
-    return dataclasses.replace(batch, patch_label=kinds)
+    return tiny.batch_of(tiny.images(config), [1, 2, 3], kinds)
 
 
 @pytest.mark.parametrize("name", ONE_SWEEP)
@@ -82,14 +81,6 @@ def test_recipes_that_do_not_exist():
         find_recipe("precision")
 
 
-def test_a_recipe_of_ones_own_needs_a_step_and_dims():
-    step = lambda model, batch: {"x": jnp.asarray(batch.label)}  # noqa: E731
-    recipe = Recipe(name="mine", step=step, dims={"x": ()})
-    model = tiny.make(tiny.CONFIGS["plain"])
-    assert recipe.keywords == {} and recipe.run_setup(model, 0) == Setup()
-    assert set(recipe.run_step(model, batch_of(model.config), ())) == {"x"}
-
-
 def test_options_are_keywords_of_setup_and_step():
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -114,6 +105,9 @@ def test_options_are_keywords_of_setup_and_step():
     assert recipe.with_options(Options(5)).keywords == {"scale": 5, "sign": "plus"}
     mapping = Recipe(name="mine", step=step, dims={"x": ()}, options={"scale": 2})
     assert mapping.with_options({"scale": 3}).keywords == {"scale": 3}
+    plain = Recipe(name="mine", step=lambda model, batch: {"x": 1}, dims={"x": ()})
+    assert plain.keywords == {} and plain.run_setup(model, 0) == Setup()
+    assert plain.run_step(model, batch_of(model.config), ()) == {"x": 1}
     with pytest.raises(ValueError, match="'scale'"):
         recipe.with_options({"scales": 3})
     with pytest.raises(ValueError, match="sign='times'"):

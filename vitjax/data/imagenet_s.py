@@ -125,13 +125,12 @@ def find_masks(
     folder: pathlib.Path, files: Sequence[tuple[str, str]]
 ) -> tuple[str | None, ...]:
     """The mask of each file, relative to the folder's parent; None without one."""
-    present = {
-        f"{wnid}/{name}"
-        for wnid in {wnid for wnid, _ in files}
-        for name in visible_names(folder / wnid)
-    }
-    masks = (f"{wnid}/{pathlib.PurePath(name).stem}.png" for wnid, name in files)
-    return tuple(f"{folder.name}/{m}" if m in present else None for m in masks)
+    present = {wnid: set(visible_names(folder / wnid)) for wnid in dict(files)}
+    masks = ((wnid, f"{pathlib.PurePath(name).stem}.png") for wnid, name in files)
+    return tuple(
+        f"{folder.name}/{wnid}/{mask}" if mask in present[wnid] else None
+        for wnid, mask in masks
+    )
 
 
 def visible_names(folder: pathlib.Path) -> list[str]:

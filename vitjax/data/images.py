@@ -101,27 +101,22 @@ class Preprocess:
 
     def resize_and_crop(self, image: Image.Image, interpolation: str) -> Image.Image:
         """The geometry alone, for an image or a mask, by PIL's name of a filter."""
-        size, (left, top) = self.geometry(*image.size)
+        size, side = (self.width, self.height), self.side
+        if self.resize == "square":
+            size = (side, side)
+        elif self.resize == "shorter":  # rounded down, as torchvision does
+            short = min(image.size)
+            size = (side * image.width // short, side * image.height // short)
         resample = Image.Resampling[interpolation.upper()]
         # An equal size would be resampled to itself; this is quicker, and the same.
         image = image if image.size == size else image.resize(size, resample)
         if image.size == (self.width, self.height):
             return image
+        left, top = (
+            round((size[0] - self.width) / 2),
+            round((size[1] - self.height) / 2),
+        )
         return image.crop((left, top, left + self.width, top + self.height))
-
-    def geometry(
-        self, width: int, height: int
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(width, height) after resizing an image, and (left, top) of the crop."""
-        if self.resize == "squash":
-            return (self.width, self.height), (0, 0)
-        size = (self.side, self.side)
-        if self.resize == "shorter":
-            short = min(width, height)
-            # Rounded down, as torchvision does; the center's half pixel to even.
-            size = (self.side * width // short, self.side * height // short)
-        corner = (round((size[0] - self.width) / 2), round((size[1] - self.height) / 2))
-        return size, corner
 
     def normalize(
         self, pixels: UInt8[np.ndarray, "*any 3"]
@@ -182,9 +177,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB, as PIL converts it; 16-bit gray keeps its upper eight bits.
 
     Transparency is dropped and the color below it shows, as in the published pipeline.
-
-    Raises:
-        ImageError: the pixels are floating-point numbers, which have no known range.
+    Floating-point pixels, which have no known range, are an `ImageError`.
     """
     if image.mode == "F":
         raise ImageError(
@@ -200,11 +193,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """Read and decode an image file, local or `gs://`, in its own mode and orientation.
-
-    Raises:
-        ImageError: it is missing, truncated, or not an image.
-    """
+    """Read and decode an image file, local or `gs://`, in its mode and orientation."""
     name = os.fspath(path)
     return decode_image(read_file(path, name=name), name=name)
 

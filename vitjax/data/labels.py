@@ -69,9 +69,6 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
 
     Names match whatever their case and with underscores for spaces; of ImageNet's
     "tench, Tinca tinca" either part will do, if no other class has it.
-
-    Raises:
-        SourceError: no class matches, or a name matches several.
     """
     ids, names = label_tables(tuple(classes), tuple(class_ids))
     text = str(label)

@@ -75,9 +75,7 @@ def make_groups(
 
 
 def split_range(count: int, limit: int) -> list[range]:
-    """0 to count - 1 in as few ranges of at most `limit` as can be; all but the last
-    have one size.
-    """
+    """0 to count - 1 in as few ranges as can be, of one size <= limit but the last."""
     parts = -(-count // max(1, limit))
     size = -(-count // parts)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

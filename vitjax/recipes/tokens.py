@@ -6,7 +6,6 @@ one by one. The previews of the first 200 are kept.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from vitjax.analysis.class_space import project, top_k
 from vitjax.models.forward import scan_blocks
@@ -29,26 +28,21 @@ def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     rows = base.identifiability(model, batch, top=top)
     target = jnp.where(batch.label >= 0, batch.label, rows["prediction"])
     helpful = relevancy(model, batch.images, target)[..., model.config.prefix :]
-    per_layer = token_class_rows(model, batch.images, top=top) | {
-        "attended": raw_attention(model, batch.images),
-        "helpful": helpful,
-    }
-    return rows | {n: jnp.moveaxis(v, 0, 1) for n, v in per_layer.items()}
-
-
-def token_class_rows(model: Model, images, *, top: int) -> dict[str, Array]:
-    """The best classes of every token after every block, [layer image token top], and
-    their probabilities: softmax over all classes.
-    """
 
     def read(params, stream_in, trace):
         logits = project(model.class_space, trace.residual)
         best = top_k(logits, k=min(top, model.num_classes))
-        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # of all classes
         return best.classes, jnp.exp(best.logits - total)
 
-    _, (classes, probabilities) = scan_blocks(model, images, read)
-    return {"token_classes": classes, "token_probabilities": probabilities}
+    _, (classes, probabilities) = scan_blocks(model, batch.images, read)
+    per_layer = {
+        "token_classes": classes,
+        "token_probabilities": probabilities,
+        "attended": raw_attention(model, batch.images),
+        "helpful": helpful,
+    }
+    return rows | {n: jnp.moveaxis(v, 0, 1) for n, v in per_layer.items()}
 
 
 TOKENS = Recipe(
