@@ -411,6 +411,11 @@ class BatchResult(NamedTuple):
     errors: list[dict[str, Any]]
     previews: dict[int, np.ndarray]
 
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.rows.values())))
+
 
 def run_batches(
     job: Job, part: Pass, carry: Any, indices: np.ndarray
@@ -500,42 +505,44 @@ def run_pass(
     """Compute and write some chunks, in order."""
     assert job.writer is not None
     writer, last = job.writer, part is job.passes[-1]
-    spans = [np.arange(*writer.span(chunk)) for chunk in chunks]
+    spans = {chunk: np.arange(*writer.span(chunk)) for chunk in chunks}
     waiting: list[BatchResult] = []
-    queue = iter(zip(chunks, spans))
-    chunk, span = next(queue)
-    for result in run_batches(job, part, carry, np.concatenate(spans)):
+    left = iter(chunks)
+    chunk = next(left)
+    for result in run_batches(job, part, carry, np.concatenate(list(spans.values()))):
         observe(result)
         waiting.append(result)
-        advance(len(next(iter(result.rows.values()))))
-        while (rows := join_rows(waiting)) and len(next(iter(rows.values()))) >= len(
-            span
-        ):
-            errors = [error for result in waiting for error in result.errors]
-            previews = {i: p for result in waiting for i, p in result.previews.items()}
+        advance(result.images)
+        while waiting and sum(w.images for w in waiting) >= len(spans[chunk]):
+            whole = join(waiting)
+            size = len(spans[chunk])
+            mine, rest = [], []
+            for error in whole.errors:
+                (mine if error["index"] in spans[chunk] else rest).append(error)
             writer.write_chunk(
                 chunk,
-                {name: values[: len(span)] for name, values in rows.items()},
+                {name: values[:size] for name, values in whole.rows.items()},
                 region=part.region,
-                previews=previews if part.previews else None,
-                errors=[error for error in errors if error["index"] in span],
+                previews=whole.previews if part.previews else None,
+                errors=mine,
                 last=last,
             )
             # What is left belongs to the next chunk.
-            rest = {name: values[len(span) :] for name, values in rows.items()}
-            later = [error for error in errors if error["index"] not in span]
-            waiting = [BatchResult(rest, later, previews)]
-            chunk, span = next(queue, (-1, span))
-            if chunk < 0:
-                return
+            rows = {name: values[size:] for name, values in whole.rows.items()}
+            waiting = [BatchResult(rows, rest, whole.previews)]
+            if waiting[0].images == 0:
+                waiting = []
+            chunk = next(left, chunk)
 
 
-def join_rows(results: list[BatchResult]) -> dict[str, np.ndarray]:
-    """The rows of several batches together."""
-    if len(results) == 1:
-        return results[0].rows
+def join(results: list[BatchResult]) -> BatchResult:
+    """The results of several batches as one."""
     names = results[0].rows
-    return {name: np.concatenate([r.rows[name] for r in results]) for name in names}
+    return BatchResult(
+        {name: np.concatenate([r.rows[name] for r in results]) for name in names},
+        [error for result in results for error in result.errors],
+        {image: pixels for r in results for image, pixels in r.previews.items()},
+    )
 
 
 def run(
