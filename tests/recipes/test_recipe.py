@@ -105,9 +105,10 @@ def test_options_are_keywords_of_setup_and_step():
     assert recipe.with_options(Options(5)).keywords == {"scale": 5, "sign": "plus"}
     mapping = Recipe(name="mine", step=step, dims={"x": ()}, options={"scale": 2})
     assert mapping.with_options({"scale": 3}).keywords == {"scale": 3}
-    plain = Recipe(name="mine", step=lambda model, batch: {"x": 1}, dims={"x": ()})
+    ones = jnp.ones(3)
+    plain = Recipe(name="mine", step=lambda model, batch: {"x": ones}, dims={"x": ()})
     assert plain.keywords == {} and plain.run_setup(model, 0) == Setup()
-    assert plain.run_step(model, batch_of(model.config), ()) == {"x": 1}
+    assert plain.run_step(model, batch_of(model.config), ()) == {"x": ones}
     with pytest.raises(ValueError, match="'scale'"):
         recipe.with_options({"scales": 3})
     with pytest.raises(ValueError, match="sign='times'"):
