@@ -1,16 +1,15 @@
-"""Marks of figures: how the rows of a table are drawn into axes.
+"""Marks, colors and matplotlib settings of figures.
 
-A mark draws all series of one panel, name -> rows in order, and returns what stands for
-each in a legend.
+A mark draws all series of one panel, name -> rows in order, into axes, and returns what
+stands for each in a legend.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-
-from vitjax.report.style import COLORS, INK, MARKERS, MUTED, PAPER
 
 if TYPE_CHECKING:  # pandas has no stubs, and what it infers is often wrong
     Frame: TypeAlias = Any
@@ -19,6 +18,83 @@ else:
 
 Series = Mapping[str, Frame]
 Handles = dict[str, Any]
+
+COLORS = (
+    "#1f6fc4",  # blue
+    "#c75109",  # vermilion
+    "#0b8060",  # green
+    "#a5378f",  # purple
+    "#8c6d00",  # ochre
+    "#5750c9",  # indigo
+    "#b3263d",  # crimson
+    "#4f6b75",  # slate
+)
+"""Of series, in order: distinct for the color-blind, contrast 4.5 : 1 on white."""
+
+DARK = (
+    "#6cb0ff",
+    "#ff9a5c",
+    "#45c79c",
+    "#e68bd2",
+    "#d9b84a",
+    "#aaa5ff",
+    "#ff8494",
+    "#a3b7c0",
+)
+"""The same on a dark page."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+"""The same markers as characters, for legends in a page."""
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
+
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(COLORS)},
+}
+"""Color in print -> variable of the page, which differs in light and dark."""
+
+
+def settings(**more: Any) -> AbstractContextManager:
+    """A context with the settings that all figures share, and more."""
+    from matplotlib import rc_context
+
+    shared: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": INK,
+        "text.parse_math": False,  # names of runs may hold a dollar
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.facecolor": "none",
+        "axes.linewidth": 0.7,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+    }
+    shared |= more
+    return rc_context(shared)
+
+
+KIND_STYLES = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
+"""Kind of tokens -> its number among colors and markers, in figures of a single run."""
 
 DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (5, 3))}
 """How chance looks in every figure."""
@@ -187,21 +263,13 @@ def histogram(axes: Any, series: Series, figure: Any) -> Handles:
 
 
 MARKS = {
-    "line": line,
-    "stacked": stacked,
-    "boxes": boxes,
-    "dots": dots,
-    "histogram": histogram,
+    "line": (line, ["mean", "low", "high", "chance"]),
+    "stacked": (stacked, []),
+    "boxes": (boxes, ["whisker_low", "whisker_high", "chance"]),
+    "dots": (dots, ["mean", "chance"]),
+    "histogram": (histogram, ["mean", "high"]),
 }
-
-EXTENT = {
-    "line": ("mean", "low", "high"),
-    "stacked": ("high",),
-    "boxes": ("whisker_low", "whisker_high"),
-    "dots": ("mean",),
-    "histogram": ("mean", "high"),
-}
-"""Columns that the vertical axis of a mark holds."""
+"""Mark -> (how it is drawn, columns that the vertical axis holds)."""
 
 
 def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:
