@@ -327,10 +327,10 @@ PROBE_FIGURES: FigureTable = {
         f"probes_{kind}": (
             functools.partial(top1, kind=kind),
             f"Linear probes against class projection: {schema.KINDS[kind]}",
-            f"Share of {schema.KINDS[kind]} at which the true class ranks first, by the linear "
-            "probe of that stream, block and token, and by projection onto class space "
-            "(section 8). Probes find what can be told apart, the projection what the "
-            f"model itself would read. {BAND}",
+            f"Share of {schema.KINDS[kind]} at which the true class ranks first, by "
+            "the linear probe of that stream, block and token, and by projection onto "
+            "class space (section 8). Probes find what can be told apart, the "
+            f"projection what the model itself would read. {BAND}",
             {"y_label": "top-1 accuracy"},
         )
         for kind in ("image", "cls")
