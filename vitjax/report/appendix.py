@@ -155,16 +155,15 @@ FIGURES: FigureTable = {
         functools.partial(kind_boxes, kinds=("cls", "image"), alternative="two-sided"),
         "How identifiability is spread over images",
         f"Class identifiability of the block outputs over images. {BOX} Star: [CLS] "
-        f"and image tokens of an image differ (two-sided sign-flip {STAR}). Dashed: "
-        "chance.",
+        f"and image tokens differ (two-sided sign-flip {STAR}). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
     ),
     "context_boxes": (
         functools.partial(kind_boxes, kinds=("context", "object"), alternative="less"),
         "Object tokens beside context tokens",
         f"Class identifiability of the block outputs over images (Figure 3a). {BOX} "
-        "Star: object tokens are more identifiable than context tokens of the same "
-        f"image (one-sided sign-flip {STAR}). Dashed: chance.",
+        "Star: object tokens are more identifiable (one-sided sign-flip "
+        f"{STAR}). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
     ),
     "class_value_boxes": (
@@ -182,9 +181,8 @@ FIGURES: FigureTable = {
     "agreement_classes": (
         agreement_classes,
         "Key-value agreement, class by class",
-        "Key-value agreement rate as the paper defines it (section 6.2) over the "
-        "images of each class. Dot: a class; diamonds: mean over classes; bars: its 95 "
-        "% bootstrap interval. Dashed: chance, with classes permuted.",
+        "Key-value agreement rate (section 6.2). Dot: images of a class; diamonds: "
+        "mean over classes; bars: its 95 % bootstrap interval. Dashed: chance.",
         {
             "mark": "dots",
             "y_label": "key-value agreement rate",
@@ -248,17 +246,10 @@ Differences = Float[np.ndarray, "image layer"]
 
 def tested(run: Run, quantity: str, difference: Layers, p: Layers) -> Frame:
     """The tests of one quantity, with corrected p-values."""
-    return pd.DataFrame(
-        {
-            "run": run.name,
-            "quantity": quantity,
-            "layer": np.arange(len(p)),
-            "difference": difference,
-            "p": p,
-            "p_holm": holm(p),
-            "p_bh": benjamini_hochberg(p),
-        }
-    )
+    rows = pd.DataFrame({"layer": np.arange(len(p)), "difference": difference, "p": p})
+    rows.insert(0, "run", run.name)
+    rows.insert(1, "quantity", quantity)
+    return rows.assign(p_holm=holm(p), p_bh=benjamini_hochberg(p))
 
 
 def sign_flips(
@@ -280,7 +271,7 @@ def object_tests(run: Run) -> Rows:
 
 
 def above_chance(run: Run) -> Iterator[tuple[str, Differences]]:
-    """What only the recipe `paper` has: quantity, its values minus chance."""
+    """Quantities of section 6, and their values minus chance."""
     for compared, kind in itertools.product(COMPARED, ("cls", "image")):
         if kind in run.tokens:
             rate = run.metric("change", compared=compared, tokens=kind)

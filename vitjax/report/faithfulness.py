@@ -152,35 +152,20 @@ def method_rows(run: Run) -> Iterator[dict[str, Any]]:
         for method, own in values.items():
             if not np.isfinite(own).any():
                 continue
-            published = p = p_chefer = np.nan
+            row = {"run": run.name, "method": method, "column": column}
             if column == "removable":
-                value, low, high = curves[method].removable()
+                interval = curves[method].removable()
             else:
-                value, low, high = (bound[0] for bound in bootstrap_mean(own[:, None]))
-                p = paired(values, method, "random")
-                p_chefer = paired(values, method, "chefer")
-            if column in ("removal_negative", "removal_positive"):
-                published = curves[method].vilas2023_area()
-            yield {
-                "run": run.name,
-                "method": method,
-                "column": column,
-                "value": value,
-                "low": low,
-                "high": high,
-                "p": p,
-                "p_chefer": p_chefer,
-                "published": published,
-                "images": int(np.isfinite(own).sum()),
-            }
-
-
-def paired(values: dict[str, np.ndarray], method: str, other: str) -> float:
-    """p of the two-sided sign-flip test of per-image differences; NaN without."""
-    if other not in values or method == other:
-        return np.nan
-    difference = values[method] - values[other]
-    return float(sign_flip_test(difference[:, None], alternative="two-sided")[0])
+                interval = [bound[0] for bound in bootstrap_mean(own[:, None])]
+            row |= zip(("value", "low", "high"), interval)
+            for name, other in (("p", "random"), ("p_chefer", "chefer")):
+                row[name] = np.nan
+                if other in values and other != method and column != "removable":
+                    difference = (own - values[other])[:, None]
+                    (row[name],) = sign_flip_test(difference, alternative="two-sided")
+            removal = column in ("removal_negative", "removal_positive")
+            row["published"] = curves[method].vilas2023_area() if removal else np.nan
+            yield row | {"images": int(np.isfinite(own).sum())}
 
 
 def curve_rows(run: Run, kind: str) -> Rows:
@@ -304,14 +289,16 @@ REMOVED = {
     "x": "x",
     "x_label": "share of image tokens removed",
 }
+FAITHFUL = (
+    "A faithful order stays high where the least important tokens go first, and falls "
+    f"fast where the most important do. {BAND}"
+)
 MAP_FIGURES: FigureTable = {
     "faithfulness_removal": (
         functools.partial(curve_rows, kind="removal"),
         "Faithfulness: image tokens removed",
         "Accuracy of the model while image tokens are taken away after position "
-        "embedding, in the order of each method's map (section 7). A faithful map "
-        "stays high where the least important tokens go first, and falls fast where "
-        f"the most important do. {BAND}",
+        f"embedding, in the order of each method's map (section 7). {FAITHFUL}",
         REMOVED,
     ),
     "faithfulness_pixels": (
@@ -338,12 +325,10 @@ PROBE_FIGURES: FigureTable = {
     "probes_removal": (
         removal,
         "Do probes find the tokens that the model uses?",
-        "Accuracy of the model while image tokens are taken away by importance: minus "
-        "the sum over blocks of the rank that probes of the residual stream give the "
-        "true class, or the gradient of its projection with respect to attention "
-        "weights, over all heads and blocks (sections 7 and 8). A faithful importance "
-        "stays above a random order where the least important tokens go first, and "
-        f"falls below it where the most important do. {BAND}",
+        "Accuracy of the model while image tokens are taken away in the order of minus "
+        "the rank that probes of the residual stream give the true class, summed over "
+        "blocks, or of the gradient of its projection with respect to attention "
+        f"weights, over all heads and blocks (sections 7 and 8). {FAITHFUL}",
         REMOVED,
     ),
 }

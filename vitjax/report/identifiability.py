@@ -86,9 +86,8 @@ FIGURES = {
         ("residual",),
         "rate",
         "Identifiability rate over the blocks",
-        "Share of tokens of the block outputs whose first class is the true one; in "
-        "the last block the paper's Table 1, and at [CLS] the top-1 accuracy. Vertical "
-        "axes differ.",
+        "Share of tokens of the block outputs whose first class is the true one; last "
+        "block: Table 1. Vertical axes differ.",
     ),
 }
 """Key: (streams, measure, title, what is drawn)."""
@@ -145,10 +144,9 @@ def panel_titles(rows: Frame, groups: Sequence[Sequence[str]]) -> pd.Series:
         words = ", ".join(kinds).replace("object tokens,", "object,")
         titles |= dict.fromkeys(group, words)
     words = rows["tokens"].map(titles)
-    if rows["stream"].nunique() == 1:
-        return words
-    streams = {name: words.removesuffix(" update") for name, words in STREAMS.items()}
-    return rows["stream"].map(streams) + ": " + words
+    if rows["stream"].nunique() > 1:
+        words = rows["stream"].map(STREAMS).str.removesuffix(" update") + ": " + words
+    return words
 
 
 def refined(run: Run, measure: str) -> Rows:
@@ -167,9 +165,8 @@ REFINEMENT: FigureTable = {
     key: (
         functools.partial(refined, measure=measure),
         title,
-        "The module of a block reads its [CLS] and all of its image tokens (Naseer et "
-        "al. 2022); there is none after the last block. Beside it, the state that the "
-        f"head reads, projected after the same block. {BAND} Dashed: chance.",
+        "What each module (Naseer et al. 2022) answers, beside the state that the head "
+        f"reads, projected after the same block. {BAND} Dashed: chance.",
         {"y_label": MEASURES[measure]},
     )
     for key, measure, title in (

@@ -19,33 +19,22 @@ else:
 Series = Mapping[str, Frame]
 Handles = dict[str, Any]
 
-COLORS = (
-    "#1f6fc4",  # blue
-    "#c75109",  # vermilion
-    "#0b8060",  # green
-    "#a5378f",  # purple
-    "#8c6d00",  # ochre
-    "#5750c9",  # indigo
-    "#b3263d",  # crimson
-    "#4f6b75",  # slate
-)
-"""Of series, in order: distinct for the color-blind, contrast 4.5 : 1 on white."""
+SERIES = {
+    "blue": ("#1f6fc4", "#6cb0ff"),
+    "vermilion": ("#c75109", "#ff9a5c"),
+    "green": ("#0b8060", "#45c79c"),
+    "purple": ("#a5378f", "#e68bd2"),
+    "ochre": ("#8c6d00", "#d9b84a"),
+    "indigo": ("#5750c9", "#aaa5ff"),
+    "crimson": ("#b3263d", "#ff8494"),
+    "slate": ("#4f6b75", "#a3b7c0"),
+}
+"""On a light and a dark page: distinct for the color-blind, contrast 4.5 : 1."""
 
-DARK = (
-    "#6cb0ff",
-    "#ff9a5c",
-    "#45c79c",
-    "#e68bd2",
-    "#d9b84a",
-    "#aaa5ff",
-    "#ff8494",
-    "#a3b7c0",
-)
-"""The same on a dark page."""
-
+COLORS, DARK = zip(*SERIES.values())
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
-"""The same markers as characters, for legends in a page."""
+"""The markers as characters, for legends in a page."""
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
 
@@ -63,7 +52,7 @@ def settings(**more: Any) -> AbstractContextManager:
     """A context with the settings that all figures share, and more."""
     from matplotlib import rc_context
 
-    shared: dict[Any, Any] = {
+    shared: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": INK,
@@ -89,8 +78,7 @@ def settings(**more: Any) -> AbstractContextManager:
         "legend.frameon": False,
         "legend.fontsize": 8.5,
     }
-    shared |= more
-    return rc_context(shared)
+    return rc_context(shared | more)
 
 
 KIND_STYLES = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
@@ -121,11 +109,10 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
             bands.insert(0, ("q25", "q75", 0.13, 9))
         for low, high, alpha, width in bands:
             if len(x) == 1:  # a band has no width there
-                look: dict[str, Any] = {"alpha": 2 * alpha, "linewidth": width}
-                axes.vlines(x, rows[low], rows[high], color=shade, **look)
+                draw, look = axes.vlines, {"alpha": 2 * alpha, "linewidth": width}
             else:
-                look = {"alpha": alpha, "linewidth": 0}
-                axes.fill_between(x, rows[low], rows[high], color=shade, **look)
+                draw, look = axes.fill_between, {"alpha": alpha, "linewidth": 0}
+            draw(x, rows[low], rows[high], color=shade, **look)
         (handles[name],) = axes.plot(
             x,
             rows[figure.y],
@@ -162,9 +149,8 @@ def stacked(axes: Any, series: Series, figure: Any) -> Handles:
                 linestyle="--",
             )
             chance_bottom = chance_bottom + chance
-        handles[name] = axes.bar(
-            center, mean, width, bottom, color=color(rows), zorder=2
-        )
+        look = {"color": color(rows), "zorder": 2}
+        handles[name] = axes.bar(center, mean, width, bottom, **look)
         low, high = bottom + rows["low"], bottom + rows["high"]
         axes.vlines(center, low, high, color=INK, linewidth=1, zorder=3)
         bottom = bottom + mean

@@ -180,8 +180,7 @@ FIGURES: FigureTable = {
         change,
         "Who writes towards the class?",
         "Share of tokens whose true class has a larger logit in what is written than "
-        "in what was read (section 6.1, Figure 3b). The MLP reads the stream after "
-        f"attention; the published code compares it with the block's input. {BAND}",
+        f"in what was read (section 6.1, Figure 3b). {BAND}",
         {"y_label": "class similarity change rate"},
     ),
     "composition": (
@@ -204,8 +203,7 @@ FIGURES: FigureTable = {
         class_value,
         "Do the weights hold classes?",
         "Largest cosine between a class embedding and a value vector of the layer "
-        "(section 6.2, Figure 4a); controls are random weights and value vectors with "
-        "permuted components. Line: mean over classes; band: its 95 % bootstrap "
+        "(section 6.2, Figure 4a). Line: mean over classes; band: its 95 % bootstrap "
         "interval.",
         {"y_label": "class-value agreement"},
     ),
@@ -224,16 +222,14 @@ FIGURES: FigureTable = {
         "Do tokens call memories of their class?",
         "Share of tokens whose five strongest memories have the true class among "
         "their five best classes (paper, section 6.2, Figure 4b), or are among the "
-        "five memories that promote it most (published code). Dashed: chance, with "
-        f"classes permuted. {BAND}",
+        f"five memories that promote it most (published code). Dashed: chance. {BAND}",
         {"y_label": "key-value agreement rate"},
     ),
     "accuracy": (
         accuracy,
         "Is agreement larger where the model is right?",
-        "Key-value agreement rate of the token that the head reads (or the mean over "
-        "image tokens), on correctly minus on wrongly classified images (section 6.2). "
-        f"{BAND} p-values are in tests.csv.",
+        "Key-value agreement rate of the tokens that the head reads, on correctly "
+        f"minus on wrongly classified images (section 6.2). {BAND} Tests: tests.csv.",
         {"y_label": "agreement rate, correct - wrong"},
     ),
     "simple": (
@@ -241,7 +237,7 @@ FIGURES: FigureTable = {
         "Is a layer's answer one memory's?",
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories; otherwise it is composed of several "
-        f"(section 6.2). Dashed: chance, with classes permuted. {BAND}",
+        f"(section 6.2). Dashed: chance. {BAND}",
         {"y_label": "share of tokens"},
     ),
 }
@@ -251,6 +247,8 @@ CONTROLLED = {
     "random_as_context": "without_class",
 }
 """Random removal -> the intervention that removes as many tokens."""
+
+DESCRIBED = ("self_only", "no_cls", *CONTROLLED.values(), *CONTROLLED)
 
 
 def edit_rows(run: Run) -> Frame:
@@ -304,57 +302,48 @@ def edit_table(rows: Frame) -> Table:
 
 
 def describe_edits(rows: Frame) -> Iterator[str]:
-    """What interventions of one run do, removals beside their random control."""
-    controls = {name: control for control, name in CONTROLLED.items()}
-    by_name = rows.set_index("intervention").to_dict("index")
-    for name in ("self_only", "no_cls", *controls):
-        row, random = by_name.get(name), by_name.get(controls.get(name))
-        if row is None or np.isnan(row["change"]):
-            continue
-        sentence = (
-            f"If {row['words']}: the share of identifiable ones goes from "
-            f"{number(row['before'])} to {number(row['after'])} (p {row['p']:.2g}), "
-            f"accuracy from {number(row['accuracy_before'])} to "
-            f"{number(row['accuracy_after'])}"
-        )
-        if random:
-            sentence += "; with as many removed at random, to "
-            sentence += f"{number(random['after'])} from {number(random['before'])}"
-        yield f"{sentence}."
+    """What interventions of one run do."""
+    numbers = ["before", "after", "accuracy_before", "accuracy_after"]
+    for row in rows.dropna(subset="change").to_dict("records"):
+        if row["intervention"] in DESCRIBED:
+            before, after, accuracy, edited = (number(row[name]) for name in numbers)
+            words = row["words"][:1].upper() + row["words"][1:]
+            yield (
+                f"{words}: the share of identifiable image tokens goes from {before} "
+                f"to {after} (p {row['p']:.2g}), accuracy from {accuracy} to {edited}."
+            )
 
 
 def published_rows(
     run: Run, edits: Frame, published: dict[str, Any]
-) -> Iterator[tuple[str, float, float]]:
-    """(quantity, this run's number, the paper's); none for other models and data."""
-    name, data = run.manifest["model"]["name"], str(run.manifest["data"]["id"])
-    same = any(data.startswith(each) for each in published["data"].get(name, ()))
-    if not same or run.done < run.total or run.manifest.get("limit") is not None:
+) -> Iterator[tuple[str, str, float, float]]:
+    """(run, quantity, its number, the paper's); none for other models and data."""
+    manifest = run.manifest
+    name, data = manifest["model"]["name"], str(manifest["data"]["id"])
+    whole = run.done == run.total and manifest.get("limit") is None
+    if not whole or not data.startswith(tuple(published["data"].get(name, ()))):
         return
-    trained = run.manifest["model"].get("sha256") is not None
+    trained = manifest["model"].get("sha256") is not None
     numbers = published["models" if trained else "random_init"].get(name, {})
-    before = published["before"].get(name, {})
     values = summary_rows(run).set_index("quantity")["value"]
-    for key, words in {"rate": RATE, "some": ANY, "top1": TOP1}.items():
-        if key in numbers:
-            yield words, values[words], numbers[key]
+    pairs = [(words, values[words], numbers.get(key)) for key, words in QUOTED.items()]
     for row in edits.to_dict("records") if trained else ():
         key, words = row["intervention"], row["words"]
-        if key in before:
-            yield f"{words}: the same tokens before", row["before"], before[key]
-        if key in numbers:
-            yield words, row["after"], numbers[key]
+        before = published["before"].get(name, {}).get(key)
+        pairs.append((f"{words}: the same tokens before", row["before"], before))
+        pairs.append((words, row["after"], numbers.get(key)))
+    yield from ((run.name, *pair) for pair in pairs if pair[-1] is not None)
+
+
+QUOTED = {"rate": RATE, "some": ANY, "top1": TOP1}
 
 
 def published_tables(runs: Sequence[Run], edits: dict[str, Frame]) -> Iterator[Table]:
     """The paper's numbers beside those of whole runs on its models and data."""
     path = resources.files("vitjax.report").joinpath("published.json")
-    published = json.loads(path.read_text("utf-8"))
-    rows = [
-        (run.name, *row)
-        for run in runs
-        for row in published_rows(run, edits.get(run.name, pd.DataFrame()), published)
-    ]
+    published, rows = json.loads(path.read_text("utf-8")), []
+    for run in runs:
+        rows += published_rows(run, edits.get(run.name, pd.DataFrame()), published)
     if rows:
         yield Table(
             key="published",

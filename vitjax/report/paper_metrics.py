@@ -83,27 +83,31 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         "attention": tops["attention_update"],
         "mlp": tops["mlp_update"],
     }
-    compositions = [
+    parts = [
         residual_composition(after, **sources, convention=convention)
         for convention in CONVENTIONS.values()
     ]
     kinds = [run.members(kind, images) for kind in run.tokens]
-    pooled, patches = run.members(run.pooled, images), run.members("image", images)
+    head, patches = run.members(run.pooled, images), run.members("image", images)
+    pooled = [over_tokens(read(name), head) for name in schema.AGREEMENT.names]
     last, label = read(schema.RANK("residual"))[:, -1], read(schema.LABEL())
-    ranks = [read(schema.RANK_EDITED(name)) for name in interventions]
-    stay = [(rank >= 0) & patches for rank in ranks]
+    edited = [read(schema.RANK_EDITED(name)) for name in interventions]
+    stay = [(ranks >= 0) & patches for ranks in edited]
     answers = [read(schema.PREDICTION_EDITED(name)) for name in interventions]
     systems = schema.SYSTEMS
+    by_kind = ("tokens", "image", "layer")
+    by_system = ("system", "image", "layer")
+    by_edit = ("intervention", "image")
     metrics = {
         "change": (  # share of tokens whose class logit rises
-            ("compared", "tokens", "image", "layer"),
+            ("compared", *by_kind),
             [
                 [over_tokens(end > start, kind).astype(np.float32) for kind in kinds]
                 for start, end in (steps[compared] for compared in COMPARED)
             ],
         ),
         "gain": (  # of an update's class logit over that of its input
-            ("update", "tokens", "image", "layer"),
+            ("update", *by_kind),
             [
                 [over_tokens(end - start, kind) for kind in kinds]
                 for start, end in (steps[update] for update in UPDATES)
@@ -111,48 +115,30 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         ),
         "composition": (
             ("convention", "category", "image", "layer"),
-            [
-                [np.asarray(hits[category]).mean(-1) for category in CATEGORIES]
-                for hits in compositions
-            ],
+            [[np.asarray(hits[c]).mean(-1) for c in CATEGORIES] for hits in parts],
         ),
         "composition_chance": (
             ("image", "convention", "category", "layer"),
             composition_chance(after, *sources.values()),
         ),
         "agreement": (
-            ("convention", "system", "image", "layer"),
+            ("convention", *by_system),
             [[read(name(s)).mean(-1) for s in systems] for name in AGREEMENTS],
         ),
         "agreement_chance": (
-            ("convention", "system", "image", "layer"),
+            ("convention", *by_system),
             [[read(name(s)) for s in systems] for name in CHANCES],
         ),
-        "agreement_pooled": (  # at the tokens that the head reads
-            ("system", "image", "layer"),
-            [
-                over_tokens(read(schema.AGREEMENT(s)), pooled).astype(np.float32)
-                for s in systems
-            ],
-        ),
-        "simple": (
-            ("system", "image", "layer"),
-            [read(schema.SIMPLE(s)).mean(-1) for s in systems],
-        ),
-        "simple_chance": (
-            ("system", "image", "layer"),
-            [read(schema.CHANCE_SIMPLE(s)) for s in systems],
-        ),
+        "agreement_pooled": (by_system, [hits.astype(np.float32) for hits in pooled]),
+        "simple": (by_system, [read(schema.SIMPLE(s)).mean(-1) for s in systems]),
+        "simple_chance": (by_system, [read(schema.CHANCE_SIMPLE(s)) for s in systems]),
         # Identifiable image tokens in the last block, of those that stay.
-        "before": (
-            ("intervention", "image"),
-            [over_tokens(last == 0, kind) for kind in stay],
-        ),
+        "before": (by_edit, [over_tokens(last == 0, kind) for kind in stay]),
         "after": (
-            ("intervention", "image"),
-            [over_tokens(rank == 0, kind) for rank, kind in zip(ranks, stay)],
+            by_edit,
+            [over_tokens(e == 0, kind) for e, kind in zip(edited, stay)],
         ),
-        "correct": (("intervention", "image"), [each == label for each in answers]),
+        "correct": (by_edit, [answer == label for answer in answers]),
     }
     for name in (family() for family in HEAD_METRICS if family() in run):
         metrics[name] = ("image", "layer", "head"), read(name)

@@ -66,9 +66,8 @@ class Run:
         if schema.RANK("residual") not in results:
             raise ValueError(
                 f"A report needs ranks; this run of recipe "
-                f"{results.manifest.get('recipe')!r} holds "
-                f"{sorted(map(str, results))}. Make one with "
-                "`vitjax run identifiability`."
+                f"{results.manifest.get('recipe')!r} holds {sorted(map(str, results))}."
+                " Make one with `vitjax run identifiability`."
             )
         self.results, self.name = results, name
         self.manifest: Mapping[str, Any] = results.manifest
@@ -83,13 +82,10 @@ class Run:
         self.unlabeled = int((valid & (label < 0)).sum())
         self.image, self.label = done[use], label[use]
         self.correct = self.read(schema.PREDICTION()) == self.label
-        missing = {
-            "cls": not self.config.class_token,
-            "register": not self.config.registers,
-            "object": schema.PATCH_LABEL() not in results,
-            "context": schema.PATCH_LABEL() not in results,
-        }
-        self.tokens = tuple(kind for kind in schema.KINDS if not missing.get(kind))
+        masks = schema.PATCH_LABEL() in results
+        exists = {"object": masks, "context": masks, "image": True}
+        exists |= {"cls": self.config.class_token, "register": self.config.registers}
+        self.tokens = tuple(kind for kind in schema.KINDS if exists[kind])
 
     def __contains__(self, name: str) -> bool:
         return name in self.results
