@@ -10,6 +10,7 @@ quantities, so that the tokens and blocks of one image stay together and one mat
 product tests them all.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
@@ -76,17 +77,24 @@ def draw_sizes(resamples: int, images: int) -> Iterator[int]:
 
 def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
     """Means of resampled images, some draws at a time: matrix products are fast."""
-    images, draw = len(filled), np.random.default_rng(seed)
+    images = len(filled)
     weights = None if present.all() else present.astype(np.float64)
-    for size in draw_sizes(resamples, images):
-        draws = np.stack(
-            [
-                np.bincount(draw.integers(images, size=images), minlength=images)
-                for _ in range(size)
-            ]
-        ).astype(np.float64)
+    for counts in _draws(images, resamples, seed):
+        draws = counts.astype(np.float64)
         count = images if weights is None else draws @ weights
         yield _divide(draws @ filled, np.asarray(count))
+
+
+@functools.lru_cache(maxsize=2)  # a report resamples the same images again and again
+def _draws(images, resamples, seed) -> list[np.ndarray]:
+    """How often each draw holds each image, a byte each, [draw image] in parts."""
+    draw, parts = np.random.default_rng(seed), []
+    for size in draw_sizes(resamples, images):
+        drawn = draw.integers(images, size=(size, images))
+        drawn += images * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * images)
+        parts.append(counts.reshape(size, images).astype(np.uint8))
+    return parts
 
 
 def _divide(total, count):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 import vitjax.report.section as room
-from vitjax.report import marks, style
+from vitjax.report import marks
 from vitjax.report.figure import Figure, Table, number, with_interval
 
 MARKS = {
@@ -237,14 +237,14 @@ def luminance(color):
 
 @pytest.mark.parametrize("colors, page", [("COLORS", "#ffffff"), ("DARK", "#14171b")])
 def test_series_are_legible_on_their_page(colors, page):
-    for color in getattr(style, colors):
+    for color in getattr(marks, colors):
         light, dark = sorted((luminance(color), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_every_color_of_print_has_a_variable():
-    used = {*style.COLORS, style.INK, style.MUTED, style.GRID, style.PAPER}
-    assert used == set(style.VARIABLES)
-    assert len(set(style.VARIABLES.values())) == len(style.VARIABLES)
-    counts = map(len, (style.MARKERS, style.SIGNS, style.COLORS, style.DARK))
+    used = {*marks.COLORS, marks.INK, marks.MUTED, marks.GRID, marks.PAPER}
+    assert used == set(marks.VARIABLES)
+    assert len(set(marks.VARIABLES.values())) == len(marks.VARIABLES)
+    counts = map(len, (marks.MARKERS, marks.SIGNS, marks.COLORS, marks.DARK))
     assert len(set(counts)) == 1

@@ -6,7 +6,7 @@ from fake_runs import fake_run
 
 from vitjax.report import per_image
 from vitjax.report.per_image import MEASURES, Run, as_runs, run_names
-from vitjax.report.provenance import listed, provenance
+from vitjax.report.section import listed, provenance
 
 
 @pytest.mark.parametrize(

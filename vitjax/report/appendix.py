@@ -1,35 +1,53 @@
-"""Distributions over images and over classes: box plots, dots, a histogram.
+"""Distributions over images and over classes, and tests of significance.
 
 As everywhere, images are the units: tokens are averaged within their image first, where
-the published figures pool the tokens of all images.
+the published figures pool the tokens of all images. Tests are corrected over the blocks
+of each quantity.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from vitjax.recipes.schema import KINDS, SYSTEMS
-from vitjax.report import style
-from vitjax.report.curves import FigureTable, Rows, figures_of, line
-from vitjax.report.figure import ReportOptions, Section
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import Run
-from vitjax.statistics import Alternative, holm, sign_flip_test, wilcoxon_test
+from vitjax.recipes import schema
+from vitjax.recipes.schema import CONTROLS, KINDS, SYSTEMS
+from vitjax.report.figure import (
+    FigureTable,
+    ReportOptions,
+    Rows,
+    Section,
+    Table,
+    figures_of,
+)
+from vitjax.report.marks import KIND_STYLES, Frame
+from vitjax.report.paper_metrics import COMPARED, CONVENTIONS, UPDATES
+from vitjax.report.per_image import Run, mean
+from vitjax.statistics import (
+    Alternative,
+    benjamini_hochberg,
+    holm,
+    label_permutation_test,
+    sign_flip_test,
+    vilas2023_accuracy_test,
+    vilas2023_permutation_test,
+    wilcoxon_test,
+    within_image_test,
+)
 
 BINS = 50
 """At most, of a histogram."""
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def distributions(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Every distribution that the runs have rows for, in the published order."""
-    figures = figures_of(runs, FIGURES)
-    if not figures:
-        return None
+    figures = list(figures_of(runs, FIGURES))
     title = "Distributions over images and classes"
-    return Section(key="appendix", title=title, figures=figures)
+    return Section(key="appendix", title=title, figures=figures) if figures else None
 
 
 def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows:
@@ -39,19 +57,11 @@ def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows
     p: list[Any] = [np.nan] * len(kinds)
     if len(kinds) == 2:
         p[0] = holm(sign_flip_test(values[0] - values[1], alternative=alternative))
-    for place, kind in enumerate(kinds):
-        yield box_rows(
-            line(
-                run,
-                "block output",
-                KINDS[kind],
-                style.KINDS[kind],
-                values[place],
-                chance=run.chance("identifiability"),
-            ),
-            values[place],
-            p[place],
-        )
+    chance = run.chance("identifiability")
+    for kind, value, p_holm in zip(kinds, values, p):
+        series = KINDS[kind], KIND_STYLES[kind]
+        rows = run.line("block output", *series, value, chance=chance)
+        yield box_rows(rows, value, p_holm)
 
 
 def class_value_boxes(run: Run) -> Rows:
@@ -59,7 +69,7 @@ def class_value_boxes(run: Run) -> Rows:
     for system, panel in SYSTEMS.items() if run.has_paper else ():
         values = run.metric("class_value", system=system, weights="trained").T
         control = run.metric("class_value", system=system, weights="control").T
-        rows = line(run, panel, "the weights", 0, values, chance=control.mean(0))
+        rows = run.line(panel, "the weights", 0, values, chance=control.mean(0))
         yield box_rows(rows, values, holm(wilcoxon_test(values, control)))
 
 
@@ -68,7 +78,7 @@ def box_rows(rows: Frame, values: np.ndarray, p_holm: Any) -> Frame:
 
     Whiskers are the most extreme values within 1.5 interquartile ranges of the box.
     """
-    boxes = np.full((values.shape[1], 5), np.nan)
+    boxes = np.full((5, values.shape[1]), np.nan)
     for layer, column in enumerate(values.astype(np.float64).T):
         column = column[np.isfinite(column)]
         if len(column):
@@ -77,42 +87,44 @@ def box_rows(rows: Frame, values: np.ndarray, p_holm: Any) -> Frame:
             # A quartile between two values may have none of them beyond it.
             low = min(column[column >= q25 - reach].min(), q25)
             high = max(column[column <= q75 + reach].max(), q75)
-            boxes[layer] = median, q25, q75, low, high
-    names = ["median", "q25", "q75", "whisker_low", "whisker_high"]
+            boxes[:, layer] = median, q25, q75, low, high
+    names = ("median", "q25", "q75", "whisker_low", "whisker_high")
     place = rows.columns.get_loc("mean")
-    columns = [*rows.columns[:place], *names, *rows.columns[place:]]
-    rows = rows.assign(**dict(zip(names, boxes.T)))
-    return rows[columns].assign(p_holm=p_holm)
+    for name, column in zip(reversed(names), reversed(boxes)):
+        rows.insert(place, name, column)
+    return rows.assign(p_holm=p_holm)
+
+
+DOT = ["run", "panel", "class", "layer", "images", "mean", "chance"]
+AVERAGE = ["series", "style", "average", "low", "high", "average_chance"]
 
 
 def agreement_classes(run: Run) -> Rows:
     """The published `key_val_agr`: a dot per class."""
-
-    def by_class(name: str, system: str) -> Frame:
-        values = run.metric(name, system=system, convention="paper")
-        return pd.DataFrame(values.astype(np.float64)).groupby(run.label).mean()
-
-    classes, images = np.unique(run.label, return_counts=True)
-    for system, panel in SYSTEMS.items() if run.has_paper else ():
-        rates = by_class("agreement", system)
-        chance = by_class("agreement_chance", system)
-        series = "each class, and their mean"
-        average = line(
-            run, panel, series, 0, rates.values, chance=chance.values.mean(0)
+    if not run.has_paper:
+        return
+    labels, images = np.unique(run.label, return_counts=True)
+    names, depth = [run.classes[label] for label in labels], run.config.depth
+    for system, panel in SYSTEMS.items():
+        rates, chance = (
+            np.stack([values[run.label == label].mean(0) for label in labels])
+            for values in (
+                run.metric(name, system=system, convention="paper").astype(np.float64)
+                for name in ("agreement", "agreement_chance")
+            )
         )
-        repeated = pd.concat([average] * len(classes), ignore_index=True)
-        depth = len(average)
-        yield repeated.assign(
-            images=np.repeat(images, depth),
-            mean=rates.values.ravel(),
-            chance=chance.values.ravel(),
-            average=repeated["mean"],
-            average_chance=repeated["chance"],
-            **{"class": np.repeat([run.classes[c] for c in classes], depth)},
-        )[[*DOTS, "series", "style", "average", "low", "high", "average_chance"]]
-
-
-DOTS = ("run", "panel", "class", "layer", "images", "mean", "chance")
+        dots = {
+            "class": np.repeat(names, depth),
+            "layer": np.tile(np.arange(depth), len(labels)),
+            "images": np.repeat(images, depth),
+            "mean": rates.ravel(),
+            "chance": chance.ravel(),
+        }
+        series = "each class, and their mean"
+        average = run.line(panel, series, 0, rates, chance=chance.mean(0))
+        renamed = {"mean": "average", "chance": "average_chance"}
+        average = average.drop(columns="images").rename(columns=renamed)
+        yield pd.DataFrame(dots).merge(average, on="layer")[[*DOT, *AVERAGE]]
 
 
 def identifiable_tokens(run: Run) -> Rows:
@@ -123,13 +135,11 @@ def identifiable_tokens(run: Run) -> Rows:
     width = -(-(total + 1) // BINS)
     start = np.arange(0, total + 1, width)
     end = np.minimum(start + width - 1, total)
-    axis = {
-        "from": start,
-        "to": end,
-        "tick": [f"{a}–{b}" if a < b else str(a) for a, b in zip(start, end)],
-    }
+    tick = [f"{a}–{b}" if a < b else str(a) for a, b in zip(start, end)]
+    axis = {"from": start, "to": end, "tick": tick}
     inside = identifiable[:, None] // width == start // width
-    rows = line(run, "last block", "images", style.KINDS["image"], inside, axis=axis)
+    style = KIND_STYLES["image"]
+    rows = run.line("last block", "images", style, inside, axis=axis)
     yield rows.drop(columns="chance").assign(
         images=inside.sum(0),
         mean_number=identifiable.mean(),
@@ -137,28 +147,23 @@ def identifiable_tokens(run: Run) -> Rows:
     )
 
 
-BOX = (
-    "Box: middle half; line in it: median; whiskers: as far as values lie within 1.5 "
-    "lengths of the box."
-)
+BOX = "Box: quartiles and median; whiskers: values within 1.5 lengths of the box."
+STAR = "test, 0.05 after Holm's correction over blocks"
 
 FIGURES: FigureTable = {
     "identifiability_boxes": (
         functools.partial(kind_boxes, kinds=("cls", "image"), alternative="two-sided"),
         "How identifiability is spread over images",
-        "Class identifiability of the block outputs over images; image tokens are "
-        f"averaged within their image first. {BOX} Star: [CLS] and image tokens of the "
-        "same image differ (two-sided sign-flip test over images, 0.05 after Holm's "
-        "correction over blocks). Dashed: chance.",
+        f"Class identifiability of the block outputs over images. {BOX} Star: [CLS] "
+        f"and image tokens differ (two-sided sign-flip {STAR}). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
     ),
-    "context_boxes": (  # Figure 3a
+    "context_boxes": (
         functools.partial(kind_boxes, kinds=("context", "object"), alternative="less"),
         "Object tokens beside context tokens",
-        "Class identifiability of the block outputs over images, tokens of either kind "
-        f"averaged within their image first (Figure 3a). {BOX} Star: object tokens are "
-        "more identifiable than context tokens of the same image (one-sided sign-flip "
-        "test over images, 0.05 after Holm's correction over blocks). Dashed: chance.",
+        f"Class identifiability of the block outputs over images (Figure 3a). {BOX} "
+        "Star: object tokens are more identifiable (one-sided sign-flip "
+        f"{STAR}). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
     ),
     "class_value_boxes": (
@@ -166,8 +171,7 @@ FIGURES: FigureTable = {
         "How class-value agreement is spread over classes",
         "Largest cosine between a class embedding and a value vector of the layer, "
         f"over classes (section 6.2). {BOX} Star: larger than with random "
-        "initialization (one-sided Wilcoxon test over classes, 0.05 after Holm's "
-        "correction over blocks), whose mean is dashed.",
+        f"initialization (one-sided Wilcoxon {STAR}), whose mean is dashed.",
         {
             "mark": "boxes",
             "y_label": "class-value agreement",
@@ -177,33 +181,23 @@ FIGURES: FigureTable = {
     "agreement_classes": (
         agreement_classes,
         "Key-value agreement, class by class",
-        "Key-value agreement rate as the paper defines it (section 6.2): share of all "
-        "tokens of a class's images whose five strongest memories have the class among "
-        "their five best. A dot per class; diamonds: mean over classes; bars: its 95 % "
-        "bootstrap interval over classes. Dashed: permuted classes, which is the "
-        "chance level.",
+        "Key-value agreement rate (section 6.2). Dot: images of a class; diamonds: "
+        "mean over classes; bars: its 95 % bootstrap interval. Dashed: chance.",
         {
             "mark": "dots",
             "y_label": "key-value agreement rate",
             "y": "average",
             "chance": "average_chance",
             "chance_label": "classes permuted, mean",
-            "hidden": (
-                "series",
-                "style",
-                "average",
-                "low",
-                "high",
-                "average_chance",
-            ),
+            "hidden": AVERAGE,
         },
     ),
     "identifiable_tokens": (
         identifiable_tokens,
         "How many tokens of an image are identifiable",
-        "How many of an image's image tokens have the true class first after the last "
-        "block. Bars: share of images; thin lines: its 95 % bootstrap interval; dark "
-        "line: mean number; dashed: mean number by chance.",
+        "Image tokens of an image that have the true class first after the last block. "
+        "Bars: share of images; thin lines: its 95 % bootstrap interval; dark line: "
+        "mean number; dashed: mean number by chance.",
         {
             "mark": "histogram",
             "y_label": "share of images",
@@ -213,3 +207,165 @@ FIGURES: FigureTable = {
         },
     ),
 }
+
+
+def tests(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+    """Every p-value as CSV, and in words where a quantity is larger than chance."""
+    kind = "vilas2023" if options.tests == "published" else options.tests
+    rows = []
+    for run in runs:
+        rows += object_tests(run)
+        rows += paper_tests(run) if run.has_paper else []
+        if kind != "images":
+            rows += token_tests(run, kind=kind, subset=options.subset)
+        if kind == "vilas2023" and run.has_paper:
+            rows += accuracy_tests(run)
+    rows += control_tests(runs)
+    if not rows:
+        return None
+    data: Frame = pd.concat(rows, ignore_index=True)
+    blocks = data["layer"].astype(str).where(data["p_holm"] <= 0.05)
+    words = blocks.groupby([data["run"], data["quantity"]], sort=False).agg(
+        lambda own: ", ".join(own.dropna()) or "none"
+    )
+    table = Table(
+        key="tests",
+        title="Larger than chance",
+        caption="Every p-value. One-sided; sign flips of per-image differences, "
+        "permuted labels, (b + 1) / (m + 1), or Wilcoxon over classes where it is "
+        "said; at 0.05 after Holm's correction over the blocks of each row.",
+        data=data,
+        shown=words.rename("in blocks").reset_index(),
+    )
+    return Section(key="tests", title="Tests", tables=[table])
+
+
+Layers = Float[np.ndarray, " layer"]
+Differences = Float[np.ndarray, "image layer"]
+
+
+def tested(run: Run, quantity: str, difference: Layers, p: Layers) -> Frame:
+    """The tests of one quantity, with corrected p-values."""
+    rows = pd.DataFrame({"layer": np.arange(len(p)), "difference": difference, "p": p})
+    rows.insert(0, "run", run.name)
+    rows.insert(1, "quantity", quantity)
+    return rows.assign(p_holm=holm(p), p_bh=benjamini_hochberg(p))
+
+
+def sign_flips(
+    run: Run, quantity: str, values: Differences, resamples: int = 9999
+) -> Frame:
+    """Per-image differences whose mean is 0 by chance."""
+    values = values.astype(np.float64)
+    p = sign_flip_test(values, resamples=resamples)
+    return tested(run, quantity, mean(values), p)
+
+
+def object_tests(run: Run) -> Rows:
+    """Object against context tokens of the same image, in every stream."""
+    if "object" in run.tokens and len(run.image):
+        for stream in run.streams:
+            inside = run.curve("object", stream=stream)
+            name = f"identifiability of object minus context tokens, {stream}"
+            yield sign_flips(run, name, inside - run.curve("context", stream=stream))
+
+
+def above_chance(run: Run) -> Iterator[tuple[str, Differences]]:
+    """Quantities of section 6, and their values minus chance."""
+    for compared, kind in itertools.product(COMPARED, ("cls", "image")):
+        if kind in run.tokens:
+            rate = run.metric("change", compared=compared, tokens=kind)
+            name = f"change rate of {compared}, {kind} tokens, above 0.5"
+            yield name, rate - 0.5
+    for update in UPDATES if "object" in run.tokens else ():
+        inside = run.metric("gain", update=update, tokens="object")
+        outside = run.metric("gain", update=update, tokens="context")
+        yield f"logit change by {update}, object minus context", inside - outside
+    for convention, system in itertools.product(CONVENTIONS, SYSTEMS):
+        where = {"convention": convention, "system": system}
+        chance = run.metric("agreement_chance", **where)
+        name = f"{system} agreement ({convention}) above permuted classes"
+        yield name, run.metric("agreement", **where) - chance
+
+
+def paper_tests(run: Run) -> Rows:
+    """Tests of what only the recipe `paper` has."""
+    for name, values in above_chance(run):
+        yield sign_flips(run, name, values, resamples=1999)
+    for system, control in itertools.product(SYSTEMS, CONTROLS):
+        values = run.metric("class_value", system=system, weights="trained")
+        other = run.metric("class_value", system=system, weights=control)
+        name = f"{system} class-value agreement above {control}"
+        p, difference = wilcoxon_test(values.T, other.T), (values - other).mean(-1)
+        yield tested(run, f"{name} (Wilcoxon over classes)", difference, p)
+    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
+        values = run.metric("agreement_pooled", system=system).astype(np.float64)
+        name = f"{system} agreement at the pooled token, right minus wrong images"
+        p = label_permutation_test(values, run.correct, resamples=999)
+        yield tested(run, name, right_minus_wrong(run, values), p)
+
+
+def right_minus_wrong(run: Run, values: Differences) -> Layers:
+    """Mean over correctly minus mean over wrongly classified images."""
+    return values[run.correct].mean(0) - values[~run.correct].mean(0)
+
+
+def token_tests(run: Run, *, kind: str, subset: int) -> Rows:
+    """Object against context tokens by tests that take tokens for exchangeable.
+
+    "within_images" permutes tokens within each of the first `subset` images;
+    "vilas2023" shuffles those of all together, 300 times, as the published code.
+    """
+    if "object" not in run.tokens or not len(run.image):
+        return
+    images = run.image[:subset]
+    patch_label = run.read(schema.PATCH_LABEL(), images)
+    member, counted = patch_label == 1, patch_label >= 0
+    for stream in run.streams:
+        ranks = run.read(schema.RANK(stream), images)[..., run.config.prefix :]
+        difference, p = np.full((2, run.config.depth), np.nan)
+        for layer in range(run.config.depth):
+            values = 1 - ranks[:, layer] / len(run.classes)
+            inside, outside = values[member], values[counted & ~member]
+            if len(inside) and len(outside):
+                difference[layer] = inside.mean() - outside.mean()
+            if kind == "vilas2023":
+                p[layer] = vilas2023_permutation_test(inside, outside)
+            else:
+                p[layer], _ = within_image_test(values, member, counted=counted)
+        name = f"identifiability of object minus context tokens, {stream} "
+        name += f"({kind.replace('_', ' ')}, {len(images)} images)"
+        yield tested(run, name, difference, p)
+
+
+def accuracy_tests(run: Run) -> Rows:
+    """Right against wrong images as the published code tests them.
+
+    Key-value agreement in the code's definition at token 0, which without a [CLS] token
+    is the first patch.
+    """
+    token = "[CLS]" if run.config.class_token else "the first token"
+    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
+        hits = run.read(schema.AGREEMENT_VILAS2023(system))[..., 0].astype(np.float64)
+        p = vilas2023_accuracy_test(hits, run.correct)
+        name = f"{system} agreement (vilas2023) at {token}, right minus wrong images"
+        yield tested(run, name, right_minus_wrong(run, hits), p)
+
+
+def control_tests(runs: Sequence[Run]) -> Rows:
+    """Trained models against randomly initialized ones on the same images.
+
+    For every pair of runs of one architecture and one data set.
+    """
+    for run, control in itertools.product(runs, runs):
+        models = run.manifest["model"], control.manifest["model"]
+        random = [model.get("sha256") is None for model in models]
+        same_data = run.manifest["data"]["id"] == control.manifest["data"]["id"]
+        if random != [False, True] or not same_data or run.config != control.config:
+            continue
+        _, left, right = np.intersect1d(run.image, control.image, return_indices=True)
+        kinds = [kind for kind in run.tokens if kind in control.tokens]
+        for kind in kinds if len(left) else ():
+            values = run.curve(kind)[left].astype(np.float64)
+            name = f"identifiability of {kind} tokens above the random control"
+            yield sign_flips(run, name, values - control.curve(kind)[right])

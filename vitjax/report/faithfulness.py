@@ -1,4 +1,4 @@
-"""Faithfulness of explanation methods: removal curves and a table of protocols.
+"""Sections 7 and 8 of the paper: faithfulness of explanation methods; linear probes.
 
 Areas and measures are taken image by image, so that their means have bootstrap
 intervals over images and differences between methods are paired.
@@ -6,7 +6,7 @@ intervals over images and differences between methods are paired.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,23 @@ from jaxtyping import Float, Int
 
 from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
-from vitjax.report.curves import BAND, FigureTable, Rows, figures_of, line
-from vitjax.report.figure import ReportOptions, Section, Table, with_interval
+from vitjax.report.figure import (
+    FigureTable,
+    ReportOptions,
+    Rows,
+    Section,
+    Table,
+    figures_of,
+    with_interval,
+)
 from vitjax.report.marks import Frame
-from vitjax.report.per_image import Run
+from vitjax.report.per_image import BAND, Run
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 
-PANELS = {
-    "negative": "the least important patches go first",
-    "positive": "the most important patches go first",
-}
 CURVES = {
     "removal_negative": (schema.REMOVAL, "negative"),
     "removal_positive": (schema.REMOVAL, "positive"),
+    "removable": (schema.REMOVAL, "negative"),
     "pixels_negative": (schema.PIXELS, "negative"),
     "pixels_positive": (schema.PIXELS, "positive"),
 }
@@ -42,6 +46,10 @@ COLUMNS = {
 }
 """Columns of the table; the arrow says where better is."""
 
+ORDERS = {
+    "negative": "the least important {} go first",
+    "positive": "the most important {} go first",
+}
 LEVELS = 10
 """Pixels are blackened in so many parts; the last one is not run."""
 
@@ -88,8 +96,8 @@ class Curve(NamedTuple):
         return float(share(self.correct.mean(0))), float(low), float(high)
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
-    """Curves and the table of methods, of the runs of the recipe."""
+def maps(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+    """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
     runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
     rows = [row for run in runs if len(run.image) for row in method_rows(run)]
     if not rows:
@@ -97,7 +105,7 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
-        figures=figures_of(runs, FIGURES),
+        figures=list(figures_of(runs, MAP_FIGURES)),
         tables=[method_table(runs, pd.DataFrame(rows))],
     )
 
@@ -117,13 +125,17 @@ def read_curve(run: Run, column: str, method: str) -> Curve | None:
     if family is schema.PIXELS:
         return Curve(LEVELS - np.arange(LEVELS), np.hstack([intact, steps]))
     empty = run.read(schema.PREDICTION_EMPTY()) == run.label
-    kept = run.results[schema.KEPT()].values.astype(int)
-    kept = np.array([0, *kept, run.config.patches])
     correct = np.hstack([empty.astype(float)[:, None], steps, intact])
-    return Curve(kept[::-1], correct[:, ::-1])
+    return Curve(np.array([*kept_patches(run), 0]), correct[:, ::-1])
 
 
-def method_rows(run: Run) -> Iterator[dict[str, object]]:
+def kept_patches(run: Run) -> Int[np.ndarray, " step"]:
+    """How many patches stay at each step, from all of them on."""
+    kept = run.results[schema.KEPT()].values.astype(int)
+    return np.array([*kept, run.config.patches])[::-1]
+
+
+def method_rows(run: Run) -> Iterator[dict[str, Any]]:
     """Methods by protocols, one row per cell.
 
     `p`: two-sided paired sign-flip test against random orders, `p_chefer` against
@@ -132,110 +144,191 @@ def method_rows(run: Run) -> Iterator[dict[str, object]]:
     for column in COLUMNS:
         curves, values = {}, {}
         for method in methods(run):
-            if column in CURVES or column == "removable":
-                kind = "removal_negative" if column == "removable" else column
-                if curve := read_curve(run, kind, method):
+            if column in CURVES:
+                if curve := read_curve(run, column, method):
                     curves[method], values[method] = curve, curve.areas()
             elif (name := schema.SEGMENTATION(column, method)) in run:
                 values[method] = run.read(name).astype(float)
         for method, own in values.items():
             if not np.isfinite(own).any():
                 continue
-            p = {"p": "random", "p_chefer": "chefer"}
+            row = {"run": run.name, "method": method, "column": column}
             if column == "removable":
-                value, low, high = curves[method].removable()
-                p = dict.fromkeys(p, np.nan)
+                interval = curves[method].removable()
             else:
-                value, low, high = (bound[0] for bound in bootstrap_mean(own[:, None]))
-                p = {key: paired(values, method, other) for key, other in p.items()}
+                interval = [bound[0] for bound in bootstrap_mean(own[:, None])]
+            row |= zip(("value", "low", "high"), interval)
+            for name, other in (("p", "random"), ("p_chefer", "chefer")):
+                row[name] = np.nan
+                if other in values and other != method and column != "removable":
+                    difference = (own - values[other])[:, None]
+                    (row[name],) = sign_flip_test(difference, alternative="two-sided")
             removal = column in ("removal_negative", "removal_positive")
-            yield {
-                "run": run.name,
-                "method": method,
-                "column": column,
-                "value": value,
-                "low": low,
-                "high": high,
-                **p,
-                "published": curves[method].vilas2023_area() if removal else np.nan,
-                "images": int(np.isfinite(own).sum()),
-            }
-
-
-def paired(values: dict[str, np.ndarray], method: str, other: str) -> float:
-    """p of the two-sided sign-flip test of per-image differences; NaN without."""
-    if other not in values or method == other:
-        return np.nan
-    difference = values[method] - values[other]
-    return float(sign_flip_test(difference[:, None], alternative="two-sided")[0])
+            row["published"] = curves[method].vilas2023_area() if removal else np.nan
+            yield row | {"images": int(np.isfinite(own).sum())}
 
 
 def curve_rows(run: Run, kind: str) -> Rows:
     """Accuracy along the curves of every method, in both orders."""
-    for order, panel in PANELS.items():
+    for order, panel in ORDERS.items():
         for style, method in enumerate(methods(run)):
             if curve := read_curve(run, f"{kind}_{order}", method):
-                axis = {"x": curve.removed}
-                yield line(run, panel, method, style, curve.correct, axis=axis)
+                panel, axis = panel.format("patches"), {"x": curve.removed}
+                yield run.line(panel, method, style, curve.correct, axis=axis)
 
 
-FIGURES: FigureTable = {
+def method_table(runs: Sequence[Run], rows: Frame) -> Table:
+    """A line per run and method, a column per protocol; *: differs from Chefer's."""
+    cells = map(with_interval, rows["value"], rows["low"], rows["high"])
+    stars = np.where(rows["p_chefer"] < 0.05, "*", "")
+    shown = rows.assign(cell=list(cells), column=rows["column"].map(COLUMNS))
+    shown["cell"] += stars
+    shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
+    shown = shown[[column for column in COLUMNS.values() if column in shown]]
+    speeds = {}
+    for run in runs:
+        measured = (run.manifest.get("measured") or {}).get("images_per_second", {})
+        for name in methods(run):
+            speed = f"{measured[name]:.3g}" if name in measured else "–"
+            speeds[run.name, name] = speed
+    shown = shown.reindex(list(speeds)).fillna("–")
+    return Table(
+        key="faithfulness",
+        title="How faithful each method is",
+        caption="Arrows say where better is; means over images with 95 % bootstrap "
+        "intervals. Removal and pixels: area under accuracy against the share taken "
+        "away; removable: the largest share of tokens that can go, least important "
+        "first, while accuracy is at least that of the whole image; the rest: "
+        "segmentation by patches. *: differs from Chefer's gradient × attention at "
+        "0.05, paired two-sided sign-flip test, uncorrected. The CSV also has p-values "
+        "against random orders, and removal areas as in the published code.",
+        data=rows,
+        shown=shown.assign(**{"images/s": speeds.values()}).reset_index(),
+    )
+
+
+READERS = {"linear probe": schema.RANK_PROBE, "class projection": schema.RANK}
+"""What ranks the classes."""
+
+RANKERS = {"probe": "probes' ranks", "gradient": "gradients of the projection"}
+COSTS = ("probes", "projection")
+
+
+def probes(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+    """Accuracy of probes, removal in their order, and costs."""
+    runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
+    if not runs:
+        return None
+    costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
+    shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
+    table = Table(
+        key="probe_costs",
+        title="What probes and projection cost",
+        caption="Seconds are those measured.",
+        data=costs,
+        shown=shown,
+    )
+    figures = list(figures_of(runs, PROBE_FIGURES))
+    return Section(key="probes", title="Linear probes", figures=figures, tables=[table])
+
+
+def top1(run: Run, kind: str) -> Rows:
+    """Share of tokens whose class ranks first, by probes and by the projection."""
+    for stream, panel in schema.STREAMS.items() if kind in run.tokens else ():
+        for style, (reader, family) in enumerate(READERS.items()):
+            if schema.RANK_PROBE(stream) in run:
+                hits = [
+                    run.read(family(stream), images)[..., run.members(kind, images)[0]]
+                    for images in run.windows()
+                ]
+                hits = np.concatenate([(ranks == 0).mean(-1) for ranks in hits])
+                chance = run.chance("rate")
+                yield run.line(panel, reader, style, hits, chance=chance)
+
+
+def removal(run: Run) -> Rows:
+    """Accuracy while tokens go, from none removed on, in the orders of importance."""
+    kept = kept_patches(run)
+    axis = {"kept": kept, "x": 1 - kept / kept[0]}
+    for order, panel in ORDERS.items():
+        names = {words: schema.CORRECT(order, r) for r, words in RANKERS.items()}
+        names["a random order"] = schema.CORRECT_RANDOM()
+        for style, (series, name) in enumerate(names.items()):
+            correct = np.hstack([run.read(name), run.correct[:, None]])[:, ::-1]
+            yield run.line(panel.format("tokens"), series, style, correct, axis=axis)
+
+
+def cost_rows(run: Run) -> Frame:
+    """What probes and the projection took; seconds are NaN where a run was resumed."""
+    study, images = run.manifest["study"], run.manifest["data"]["images"]
+    measured, size = run.manifest.get("measured", {}), study["bytes"]
+    *fits, _ = measured.get("passes", [None])
+    fit, test = (
+        sum(part[key] for part in fits) if fits else np.nan
+        for key in ("setup", "steps")
+    )
+    projection = images * measured.get("projection_seconds_per_image", np.nan)
+    rows = [
+        ("classifiers fitted", study["probes"], 0),
+        ("images to fit on", study["train"]["images"], 0),
+        ("passes over them", study["groups"], 0),
+        ("seconds to fit", fit, 0),
+        ("images ranked", images, images),
+        ("passes over them", study["groups"], 1),
+        ("seconds to rank", test, projection),
+        ("seconds in all", fit + test, projection),
+        ("MiB of weights", size["weights"] / 2**20, size["class_embedding"] / 2**20),
+    ]
+    costs = pd.DataFrame(rows, columns=["quantity", *COSTS])
+    costs.insert(0, "run", run.name)
+    return costs.astype(dict.fromkeys(COSTS, float))
+
+
+REMOVED = {
+    "y_label": "accuracy of the model",
+    "x": "x",
+    "x_label": "share of image tokens removed",
+}
+FAITHFUL = (
+    "A faithful order stays high where the least important tokens go first, and falls "
+    f"fast where the most important do. {BAND}"
+)
+MAP_FIGURES: FigureTable = {
     "faithfulness_removal": (
         functools.partial(curve_rows, kind="removal"),
         "Faithfulness: image tokens removed",
         "Accuracy of the model while image tokens are taken away after position "
-        "embedding, in the order of each method's map (section 7). A faithful map "
-        "stays high where the least important tokens go first, and falls fast where "
-        f"the most important do. {BAND}",
-        {
-            "y_label": "accuracy of the model",
-            "x": "x",
-            "x_label": "share of image tokens removed",
-        },
+        f"embedding, in the order of each method's map (section 7). {FAITHFUL}",
+        REMOVED,
     ),
     "faithfulness_pixels": (
         functools.partial(curve_rows, kind="pixels"),
         "Faithfulness: pixels blackened",
         "The same with pixels set to black in tenths of the image, by each map "
         "enlarged bilinearly (protocol of Chefer et al. 2021).",
-        {
-            "y_label": "accuracy of the model",
-            "x": "x",
-            "x_label": "share of pixels black",
-        },
+        REMOVED | {"x_label": "share of pixels black"},
     ),
 }
-
-
-def method_table(runs: Sequence[Run], rows: Frame) -> Table:
-    """A line per run and method, a column per protocol; *: differs from Chefer's."""
-    cells = [
-        with_interval(row["value"], row["low"], row["high"])
-        + "*" * bool(row["p_chefer"] < 0.05)
-        for row in rows.to_dict("records")
-    ]
-    shown = rows.assign(cell=cells, column=rows["column"].map(COLUMNS))
-    shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
-    shown = shown.loc[:, [c for c in COLUMNS.values() if c in shown]].fillna("–")
-    speeds = {}
-    for run in runs:
-        measured = (run.manifest.get("measured") or {}).get("images_per_second", {})
-        for name in methods(run):
-            speeds[run.name, name] = (
-                f"{measured[name]:.3g}" if name in measured else "–"
-            )
-    shown = shown.reindex(list(speeds), fill_value="–")
-    return Table(
-        key="faithfulness",
-        title="How faithful each method is",
-        caption="The CSV also has p-values against random orders and the removal areas "
-        "as the published code has them. Arrows say where better is. Areas are those "
-        "of trapezoids under accuracy against the share taken away, image by image, "
-        "means with 95 % bootstrap intervals over images; removable: the largest share "
-        "of tokens that can go, least important first, while accuracy is at least that "
-        "of the whole image. Segmentation at the resolution of patches, mean over "
-        "images. *: differs from Chefer's gradient × attention at 0.05, paired "
-        "two-sided sign-flip test, uncorrected.",
-        data=rows,
-        shown=shown.assign(**{"images/s": speeds.values()}).reset_index(),
-    )
+PROBE_FIGURES: FigureTable = {
+    **{
+        f"probes_{kind}": (
+            functools.partial(top1, kind=kind),
+            f"Linear probes against class projection: {schema.KINDS[kind]}",
+            f"Share of {schema.KINDS[kind]} at which the true class ranks first, by "
+            "the linear probe of that stream, block and token, and by projection onto "
+            "class space (section 8). Probes find what can be told apart, the "
+            f"projection what the model itself would read. {BAND}",
+            {"y_label": "top-1 accuracy"},
+        )
+        for kind in ("image", "cls")
+    },
+    "probes_removal": (
+        removal,
+        "Do probes find the tokens that the model uses?",
+        "Accuracy of the model while image tokens are taken away in the order of minus "
+        "the rank that probes of the residual stream give the true class, summed over "
+        "blocks, or of the gradient of its projection with respect to attention "
+        f"weights, over all heads and blocks (sections 7 and 8). {FAITHFUL}",
+        REMOVED,
+    ),
+}

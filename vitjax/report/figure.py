@@ -10,13 +10,14 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
-from vitjax.report import marks, style
+from vitjax.report import marks
 from vitjax.report.marks import Frame
+from vitjax.report.per_image import Run
 
 CELL = (4.1, 2.85)
 MARGIN = (0.66, 0.47, 0.12, 0.34)
@@ -25,21 +26,13 @@ MARGIN = (0.66, 0.47, 0.12, 0.34)
 DPI, SCREEN = 144, 96
 """Dots per inch in a notebook: drawn with, shown at."""
 
-Mark = Literal["line", "stacked", "boxes", "dots", "histogram"]
-"""How rows are drawn: see `marks`."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Table:
-    """Numbers of a report.
+    """Numbers of a report, in a file named `key`.
 
-    Args:
-        key: name of its file.
-        title: above it.
-        caption: what the numbers are and how to read them.
-        data: every number, as in the CSV.
-        shown: as people read it, headings as columns; by default `data`. A column
-            `run` is left out where there is a single one.
+    `shown` is what people read, with headings as columns, by default `data`; a column
+    `run` is left out where there is a single one.
     """
 
     key: str
@@ -72,31 +65,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Figure:
-    """A table in long form and how it is drawn.
+    """A table in long form and how it is drawn, in files named `key`.
 
-    Rows hold at least the columns named below, those of the mark (`low` and `high` of
-    a line), and `style`: which color and marker, modulo their number.
-
-    Args:
-        key: name of its files.
-        title: above it.
-        caption: what is drawn and how to read it.
-        data: rows, at least one, the points of a series in order.
-        y_label: of the vertical axis.
-        mark: how rows are drawn.
-        x: column on the horizontal axis.
-        x_label: of it.
-        y: column on the vertical axis.
-        color: column of which each value is a series.
-        facets: columns whose combinations have axes of their own; titles name the run
-            where it is one of several.
-        chance: column of the chance level.
-        chance_label: legend of chance that differs along the horizontal axis; it is
-            then drawn along it instead of as one level.
-        limits: of the vertical axis; by default what holds all that is drawn.
-        share_y: one vertical range for all panels.
-        quartiles: draw the band from column `q25` to `q75` too.
-        hidden: columns that are drawn and are not in the CSV.
+    Rows hold at least the columns named below, `panel`, `series`, what its mark draws
+    (`low` and `high` of a line), and `style`: which color and marker, modulo their
+    number. There is at least one, and the points of a series are in order.
     """
 
     key: str
@@ -104,18 +77,23 @@ class Figure:
     caption: str
     data: Frame
     y_label: str
-    mark: Mark = "line"
+    mark: str = "line"
+    """How rows are drawn, a key of `marks.MARKS`."""
     x: str = "layer"
     x_label: str = "block"
     y: str = "mean"
-    color: str = "series"
     facets: Sequence[str] = ("panel", "run")
+    """Columns whose combinations have axes; titles name the run if there are more."""
     chance: str = "chance"
     chance_label: str = ""
+    """If chance differs along the horizontal axis, and is not one level: its legend."""
     limits: tuple[float, float] | None = None
+    """Of the vertical axis; by default what holds all that is drawn."""
     share_y: bool = True
     quartiles: bool = False
+    """Whether to draw the band from column `q25` to `q75` too."""
     hidden: Sequence[str] = ("style",)
+    """Columns that are drawn and are not in the CSV."""
 
     def panels(self) -> dict[str, Frame]:
         """Title -> rows of each pair of axes."""
@@ -127,7 +105,7 @@ class Figure:
 
     def series(self, rows: Frame) -> dict[str, Frame]:
         """Name -> rows of each series of some rows."""
-        return {str(name): line for name, line in rows.groupby(self.color, sort=False)}
+        return {str(name): line for name, line in rows.groupby("series", sort=False)}
 
     def csv(self) -> str:
         """All its numbers; missing ones are left empty."""
@@ -145,7 +123,7 @@ class Figure:
         fit = max(1, int(15 * width / (max(map(len, names)) + 7)))
         lines = -(-len(names) // fit)
         foot = 0.21 * lines + 0.12
-        with style.settings():
+        with marks.settings():
             height = -(-len(panels) // columns) * CELL[1] + foot
             canvas, handles, buffer = Canvas(figsize=(width, height)), {}, io.BytesIO()
             for place, (title, rows) in enumerate(panels.items()):
@@ -170,7 +148,7 @@ class Figure:
         drawings = []
         for place, (title, rows) in enumerate(self.panels().items()):
             key, buffer = f"{self.key}{place}", io.StringIO()
-            with style.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
+            with marks.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
                 canvas = Canvas(figsize=CELL)
                 self._draw(_axes(canvas, 0.0, 0.0), title, rows)
                 canvas.savefig(
@@ -183,7 +161,7 @@ class Figure:
             text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
             text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
             text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-            for color, variable in style.VARIABLES.items():
+            for color, variable in marks.VARIABLES.items():
                 text = text.replace(color, variable)
             label = html.escape(f"{self.y_label} by {self.x_label}, {title}")
             label = f'<svg role="img" aria-label="{label}"'
@@ -237,13 +215,13 @@ class Figure:
         """Fill one pair of axes; handles of a legend by name."""
         from matplotlib.ticker import MaxNLocator
 
-        handles = marks.MARKS[self.mark](axes, self.series(rows), self)
+        handles = marks.MARKS[self.mark][0](axes, self.series(rows), self)
         upright = self.mark == "histogram"
         if self.chance_label:
             handles[self.chance_label] = marks.chance_along(axes, rows, self)
         for level in self._levels(rows):
             draw, order = (axes.axvline, 3.5) if upright else (axes.axhline, 1.5)
-            handle = draw(level, color=style.MUTED, zorder=order, **marks.DASHED)
+            handle = draw(level, color=marks.MUTED, zorder=order, **marks.DASHED)
             handles[self._chance_text[0]] = handle
         # Names of runs may be long: about 44 characters fit.
         axes.set_title(title, fontsize=max(5, min(9.5, 9.5 * 44 / len(title))))
@@ -265,10 +243,7 @@ class Figure:
         if self.mark == "stacked":
             sums = rows.groupby([*self.facets, self.x], sort=False)[self.y].sum()
             return 0.0, 1.02 * max(1.0, sums.max())
-        columns = {*marks.EXTENT[self.mark], self.chance}
-        if self.mark == "histogram":
-            columns.remove(self.chance)
-        values = rows[list(columns)].stack().dropna()
+        values = rows[marks.MARKS[self.mark][1]].stack().dropna()
         low, high = min(0.0, values.min()), max(0.01, values.max())
         return low - 0.04 * (low < 0) * (high - low), high + 0.08 * (high - low)
 
@@ -277,10 +252,10 @@ class Figure:
         entries = []
         for name, rows in self.series(self.data).items():
             kind = int(rows["style"].iloc[0])
-            ends = "╌" if kind >= len(style.COLORS) else "━"
-            sign = style.SIGNS[kind % len(style.SIGNS)]
+            ends = "╌" if kind >= len(marks.COLORS) else "━"
+            sign = marks.SIGNS[kind % len(marks.SIGNS)]
             sign = {"line": f"{ends}{sign}{ends}", "dots": "●"}.get(self.mark, "■")
-            entries.append((style.VARIABLES[marks.color(rows)], sign, name))
+            entries.append((marks.VARIABLES[marks.color(rows)], sign, name))
         entries += [("var(--muted)", "╌╌╌", text) for text in self._chance_text]
         items = "".join(
             f'<li><i style="color: {color}" aria-hidden="true">{sign}</i>'
@@ -361,14 +336,31 @@ class ReportOptions:
     """Choices of who writes a report.
 
     Args:
-        tests: what tests take for independent: "images"; besides, where object tokens
-            are compared with context tokens, tokens "within_images"; or tokens of all
-            images as the published code, "vilas2023", which also tests right against
-            wrong images. "published" is another name of it.
-        subset: on how many images tests with tokens as units rest.
+        tests: units of tests: "images"; besides, where object tokens are compared with
+            context tokens, tokens "within_images"; or tokens of all images as in the
+            published code, "vilas2023", which also tests right against wrong images.
+            "published" is another name of it.
+        subset: number of images in tests whose units are tokens.
         names: of the runs; by default what tells them apart.
     """
 
     tests: Literal["images", "within_images", "vilas2023", "published"] = "images"
     subset: int = 500
     names: Sequence[str] = ()
+
+
+Rows = Iterator[Frame]
+"""The rows of a figure, series by series."""
+
+FigureTable = Mapping[str, tuple[Callable[[Run], Rows], str, str, Mapping[str, Any]]]
+"""Key: (rows of a run, title, caption, how they are drawn: fields of `Figure`)."""
+
+
+def figures_of(runs: Sequence[Run], table: FigureTable) -> Iterator[Figure]:
+    """The figures that some run has rows for."""
+    for key, (rows_of, title, caption, drawing) in table.items():
+        rows = [rows for run in runs if len(run.image) for rows in rows_of(run)]
+        if rows:
+            data = pd.concat(rows, ignore_index=True)
+            words = {"key": key, "title": title, "caption": caption}
+            yield Figure(**words, data=data, **drawing)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vitjax.report import style
+from vitjax.report.marks import settings
 
 SIGNED, POSITIVE = "RdBu_r", "viridis"
 """Color maps of values around 0 and of values from 0."""
@@ -64,7 +64,7 @@ def grid_png(
     legend = "\n".join(textwrap.fill(line, letters) for line in legend.split("\n"))
     words, foot = LINE * lines + 0.09, LINE * (legend.count("\n") + 1) + 0.15
     height = sum(heights) + len(rows) * (words + GAP) + foot
-    with style.settings():
+    with settings():
         figure = Figure(figsize=(width, height))
         # One pair of axes, in inches: fifty of them would take seconds.
         axes = figure.add_axes((0, 0, 1, 1))

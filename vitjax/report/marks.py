@@ -1,16 +1,15 @@
-"""Marks of figures: how the rows of a table are drawn into axes.
+"""Marks, colors and matplotlib settings of figures.
 
-A mark draws all series of one panel, name -> rows in order, and returns what stands for
-each in a legend.
+A mark draws all series of one panel, name -> rows in order, into axes, and returns what
+stands for each in a legend.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-
-from vitjax.report.style import COLORS, INK, MARKERS, MUTED, PAPER
 
 if TYPE_CHECKING:  # pandas has no stubs, and what it infers is often wrong
     Frame: TypeAlias = Any
@@ -19,6 +18,71 @@ else:
 
 Series = Mapping[str, Frame]
 Handles = dict[str, Any]
+
+SERIES = {
+    "blue": ("#1f6fc4", "#6cb0ff"),
+    "vermilion": ("#c75109", "#ff9a5c"),
+    "green": ("#0b8060", "#45c79c"),
+    "purple": ("#a5378f", "#e68bd2"),
+    "ochre": ("#8c6d00", "#d9b84a"),
+    "indigo": ("#5750c9", "#aaa5ff"),
+    "crimson": ("#b3263d", "#ff8494"),
+    "slate": ("#4f6b75", "#a3b7c0"),
+}
+"""On a light and a dark page: distinct for the color-blind, contrast 4.5 : 1."""
+
+COLORS, DARK = zip(*SERIES.values())
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+"""The markers as characters, for legends in a page."""
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
+
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(COLORS)},
+}
+"""Color in print -> variable of the page, which differs in light and dark."""
+
+
+def settings(**more: Any) -> AbstractContextManager:
+    """A context with the settings that all figures share, and more."""
+    from matplotlib import rc_context
+
+    shared: Any = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": INK,
+        "text.parse_math": False,  # names of runs may hold a dollar
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.facecolor": "none",
+        "axes.linewidth": 0.7,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+    }
+    return rc_context(shared | more)
+
+
+KIND_STYLES = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
+"""Kind of tokens -> its number among colors and markers, in figures of a single run."""
 
 DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (5, 3))}
 """How chance looks in every figure."""
@@ -45,11 +109,10 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
             bands.insert(0, ("q25", "q75", 0.13, 9))
         for low, high, alpha, width in bands:
             if len(x) == 1:  # a band has no width there
-                look: dict[str, Any] = {"alpha": 2 * alpha, "linewidth": width}
-                axes.vlines(x, rows[low], rows[high], color=shade, **look)
+                draw, look = axes.vlines, {"alpha": 2 * alpha, "linewidth": width}
             else:
-                look = {"alpha": alpha, "linewidth": 0}
-                axes.fill_between(x, rows[low], rows[high], color=shade, **look)
+                draw, look = axes.fill_between, {"alpha": alpha, "linewidth": 0}
+            draw(x, rows[low], rows[high], color=shade, **look)
         (handles[name],) = axes.plot(
             x,
             rows[figure.y],
@@ -86,9 +149,8 @@ def stacked(axes: Any, series: Series, figure: Any) -> Handles:
                 linestyle="--",
             )
             chance_bottom = chance_bottom + chance
-        handles[name] = axes.bar(
-            center, mean, width, bottom, color=color(rows), zorder=2
-        )
+        look = {"color": color(rows), "zorder": 2}
+        handles[name] = axes.bar(center, mean, width, bottom, **look)
         low, high = bottom + rows["low"], bottom + rows["high"]
         axes.vlines(center, low, high, color=INK, linewidth=1, zorder=3)
         bottom = bottom + mean
@@ -187,21 +249,13 @@ def histogram(axes: Any, series: Series, figure: Any) -> Handles:
 
 
 MARKS = {
-    "line": line,
-    "stacked": stacked,
-    "boxes": boxes,
-    "dots": dots,
-    "histogram": histogram,
+    "line": (line, ["mean", "low", "high", "chance"]),
+    "stacked": (stacked, []),
+    "boxes": (boxes, ["whisker_low", "whisker_high", "chance"]),
+    "dots": (dots, ["mean", "chance"]),
+    "histogram": (histogram, ["mean", "high"]),
 }
-
-EXTENT = {
-    "line": ("mean", "low", "high"),
-    "stacked": ("high",),
-    "boxes": ("whisker_low", "whisker_high"),
-    "dots": ("mean",),
-    "histogram": ("mean", "high"),
-}
-"""Columns that the vertical axis of a mark holds."""
+"""Mark -> (how it is drawn, columns that the vertical axis holds)."""
 
 
 def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:

@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vitjax.report import style, token_maps
+from vitjax.report import marks, token_maps
 from vitjax.report.explorer import explorer_html
 from vitjax.report.figure import ReportOptions, Section, number
 from vitjax.report.per_image import Run, as_runs, short_data
-from vitjax.report.provenance import provenance
-from vitjax.report.section import sections
+from vitjax.report.section import provenance, sections
 from vitjax.report.templates import render
 from vitjax.runner.results import Results
 
@@ -105,7 +104,7 @@ def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> 
         sections=made,
         explorer=explorer,
         provenance=provenance,
-        colors=list(zip(style.COLORS, style.DARK)),
+        colors=list(zip(marks.COLORS, marks.DARK)),
         number=number,
         paper=ARXIV_URL,
     )

@@ -14,42 +14,31 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
-from vitjax.report import style
-from vitjax.report.curves import (
-    BAND,
-    FigureTable,
-    Rows,
-    figures_of,
-    intervals,
-    line,
-    mean,
-)
 from vitjax.report.figure import (
+    FigureTable,
     ReportOptions,
+    Rows,
     Section,
     Table,
+    figures_of,
     number,
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import Run
+from vitjax.report.marks import COLORS, KIND_STYLES, Frame
+from vitjax.report.per_image import BAND, Run, intervals, mean
 from vitjax.statistics import sign_flip_test
 
-DASHED = len(style.COLORS)
+DASHED = len(COLORS)
 """Added to a style: the same color, dashed."""
 
 
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
-    edits = {run.name: edit_rows(run) for run in runs if run.has_paper}
+    with_rows = [run for run in runs if run.has_paper]
+    edits = {run.name: edit_rows(run) for run in with_rows}
     edits = {name: rows for name, rows in edits.items() if len(rows)}
-    sentences = [
-        (f"{name}: " if len(runs) > 1 else "") + sentence
-        for name, rows in edits.items()
-        for sentence in describe_edits(rows)
-    ]
-    figures = figures_of([run for run in runs if run.has_paper], FIGURES)
+    figures = list(figures_of(with_rows, FIGURES))
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
     if not figures and not tables:
@@ -57,7 +46,11 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     return Section(
         key="paper",
         title="What blocks write, and with which memories",
-        sentences=sentences,
+        sentences=[
+            (f"{name}: " if len(runs) > 1 else "") + sentence
+            for name, rows in edits.items()
+            for sentence in describe_edits(rows)
+        ],
         figures=figures,
         tables=tables,
     )
@@ -76,7 +69,7 @@ def change(run: Run) -> Rows:
     for compared, panel in CHANGES.items():
         for kind in run.tokens:
             values = run.metric("change", compared=compared, tokens=kind)
-            yield line(run, panel, KINDS[kind], style.KINDS[kind], values, chance=0.5)
+            yield run.line(panel, KINDS[kind], KIND_STYLES[kind], values, chance=0.5)
 
 
 SOURCES = {
@@ -94,12 +87,12 @@ def composition(run: Run, convention: str) -> Rows:
     if convention == "vilas2023":
         names = SOURCES | {"composed": "neither input nor attention"}
         panel = "as the published code counts"
-    for place, (category, name) in enumerate(names.items()):
+    for style, (category, name) in enumerate(names.items()):
         if (convention, category) != ("vilas2023", "several"):
             where = {"convention": convention, "category": category}
             chance = run.metric("composition_chance", **where).mean(0)
             values = run.metric("composition", **where)
-            yield line(run, panel, name, place, values, chance=chance)
+            yield run.line(panel, name, style, values, chance=chance)
 
 
 WEIGHTS = {
@@ -112,55 +105,54 @@ WEIGHTS = {
 def class_value(run: Run) -> Rows:
     """Figure 4a, and each attention head."""
     for system, panel in SYSTEMS.items():
-        for place, (weights, name) in enumerate(WEIGHTS.items()):
+        for style, (weights, name) in enumerate(WEIGHTS.items()):
             values = run.metric("class_value", system=system, weights=weights)
-            yield line(run, panel, name, place, values.T)
+            yield run.line(panel, name, style, values.T)
     for head, values in enumerate(run.metric("class_value_head").swapaxes(0, 1)):
-        yield line(run, "attention, each head", f"head {head}", head, values.T)
+        yield run.line("attention, each head", f"head {head}", head, values.T)
 
 
 def heads(run: Run) -> Rows:
     """Key-value agreement and compositionality of every attention head."""
-    panels = {
-        "key-value agreement, each head": ("agreement_head", "chance_head"),
-        "answer of one memory, each head": ("simple_head", "chance_simple_head"),
-    }
-    for panel, (name, chance) in panels.items():
+    for panel, name, chance in (
+        ("key-value agreement, each head", "agreement_head", "chance_head"),
+        ("answer of one memory, each head", "simple_head", "chance_simple_head"),
+    ):
         for head in range(run.config.heads) if name in run.paper else ():
             level = run.metric(chance).mean((0, 2), dtype=np.float64)
             values = run.metric(name)[..., head]
-            yield line(run, panel, f"head {head}", head, values, chance=level)
+            yield run.line(panel, f"head {head}", head, values, chance=level)
+
+
+def permuted(run: Run, panel: str, series: str, style: int, name: str, **where) -> Rows:
+    """A metric, and dashed its chance level with permuted classes."""
+    yield run.line(panel, series, style, run.metric(name, **where))
+    chance = run.metric(f"{name}_chance", **where)
+    yield run.line(panel, f"{series}, classes permuted", style + DASHED, chance)
 
 
 def agreement(run: Run) -> Rows:
-    """Figure 4b in both definitions, each with its own chance level."""
+    """Figure 4b in both definitions."""
     for system, panel in SYSTEMS.items():
-        for place, (convention, name) in enumerate(
-            {"paper": "paper", "vilas2023": "published code"}.items()
-        ):
-            where = {"system": system, "convention": convention}
-            yield line(run, panel, name, place, run.metric("agreement", **where))
-            permuted = run.metric("agreement_chance", **where)
-            name = f"{name}, classes permuted"
-            yield line(run, panel, name, place + DASHED, permuted)
+        where = {"name": "agreement", "system": system}
+        yield from permuted(run, panel, "paper", 0, convention="paper", **where)
+        name = "published code"
+        yield from permuted(run, panel, name, 1, convention="vilas2023", **where)
 
 
 def simple(run: Run) -> Rows:
     """Compositionality of the layers' answers."""
-    for place, (system, name) in enumerate(SYSTEMS.items()):
-        panel, permuted = "all tokens", f"{name}, classes permuted"
-        yield line(run, panel, name, place, run.metric("simple", system=system))
-        chance = run.metric("simple_chance", system=system)
-        yield line(run, panel, permuted, place + DASHED, chance)
+    for style, (system, name) in enumerate(SYSTEMS.items()):
+        yield from permuted(run, "all tokens", name, style, "simple", system=system)
 
 
 def accuracy(run: Run) -> Rows:
     """Agreement on correctly minus wrongly classified images, resampled together."""
     if 1 < run.correct.sum() < len(run.correct) - 1:
-        for place, (system, name) in enumerate(SYSTEMS.items()):
+        for style, (system, name) in enumerate(SYSTEMS.items()):
             values = run.metric("agreement_pooled", system=system).astype(np.float64)
             values = contrast(values, run.correct)
-            yield line(run, "pooled token", name, place, values, chance=0.0)
+            yield run.line("pooled token", name, style, values, chance=0.0)
 
 
 def contrast(
@@ -178,10 +170,6 @@ def contrast(
     return inside - outside + weights * (values - means)
 
 
-PALE = (
-    "Pale bars: by chance, the top class after the block compared with the input and "
-    "updates of every other token of the same image instead of its own."
-)
 BARS = {
     "y_label": "share of tokens",
     "mark": "stacked",
@@ -192,45 +180,38 @@ FIGURES: FigureTable = {
         change,
         "Who writes towards the class?",
         "Share of tokens whose true class has a larger logit in what is written than "
-        "in what was read (section 6.1, Figure 3b). The MLP reads the stream after "
-        f"attention; the published code compares it with the block's input. {BAND}",
+        f"in what was read (section 6.1, Figure 3b). {BAND}",
         {"y_label": "class similarity change rate"},
     ),
     "composition": (
         functools.partial(composition, convention="paper"),
         "Where does a block's answer come from?",
-        "Share of all tokens whose top class after the block is also that of exactly "
-        "one of its input and its two updates, of more than one, or of none (section "
-        "6.1, Figure 3c). The categories exclude each other and add to one. Bars: mean "
-        f"over images; thin lines: 95 % bootstrap interval of each part. {PALE}",
+        "Share of tokens whose top class after the block is also that of one of its "
+        "input and its two updates, of more than one, or of none (section 6.1, Figure "
+        "3c). Bars: mean over images; thin lines: 95 % bootstrap intervals; pale bars: "
+        "by chance, with input and updates of the other tokens of the image.",
         BARS,
     ),
     "composition_published": (
         functools.partial(composition, convention="vilas2023"),
         "The same, as published",
-        "The same as the published code counts it: three categories overlap, and the "
-        "last one does not look at the MLP, so that bars exceed one. For comparison "
-        f"with Figure 3c as printed. {PALE}",
+        "As the published code counts, for comparison with Figure 3c: categories "
+        "overlap and the last does not look at the MLP, so that bars exceed one.",
         BARS,
     ),
     "class_value": (
         class_value,
         "Do the weights hold classes?",
         "Largest cosine between a class embedding and a value vector of the layer "
-        "(section 6.2, Figure 4a), for the weights, for randomly initialized ones, and "
-        "for value vectors whose components are permuted. Line: mean over classes; "
-        "band: its 95 % bootstrap interval over classes.",
+        "(section 6.2, Figure 4a). Line: mean over classes; band: its 95 % bootstrap "
+        "interval.",
         {"y_label": "class-value agreement"},
     ),
     "heads": (
         heads,
         "Which heads hold and call classes?",
-        "The two questions of the next figures, asked of each attention head and its "
-        "own memories (section 6.2). Left: share of all tokens whose five strongest "
-        "memories in the head have the true class among their five best classes. "
-        "Right: share of tokens for which the top class of what attention writes, all "
-        "heads together, is that of one of these five memories. Dashed: permuted "
-        f"classes, mean over heads. {BAND}",
+        "The next two figures for each attention head and its own memories (section "
+        f"6.2). Dashed: classes permuted, mean over heads. {BAND}",
         {
             "y_label": "share of tokens",
             "chance_label": "classes permuted, mean over heads",
@@ -239,51 +220,49 @@ FIGURES: FigureTable = {
     "agreement": (
         agreement,
         "Do tokens call memories of their class?",
-        "Share of all tokens whose five strongest memories have the true class among "
+        "Share of tokens whose five strongest memories have the true class among "
         "their five best classes (paper, section 6.2, Figure 4b), or are among the "
-        "five memories that promote it most (published code). Dashed: the same with "
-        f"permuted classes, which is the chance level. {BAND}",
+        f"five memories that promote it most (published code). Dashed: chance. {BAND}",
         {"y_label": "key-value agreement rate"},
     ),
     "accuracy": (
         accuracy,
         "Is agreement larger where the model is right?",
-        "Key-value agreement rate at the token that the head reads ([CLS], or the mean "
-        "over image tokens of a model without one) on correctly minus on wrongly "
-        f"classified images (section 6.2). {BAND} p-values of permuted labels are in "
-        "tests.csv.",
+        "Key-value agreement rate of the tokens that the head reads, on correctly "
+        f"minus on wrongly classified images (section 6.2). {BAND} Tests: tests.csv.",
         {"y_label": "agreement rate, correct - wrong"},
     ),
     "simple": (
         simple,
         "Is a layer's answer one memory's?",
         "Share of tokens for which the top class of what the layer writes is that of "
-        "one of their five strongest memories: where it is small, answers are composed "
-        f"of several memories (section 6.2). Dashed: permuted classes. {BAND}",
+        "one of their five strongest memories; otherwise it is composed of several "
+        f"(section 6.2). Dashed: chance. {BAND}",
         {"y_label": "share of tokens"},
     ),
 }
+
+CONTROLLED = {
+    "random_as_class": "without_context",
+    "random_as_context": "without_class",
+}
+"""Random removal -> the intervention that removes as many tokens."""
+
+DESCRIBED = ("self_only", "no_cls", *CONTROLLED.values(), *CONTROLLED)
 
 
 def edit_rows(run: Run) -> Frame:
     """What every intervention does to the same tokens and to the predictions.
 
-    Share of identifiable image tokens in the last block, among those that exist after
-    the edit: before, after and change (low, high: 95 % bootstrap interval; p: two-sided
-    sign-flip test); accuracy on the same images.
+    Share of identifiable image tokens in the last block, among those that stay: before,
+    after and change (low, high: 95 % bootstrap interval; p: two-sided sign-flip test);
+    accuracy on the same images.
     """
     names = run.paper["intervention"].values.tolist()
     if not names:
         return pd.DataFrame()
     before, after = run.metric("before"), run.metric("after")
-    exists = np.isfinite(after)
-    correct = {
-        f"accuracy_{when}": mean(
-            np.where(exists, run.metric(f"correct_{when}"), np.nan)
-        )
-        for when in ("before", "after")
-    }
-    interval = intervals(after - before)
+    exists, interval = np.isfinite(after), intervals(after - before)
     rows = pd.DataFrame(
         {
             "run": run.name,
@@ -295,103 +274,76 @@ def edit_rows(run: Run) -> Frame:
             "low": interval["low"],
             "high": interval["high"],
             "p": sign_flip_test(after - before, alternative="two-sided"),
-            **correct,
-            "images": exists.sum(0),
+            "accuracy_before": mean(np.where(exists, run.correct[:, None], np.nan)),
+            "accuracy_after": mean(np.where(exists, run.metric("correct"), np.nan)),
+            "images": interval["images"],
         }
     )
-    # A control stands below what it controls.
-    base = {control: name for name, (_, control) in DESCRIBED.items() if control}
-    place = {name: number for number, name in enumerate(names)}
-    order = [(place[base.get(name, name)], name in base) for name in names]
-    return rows.iloc[sorted(range(len(names)), key=order.__getitem__)]
+    place = [names.index(CONTROLLED.get(name, name)) for name in names]
+    return rows.iloc[np.argsort(place, kind="stable")]
 
 
 def edit_table(rows: Frame) -> Table:
     """Interventions as the page shows them."""
-    changes = zip(rows["change"], rows["low"], rows["high"])
-    shown = rows.drop(columns=["intervention", "low", "high"]).assign(
-        change=[with_interval(*change) for change in changes],
-        p=rows["p"].map("{:.2g}".format),
-    )
+    changes = map(with_interval, rows["change"], rows["low"], rows["high"])
+    shown = rows.drop(columns=["intervention", "low", "high"])
+    shown = shown.assign(change=list(changes), p=rows["p"].map("{:.2g}".format))
+    headings = {"words": "intervention", "before": "identifiable before"}
+    headings |= {name: name.replace("_", " ") for name in rows if "accuracy" in name}
     return Table(
         key="edits",
         title="What interventions do",
-        caption="Identifiability rate of image tokens in the last block, before and "
-        "after on the same tokens, those that exist after the edit; each image counts "
-        "once, one without such tokens not at all. p: two-sided sign-flip test of the "
-        "per-image changes, not corrected for the number of rows.",
+        caption="Identifiability rate in the last block of the image tokens that stay, "
+        "before and after. p: two-sided sign-flip test of the changes of images, "
+        "uncorrected.",
         data=rows,
-        shown=shown.rename(
-            columns={
-                "words": "intervention",
-                "before": "identifiable before",
-                "accuracy_before": "accuracy before",
-                "accuracy_after": "accuracy after",
-            }
-        ),
+        shown=shown.rename(columns=headings),
     )
 
 
-DESCRIBED = {
-    "self_only": ("When image tokens see only themselves and [CLS]", None),
-    "no_cls": ("When image tokens do not see [CLS]", None),
-    "without_context": ("With context tokens removed", "random_as_class"),
-    "without_class": ("With object tokens removed", "random_as_context"),
-}
-"""Interventions with a sentence: its beginning, the random control."""
-
-
 def describe_edits(rows: Frame) -> Iterator[str]:
-    """What interventions of one run do, removals beside their random control."""
-    by_name = rows.set_index("intervention").to_dict("index")
-    for name, (begin, control) in DESCRIBED.items():
-        row, random = by_name.get(name), by_name.get(control)
-        if row is None or np.isnan(row["change"]):
-            continue
-        numbers = {key: number(row[key]) for key in row if isinstance(row[key], float)}
-        sentence = (
-            "{}, the share of identifiable image tokens among those that stay goes "
-            "from {before} to {after} (p {:.2g}), accuracy from {accuracy_before} to "
-            "{accuracy_after}"
-        ).format(begin, row["p"], **numbers)
-        if random:
-            pair = number(random["after"]), number(random["before"])
-            sentence += "; with as many removed at random, to {} from {}".format(*pair)
-        yield f"{sentence}."
+    """What interventions of one run do."""
+    numbers = ["before", "after", "accuracy_before", "accuracy_after"]
+    for row in rows.dropna(subset="change").to_dict("records"):
+        if row["intervention"] in DESCRIBED:
+            before, after, accuracy, edited = (number(row[name]) for name in numbers)
+            words = row["words"][:1].upper() + row["words"][1:]
+            yield (
+                f"{words}: the share of identifiable image tokens goes from {before} "
+                f"to {after} (p {row['p']:.2g}), accuracy from {accuracy} to {edited}."
+            )
 
 
 def published_rows(
     run: Run, edits: Frame, published: dict[str, Any]
-) -> Iterator[tuple[str, float, float]]:
-    """(quantity, this run's number, the paper's); none for other models and data."""
-    name, data = run.manifest["model"]["name"], str(run.manifest["data"]["id"])
-    same = any(data.startswith(each) for each in published["data"].get(name, ()))
-    if not same or run.done < run.total or run.manifest.get("limit") is not None:
+) -> Iterator[tuple[str, str, float, float]]:
+    """(run, quantity, its number, the paper's); none for other models and data."""
+    manifest = run.manifest
+    name, data = manifest["model"]["name"], str(manifest["data"]["id"])
+    whole = run.done == run.total and manifest.get("limit") is None
+    if not whole or not data.startswith(tuple(published["data"].get(name, ()))):
         return
-    trained = run.manifest["model"].get("sha256") is not None
+    trained = manifest["model"].get("sha256") is not None
     numbers = published["models" if trained else "random_init"].get(name, {})
-    before = published["before"].get(name, {})
     values = summary_rows(run).set_index("quantity")["value"]
-    for key, words in {"rate": RATE, "some": ANY, "top1": TOP1}.items():
-        if key in numbers:
-            yield words, values[words], numbers[key]
+    pairs = [(words, values[words], numbers.get(key)) for key, words in QUOTED.items()]
     for row in edits.to_dict("records") if trained else ():
         key, words = row["intervention"], row["words"]
-        if key in before:
-            yield f"{words}: the same tokens before", row["before"], before[key]
-        if key in numbers:
-            yield words, row["after"], numbers[key]
+        before = published["before"].get(name, {}).get(key)
+        pairs.append((f"{words}: the same tokens before", row["before"], before))
+        pairs.append((words, row["after"], numbers.get(key)))
+    yield from ((run.name, *pair) for pair in pairs if pair[-1] is not None)
+
+
+QUOTED = {"rate": RATE, "some": ANY, "top1": TOP1}
 
 
 def published_tables(runs: Sequence[Run], edits: dict[str, Frame]) -> Iterator[Table]:
     """The paper's numbers beside those of whole runs on its models and data."""
     path = resources.files("vitjax.report").joinpath("published.json")
-    published = json.loads(path.read_text("utf-8"))
-    rows = [
-        (run.name, *row)
-        for run in runs
-        for row in published_rows(run, edits.get(run.name, pd.DataFrame()), published)
-    ]
+    published, rows = json.loads(path.read_text("utf-8")), []
+    for run in runs:
+        rows += published_rows(run, edits.get(run.name, pd.DataFrame()), published)
     if rows:
         yield Table(
             key="published",

@@ -17,24 +17,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from vitjax.recipes import schema
+from vitjax.report.marks import Frame
 from vitjax.runner.results import Results
+from vitjax.statistics import bootstrap_mean
 from vitjax.types import Config
 
-MEASURES = ("identifiability", "rate")
+MEASURES = {
+    "identifiability": "class identifiability",
+    "rate": "identifiability rate",
+}
 
 WINDOW_BYTES = 2**24
 
+BAND = "Line: mean over images; band: its 95 % bootstrap interval."
+
+
+def intervals(values: np.ndarray) -> dict[str, np.ndarray]:
+    """images, mean, low and high over the first axis, each flat."""
+    interval = bootstrap_mean(values.astype(np.float64))
+    columns = {"images": np.isfinite(values).sum(0), **interval._asdict()}
+    return {name: np.ravel(column) for name, column in columns.items()}
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of the values that exist; NaN where none does."""
+    exists = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.where(exists, values, 0).sum(0, dtype=float) / exists.sum(0)
+
 
 class Run:
-    """One run: its rows, its manifest, and per-image values computed once.
-
-    Args:
-        results: rows of a recipe with ranks, finished or not.
-        name: what a report calls it.
+    """One run of a recipe with ranks, finished or not, by the name that it goes by.
 
     Attributes:
         total, done: images that were requested; that were computed or skipped so far.
@@ -42,18 +60,14 @@ class Run:
         image: position in the data set of the others, that all numbers are about.
         label, correct: their class; whether the prediction is it.
         tokens: kinds of tokens that exist, keys of `schema.KINDS`.
-
-    Raises:
-        ValueError: the run holds no ranks.
     """
 
     def __init__(self, results: Results, name: str = ""):
         if schema.RANK("residual") not in results:
             raise ValueError(
-                f"A report needs the rows of the `identifiability` recipe; this run is "
-                f"of recipe {results.manifest.get('recipe')!r} and holds "
-                f"{sorted(map(str, results))}. Make one with "
-                "`vitjax run identifiability`."
+                f"A report needs ranks; this run of recipe "
+                f"{results.manifest.get('recipe')!r} holds {sorted(map(str, results))}."
+                " Make one with `vitjax run identifiability`."
             )
         self.results, self.name = results, name
         self.manifest: Mapping[str, Any] = results.manifest
@@ -68,13 +82,10 @@ class Run:
         self.unlabeled = int((valid & (label < 0)).sum())
         self.image, self.label = done[use], label[use]
         self.correct = self.read(schema.PREDICTION()) == self.label
-        missing = {
-            "cls": not self.config.class_token,
-            "register": not self.config.registers,
-            "object": schema.PATCH_LABEL() not in results,
-            "context": schema.PATCH_LABEL() not in results,
-        }
-        self.tokens = tuple(kind for kind in schema.KINDS if not missing.get(kind))
+        masks = schema.PATCH_LABEL() in results
+        exists = {"object": masks, "context": masks, "image": True}
+        exists |= {"cls": self.config.class_token, "register": self.config.registers}
+        self.tokens = tuple(kind for kind in schema.KINDS if exists[kind])
 
     def __contains__(self, name: str) -> bool:
         return name in self.results
@@ -156,6 +167,32 @@ class Run:
         where = {"stream": stream, "measure": measure, "tokens": tokens}
         return self.curves.sel(where).values
 
+    def line(
+        self,
+        panel: str,
+        series: str,
+        style: int,
+        values: Shaped[np.ndarray, "unit x"],
+        *,
+        chance: float | Float[np.ndarray, " x"] = np.nan,
+        axis: Mapping[str, Any] | None = None,
+    ) -> Frame:
+        """The rows of one series of a figure; its horizontal axis is blocks by default.
+
+        Values are NaN where an image (or class) has none; `chance` is a level, or one
+        for each x.
+        """
+        columns = {
+            "run": self.name,
+            "panel": panel,
+            "series": series,
+            "style": style,
+            **(axis or {"layer": np.arange(values.shape[1])}),
+            **intervals(values),
+            "chance": chance,
+        }
+        return pd.DataFrame(columns)
+
     def chance(self, measure: str) -> float:
         """Expected measure if every rank were equally likely."""
         count = len(self.classes)
@@ -175,8 +212,9 @@ class Run:
         return paper_metrics(self)
 
     def metric(self, name: str, **where: str) -> np.ndarray:
-        """One of the metrics `paper`, at some of its coordinates."""
-        return self.paper[name].sel(where).values
+        """One of the metrics `paper` at some keys of its dimensions, images first."""
+        values = self.paper[name].sel(where)
+        return values.transpose("image", ..., missing_dims="ignore").values
 
 
 def _average(ranks, member, classes) -> Float[np.ndarray, "image measure layer"]:
@@ -192,15 +230,7 @@ def _average(ranks, member, classes) -> Float[np.ndarray, "image measure layer"]
 def as_runs(
     results: Results | Sequence[Results], names: Sequence[str] = ()
 ) -> list[Run]:
-    """Runs with names.
-
-    Args:
-        results: of one run or of several.
-        names: by default what tells them apart.
-
-    Raises:
-        ValueError: there is no run, or one holds no ranks.
-    """
+    """One run or several, with names; by default what tells them apart."""
     several = [results] if isinstance(results, Results) else list(results)
     if not several:
         raise ValueError("Expected at least one run, as open_results returns it.")

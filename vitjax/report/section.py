@@ -1,40 +1,21 @@
-"""The sections of a report, and all figures and tables of runs by name."""
+"""Sections of a report, figures and tables by name, and provenance of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from vitjax.report import (
-    appendix,
-    faithfulness,
-    identifiability,
-    paper,
-    probes,
-    tests,
-)
-from vitjax.report.figure import Figure, ReportOptions, Section, Table
+from vitjax.report import appendix, faithfulness, identifiability, paper
+from vitjax.report.figure import Figure, ReportOptions, Section
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run, as_runs
 from vitjax.runner.results import Results
 
-__all__ = [
-    "SECTIONS",
-    "Figure",
-    "ReportOptions",
-    "Run",
-    "Section",
-    "Table",
-    "as_runs",
-    "figures",
-    "sections",
-    "tables",
-]
-
 SECTIONS = (
     identifiability.section,
     paper.section,
-    appendix.section,
-    faithfulness.section,
-    probes.section,
-    tests.section,
+    appendix.distributions,
+    faithfulness.maps,
+    faithfulness.probes,
+    appendix.tests,
 )
 """(runs, options) -> Section, or None where no run has the rows; in order."""
 
@@ -75,3 +56,41 @@ def tables(
     """
     made = sections(as_runs(results, options.names), options)
     return {table.key: table.data for section in made for table in section.tables}
+
+
+def provenance(run: Run) -> dict[str, str]:
+    """What is needed to compute a run's rows again, as far as its manifest says it."""
+    manifest = run.manifest
+    model, data = manifest["model"], manifest["data"]
+    rate = manifest.get("images_per_second")
+    pairs = {
+        "recipe": manifest["recipe"],
+        "model": model["name"],
+        "architecture": listed(model["config"]),
+        "classes": len(model["classes"]),
+        "checkpoint": model.get("checkpoint") or "none (random initialization)",
+        "checkpoint sha256": model.get("sha256"),
+        "parameters sha256": model.get("parameters_sha256"),
+        "preprocessing": listed(model.get("preprocess") or {}),
+        "data": data["spec"],
+        "data id": data["id"],
+        "images": f"{run.done} of {run.total} done, {len(run.image)} used",
+        "batch size": manifest.get("batch_size"),
+        "dtype": manifest.get("dtype"),
+        "matmul precision": manifest.get("matmul_precision"),
+        "object tokens": listed(manifest.get("masks") or {}),
+        "seed": manifest.get("seed"),
+        "devices": listed(manifest.get("devices") or ()),
+        "images per second": f"{rate:.4g}" if rate else None,
+        "versions": listed(manifest["versions"]),
+        "created": manifest.get("created"),
+        "resumed": ", ".join(map(str, manifest.get("resumed") or ())),
+        "finished": manifest.get("finished") or "not yet",
+    }
+    return {name: str(v) for name, v in pairs.items() if v not in (None, "")}
+
+
+def listed(values: Mapping[str, Any] | Iterable[Any]) -> str:
+    """A manifest's dict or list in a line."""
+    pairs = values.items() if isinstance(values, Mapping) else [(v,) for v in values]
+    return ", ".join(" ".join(map(str, pair)) for pair in pairs)
