@@ -25,7 +25,7 @@ def unpack(arrays):
     return {
         name: np.frombuffer(
             zlib.decompress(base64.b64decode(entry["bytes"])),
-            np.dtype(entry["dtype"]).newbyteorder("<"),
+            np.dtype(entry["type"].removesuffix("Array").lower()).newbyteorder("<"),
         ).reshape(entry["shape"])
         for name, entry in arrays.items()
     }

@@ -28,12 +28,6 @@ ARRAYS = {
 }
 """Name in the page -> in the run."""
 
-LOSSLESS = 128
-"""Images up to this size are stored as PNG and enlarged without smoothing."""
-
-STEPS = 2**15 - 1
-"""Of a map's largest magnitude: finer than its sums need."""
-
 
 def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
     """What the template takes of the first images of each run; empty without any."""
@@ -67,6 +61,7 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
     """What the page knows of a run before an image is opened."""
     config = run.config
     registers = [f"register {n}" for n in range(config.registers)]
+    keys = ("index", "name", "label", "prediction")
     return {
         "name": run.name,
         "number": number,
@@ -77,16 +72,8 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
         "prefix": ["[CLS]"] * config.class_token + registers,
         "pooled": not config.class_token,
         "data": run.manifest["data"]["id"],
-        "pixelated": max(config.shape) <= LOSSLESS,
-        "images": [
-            {
-                "index": image.index,
-                "name": image.name.split("/")[-1],
-                "label": image.label,
-                "prediction": image.prediction,
-            }
-            for image in images
-        ],
+        "pixelated": max(config.shape) <= 128,  # PNG, enlarged without smoothing
+        "images": [{key: getattr(image, key) for key in keys} for image in images],
     }
 
 
@@ -108,7 +95,7 @@ def quantize(
 ) -> tuple[Float[np.ndarray, "*maps"], Int16[np.ndarray, "*maps patch"]]:
     """(scale, steps): their product is the map within half a scale."""
     maps = np.nan_to_num(maps)
-    scale = np.abs(maps).max(-1) / np.float32(STEPS)
+    scale = np.abs(maps).max(-1) / np.float32(2**15 - 1)
     steps = maps / np.where(scale > 0, scale, 1)[..., None]
     return scale.astype(np.float32), np.rint(steps).astype(np.int16)
 
@@ -117,7 +104,8 @@ def pack(values: np.ndarray) -> dict[str, Any]:
     """An array as JSON, its bytes in the order that browsers read."""
     content = values.astype(values.dtype.newbyteorder("<")).tobytes()
     text = base64.b64encode(zlib.compress(content)).decode()
-    return {"dtype": values.dtype.name, "shape": values.shape, "bytes": text}
+    kind = f"{values.dtype.name.capitalize()}Array"  # in JavaScript
+    return {"type": kind, "shape": values.shape, "bytes": text}
 
 
 def color_table(name: str) -> str:

@@ -7,15 +7,13 @@ from typing import Any
 
 from vitjax.report import style, token_maps
 from vitjax.report.explorer import color_table, explorer_data
-from vitjax.report.figure import ReportOptions, Section, number
+from vitjax.report.figure import Figure, ReportOptions, Section, number
 from vitjax.report.map_grid import POSITIVE
 from vitjax.report.per_image import Run, as_runs, short_data
 from vitjax.report.provenance import provenance
 from vitjax.report.section import sections
 from vitjax.report.token_maps import MapFigure
 from vitjax.runner.results import Results
-
-ARXIV_URL = "https://arxiv.org/abs/2310.18969"
 
 
 def write_report(
@@ -55,13 +53,12 @@ def write_report(
     content = render_page(shown, made, maps, explorer_data(tokens))
     folder = epath.Path(out) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figures = [figure for section in made for figure in section.figures]
-    figures += [maps] if maps and maps.labeled else []
-    tables = [table for section in made for table in section.tables]
-    for figure in figures:
-        (folder / f"{figure.key}.png").write_bytes(figure.png())
-    for item in (*figures, *tables):
+    items = [item for each in made for item in (*each.figures, *each.tables)]
+    items += [maps] if maps and maps.labeled else []
+    for item in items:
         (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
+        if isinstance(item, Figure):
+            (folder / f"{item.key}.png").write_bytes(item.png())
     page = epath.Path(out) / "report.html"
     page.write_text(content, encoding="utf-8")
     return page
@@ -117,7 +114,6 @@ def render_page(
         short=token_maps.short_name,
         image_url=token_maps.image_url,
         ramp=color_table(POSITIVE),
-        paper=ARXIV_URL,
     )
 
 
@@ -133,8 +129,7 @@ def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[st
 
 def title(runs: Sequence[Run]) -> str:
     """Which models on which data."""
-    several = f"{len(runs)} runs"
-    names = several if len(runs) > 3 else ", ".join(run.name for run in runs)
+    names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
     where = f" on {data.pop()}" if len(data) == 1 else ""
-    return f"Class identifiability: {names}{where}"
+    return f"Class identifiability: {', '.join(names)}{where}"
