@@ -4,6 +4,7 @@ import base64
 import html
 import html.parser
 import io
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from fake_runs import fake_run
 from PIL import Image
 
 from vitjax.report import notebook, page
+from vitjax.report.explorer import explorer_data
 from vitjax.report.per_image import as_runs
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -53,7 +55,7 @@ class Page(html.parser.HTMLParser):
 
 def words_of(*results):
     """What the page says besides its sections."""
-    return Page(page.render_page(as_runs(results), (), "")).words
+    return Page(page.render_page(as_runs(results), (), None, {})).words
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_the_page_needs_nothing_else(report):
     assert parsed.sources
     assert all(source.startswith("data:image/png") for source in parsed.sources)
     outside = {link for link in parsed.links if not link[1].startswith(("#", "data:"))}
-    assert outside == {("a", page.ARXIV_URL)}
+    assert outside == {("a", "https://arxiv.org/abs/2310.18969")}
     text = (folder / "report.html").read_text("utf-8")
     for word in ("<link", "@import", "url(http", "<iframe", "@font-face", "fetch("):
         assert word not in text
@@ -131,8 +133,8 @@ def test_runs_side_by_side(tmp_path):
     assert "a, b on folder:photos" in parsed.words
     assert parsed.words.count("recipe identifiability") == 2
     assert "recipe tokens" not in parsed.words
-    # An image for both runs, a strip of maps for each; the explorer's; the color bar.
-    assert len(parsed.sources) == 2 * (1 + 3 + 5) + 1
+    # An image for both runs, and a strip of maps for each.
+    assert len(parsed.sources) == 2 * (1 + 3 + 5)
     assert '"probabilities"' in path.read_text("utf-8")
 
 
@@ -215,6 +217,16 @@ def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
     assert "Content-Security-Policy" in content and "explorer-0-1" in content
     with pytest.raises(ValueError):
         notebook.explorer(fake_run(previews=0))
+
+
+def test_names_cannot_end_the_element_around_them():
+    name = "</script></title><!--&amp;"
+    runs = as_runs(fake_run(), [name])
+    text = page.render_page(runs, (), None, explorer_data(runs))
+    assert name in Page(text).words and name not in text
+    data = re.search('id="explorer-data">(.*?)</script>', text)[1]
+    assert not set("<>&") & set(data)
+    assert json.loads(data)["runs"][0]["name"] == name
 
 
 def test_a_sheet_of_maps_is_shown_at_screen_size():

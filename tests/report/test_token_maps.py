@@ -10,14 +10,12 @@ from matplotlib import colormaps
 from PIL import Image
 
 from vitjax.report import map_grid, token_maps
-from vitjax.report.figure import ReportOptions
+from vitjax.report.page import render_page
 from vitjax.report.per_image import Run
 
 
 def figure_of(*results):
-    runs = [Run(each, name) for each, name in zip(results, "abc")]
-    made = token_maps.section(runs, ReportOptions())
-    return made and made.figures[0]
+    return token_maps.map_figure([Run(run, name) for run, name in zip(results, "abc")])
 
 
 def read_csv(figure):
@@ -60,9 +58,9 @@ def test_previews_are_done_valid_and_shown_once():
     index = np.array([0, 1, 0, 2, -1, 3], np.int32)
     change = {"done": done, "valid": valid, "preview_index": index}
     run = Run(fake_run(previews=6, change=change))
-    found = token_maps.previews(run, limit=9)
-    assert [preview.index for preview in found] == [0, 3]
-    for preview, place in zip(found, (0, 5)):
+    previews = token_maps.previews(run, limit=9)
+    assert [preview.index for preview in previews] == [0, 3]
+    for preview, place in zip(previews, (0, 5)):
         pixels = run.results["preview_image"][place]
         np.testing.assert_array_equal(preview.pixels, pixels)
     assert [one.index for one in token_maps.previews(run, limit=1)] == [0]
@@ -81,7 +79,8 @@ def test_absent_tokens_have_no_identifiability():
 def test_without_labels_there_is_no_map():
     figure = figure_of(fake_run(change={"label": np.full(9, -1, np.int32)}))
     assert figure.data.empty
-    assert "predicted" in figure.html() and "block" not in figure.html()
+    html = render_page((), (), figure, {})
+    assert "predicted" in html and "after block" not in html
 
 
 def test_the_border_does_not_hide_a_small_image():
@@ -94,7 +93,7 @@ def test_the_border_does_not_hide_a_small_image():
 def test_an_image_of_several_runs_is_one_card():
     figure = figure_of(fake_run(), fake_run(seed=1, depth=5))
     assert [[one.run.name for one in card] for card in figure.cards] == [["a", "b"]] * 2
-    assert figure.html().count("<img") == 1 + 2 * (1 + 3 + 5)  # and the color bar
+    assert render_page((), (), figure, {}).count("<img") == 2 * (1 + 3 + 5)
     other = fake_run(manifest={"data": {"id": "sha256:other"}})
     assert len(figure_of(fake_run(), other).cards) == 4
 

@@ -15,10 +15,6 @@
       perHead: true, signed: true,
     },
   };
-  const TYPES = {
-    int8: Int8Array, uint8: Uint8Array, int16: Int16Array, int32: Int32Array,
-    float32: Float32Array,
-  };
   const CELL = 24;
   const state = {
     run: data.runs[0], image: null, arrays: {}, quantity: null, layer: 0, head: null,
@@ -29,9 +25,15 @@
   const tokens = () => prefix() + patches();
   const range = (length) => [...Array(length).keys()];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const minus = (text) => text.replaceAll("-", "−");
-  const fraction = (value, digits = 3) =>
-    Number.isFinite(value) ? minus(value.toFixed(digits)) : "–";
+  const exponential = (value, digits) => value.toExponential(digits).replaceAll("-", "−");
+  const rowAndColumn = (patch) => {
+    const columns = state.run.grid[1];
+    return [Math.floor(patch / columns), patch % columns];
+  };
+  const tokenAt = (row, column) => {
+    const [rows, columns] = state.run.grid;
+    return prefix() + clamp(row, 0, rows - 1) * columns + clamp(column, 0, columns - 1);
+  };
 
   function element(tag, text, attributes = {}) {
     const node = document.createElement(tag);
@@ -40,14 +42,10 @@
     return node;
   }
 
-  function setOptions(select, pairs, selected) {
-    select.replaceChildren(
-      ...pairs.map(([value, text]) => element("option", text, { value })),
-    );
-    if (selected !== undefined) select.value = selected;
+  function setOptions(name, pairs) {
+    const options = pairs.map(([value, text]) => element("option", text, { value }));
+    byId(name).replaceChildren(...options);
   }
-
-  // ---- reading
 
   function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -58,18 +56,16 @@
   async function load(run, image) {
     const pack = JSON.parse(byId(`${run.number}-${image.index}`).textContent);
     const arrays = {};
-    for (const [name, { dtype, shape, bytes }] of Object.entries(pack.arrays)) {
-      arrays[name] = new TYPES[dtype](await inflate(bytes));
+    for (const [name, { type, shape, bytes }] of Object.entries(pack.arrays)) {
+      arrays[name] = new globalThis[type](await inflate(bytes));
       arrays[name].top = shape[2];
     }
     return { url: pack.url, arrays };
   }
 
   function rankOf(layer, token) {
-    const { rank } = state.arrays;
-    if (!rank) return NaN;
-    const value = rank[layer * tokens() + token];
-    return value < 0 ? NaN : value;
+    const rank = state.arrays.rank?.[layer * tokens() + token] ?? -1;
+    return rank < 0 ? NaN : rank;
   }
 
   const identifiability = (rank) => 1 - rank / state.run.classes.length;
@@ -108,20 +104,15 @@
     if (QUANTITIES[quantity].perHead) {
       const heads = head === null ? range(state.run.heads) : [head];
       const count = quantity === "attention" ? heads.length : 1;
-      const sum = new Float32Array(patches());
-      for (const one of heads) {
-        headMap(quantity, layer, one).forEach((value, patch) => { sum[patch] += value / count; });
-      }
-      return sum;
+      const maps = heads.map((one) => headMap(quantity, layer, one));
+      return maps[0].map((_, patch) => maps.reduce((sum, map) => sum + map[patch], 0) / count);
     }
-    return Float32Array.from({ length: patches() }, (_, patch) => {
+    return range(patches()).map((patch) => {
       const token = prefix() + patch;
       return quantity === "identifiability"
         ? identifiability(rankOf(layer, token)) : topClasses(layer, token)[0].probability;
     });
   }
-
-  // ---- drawing
 
   const rampOf = (quantity) => data.colors[QUANTITIES[quantity].signed ? "RdBu_r" : "viridis"];
   const colorAt = (ramp, place) => `#${ramp.slice(6 * place, 6 * place + 6)}`;
@@ -130,7 +121,6 @@
   function paint(canvas, quantity, layer, head, cell) {
     const [rows, columns] = state.run.grid;
     const { signed, perHead } = QUANTITIES[quantity];
-    const ramp = rampOf(quantity);
     const values = mapOf(quantity, layer, head);
     const largest = values.reduce((most, v) => Math.max(most, Math.abs(v) || 0), 0);
     const scale = perHead ? largest : 1;
@@ -140,8 +130,8 @@
     values.forEach((value, patch) => {
       const share = scale ? value / scale : 0;
       const place = Math.round(255 * (signed ? 0.5 + share / 2 : share));
-      const [x, y] = [(patch % columns) * cell, Math.floor(patch / columns) * cell];
-      pen.fillStyle = Number.isNaN(place) ? "#808080" : colorAt(ramp, place);
+      const [y, x] = rowAndColumn(patch).map((n) => n * cell);
+      pen.fillStyle = Number.isNaN(place) ? "#808080" : colorAt(rampOf(quantity), place);
       pen.fillRect(x, y, cell, cell);
       if (quantity === "identifiability" && rankOf(layer, prefix() + patch) === 0) {
         pen.fillStyle = "#0a0a0e";
@@ -154,27 +144,22 @@
   }
 
   function drawMaskBorder(pen, cell) {
-    const [rows, columns] = state.run.grid;
-    const mask = state.arrays.on_object;
-    const on = (row, column) => mask[row * columns + column] === 1;
+    const columns = state.run.grid[1];
+    const on = (patch) => state.arrays.on_object[patch] === 1;
+    const border = new Path2D();
+    for (const patch of range(patches())) {
+      const [y, x] = rowAndColumn(patch).map((n) => n * cell);
+      if ((patch + 1) % columns && on(patch) !== on(patch + 1)) {
+        border.rect(x + cell, y, 0, cell);
+      }
+      if (patch + columns < patches() && on(patch) !== on(patch + columns)) {
+        border.rect(x, y + cell, cell, 0);
+      }
+    }
     for (const [width, color] of [[4, "#000"], [2, "#fff"]]) {
       pen.strokeStyle = color;
       pen.lineWidth = width;
-      pen.beginPath();
-      for (const row of range(rows)) {
-        for (const column of range(columns)) {
-          const [right, bottom] = [(column + 1) * cell, (row + 1) * cell];
-          if (column + 1 < columns && on(row, column) !== on(row, column + 1)) {
-            pen.moveTo(right, row * cell);
-            pen.lineTo(right, bottom);
-          }
-          if (row + 1 < rows && on(row, column) !== on(row + 1, column)) {
-            pen.moveTo(column * cell, bottom);
-            pen.lineTo(right, bottom);
-          }
-        }
-      }
-      pen.stroke();
+      pen.stroke(border);
     }
   }
 
@@ -187,7 +172,7 @@
     const scale = paint(canvas, quantity, layer, head, CELL);
     if (state.arrays.on_object) drawMaskBorder(canvas.getContext("2d"), CELL);
     canvas.style.opacity = byId("opacity").value / 100;
-    const most = perHead ? minus(scale.toExponential(1)) : "1";
+    const most = perHead ? exponential(scale, 1) : "1";
     byId("low").textContent = signed ? `−${most}` : "0";
     byId("high").textContent = `${most} ${titleOf(quantity)}`;
     const stops = range(11).map((n) => colorAt(rampOf(quantity), Math.round(25.5 * n)));
@@ -197,11 +182,11 @@
   function drawCursor() {
     const [rows, columns] = state.run.grid;
     const cursor = byId("cursor");
-    const patch = state.token - prefix();
-    cursor.hidden = patch < 0;
+    const [row, column] = rowAndColumn(state.token - prefix());
+    cursor.hidden = row < 0;
     cursor.classList.toggle("pinned", state.pinned);
-    cursor.style.left = `${(100 * (patch % columns)) / columns}%`;
-    cursor.style.top = `${(100 * Math.floor(patch / columns)) / rows}%`;
+    cursor.style.left = `${(100 * column) / columns}%`;
+    cursor.style.top = `${(100 * row) / rows}%`;
     cursor.style.width = `${100 / columns}%`;
     cursor.style.height = `${100 / rows}%`;
     for (const button of byId("prefix").children) {
@@ -230,11 +215,12 @@
   function drawStrips() {
     const { run, layer, head, quantity } = state;
     drawStrip("blocks", quantity ? run.depth : 0, "block", layer,
-      (canvas, number) => paint(canvas, quantity, number, head, 6), setLayer);
+      (canvas, number) => paint(canvas, quantity, number, head, 6),
+      (number) => update({ layer: number }));
     const perHead = Boolean(quantity && QUANTITIES[quantity].perHead);
     drawStrip("heads", perHead ? run.heads : 0, "head", head,
       (canvas, number) => paint(canvas, quantity, layer, number, 6),
-      (number) => setHead(number === state.head ? null : number));
+      (number) => update({ head: number === state.head ? null : number }));
     byId("heads-title").hidden = !perHead;
     byId("heads-title").textContent = `Heads of block ${layer}`;
     byId("head").disabled = !perHead;
@@ -246,9 +232,8 @@
 
   function tokenName(token) {
     if (token < prefix()) return state.run.prefix[token];
-    const columns = state.run.grid[1];
-    const patch = token - prefix();
-    return `image token, row ${Math.floor(patch / columns)}, column ${patch % columns}`;
+    const [row, column] = rowAndColumn(token - prefix());
+    return `image token, row ${row}, column ${column}`;
   }
 
   function valueLine(token) {
@@ -258,14 +243,14 @@
     if (arrays.rank) {
       const rank = rankOf(layer, token);
       parts.push(Number.isNaN(rank) ? "absent"
-        : `rank of the label ${rank}, identifiability ${fraction(identifiability(rank))}`);
+        : `rank of the label ${rank}, identifiability ${identifiability(rank).toFixed(3)}`);
     }
     if (patch >= 0 && arrays.on_object && arrays.on_object[patch] >= 0) {
       parts.push(arrays.on_object[patch] ? "on the object" : "context");
     }
     if (patch >= 0 && quantity && QUANTITIES[quantity].perHead) {
       const value = mapOf(quantity, layer, head)[patch];
-      parts.push(`${titleOf(quantity)} ${minus(value.toExponential(2))}`);
+      parts.push(`${titleOf(quantity)} ${exponential(value, 2)}`);
     }
     return parts.join("; ");
   }
@@ -275,37 +260,32 @@
     byId("token").textContent = `${tokenName(token)}, after block ${layer}`;
     byId("values").textContent = valueLine(token);
     byId("classes").replaceChildren(...topClasses(layer, token).map((top) => {
-      const row = element("li");
+      const isLabel = top.number === state.image.label;
+      const row = element("li", undefined, { class: isLabel ? "label" : "" });
       const bar = element("i");
       bar.style.width = `${100 * top.probability}%`;
       row.append(element("span", top.name, { title: top.name }),
-        element("b", fraction(top.probability, 2)), bar);
-      row.classList.toggle("label", top.number === state.image.label);
+        element("b", top.probability.toFixed(2)), bar);
       return row;
     }));
-    const number = { class: "n" };
-    const head = element("tr");
-    head.append(element("th", "block", number));
-    if (arrays.classes) head.append(element("th", "top class"), element("th", "probability", number));
-    if (arrays.rank) head.append(element("th", "rank", number));
-    const rows = range(run.depth).map((block) => {
-      const row = element("tr");
-      const [top] = topClasses(block, token);
+    byId("depth").replaceChildren(...[null, ...range(run.depth)].map((block) => {
+      const row = element("tr", undefined, { class: block === layer ? "current" : "" });
+      const add = (title, value, name) => row.append(block === null
+        ? element("th", title, { class: name })
+        : element("td", value, { class: name, title: value }));
+      add("block", block, "n");
+      const [top] = topClasses(block ?? 0, token);
+      if (top) add("top class", top.name, "");
+      if (top) add("probability", top.probability.toFixed(2), "n");
       const rank = rankOf(block, token);
-      row.append(element("td", block, number));
-      if (top) {
-        row.append(element("td", top.name, { title: top.name }),
-          element("td", fraction(top.probability, 2), number));
-      }
-      if (arrays.rank) row.append(element("td", Number.isNaN(rank) ? "–" : rank, number));
-      row.classList.toggle("current", block === layer);
+      if (arrays.rank) add("rank", Number.isNaN(rank) ? "–" : rank, "n");
       return row;
-    });
-    byId("depth").replaceChildren(head, ...rows);
+    }));
     drawCursor();
   }
 
   function drawAll() {
+    byId("quantity").value = state.quantity;
     byId("block").value = state.layer;
     byId("block-number").textContent = state.layer;
     byId("head").value = state.head === null ? "all" : state.head;
@@ -314,23 +294,14 @@
     drawToken();
   }
 
-  // ---- choosing
-
-  function setLayer(layer) {
-    state.layer = clamp(layer, 0, state.run.depth - 1);
+  function update(changes) {
+    Object.assign(state, changes);
     drawAll();
   }
 
-  function setHead(head) {
-    state.head = head;
-    drawAll();
-  }
-
-  function setToken(token) {
-    const changed = token !== state.token;
-    state.token = token;
-    if (changed) drawToken();
-    else drawCursor();
+  function setToken(token, pinned) {
+    Object.assign(state, { token, pinned });
+    drawToken();
   }
 
   function listedImages() {
@@ -344,13 +315,13 @@
     const predicted = `predicted ${classes[prediction]}`;
     const truth = label < 0 ? predicted : label === prediction
       ? `${classes[label]}, predicted correctly` : `${classes[label]}, ${predicted}`;
-    return `${index}${name ? ` · ${name}` : ""} · ${truth}`;
+    return [index, name.split("/").at(-1), truth].filter((part) => part !== "").join(" · ");
   }
 
   function fillImages() {
     const images = listedImages();
-    setOptions(byId("image"), images.map((image) => [image.index, describe(image)]));
-    if (!images.length) setOptions(byId("image"), [["", "none"]]);
+    const options = images.map((image) => [image.index, describe(image)]);
+    setOptions("image", images.length ? options : [["", "none"]]);
     if (images.includes(state.image)) byId("image").value = state.image.index;
   }
 
@@ -367,7 +338,7 @@
     const available = Object.keys(QUANTITIES).filter((name) =>
       QUANTITIES[name].needs.every((need) => need in arrays));
     if (!available.includes(state.quantity)) state.quantity = available[0] ?? null;
-    setOptions(byId("quantity"), available.map((name) => [name, titleOf(name)]), state.quantity);
+    setOptions("quantity", available.map((name) => [name, titleOf(name)]));
     byId("note").hidden = !available.some((name) => QUANTITIES[name].perHead);
     state.token = Math.min(state.token, tokens() - 1);
     drawAll();
@@ -380,10 +351,10 @@
     Object.assign(state, { run, layer: run.depth - 1, head: null });
     byId("run").value = run.number;
     byId("block").max = run.depth - 1;
-    setOptions(byId("head"), [["all", "all"], ...range(run.heads).map((n) => [n, n])]);
+    setOptions("head", [["all", "all"], ...range(run.heads).map((n) => [n, n])]);
     byId("prefix").replaceChildren(...run.prefix.map((name, token) => {
       const button = element("button", name, { type: "button", value: token });
-      button.addEventListener("click", () => { state.pinned = true; setToken(token); });
+      button.addEventListener("click", () => setToken(token, true));
       return button;
     }));
     byId("picture").classList.toggle("small", run.pixelated);
@@ -415,37 +386,32 @@
   function onPointer(event) {
     const box = byId("stage").getBoundingClientRect();
     const [rows, columns] = state.run.grid;
-    const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-    if (column < 0 || column >= columns || row < 0 || row >= rows) return;
-    const token = prefix() + row * columns + column;
-    const click = event.type === "click";
-    if (click) state.pinned = !(state.pinned && token === state.token);
-    if (click || !state.pinned) setToken(token);
+    const x = Math.floor(((event.clientX - box.left) / box.width) * columns);
+    const y = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    const token = tokenAt(y, x);
+    if (event.type === "click") setToken(token, !(state.pinned && token === state.token));
+    else if (!state.pinned && token !== state.token) setToken(token, false);
   }
 
   // The next token on the grid; from [CLS] and registers, its first.
   function neighbor(down, right) {
-    const [rows, columns] = state.run.grid;
-    const patch = state.token - prefix();
-    if (patch < 0) return prefix();
-    const row = clamp(Math.floor(patch / columns) + down, 0, rows - 1);
-    return prefix() + row * columns + clamp((patch % columns) + right, 0, columns - 1);
+    const [row, column] = rowAndColumn(state.token - prefix());
+    return row < 0 ? prefix() : tokenAt(row + down, column + right);
   }
 
   function onKey(event) {
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     if (event.key in moves) {
-      state.pinned = true;
-      setToken(neighbor(...moves[event.key]));
+      setToken(neighbor(...moves[event.key]), true);
     } else if (event.key === "[" || event.key === "]") {
-      setLayer(state.layer + (event.key === "]" ? 1 : -1));
+      const layer = state.layer + (event.key === "]" ? 1 : -1);
+      update({ layer: clamp(layer, 0, state.run.depth - 1) });
     } else return;
     event.preventDefault();
   }
 
   const on = (name, type, handle) => byId(name).addEventListener(type, handle);
-  setOptions(byId("run"), data.runs.map(({ number, name }) => [number, name]));
+  setOptions("run", data.runs.map(({ number, name }) => [number, name]));
   byId("run").closest("label").hidden = data.runs.length === 1;
   on("run", "change", ({ target }) => {
     const run = data.runs.find(({ number }) => number === Number(target.value));
@@ -461,13 +427,10 @@
   });
   on("previous", "click", () => step(-1));
   on("next", "click", () => step(1));
-  on("quantity", "change", ({ target }) => {
-    state.quantity = target.value;
-    drawAll();
-  });
+  on("quantity", "change", ({ target }) => update({ quantity: target.value }));
   on("head", "change", ({ target }) =>
-    setHead(target.value === "all" ? null : Number(target.value)));
-  on("block", "input", ({ target }) => setLayer(Number(target.value)));
+    update({ head: target.value === "all" ? null : Number(target.value) }));
+  on("block", "input", ({ target }) => update({ layer: Number(target.value) }));
   on("opacity", "input", drawMap);
   on("stage", "pointermove", onPointer);
   on("stage", "click", onPointer);

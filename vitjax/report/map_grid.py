@@ -32,11 +32,10 @@ def png(
 
     Each map is scaled by itself (`to_colors`): colors of two maps do not compare.
     """
-    rows = [
-        [(image, title)]
-        + [(to_colors(values[row]), name) for name, values in maps.items()]
-        for row, (image, title) in enumerate(zip(images, titles))
-    ]
+    rows = [[cell] for cell in zip(images, titles)]
+    for name, values in maps.items():
+        for row, one in zip(rows, values):
+            row.append((to_colors(one), name))
     return grid_png(rows, legend=LEGEND, dpi=dpi)
 
 
@@ -45,14 +44,13 @@ def grid_png(
     *,
     legend: str,
     side: float = 1.7,
-    lines: int = 2,
     bar_label: str = "",
     dpi: int = 150,
 ) -> bytes:
     """Draw rows of (image, words above it), as a PNG file.
 
-    Images are `side` inches wide and have room for some `lines` of words above; with a
-    label for it, a color bar from 0 to 1 stands to the right.
+    Images are `side` inches wide; with a label for it, a color bar from 0 to 1 stands
+    to the right.
     """
     from matplotlib import cm, colors
     from matplotlib.figure import Figure
@@ -62,6 +60,7 @@ def grid_png(
     width = columns * (side + GAP) + GAP + BAR * bool(bar_label)
     letters = int(16 * width)  # that fit into a line
     legend = "\n".join(textwrap.fill(line, letters) for line in legend.split("\n"))
+    lines = max(text.count("\n") + 1 for row in rows for _, text in row)
     words, foot = LINE * lines + 0.09, LINE * (legend.count("\n") + 1) + 0.15
     height = sum(heights) + len(rows) * (words + GAP) + foot
     with settings():
@@ -104,9 +103,9 @@ def to_colors(
     from matplotlib import colormaps
 
     values = np.nan_to_num(np.asarray(values, np.float64))
-    if values.min() < 0:
-        scaled = 0.5 + values / (2 * np.abs(values).max())
-        return colormaps[SIGNED](scaled, bytes=True)[..., :3]
-    spread = np.ptp(values)
-    scaled = (values - values.min()) / spread if spread > 0 else 0 * values
-    return colormaps[POSITIVE](scaled, bytes=True)[..., :3]
+    low, high, name = values.min(), values.max(), POSITIVE
+    if low < 0:
+        high, name = np.abs(values).max(), SIGNED
+        low = -high
+    scaled = (values - low) / ((high - low) or 1)
+    return colormaps[name](scaled, bytes=True)[..., :3]

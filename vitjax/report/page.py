@@ -1,18 +1,18 @@
 """The page of a report: figures, maps and numbers of runs in one file to read."""
 
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitjax.report import marks, token_maps
-from vitjax.report.explorer import explorer_html
-from vitjax.report.figure import ReportOptions, Section, number
+from vitjax.report.explorer import color_table, explorer_data
+from vitjax.report.figure import Figure, ReportOptions, Section, number
+from vitjax.report.map_grid import POSITIVE
 from vitjax.report.per_image import Run, as_runs, short_data
 from vitjax.report.section import provenance, sections
-from vitjax.report.templates import render
+from vitjax.report.token_maps import MapFigure
 from vitjax.runner.results import Results
-
-ARXIV_URL = "https://arxiv.org/abs/2310.18969"
 
 
 def write_report(
@@ -23,7 +23,7 @@ def write_report(
     subset: int = 500,
     names: Sequence[str] = (),
 ) -> Any:
-    """Write a page about one run, or about several side by side.
+    """Write a page about one run, or about several side by side; return its path.
 
     `report.html` needs no other file; `figures/` receives every figure as PNG and its
     numbers as CSV. Files of an earlier report are replaced. A run of the recipe
@@ -37,9 +37,6 @@ def write_report(
         subset: on how many images tests with tokens as units rest.
         names: of the runs; by default what tells them apart.
 
-    Returns:
-        The path of `report.html`.
-
     Raises:
         ValueError: there is no run, or one holds no ranks.
         OSError: the folder cannot be written.
@@ -49,16 +46,18 @@ def write_report(
     explored = pair_token_runs(runs)
     names = [name for place, name in enumerate(names) if place in explored]
     shown = as_runs([runs[place] for place in explored], names)
-    options = ReportOptions(tests=tests, subset=subset, names=names)
-    made = sections(shown, options)
-    made += [maps] if (maps := token_maps.section(shown, options)) else []
-    names = [run.name for run in shown]
-    tokens = [Run(run, name) for run, name in zip(explored.values(), names)]
-    content = render_page(shown, made, explorer_html(tokens))
+    made = sections(shown, ReportOptions(tests=tests, subset=subset))
+    maps = token_maps.map_figure(shown)
+    tokens = [Run(run, each.name) for run, each in zip(explored.values(), shown)]
+    content = render_page(shown, made, maps, explorer_data(tokens))
     folder = epath.Path(out) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for section in made:
-        write_files(folder, section)
+    items = [item for each in made for item in (*each.figures, *each.tables)]
+    items += [maps] if maps and maps.labeled else []
+    for item in items:
+        (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
+        if isinstance(item, Figure):
+            (folder / f"{item.key}.png").write_bytes(item.png())
     page = epath.Path(out) / "report.html"
     page.write_text(content, encoding="utf-8")
     return page
@@ -66,56 +65,62 @@ def write_report(
 
 def pair_token_runs(runs: Sequence[Results]) -> dict[int, Results]:
     """Place of each run that the page is about -> the run that its explorer shows."""
-    keys, tokens = [], {}
-    for run in runs:
+
+    def key(run: Results) -> tuple:
         model, data = run.manifest["model"], run.manifest["data"]
         computed = run.manifest.get("dtype"), str(run.manifest.get("masks"))
-        keys.append((model.get("parameters_sha256"), data["id"], *computed))
-        is_tokens = run.manifest["recipe"] == "tokens"
-        if is_tokens and token_maps.previews(Run(run), limit=1):
-            tokens[keys[-1]] = run
-    others = {k for k, run in zip(keys, runs) if run.manifest["recipe"] != "tokens"}
+        return model.get("parameters_sha256"), data["id"], *computed
+
+    tokens = [run for run in runs if run.manifest["recipe"] == "tokens"]
+    shown = {key(run): run for run in tokens if token_maps.previews(Run(run), limit=1)}
+    others = {key(run) for run in runs if run.manifest["recipe"] != "tokens"}
     return {
-        place: tokens.get(key, run) if key in others else run
-        for place, (key, run) in enumerate(zip(keys, runs))
-        if run.manifest["recipe"] != "tokens" or key not in others
+        place: shown.get(key(run), run) if key(run) in others else run
+        for place, run in enumerate(runs)
+        if run.manifest["recipe"] != "tokens" or key(run) not in others
     }
 
 
-def write_files(folder: Any, section: Section) -> None:
-    """Write figures as PNG and CSV, tables as CSV; what has no numbers has no file."""
-    figures = [figure for figure in section.figures if figure.data.size]
-    for figure in figures:
-        (folder / f"{figure.key}.png").write_bytes(figure.png())
-    for item in (*figures, *section.tables):
-        (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
+def render_page(
+    runs: Sequence[Run],
+    made: Sequence[Section],
+    maps: MapFigure | None,
+    explorer: Mapping[str, Any],
+) -> str:
+    """The page as HTML; every text that is not marked safe is escaped."""
+    import jinja2
 
-
-def render_page(runs: Sequence[Run], made: Sequence[Section], explorer: str) -> str:
-    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     tables = {table.key: table.data for section in made for table in section.tables}
     tiled = len(runs) == 1 and "summary" in tables
-    return render(
-        "report.html.jinja",
+    return environment.get_template("report.html.jinja").render(
         title=title(runs),
         runs=runs,
         tiles=tables["summary"].head(3).to_dict("records") if tiled else [],
         sentences=sentences(runs, made),
         sections=made,
+        maps=maps,
         explorer=explorer,
         provenance=provenance,
         colors=list(zip(marks.COLORS, marks.DARK)),
         number=number,
-        paper=ARXIV_URL,
+        short=token_maps.short_name,
+        image_url=token_maps.image_url,
+        ramp=color_table(POSITIVE),
     )
 
 
 def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[str]]:
     """Name of each run -> what its numbers say, without that name before each line."""
-    lines = {}
+    every, lines = [line for section in made for line in section.sentences], {}
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
-        every = [line for section in made for line in section.sentences]
         own = [line.removeprefix(prefix) for line in every if line.startswith(prefix)]
         lines |= {run.name: own} if own else {}
     return lines
@@ -123,9 +128,7 @@ def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[st
 
 def title(runs: Sequence[Run]) -> str:
     """Which models on which data."""
-    names = (
-        ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    )
+    names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
     where = f" on {data.pop()}" if len(data) == 1 else ""
-    return f"Class identifiability: {names}{where}"
+    return f"Class identifiability: {', '.join(names)}{where}"

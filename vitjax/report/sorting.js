@@ -24,18 +24,13 @@
   }
 
   for (const table of document.querySelectorAll("table.numbers")) {
-    const [head, ...rows] = table.rows;
-    [...head.cells].forEach((cell, column) => {
-      const texts = rows.map((row) => textOf(row, column));
-      if (!texts.every((text) => isMissing(text) || /^[−\d]/.test(text))) return;
-      for (const row of table.rows) row.cells[column].classList.add("n");
-    });
-  }
-
-  for (const table of document.querySelectorAll("table.sortable")) {
-    const heads = [...table.rows[0].cells];
+    const [first, ...rows] = table.rows;
+    const heads = [...first.cells];
     heads.forEach((head, column) => {
-      if (!head.textContent.trim()) return;
+      const texts = rows.map((row) => textOf(row, column));
+      const numeric = texts.every((text) => isMissing(text) || /^[−\d]/.test(text));
+      for (const row of table.rows) row.cells[column].classList.toggle("n", numeric);
+      if (!table.classList.contains("sortable") || !head.textContent.trim()) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);

@@ -16,27 +16,20 @@ import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
-from vitjax.report.figure import Figure, ReportOptions, Section, data_url
-from vitjax.report.map_grid import POSITIVE, grid_png, to_colors
+from vitjax.report.figure import Figure, data_url
+from vitjax.report.map_grid import POSITIVE, grid_png
 from vitjax.report.per_image import Run
-from vitjax.report.templates import render
 
 ABSENT = (128, 128, 128)
 DOT = (10, 10, 14)
 
-LOSSLESS = 128
-"""Images up to this size are shown as PNG and enlarged without smoothing."""
 
-
-@dataclasses.dataclass(kw_only=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Preview:
     """An image that a run kept as the model saw it, and what is known of its tokens.
 
-    Args:
-        index: position of the image in the data set.
-        name: of its file; empty while the run is not finished.
-        label: number of its class, -1 where unknown.
-        prediction: number of the predicted class.
+    `index` is its position in the data set; `name`, of its file, is empty while the run
+    is not finished; `label` and `prediction` are classes, -1 where unknown.
     """
 
     run: Run
@@ -55,11 +48,17 @@ class Preview:
         return self.run.read(name, np.array([self.index]))[0]
 
     @functools.cached_property
+    def layers(self) -> Int[np.ndarray, " shown"]:
+        """Blocks that have a map; none without a label."""
+        depth = self.run.config.depth
+        return shown_layers(depth)[: depth * (self.label >= 0)]
+
+    @functools.cached_property
     def ranks(self) -> Int[np.ndarray, "shown row column"]:
-        """Of the label after each shown block, -1 where absent; empty without label."""
-        config, layers = self.run.config, list(shown_layers(self.run.config.depth))
-        ranks = self.read(schema.RANK("residual"))[layers, config.prefix :]
-        return ranks.reshape(-1, *config.grid)[: len(layers) * (self.label >= 0)]
+        """Of the label after each shown block, -1 where absent."""
+        config = self.run.config
+        ranks = self.read(schema.RANK("residual"))[self.layers, config.prefix :]
+        return ranks.reshape(-1, *config.grid)
 
     @functools.cached_property
     def mask(self) -> Bool[np.ndarray, "row column"] | None:
@@ -73,7 +72,7 @@ class Preview:
         """The pixels with the border of the object's mask, where there is one."""
         if self.mask is None:
             return self.pixels
-        cell = max(1, self.pixels.shape[0] // self.mask.shape[0])
+        cell = self.pixels.shape[0] // self.mask.shape[0]
         scale = -(-12 // cell)  # a line on a small image must not hide it
         image = np.repeat(np.repeat(self.pixels, scale, 0), scale, 1)
         draw_border(image, self.mask, cell * scale)
@@ -82,35 +81,28 @@ class Preview:
     @functools.cached_property
     def maps(self) -> list[tuple[int, str, UInt8[np.ndarray, "height width 3"]]]:
         """(layer, top class of the pooled token after it, map) of every shown block."""
-        classes, tops = self.run.classes, None
-        if schema.TOP_CLASSES() in self.run:
-            tops = self.read(schema.TOP_CLASSES())[:, 0]
-        return [
-            (
-                layer,
-                "" if tops is None else classes[tops[layer]],
-                draw_map(ranks, classes=len(classes), mask=self.mask),
-            )
-            for layer, ranks in zip(shown_layers(self.run.config.depth), self.ranks)
-        ]
+        classes = self.run.classes
+        tops = self.read(schema.TOP_CLASSES())[self.layers, 0]
+        names = [classes[top] for top in tops]
+        maps = [draw_map(r, classes=len(classes), mask=self.mask) for r in self.ranks]
+        return list(zip(self.layers.tolist(), names, maps))
 
     def table(self) -> pd.DataFrame:
         """The numbers of the maps, a row per block and image token."""
         place, row, column = np.indices(self.ranks.shape).reshape(3, -1)
         rank, classes = self.ranks.ravel(), len(self.run.classes)
-        on_object = "" if self.mask is None else self.mask[row, column].astype(int)
         columns = {
             "run": self.run.name,
             "image": self.index,
             "name": self.name,
             "label": self.class_name(self.label),
             "prediction": self.class_name(self.prediction),
-            "layer": np.array(shown_layers(self.run.config.depth))[place],
+            "layer": self.layers[place],
             "row": row,
             "column": column,
             "rank": rank,
             "identifiability": np.where(rank >= 0, 1 - rank / classes, np.nan),
-            "on_object": on_object,
+            "on_object": "" if self.mask is None else 1 * self.mask[row, column],
         }
         return pd.DataFrame(columns)
 
@@ -119,26 +111,17 @@ def previews(run: Run, *, limit: int) -> list[Preview]:
     """The images that a run kept, those of them that are done and valid, each once."""
     if schema.PREVIEW() not in run:
         return []
-    indices = run.results[schema.PREVIEW_INDEX()].values
-    done = np.append(run.results["done"].values, False)  # -1: none
-    _, first = np.unique(indices, return_index=True)
-    places = np.array([n for n in sorted(first) if done[indices[n]]], int)
-    places = places[run.read(schema.VALID(), indices[places])][:limit]
-    indices, names = indices[places], image_names(run.results.path)
-    labels = run.read(schema.LABEL(), indices)
-    predictions = run.read(schema.PREDICTION(), indices)
+    done = np.flatnonzero(run.results["done"].values)
+    valid = done[run.read(schema.VALID(), done)]
+    kept = run.results[schema.PREVIEW_INDEX()].values
+    indices, places, _ = np.intersect1d(kept, valid, return_indices=True)
+    indices, places = indices[:limit], places[:limit]
+    names = image_names(run.results.path)
+    labels = run.read(schema.LABEL(), indices).tolist()
+    predictions = run.read(schema.PREDICTION(), indices).tolist()
     pixels = run.results[schema.PREVIEW()][places].values
-    return [
-        Preview(
-            run=run,
-            index=int(index),
-            name=names.get(int(index), ""),
-            label=int(labels[n]),
-            prediction=int(predictions[n]),
-            pixels=pixels[n],
-        )
-        for n, index in enumerate(indices)
-    ]
+    columns = zip(indices.tolist(), labels, predictions, pixels)
+    return [Preview(run, row[0], names.get(row[0], ""), *row[1:]) for row in columns]
 
 
 def image_names(path: str) -> dict[int, str]:
@@ -146,26 +129,24 @@ def image_names(path: str) -> dict[int, str]:
     from etils import epath
 
     table = epath.Path(path) / "images.csv"
-    if not path or not table.exists():
-        return {}
-    rows = csv.DictReader(table.read_text().splitlines())
+    content = table.read_bytes() if path and table.exists() else b""
+    rows = csv.DictReader(io.StringIO(content.decode(errors="replace"), newline=""))
     return {int(row["index"]): row["name"] for row in rows}
 
 
-def shown_layers(depth: int, *, count: int = 6) -> tuple[int, ...]:
+def shown_layers(depth: int, *, count: int = 6) -> Int[np.ndarray, " shown"]:
     """Blocks evenly spread over the depth, ending with the last one."""
     count = min(count, depth)
-    return tuple(-(-depth * step // count) - 1 for step in range(1, count + 1))
+    return -(-depth * np.arange(1, count + 1) // count) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class MapFigure(Figure):
-    """Previews and their maps.
+    """Previews and their maps; as HTML they are part of the page's template.
 
-    Args:
-        cards: the previews of one image by each run that kept it.
-        labeled: all previews with a label; only they have maps.
-        several: whether there are several runs.
+    A card holds the previews of one image by each run that kept it. `labeled` are all
+    previews with a label: only they have maps. `several` says that there are several
+    runs to tell apart.
     """
 
     cards: Sequence[Sequence[Preview]]
@@ -176,33 +157,17 @@ class MapFigure(Figure):
         """Labeled images and their maps for print."""
         rows = []
         for one in self.labeled:
-            words = [one.run.name] * self.several
-            words += [f"label: {one.class_name(one.label)}"]
-            words += [f"prediction: {one.class_name(one.prediction)}"]
-            cells = [(one.image, words)]
+            label = f"label: {one.class_name(one.label)}"
+            prediction = f"prediction: {one.class_name(one.prediction)}"
+            cells = [(one.image, [one.run.name] * self.several + [label, prediction])]
             cells += [(image, [f"block {n}", top]) for n, top, image in one.maps]
-            rows.append(
-                [(cell, "\n".join(map(short_name, words))) for cell, words in cells]
-            )
-        return grid_png(
-            rows,
-            legend=self.caption,
-            side=1.35,
-            lines=2 + self.several,
-            bar_label=self.y_label,
-            dpi=dpi,
-        )
-
-    def html(self) -> str:
-        """The cards for a page."""
-        bar = to_colors(np.linspace(0, 1, 256)[None])
-        context = {"figure": self, "bar": bar, "lossless": LOSSLESS}
-        functions = {"short": short_name, "url": image_url}
-        return render("token_maps.html.jinja", **context, **functions)
+            rows.append([(i, "\n".join(map(short_name, words))) for i, words in cells])
+        options = {"side": 1.35, "bar_label": self.y_label, "dpi": dpi}
+        return grid_png(rows, legend=self.caption, **options)
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
-    """Previews of every run with their maps."""
+def map_figure(runs: Sequence[Run]) -> MapFigure | None:
+    """Previews of every run with their maps; None where no run kept an image."""
     cards: dict[tuple, list[Preview]] = {}
     for run in runs:
         for preview in previews(run, limit=max(2, 8 // len(runs))):
@@ -210,28 +175,27 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
             cards.setdefault(key, []).append(preview)
     if not cards:
         return None
-    shown = [one for card in cards.values() for one in card if one.label >= 0]
+    labeled = [one for card in cards.values() for one in card if one.label >= 0]
     caption = (
         "Each cell is an image token, its color the identifiability of the label after "
         "the block; below the block's number stands the class that would be predicted "
         "from it. Dot: identifiable token (rank 0)"
     )
-    if any(preview.mask is not None for preview in shown):
+    if any(preview.mask is not None for preview in labeled):
         caption += "; line: border of the object's mask"
-    if any((preview.ranks < 0).any() for preview in shown):
+    if any((preview.ranks < 0).any() for preview in labeled):
         caption += "; gray: absent token"
     unlabeled = "The first images as the model saw them, with the predicted class"
-    figure = MapFigure(
+    return MapFigure(
         key="maps",
         title="Image by image",
-        caption=f"{caption if shown else unlabeled}.",
-        data=pd.concat([preview.table() for preview in shown] or [pd.DataFrame()]),
+        caption=f"{caption if labeled else unlabeled}.",
+        data=pd.concat([preview.table() for preview in labeled] or [pd.DataFrame()]),
         y_label="class identifiability",
         cards=list(cards.values()),
-        labeled=shown,
+        labeled=labeled,
         several=len(runs) > 1,
     )
-    return Section(key=figure.key, title=figure.title, figures=[figure])
 
 
 def draw_map(
@@ -257,15 +221,13 @@ def draw_map(
 
 def draw_border(image: np.ndarray, mask: np.ndarray, cell: int) -> None:
     """Draw where the mask ends into an image of square cells, in place."""
-    large = np.kron(mask, np.ones((cell, cell))).astype(bool)
-    for width, color in ((2, 0), (1, 255)):  # white on black shows on any ground
-        for axis in (0, 1):
-            edges = np.argwhere(np.diff(large, axis=axis))
-            for shift in range(1 - width, width + 1):
-                pixels = edges.copy()
-                pixels[:, axis] += shift
-                pixels[:, axis] = pixels[:, axis].clip(0, large.shape[axis] - 1)
-                image[tuple(pixels.T)] = color
+    from PIL import Image, ImageFilter
+
+    large = Image.fromarray(np.kron(mask, np.ones((cell, cell))).astype(np.uint8))
+    for width, color in ((5, 0), (3, 255)):  # white on black shows on any ground
+        low = large.filter(ImageFilter.MinFilter(width))
+        high = large.filter(ImageFilter.MaxFilter(width))
+        image[np.asarray(low) != np.asarray(high)] = color
 
 
 def short_name(name: str, *, longest: int = 24) -> str:
@@ -279,6 +241,5 @@ def image_url(image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png") 
     from PIL import Image
 
     buffer = io.BytesIO()
-    options = {"optimize": True} if kind == "png" else {"quality": 85}
-    Image.fromarray(image).save(buffer, format=kind, **options)
+    Image.fromarray(image).save(buffer, format=kind, optimize=True, quality=85)
     return data_url(buffer.getvalue(), f"image/{kind}")
