@@ -30,15 +30,12 @@ def enable_compilation_cache() -> pathlib.Path | None:
 
 
 def machine() -> str:
-    """A name for processors that run the same machine code.
-
-    JAX compiles for the processor that it finds; a home folder may be shared by
-    several kinds of machines.
+    """A name for processors that run the same machine code: JAX compiles for the one
+    that it finds, and several kinds may share a home folder.
     """
-    features = platform.machine() + platform.processor()
+    lines = {platform.machine(), platform.processor()}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
         kinds = ("flags", "Features", "model name")
-        lines = cpuinfo.read_text().splitlines()
-        features += "".join(sorted({line for line in lines if line.startswith(kinds)}))
-    return hashlib.sha256(features.encode()).hexdigest()[:12]
+        lines |= {x for x in cpuinfo.read_text().splitlines() if x.startswith(kinds)}
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:12]

@@ -64,39 +64,34 @@ class Explain(ModelCommand):
         with jax.default_matmul_precision(PRECISION[self.dtype]):
             rows = [self.explain(model.astype(self.dtype), i, label) for i in pixels]
         names = [os.path.basename(path) for path in self.images]
-        target, prediction, probability, maps = map(np.stack, zip(*rows))
-        arrays: dict[str, Any] = {
-            "names": np.asarray(names),
-            "target": target,
-            "prediction": prediction,
-            "probability": probability,
-        }
         facts = [
             {
                 "name": name,
-                "class": model.classes[explained],
-                "answer": model.classes[predicted],
-                "probability": float(value),
+                "class": model.classes[target],
+                "answer": model.classes[prediction],
+                "probability": float(probability),
             }
-            for name, (explained, predicted, value, _) in zip(names, rows)
+            for name, (target, prediction, probability, _) in zip(names, rows)
         ]
         titles = [
             f"for {fact['class'].split(',')[0]} ({fact['probability']:.3f})\n"
             f"prediction: {fact['answer'].split(',')[0]}"
             for fact in facts
         ]
+        keys = "target", "prediction", "probability", "maps"
+        arrays: dict[str, Any] = dict(zip(keys, map(np.stack, zip(*rows))))
+        maps = dict(zip(self.method, np.moveaxis(arrays.pop("maps"), 1, 0)))
+        arrays |= {"names": np.asarray(names)}
+        arrays |= {schema.MAP(name): values for name, values in maps.items()}
         figure, archive = self.out / "explain.png", self.out / "explain.npz"
         shown = np.stack([preprocess.denormalize(image) for image in pixels])
-        columns = {str(name): maps[:, i] for i, name in enumerate(self.method)}
-        figure.write_bytes(map_grid.png(shown, titles, columns))
-        arrays |= {schema.MAP(name): values for name, values in columns.items()}
+        figure.write_bytes(map_grid.png(shown, titles, maps))
         np.savez(archive, **arrays)
         lines = [f"{n}: {' '.join(t.split())}" for n, t in zip(names, titles)]
         lines.append(f"Figure and arrays: {figure}, {archive}")
         files = {"figure": str(figure), "arrays": str(archive)}
-        self.show(
-            {"pictures": facts, "methods": self.method, **files}, "\n".join(lines)
-        )
+        facts = {"pictures": facts, "methods": self.method, **files}
+        self.show(facts, "\n".join(lines))
         return arrays
 
     def explain(self, model, image, label: int | None) -> tuple[Any, ...]:
