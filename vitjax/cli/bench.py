@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import InputSpeed, bench_data
+from vitjax.benchmark.input_speed import bench_data
 from vitjax.checkpoints import loading
 from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
 from vitjax.saliency.methods import METHODS
@@ -67,7 +67,7 @@ class Bench(ModelCommand):
             batch_size=self.batch_size,
             dtype=self.dtype,
             repetitions=self.repetitions,
-            devices=find_devices(self.platform),
+            devices=jax.devices(self.platform),
             explanations=explanations,
             recipes=recipes,
             against=against,
@@ -81,7 +81,13 @@ class Bench(ModelCommand):
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
             figures["data"] = dataclasses.asdict(speed)
-            text += f"\n{describe_input_speed(speed, result)}"
+            ratio = speed.images_per_second / result.identifiability.images_per_second
+            text += (
+                f"\n{speed.data} decoded and preprocessed by "
+                f"{f'{self.workers} processes' if self.workers else 'threads'}: "
+                f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the "
+                "step takes."
+            )
         self.show(figures, text)
         if self.out:
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -96,17 +102,6 @@ class Bench(ModelCommand):
             if values := getattr(self, name):
                 flags.append(f"--{name} {' '.join(values)}")
         return f"vitjax bench --model {self.model} {' '.join(flags)}"
-
-
-def find_devices(platform: str | None) -> list[Any]:
-    """All devices of a platform, or of the best there is."""
-    try:
-        return jax.devices(platform)
-    except RuntimeError as error:
-        raise ValueError(
-            f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
-            "vitjax with the extra for it: cuda or tpu."
-        ) from error
 
 
 COLUMNS = (
@@ -148,17 +143,6 @@ def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
         )
         for name, timing in result.programs.items()
     ]
-
-
-def describe_input_speed(speed: InputSpeed, result: Benchmark) -> str:
-    """How fast images arrive, and whether the device has to wait for them."""
-    readers = f"{speed.workers} processes" if speed.workers else "threads"
-    ratio = speed.images_per_second / result.identifiability.images_per_second
-    return (
-        f"{speed.data} decoded and preprocessed by {readers}: "
-        f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
-        "takes."
-    )
 
 
 def markdown(result: Benchmark, command: str) -> str:

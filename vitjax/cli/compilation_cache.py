@@ -1,9 +1,9 @@
 """JAX's compilation cache on disk, so that the next command starts sooner."""
 
+import contextlib
 import hashlib
 import pathlib
 import platform
-from typing import Any
 
 import jax
 
@@ -11,22 +11,18 @@ from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.command import make_folder
 
 
-def enable_compilation_cache() -> pathlib.Path | None:
-    """Turn the cache on, in the folder of this kind of machine, and return it.
+def enable_compilation_cache() -> None:
+    """Turn the cache on, in a folder of this kind of machine.
 
     A folder that the user chose, as by `JAX_COMPILATION_CACHE_DIR`, stays; where none
     can be written, nothing is cached.
     """
-    chosen: Any = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
-    if chosen is not None:
-        return pathlib.Path(chosen)
+    name = "jax_compilation_cache_dir"
     folder = cache_folder() / "compiled" / machine()
-    try:
-        make_folder(folder)
-    except ValueError:
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    return folder
+    if getattr(jax.config, name) is None:
+        with contextlib.suppress(ValueError):
+            make_folder(folder)
+            jax.config.update(name, str(folder))
 
 
 def machine() -> str:

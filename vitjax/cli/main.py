@@ -28,7 +28,7 @@ import tyro
 
 import vitjax
 from vitjax.cli.bench import Bench
-from vitjax.cli.command import FLAG_TYPES, Command
+from vitjax.cli.command import FLAG_TYPES, Command, ModelCommand
 from vitjax.cli.compilation_cache import enable_compilation_cache
 from vitjax.cli.estimate import Estimate
 from vitjax.cli.explain import Explain
@@ -40,7 +40,7 @@ from vitjax.messages import unknown
 from vitjax.recipes import registry
 from vitjax.recipes.recipe import Recipe
 
-EXPECTED = (ValueError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
+EXPECTED = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 """Failures whose message says what to do; anything else is a bug of vitjax."""
 
 COMMANDS: dict[str, type[Command]] = {
@@ -96,6 +96,8 @@ def main(
         with sigterm_as_interrupt():
             command = parse(arguments, recipes)
             enable_compilation_cache()
+            if isinstance(command, ModelCommand):
+                check_platform()
             command()
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -116,11 +118,7 @@ def main(
 
 
 def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
-    """The command that the arguments name.
-
-    Raises:
-        SystemExit: help was asked for (0), or they are no command's (2).
-    """
+    """The command that the arguments name; exit after help (0) or wrong usage (2)."""
     name, *words = arguments or ("",)
     if name.startswith("-") or not name:
         return show_choices(COMMANDS, arguments, ABOUT, "vitjax")
@@ -187,10 +185,21 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def check_platform() -> None:
+    """Refuse a JAX_PLATFORMS of which JAX has no device; it only asserts."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"JAX has no device of JAX_PLATFORMS={jax.config.jax_platforms}: unset it, "
+            "or install vitjax with the extra for it: cuda or tpu."
+        ) from error
+
+
 def stdout_closed() -> bool:
     """Whether nobody reads stdout any more (`vitjax list | head`); then, be silent."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -11,16 +11,8 @@ import tyro
 from vitjax.checkpoints import download, loading, registry
 from vitjax.cli.command import Command, format_table, metavar
 
-COLUMNS = (
-    "model",
-    "parameters",
-    "input",
-    "tokens",
-    "classes",
-    "source",
-    "license",
-    "weights",
-)
+NUMBERS = "parameters", "input", "tokens", "classes"
+COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,10 @@ import sys
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import tyro
 
 from vitjax.checkpoints import loading
-from vitjax.cli.command import Command, ModelCommand, format_table, metavar
+from vitjax.cli.command import Command, ModelCommand, metavar
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner.options import RunOptions
 
@@ -164,17 +163,11 @@ class Demo(Command):
             show_progress=False,
         )
         page = write_report([results, tokens], self.out).resolve()
-        rows = [
-            (
-                row["quantity"],
-                f"{row['value']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}",
-                "" if np.isnan(row["chance"]) else f"{row['chance']:.3f}",
-            )
-            for row in summary(results).to_dict("records")
-        ]
-        columns = ("", "mean", "95 % interval", "chance")
-        table = format_table(columns, rows, right=(1, 2, 3))
+        table = summary(results).set_index("quantity").drop(columns="images")
+        table.columns = ["mean", "95 % low", "95 % high", "chance"]
+        table = table.rename_axis(None).to_string(
+            float_format="{:.3f}".format, na_rep=""
+        )
         text = f"{describe_run(results)}\n{table}\nReport: {page}"
         self.show({"report": str(page)}, text)
         return page
