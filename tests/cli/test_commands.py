@@ -94,7 +94,7 @@ def test_demo_prints_a_table_and_where_the_report_is(tmp_path, capsys, monkeypat
     monkeypatch.setattr(loading, "load", lambda name: model)
     assert main.main(["demo", "--images", "20", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "top-1 accuracy" in shown and "95 % interval" in shown
+    assert "top-1 accuracy" in shown and "95 % low" in shown
     assert f"Report: {tmp_path / 'report.html'}" in shown
     assert (tmp_path / "report.html").exists()
     assert len(vitjax.open_results(tmp_path)["done"]) == 20

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from vitjax import messages
@@ -295,6 +294,8 @@ def train_softmax(
     features, *, labels, key, limits, stops, held, classes, batch_size
 ) -> Probe:
     """One probe; the first `held` examples choose the epoch."""
+    import optax
+
     offset = features[held:].mean(0)
     scale = features[held:].std(0)
     scale = jnp.where(scale > 1e-6 * scale.max(), scale, 1.0)

@@ -29,10 +29,6 @@ SLOW = 10
 """Forward passes; a program that takes more is called twice only."""
 
 ANALYSES = ("identifiability", "one_pass")
-OTHERS = ("flax.linen", "timm")
-EXPLANATIONS = (*METHODS, "removal_curve")
-NOT_BATCH_FIRST = ("relevancy", "removal_curve")
-"""Whose results do not begin with the axis of images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +93,6 @@ class Program:
     costs: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: list[float] = dataclasses.field(default_factory=list)
 
-    def measure(self) -> None:
-        """Call it once and keep the time."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.call())
-        self.seconds.append(time.perf_counter() - start)
-
 
 def bench(
     model: Model,
@@ -121,13 +111,17 @@ def bench(
     hold "removal_curve", of every count of kept patches; `against` "flax.linen", the
     forward pass of its own layers, and "timm" in PyTorch on the CPU. The batch size is
     over all devices and rounded up to a multiple of them.
-
-    Raises:
-        ValueError: an argument is out of its range.
-        ImportError: timm is asked for and not installed.
     """
     check_range("repetitions", repetitions, 1)
-    check_comparison(against, model, dtype)
+    for name in against:
+        check_one_of("against", name, ("flax.linen", "timm"))
+    if against and not reference_vits.is_plain(model.config):
+        raise ValueError(
+            "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
+            "LayerScale and refinement modules."
+        )
+    if "timm" in against and dtype != "float32":
+        raise ValueError(f"dtype={dtype!r}: timm is measured in float32.")
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)
     batch = meshes.shard(noise(model, batch_size), mesh)
@@ -138,9 +132,9 @@ def bench(
             programs[name] = recipe_program(name, placed, batch, mesh)
         for name in explanations:
             function = explanation(name, model.config.patches)
-            batch_first = name not in NOT_BATCH_FIRST
+            images_first = name not in ("relevancy", "removal_curve")
             programs[name] = compile_program(
-                function, placed, batch, mesh=mesh, batch_first=batch_first
+                function, placed, batch, mesh=mesh, images_first=images_first
             )
         if "flax.linen" in against:
             forward, params = reference_vits.linen_forward(placed)
@@ -183,24 +177,11 @@ def bench(
     )
 
 
-def check_comparison(against: Sequence[str], model: Model, dtype: str) -> None:
-    """Refuse comparisons that would not compare."""
-    for name in against:
-        check_one_of("against", name, OTHERS)
-    if against and not reference_vits.is_plain(model.config):
-        raise ValueError(
-            "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
-            "LayerScale and refinement modules."
-        )
-    if "timm" in against and dtype != "float32":
-        raise ValueError(f"dtype={dtype!r}: timm is measured in float32.")
-
-
 def compile_program(
-    function: Callable[..., Any], *arguments: Any, mesh: Mesh, batch_first: bool = True
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh, images_first: bool = True
 ) -> Program:
     """Compile a function, call it once, and note what the compiler planned."""
-    sharding = meshes.batch_sharding(mesh) if batch_first else None
+    sharding = meshes.batch_sharding(mesh) if images_first else None
     macs = count_macs(function, *arguments)
     start = time.perf_counter()
     jitted = jax.jit(function, out_shardings=sharding)
@@ -236,12 +217,14 @@ def measure(programs: dict[str, Program], repetitions: int) -> None:
         for program in programs.values():
             limit = SLOW * programs["forward"].seconds[0] if turn >= 2 else math.inf
             if not program.seconds or program.seconds[0] < limit:
-                program.measure()
+                start = time.perf_counter()
+                jax.block_until_ready(program.call())
+                program.seconds.append(time.perf_counter() - start)
 
 
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
     """A method of `explain`, or a removal curve of all counts, as a program."""
-    check_one_of("method", name, EXPLANATIONS)
+    check_one_of("method", name, (*METHODS, "removal_curve"))
 
     def curve(model, batch):
         order = jax.random.uniform(jax.random.key(0), (len(batch.label), patches))

@@ -35,9 +35,6 @@ def bench_data(
 ) -> InputSpeed:
     """Measure reading, decoding and preprocessing of the first `images`, as a run has
     them, without any model pass.
-
-    Raises:
-        ValueError: the data set cannot be opened, or is too short for a measurement.
     """
     source = open_data(data, classes=model.classes, class_ids=model.class_ids)
     stop, processes = min(images, len(source)), max(1, workers)

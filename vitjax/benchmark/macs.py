@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend import core
 
 
 def count_macs(function: Callable[..., Any], *arguments: Any) -> int:
@@ -45,13 +44,8 @@ def count_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
-    inner = []
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.ClosedJaxpr):
-                inner.append(count_jaxpr(part.jaxpr))
-            elif isinstance(part, core.Jaxpr):
-                inner.append(count_jaxpr(part))
+    bodies = [x for x in jax.tree.leaves(params) if hasattr(x, "eqns")]
+    inner = [count_jaxpr(body) for body in bodies]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "shard_map":

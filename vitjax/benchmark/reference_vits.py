@@ -78,11 +78,7 @@ def linen_forward(model: Model) -> tuple[Callable[[Any, Batch], Array], Any]:
 def timm_forward(
     config: Config, *, classes: int, batch_size: int
 ) -> Callable[[], None]:
-    """A forward pass of timm's plain ViT on the CPU, with random weights and images.
-
-    Raises:
-        ImportError: PyTorch, torchvision or timm is not installed.
-    """
+    """A forward pass of timm's plain ViT on the CPU, with random weights and images."""
     import torch
     from timm.models.vision_transformer import VisionTransformer
 

@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 
 from vitjax.benchmark import reference_vits
 from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import InputSpeed, bench_data
+from vitjax.benchmark.input_speed import bench_data
 from vitjax.checkpoints import loading
-from vitjax.cli.command import ModelCommand, make_folder, metavar, show_table
+from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
 from vitjax.saliency.methods import METHODS
 
 
@@ -54,7 +54,7 @@ class Bench(ModelCommand):
     def __call__(self) -> Benchmark:
         if self.out:
             make_folder(self.out.parent)
-        model = self.load() if self.checkpoint else loading.init(self.model)
+        model = loading.init(self.model) if self.weightless else self.load()
         explanations, recipes, against = self.explanations, self.recipes, self.against
         if self.all or explanations == ("all",):
             explanations = (*METHODS, "removal_curve")
@@ -67,21 +67,27 @@ class Bench(ModelCommand):
             batch_size=self.batch_size,
             dtype=self.dtype,
             repetitions=self.repetitions,
-            devices=find_devices(self.platform),
+            devices=jax.devices(self.platform),
             explanations=explanations,
             recipes=recipes,
             against=against,
         )
-        figures, text = dataclasses.asdict(result), describe_ratios(result)
+        figures, rows = dataclasses.asdict(result), table_rows(result)
+        text = f"{describe(result)}\n{format_table(COLUMNS, rows, right=range(1, 7))}"
+        if "removal_curve" in result.more:
+            text += "\nremoval_curve: cost and MAC ratio are per count of kept patches."
         if self.data:
             speed = bench_data(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
             figures["data"] = dataclasses.asdict(speed)
-            text += f"\n{describe_input_speed(speed, result)}"
-        if not self.json:
-            print(describe(result))
-            show_table(COLUMNS, table_rows(result), right=range(1, 7))
+            ratio = speed.images_per_second / result.identifiability.images_per_second
+            text += (
+                f"\n{speed.data} decoded and preprocessed by "
+                f"{f'{self.workers} processes' if self.workers else 'threads'}: "
+                f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the "
+                "step takes."
+            )
         self.show(figures, text)
         if self.out:
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -96,21 +102,6 @@ class Bench(ModelCommand):
             if values := getattr(self, name):
                 flags.append(f"--{name} {' '.join(values)}")
         return f"vitjax bench --model {self.model} {' '.join(flags)}"
-
-
-def find_devices(platform: str | None) -> list[Any]:
-    """All devices of a platform, or of the best there is.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        return jax.devices(platform)
-    except RuntimeError as error:
-        raise ValueError(
-            f"JAX finds no {platform} here ({error}). Leave out --platform, or install "
-            "vitjax with the extra for it: cuda or tpu."
-        ) from error
 
 
 COLUMNS = (
@@ -152,29 +143,6 @@ def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
         )
         for name, timing in result.programs.items()
     ]
-
-
-def describe_ratios(result: Benchmark) -> str:
-    """What the analyses cost."""
-    text = (
-        f"Relative cost, in forward passes: identifiability {result.ratio:.3f} (MAC "
-        f"ratio {result.identifiability.floor:.3f}), one_pass "
-        f"{result.one_pass_ratio:.3f} ({result.one_pass.floor:.3f})."
-    )
-    if "removal_curve" in result.more:
-        text += "\nremoval_curve: cost and MAC ratio are per count of kept patches."
-    return text
-
-
-def describe_input_speed(speed: InputSpeed, result: Benchmark) -> str:
-    """How fast images arrive, and whether the device has to wait for them."""
-    readers = f"{speed.workers} processes" if speed.workers else "threads"
-    ratio = speed.images_per_second / result.identifiability.images_per_second
-    return (
-        f"{speed.data} decoded and preprocessed by {readers}: "
-        f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the step "
-        "takes."
-    )
 
 
 def markdown(result: Benchmark, command: str) -> str:

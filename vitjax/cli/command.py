@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from vitjax.checkpoints import loading
+from vitjax.checkpoints.registry import VARIANTS
 from vitjax.messages import unknown
 from vitjax.models.model import Model
 
@@ -25,7 +26,8 @@ def metavar(text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of the command line; its fields are the flags.
+    """A command of the command line: its fields are the flags, and calling it prints
+    the result and returns it.
 
     Args:
         json: print JSON instead of text.
@@ -34,10 +36,6 @@ class Command:
 
     json: bool = False
     traceback: bool = False
-
-    def __call__(self) -> Any:
-        """Run it: print the result, and return it."""
-        raise TypeError(f"{type(self).__name__} is not a command by itself.")
 
     def show(self, facts: Any, text: str) -> None:
         """Print facts as JSON where --json is given, else the text."""
@@ -57,6 +55,11 @@ class ModelCommand(Command):
     model: Annotated[str, metavar("NAME")]
     checkpoint: Annotated[str | None, metavar("FILE")] = None
 
+    @property
+    def weightless(self) -> bool:
+        """Whether the model is but a name; then random weights are as fast."""
+        return self.checkpoint is None and self.model in VARIANTS
+
     def load(self) -> Model:
         """The model with its weights."""
         return loading.load(self.model, checkpoint=self.checkpoint)
@@ -75,7 +78,7 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
     inner: Any = ConstructorRegistry.get_primitive_spec(info)
 
     def read(words: list[str]) -> tuple[Any, ...]:
-        words = [part for word in words for part in word.split(",") if part]
+        words = [part for part in ",".join(words).split(",") if part]
         for word in words:
             if inner.choices and word not in inner.choices:
                 raise ValueError(unknown("value", word, inner.choices))
@@ -91,34 +94,33 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Make a folder for results, before anything is computed for it.
-
-    Raises:
-        ValueError: it cannot be made, or not be written to.
-    """
+    """Make a folder for results, before anything is computed for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "you may not write there"
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("you may not write there")
     except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise ValueError(f"Cannot write to {folder}: {problem}. Give another --out.")
+        reason = error.strerror or error
+        raise ValueError(
+            f"Cannot write to {folder}: {reason}. Give another --out."
+        ) from error
 
 
-def show_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
-) -> None:
-    """Print a table; columns of the numbers in `right` are set flush right."""
+def format_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int]
+) -> str:
+    """A table for stdout; columns of the numbers in `right` are set flush right."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    width = None if Console().is_terminal else 200
+    console = Console(highlight=False, width=width)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
         justify = "right" if position in right else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")

@@ -1,9 +1,9 @@
 """JAX's compilation cache on disk, so that the next command starts sooner."""
 
+import contextlib
 import hashlib
 import pathlib
 import platform
-from typing import Any
 
 import jax
 
@@ -11,34 +11,27 @@ from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.command import make_folder
 
 
-def enable_compilation_cache() -> pathlib.Path | None:
-    """Turn the cache on, in the folder of this kind of machine, and return it.
+def enable_compilation_cache() -> None:
+    """Turn the cache on, in a folder of this kind of machine.
 
     A folder that the user chose, as by `JAX_COMPILATION_CACHE_DIR`, stays; where none
     can be written, nothing is cached.
     """
-    chosen: Any = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
-    if chosen is not None:
-        return pathlib.Path(chosen)
+    name = "jax_compilation_cache_dir"
     folder = cache_folder() / "compiled" / machine()
-    try:
-        make_folder(folder)
-    except ValueError:
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    return folder
+    if getattr(jax.config, name) is None:
+        with contextlib.suppress(ValueError):
+            make_folder(folder)
+            jax.config.update(name, str(folder))
 
 
 def machine() -> str:
-    """A name for processors that run the same machine code.
-
-    JAX compiles for the processor that it finds; a home folder may be shared by
-    several kinds of machines.
+    """A name for processors that run the same machine code: JAX compiles for the one
+    that it finds, and several kinds may share a home folder.
     """
-    features = platform.machine() + platform.processor()
+    lines = {platform.machine(), platform.processor()}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
         kinds = ("flags", "Features", "model name")
-        lines = cpuinfo.read_text().splitlines()
-        features += "".join(sorted({line for line in lines if line.startswith(kinds)}))
-    return hashlib.sha256(features.encode()).hexdigest()[:12]
+        lines |= {x for x in cpuinfo.read_text().splitlines() if x.startswith(kinds)}
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:12]

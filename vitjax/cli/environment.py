@@ -1,20 +1,11 @@
 """What a notebook runs on: its device, and what it will download."""
 
-import glob
-import math
 import os
-from collections.abc import Mapping
 
 import jax
 
 from vitjax.checkpoints import download, registry
-from vitjax.models.model import parameter_shapes
-
-DEVICE_FILES = {"gpu": ("/dev/nvidia[0-9]*", "/dev/kfd"), "tpu": ("/dev/accel[0-9]*",)}
-TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
-PLATFORMS = {"gpu": ("gpu", "cuda", "rocm"), "tpu": ("tpu",)}
-"""What JAX_PLATFORMS may call them."""
-PLUGINS = {"gpu": '"jax[cuda13]=={0}" (or cuda12)', "tpu": '"jax[tpu]=={0}"'}
+from vitjax.cli.models import count_parameters
 
 
 def print_environment(
@@ -25,8 +16,7 @@ def print_environment(
     `model`, `checkpoint` and `data` are those of `vitjax run`.
     """
     platform = jax.default_backend()
-    advice = device_advice(platform, find_accelerator())
-    print(f"jax {jax.__version__} computes on {platform}. {advice}")
+    print(f"jax {jax.__version__} computes on {platform}. {device_advice(platform)}")
     print(describe_weights(model, checkpoint))
     if data is not None:
         embedded = data.split(":")[0] == "textured_digits"
@@ -34,39 +24,20 @@ def print_environment(
         print(f"Images: {data}. They {origin}; nothing is downloaded.")
 
 
-def find_accelerator(
-    environment: Mapping[str, str] = os.environ,
-    files: Mapping[str, tuple[str, ...]] = DEVICE_FILES,
-) -> str | None:
-    """What this machine has, whether or not JAX uses it: "gpu", "tpu" or None."""
-    for kind, patterns in files.items():
-        if any(map(glob.glob, patterns)):
-            return kind
-    return "tpu" if any(map(environment.get, TPU_VARIABLES)) else None
-
-
-def device_advice(
-    platform: str, present: str | None, environment: Mapping[str, str] = os.environ
-) -> str:
-    """What to do where JAX computes on `platform` and the machine has `present`."""
+def device_advice(platform: str) -> str:
+    """How to compute on an accelerator; JAX itself warns of one that it cannot use."""
     if platform != "cpu":
         return "The accelerator is in use; nothing to do."
-    if present is None:
+    if chosen := os.environ.get("JAX_PLATFORMS"):
         return (
-            "There is no accelerator here; the embedded model needs none. In Colab: "
-            "Runtime > Change runtime type, then run all cells again."
-        )
-    chosen = environment.get("JAX_PLATFORMS")
-    if chosen and not any(name in chosen for name in PLATFORMS[present]):
-        return (
-            f"This machine has a {present.upper()}, but JAX_PLATFORMS={chosen} keeps "
-            "JAX from it: unset it and restart the runtime."
+            f"JAX_PLATFORMS={chosen} allows no other: to use an accelerator, unset it "
+            "and restart the runtime."
         )
     return (
-        f"This machine has a {present.upper()} that JAX does not use: its plugin is "
-        "missing or does not fit. `%pip install "
-        f"{PLUGINS[present].format(jax.__version__)}`, restart the runtime, run all "
-        "cells again."
+        "The embedded model needs no accelerator. To use one in Colab: Runtime > "
+        f'Change runtime type; elsewhere: `%pip install "jax[cuda13]=={jax.__version__}'
+        f'"` (or cuda12), for TPUs `%pip install "jax[tpu]=={jax.__version__}"`. Then '
+        "restart the runtime and run all cells again."
     )
 
 
@@ -83,8 +54,7 @@ def describe_weights(model: str, checkpoint: str | None = None) -> str:
     row = registry.find(model)
     if row.packaged:
         return f"Weights: {model} comes with vitjax; nothing is downloaded."
-    shapes = parameter_shapes(row.config, len(row.labels()[0])).values()
-    size = f"{4 * sum(map(math.prod, shapes)) / 1e6:,.0f} MB"
+    size = f"{4 * count_parameters(row) / 1e6:,.0f} MB"
     if cached := download.cached(row):
         return f"Weights: {cached} ({size}), downloaded before."
     if not row.url:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Annotated, Any
 
 from vitjax.checkpoints import loading
-from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli.command import metavar
 from vitjax.cli.run import RecipeCommand
 
@@ -33,9 +32,7 @@ class Estimate(RecipeCommand):
     def __call__(self) -> Any:
         from vitjax.runner.estimate import estimate, estimate_tpu
 
-        model: Any = self.model  # a name stands for the architecture
-        if self.checkpoint or self.model not in VARIANTS:
-            model = self.load()
+        model: Any = self.model if self.weightless else self.load()
         if self.topology is not None:
             result = estimate_tpu(
                 self.recipe,
@@ -53,7 +50,7 @@ class Estimate(RecipeCommand):
         else:
             result = estimate(
                 self.recipe,
-                loading.init(model) if isinstance(model, str) else model,
+                loading.init(model) if self.weightless else model,
                 self.data,
                 options=self.recipe_options,
                 **dataclasses.asdict(self.options) | {"on_error": "skip"},

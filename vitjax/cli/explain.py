@@ -60,60 +60,56 @@ class Explain(ModelCommand):
         if self.class_ is not None:
             label = match_label(self.class_, model.classes, model.class_ids)
         preprocess = model.preprocess or Preprocess(*model.config.shape)
-        pixels = [preprocess(open_image(path)) for path in self.images]
-        with jax.default_matmul_precision(PRECISION[self.dtype]):
-            rows = [self.explain(model.astype(self.dtype), i, label) for i in pixels]
+        model = model.astype(self.dtype)
         names = [os.path.basename(path) for path in self.images]
-        target, prediction, probability, maps = map(np.stack, zip(*rows))
-        arrays: dict[str, Any] = {
-            "names": np.asarray(names),
-            "target": target,
-            "prediction": prediction,
-            "probability": probability,
-        }
-        facts = [
-            {
-                "name": name,
-                "class": model.classes[explained],
-                "answer": model.classes[predicted],
-                "probability": float(value),
-            }
-            for name, (explained, predicted, value, _) in zip(names, rows)
-        ]
-        titles = [
-            f"for {fact['class'].split(',')[0]} ({fact['probability']:.3f})\n"
-            f"prediction: {fact['answer'].split(',')[0]}"
-            for fact in facts
-        ]
-        figure, archive = self.out / "explain.png", self.out / "explain.npz"
-        shown = np.stack([preprocess.denormalize(image) for image in pixels])
-        columns = {str(name): maps[:, i] for i, name in enumerate(self.method)}
-        figure.write_bytes(map_grid.png(shown, titles, columns))
+        images = np.stack([preprocess(open_image(path)) for path in self.images])
+        answers, maps, facts, titles = [], [], [], []
+        for name, image in zip(names, images):  # one program for any number of images
+            with jax.default_matmul_precision(PRECISION[self.dtype]):
+                logits, _ = api.forward(model, image[None])
+                logits = np.asarray(logits, np.float32)[0]
+                prediction = int(logits.argmax())
+                target = prediction if label is None else label
+                maps += [
+                    api.explain(
+                        model,
+                        image[None],
+                        np.array([target], np.int32),
+                        method=method,
+                        layers=self.blocks or None,
+                        heads=self.heads or None,
+                    )
+                    for method in self.method
+                ]
+            probability = float(jax.nn.softmax(logits)[target])
+            answers.append((target, prediction, probability))
+            explained, answer = model.classes[target], model.classes[prediction]
+            facts.append(
+                {
+                    "name": name,
+                    "class": explained,
+                    "answer": answer,
+                    "probability": probability,
+                }
+            )
+            titles.append(
+                f"for {explained.split(',')[0]} ({probability:.3f})\n"
+                f"prediction: {answer.split(',')[0]}"
+            )
+        keys = "target", "prediction", "probability"
+        arrays: dict[str, Any] = dict(zip(keys, map(np.array, zip(*answers))))
+        arrays["names"] = np.array(names)
+        grids = np.asarray(maps, np.float32)
+        grids = grids.reshape(len(names), len(self.method), *model.config.grid)
+        columns = {name: grids[:, i] for i, name in enumerate(self.method)}
         arrays |= {schema.MAP(name): values for name, values in columns.items()}
+        figure, archive = self.out / "explain.png", self.out / "explain.npz"
+        shown = np.stack([preprocess.denormalize(image) for image in images])
+        figure.write_bytes(map_grid.png(shown, titles, columns))
         np.savez(archive, **arrays)
         lines = [f"{n}: {' '.join(t.split())}" for n, t in zip(names, titles)]
         lines.append(f"Figure and arrays: {figure}, {archive}")
         files = {"figure": str(figure), "arrays": str(archive)}
-        self.show(
-            {"pictures": facts, "methods": self.method, **files}, "\n".join(lines)
-        )
+        facts = {"pictures": facts, "methods": self.method, **files}
+        self.show(facts, "\n".join(lines))
         return arrays
-
-    def explain(self, model, image, label: int | None) -> tuple[Any, ...]:
-        """(target, prediction, the target's probability, maps) of one image."""
-        logits = np.asarray(api.forward(model, image[None])[0], np.float32)[0]
-        prediction = int(logits.argmax())
-        target = prediction if label is None else label
-        maps = [
-            api.explain(
-                model,
-                image[None],
-                np.array([target], np.int32),
-                method=name,
-                layers=self.blocks or None,
-                heads=self.heads or None,
-            )
-            for name in self.method
-        ]
-        grids = np.asarray(maps, np.float32).reshape(-1, *model.config.grid)
-        return target, prediction, jax.nn.softmax(logits)[target], grids

@@ -15,21 +15,20 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import select
 import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import jax
 import tyro
 
 import vitjax
 from vitjax.cli.bench import Bench
-from vitjax.cli.command import FLAG_TYPES, Command
+from vitjax.cli.command import FLAG_TYPES, Command, ModelCommand
 from vitjax.cli.compilation_cache import enable_compilation_cache
 from vitjax.cli.estimate import Estimate
 from vitjax.cli.explain import Explain
@@ -38,10 +37,10 @@ from vitjax.cli.neurons import Neurons
 from vitjax.cli.report import Report
 from vitjax.cli.run import Demo, RecipeCommand, Run
 from vitjax.messages import unknown
+from vitjax.recipes import registry
 from vitjax.recipes.recipe import Recipe
-from vitjax.recipes.registry import RECIPES, find_recipe
 
-EXPECTED = (ValueError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
+EXPECTED = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 """Failures whose message says what to do; anything else is a bug of vitjax."""
 
 COMMANDS: dict[str, type[Command]] = {
@@ -56,16 +55,17 @@ COMMANDS: dict[str, type[Command]] = {
     "neurons": Neurons,
 }
 
-REMOVED = {
+REMOVED = registry.REMOVED | {
     "train": "The embedded model is trained by the repository's script "
     "checkpoints/train_textured_digits.py.",
 }
-"""Commands of earlier versions, and what replaced them."""
+"""Commands and recipes of earlier versions, and what replaced them."""
 
-RENAMED_FLAGS = {"probes": {"--memory": "--max-memory"}}
-"""Flags of earlier versions, by recipe, and what replaced them."""
+RENAMED_FLAGS = {"--memory": "--max-memory"}
+"""Flags of earlier versions of recipes."""
 
-STATUS = """\
+ABOUT = f"""{vitjax.__doc__}
+
 Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
 2 wrong usage; 130 after Ctrl-C and 143 after SIGTERM, with what was computed kept."""
 
@@ -91,16 +91,20 @@ def main(
     if arguments == ["--version"]:
         print(vitjax.__version__)
         return 0
-    command = Command()
+    command: Any = Command()
     try:
         with sigterm_as_interrupt():
             command = parse(arguments, recipes)
             enable_compilation_cache()
+            if isinstance(command, ModelCommand):
+                check_platform()
             command()
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
         print_error("Stopped.", error)
         if getattr(error, "__notes__", ()):
-            print(f"  vitjax {shlex.join(arguments)}", file=sys.stderr)
+            program = f"python {sys.argv[0]}" if recipes else "vitjax"
+            print(f"  {program} {shlex.join(arguments)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     except EXPECTED as error:
         if isinstance(error, BrokenPipeError) and stdout_closed():
@@ -114,58 +118,54 @@ def main(
 
 
 def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
-    """The command that the arguments name.
-
-    Raises:
-        SystemExit: help was asked for (0), or they are no command's (2).
-        ValueError: there is no such recipe.
-    """
+    """The command that the arguments name; exit after help (0) or wrong usage (2)."""
     name, *words = arguments or ("",)
     if name.startswith("-") or not name:
-        return parse_choice(COMMANDS, arguments, f"{vitjax.__doc__}\n\n{STATUS}")
-    if name not in COMMANDS:
-        reason = REMOVED.get(name) or unknown("command", name, COMMANDS)
-        print(f"vitjax: {reason}", file=sys.stderr)
-        raise SystemExit(2)
-    kind: Any = COMMANDS[name]
+        return show_choices(COMMANDS, arguments, ABOUT, "vitjax")
+    kind: Any = choose("command", name, COMMANDS)
     if not issubclass(kind, RecipeCommand):
         return parse_flags(kind, f"vitjax {name}", words)
-    known = RECIPES | {recipe.name: recipe for recipe in recipes}
+    known = registry.RECIPES | {recipe.name: recipe for recipe in recipes}
     if not words or words[0].startswith("-"):
+        functions = {name: known[name].step or known[name].passes for name in known}
         about, _, _ = str(inspect.getdoc(kind)).partition("\n\nArgs:")
-        return parse_choice(known, words, about, f"vitjax {name}")
-    recipe = known.get(words[0]) or find_recipe(words[0])
-    for old, new in RENAMED_FLAGS.get(recipe.name, {}).items():
-        for position, word in enumerate(words):
-            if word.partition("=")[0] == old:
-                print(f"{old} is now {new}.", file=sys.stderr)
-                words[position] = word.replace(old, new, 1)
-    return parse_flags(kind.of(recipe), f"vitjax {name} {recipe.name}", words[1:])
+        return show_choices(functions, words, about, f"vitjax {name}")
+    recipe = choose("recipe", words.pop(0), known)
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in RENAMED_FLAGS:
+            print(f"{flag} is now {RENAMED_FLAGS[flag]}.", file=sys.stderr)
+            words[position] = RENAMED_FLAGS[flag] + equals + value
+    return parse_flags(kind.of(recipe), f"vitjax {name} {recipe.name}", words)
+
+
+def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """The command or recipe of a name; exit where there is none."""
+    if name not in known:
+        reason = REMOVED.get(name) or unknown(what, name, known)
+        print(f"vitjax: {reason}", file=sys.stderr)
+        raise SystemExit(2)
+    return known[name]
 
 
 def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
     """A command of its flags."""
+    config = tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes
     with FLAG_TYPES:
-        return tyro.cli(
-            kind,
-            prog=prog,
-            args=words,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-        )
+        return tyro.cli(kind, prog=prog, args=words, config=config)
 
 
-def parse_choice(
-    choices: Mapping[str, Any], words: Sequence[str], about: str, prog: str = "vitjax"
+def show_choices(
+    choices: Mapping[str, Any], words: Sequence[str], about: str, prog: str
 ) -> Any:
-    """Show what there is to choose from: help was asked for, or nothing was chosen."""
+    """Exit with what there is to choose from, each with the first line on it."""
     nothing: Any = dataclasses.make_dataclass("Nothing", ())
-    kinds: Any = None
-    for name, choice in choices.items():
-        step = getattr(choice, "step", None) or getattr(choice, "passes", None)
-        line = str((step or choice).__doc__).split("\n", 1)[0]
-        kind = Annotated[nothing, tyro.conf.subcommand(name, description=line)]
-        kinds = kind if kinds is None else kinds | kind
-    return tyro.cli(kinds, prog=prog, description=about, args=words)
+    lines = {name: str(choices[name].__doc__).split("\n", 1)[0] for name in choices}
+    kinds: Any = [
+        Annotated[nothing, tyro.conf.subcommand(name, description=line)]
+        for name, line in lines.items()
+    ]
+    return tyro.cli(Union[tuple(kinds)], prog=prog, description=about, args=words)
 
 
 @contextlib.contextmanager
@@ -185,19 +185,25 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def check_platform() -> None:
+    """Refuse a JAX_PLATFORMS of which JAX has no device; it only asserts."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"JAX has no device of JAX_PLATFORMS={jax.config.jax_platforms}: unset it, "
+            "or install vitjax with the extra for it: cuda or tpu."
+        ) from error
+
+
 def stdout_closed() -> bool:
     """Whether nobody reads stdout any more (`vitjax list | head`); then, be silent."""
     try:
-        output = sys.stdout.fileno()
-    except (OSError, ValueError):  # of a notebook or a test
-        return False
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(output, 0)
-        if not any(event & select.POLLERR for _, event in poll.poll(0)):
-            return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def format_error(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """The commands `list` and `convert`: models and their weights."""
 
 import dataclasses
-import math
 import os
 import pathlib
 from typing import Annotated, Literal
@@ -10,8 +9,7 @@ import jax
 import tyro
 
 from vitjax.checkpoints import download, loading, registry
-from vitjax.cli.command import Command, metavar, show_table
-from vitjax.models.model import parameter_shapes
+from vitjax.cli.command import Command, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
 COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
@@ -26,17 +24,14 @@ class List(Command):
 
     def __call__(self) -> tuple[str, ...]:
         rows = [describe_model(row) for row in registry.VARIANTS.values()]
-        if self.json:
-            self.show([dict(zip(COLUMNS, row)) for row in rows], "")
-        else:
-            show_table(COLUMNS, rows, right=(1, 2, 3, 4))
+        facts = [dict(zip(COLUMNS, row)) for row in rows]
+        self.show(facts, format_table(COLUMNS, rows, right=range(1, 5)))
         return tuple(registry.VARIANTS)
 
 
 def describe_model(row: registry.Variant) -> tuple[str, ...]:
     """A row of `vitjax list`."""
     config, classes = row.config, len(row.labels()[0])
-    count = sum(map(math.prod, parameter_shapes(config, classes).values()))
     size = "x".join(map(str, config.shape))
     if row.packaged:
         weights = "in the package"
@@ -44,8 +39,20 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
         weights = "cached"
     else:
         weights = "to be downloaded" if row.url else "from its authors"
-    numbers = f"{count:,}", size, str(config.tokens), str(classes)
+    numbers = f"{count_parameters(row):,}", size, str(config.tokens), str(classes)
     return row.name, *numbers, row.source, row.license, weights
+
+
+def count_parameters(row: registry.Variant) -> int:
+    """The number of a model's parameters, from its sizes: `list` traces no model."""
+    config, dim = row.config, row.config.dim
+    attention = 4 * dim**2 + dim + 3 * dim * config.qkv_bias
+    mlp = 2 * dim * config.mlp_dim + config.mlp_dim + dim
+    embedding = (3 * config.patch_size**2 + 1 + config.tokens) * dim
+    refinement = (config.depth - 1) * 5 * dim * (2 * dim + 1)
+    count = embedding + config.depth * (attention + mlp + 4 * dim) + 2 * dim
+    count += config.class_token * dim + config.refinement * refinement
+    return count + (dim + 1) * len(row.labels()[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from vitjax.analysis.memory import System, memory_logits
-from vitjax.cli.command import ModelCommand, make_folder, metavar, show_table
+from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
 from vitjax.messages import check_range
 from vitjax.models.model import memory_values
 
@@ -68,29 +68,26 @@ class Neurons(ModelCommand):
             strongest = np.argsort(-logits.max(0), kind="stable")[: self.count]
             for memory in map(int, self.memories or strongest):
                 best = np.argsort(-logits[:, memory], kind="stable")[:k]
+                head = memory // model.config.head_dim
                 neuron = Neuron(
                     system=self.system,
                     layer=layer % depth,
                     memory=memory,
-                    head=memory // model.config.head_dim
-                    if self.system == "attention"
-                    else None,
+                    head=head if self.system == "attention" else None,
                     classes=tuple(model.classes[c] for c in best),
-                    logits=tuple(float(logits[c, memory]) for c in best),
+                    logits=tuple(logits[best, memory].tolist()),
                 )
                 rows.append(neuron)
-        if self.json:
-            self.show([row._asdict() for row in rows], "")
-        else:
-            columns = ("block", "memory", "head", "classes and their raw logits")
-            show_table(columns, [describe(row) for row in rows], right=(0, 1, 2))
+        columns = ("block", "memory", "head", "classes and their raw logits")
+        table = format_table(columns, map(describe, rows), right=(0, 1, 2))
+        self.show([row._asdict() for row in rows], table)
         if self.out:
             with self.out.open("w", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow((*Neuron._fields[:4], "class", "logit"))
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow((*Neuron._fields[:4], "class", "logit"))
                 for row in rows:
-                    for pair in zip(row.classes, row.logits):
-                        table.writerow((*row[:4], *pair))
+                    pairs = zip(row.classes, row.logits)
+                    writer.writerows((*row[:4], *pair) for pair in pairs)
         return rows
 
 

@@ -7,11 +7,10 @@ import sys
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import tyro
 
 from vitjax.checkpoints import loading
-from vitjax.cli.command import Command, ModelCommand, metavar, show_table
+from vitjax.cli.command import Command, ModelCommand, metavar
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner.options import RunOptions
 
@@ -105,24 +104,20 @@ class Run(RecipeCommand):
         return results
 
     def find_process(self) -> tuple[int, int] | None:
-        """Which process of how many this is; None where it is alone.
-
-        Raises:
-            ValueError: the flags do not say, and nothing else does.
-        """
-        given = self.process, self.processes
+        """Which process of how many this is; None where it is alone."""
+        given = self.process is not None, self.processes is not None
         if not self.distributed:
-            if given != (None, None) or self.coordinator is not None:
+            if any(given) or self.coordinator is not None:
                 raise ValueError(
                     "--process, --processes and --coordinator require --distributed."
                 )
             return None
         if self.coordinator is not None:
             print("--coordinator is no longer needed: ignored.", file=sys.stderr)
-        if self.process is not None and self.processes is not None:
+        if any(given):
+            if self.process is None or self.processes is None:
+                raise ValueError("Give both --process I and --processes N, or neither.")
             return self.process, self.processes
-        if given != (None, None):
-            raise ValueError("Give both --process I and --processes N, or neither.")
         try:
             jax.distributed.initialize()
         except ValueError as error:
@@ -168,20 +163,13 @@ class Demo(Command):
             show_progress=False,
         )
         page = write_report([results, tokens], self.out).resolve()
-        if not self.json:
-            print(describe_run(results))
-            rows = [
-                (
-                    row["quantity"],
-                    f"{row['value']:.3f}",
-                    f"{row['low']:.3f} to {row['high']:.3f}",
-                    "" if np.isnan(row["chance"]) else f"{row['chance']:.3f}",
-                )
-                for row in summary(results).to_dict("records")
-            ]
-            columns = ("", "mean", "95 % interval", "chance")
-            show_table(columns, rows, right=(1, 2, 3))
-        self.show({"report": str(page)}, f"Report: {page}")
+        table = summary(results).set_index("quantity").drop(columns="images")
+        table.columns = ["mean", "95 % low", "95 % high", "chance"]
+        table = table.rename_axis(None).to_string(
+            float_format="{:.3f}".format, na_rep=""
+        )
+        text = f"{describe_run(results)}\n{table}\nReport: {page}"
+        self.show({"report": str(page)}, text)
         return page
 
 

@@ -59,7 +59,10 @@ class RemovalCarry(NamedTuple):
 
 
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
-    """One pass for each group of probes, and a last one that removes tokens."""
+    """Linear probes against the class projection: ranks by both, then token removal.
+
+    One pass for each group of probes, and a last one that removes tokens.
+    """
     options = ProbeOptions(**keywords)
     source, groups = plan(context, options)
     config, classes = context.model.config, context.model.num_classes

@@ -14,14 +14,16 @@ RECIPES = {
 }
 
 
+REMOVED = {
+    "precision": "The recipe 'precision' is gone: run any recipe twice, with --dtype "
+    "float32 and --dtype bfloat16, and compare the rows with the repository's "
+    "tests/compare_precision.py; see the guide's page on precision."
+}
+"""Recipes of earlier versions, and what replaced them."""
+
+
 def find_recipe(name: str) -> Recipe:
     """Look up a recipe by name; the error lists those there are."""
-    if name == "precision":
-        raise ValueError(
-            "The recipe 'precision' is gone: run any recipe twice, with --dtype "
-            "float32 and --dtype bfloat16, and compare the rows with the repository's "
-            "tests/compare_precision.py; see the guide's page on precision."
-        )
     if name not in RECIPES:
-        raise ValueError(unknown("recipe", name, RECIPES))
+        raise ValueError(REMOVED.get(name) or unknown("recipe", name, RECIPES))
     return RECIPES[name]
