@@ -111,7 +111,7 @@ def methods(run: Run) -> list[str]:
 
 
 def read_curve(run: Run, column: str, method: str) -> Curve | None:
-    """One method's curve, "pixels_positive", both ends included where they are known."""
+    """One method's curve, both ends included where they are known."""
     if column == "removable":
         column = "removal_negative"
     kind, _, order = column.partition("_")
