@@ -47,14 +47,9 @@ def test_a_box_is_what_matplotlib_says(figures, paper_run):
     rows = rows[rows["series"] == "image tokens"]
     for row, column in zip(rows.to_dict("records"), paper_run.curve("image").T):
         (expected,) = boxplot_stats(column.astype(float))
-        for name, key in (
-            ("median", "med"),
-            ("q25", "q1"),
-            ("q75", "q3"),
-            ("whisker_low", "whislo"),
-            ("whisker_high", "whishi"),
-        ):
-            assert row[name] == pytest.approx(expected[key])
+        names = ["median", "q25", "q75", "whisker_low", "whisker_high"]
+        keys = ["med", "q1", "q3", "whislo", "whishi"]
+        assert [row[n] for n in names] == pytest.approx([expected[k] for k in keys])
         assert row["low"] <= row["mean"] <= row["high"]
 
 

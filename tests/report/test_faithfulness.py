@@ -145,11 +145,9 @@ def test_columns_are_those_of_which_there_are_rows(report):
 
 
 def test_table_and_curves_of_several_runs(report):
-    runs = [
-        fake_run("faithfulness", manifest=SPEEDS),
-        fake_run("faithfulness", seed=1),
-    ]
-    figures, tables, _ = report(*runs, fake_run())
+    one = fake_run("faithfulness", manifest=SPEEDS)
+    two = fake_run("faithfulness", seed=1)
+    figures, tables, _ = report(one, two, fake_run())
     table = tables["faithfulness"]
     assert len(table.data) == 2 * len(COLUMNS) * len(METHODS)
     speeds = table.shown["images/s"].tolist()
@@ -176,19 +174,15 @@ def test_accuracy_is_the_share_of_tokens_of_rank_0(report):
         rows = figures[f"probes_{kind}"].data.set_index(["panel", "series"])
         rows = rows.sort_index()
         assert len(rows) == 3 * 2 * 3
-        for panel, stream in (
-            ("block output", "residual"),
-            ("MLP update", "mlp_update"),
+        for panel, reader, name in (
+            ("block output", "linear probe", "rank_probe_residual"),
+            ("MLP update", "linear probe", "rank_probe_mlp_update"),
+            ("MLP update", "class projection", "rank_mlp_update"),
         ):
-            for reader, start in (
-                ("linear probe", "rank_probe_"),
-                ("class projection", "rank_"),
-            ):
-                ranks = np.delete(results[start + stream].values, 4, 0)[..., tokens]
-                own = rows.loc[(panel, reader)]
-                expected = (ranks == 0).mean((0, 2))
-                np.testing.assert_allclose(own["mean"], expected)
-                assert (own["images"] == 8).all() and (own["chance"] == 0.2).all()
+            ranks = np.delete(results[name].values, 4, 0)[..., tokens]
+            own = rows.loc[(panel, reader)]
+            np.testing.assert_allclose(own["mean"], (ranks == 0).mean((0, 2)))
+            assert (own["images"] == 8).all() and (own["chance"] == 0.2).all()
 
 
 def test_removal_starts_with_all_tokens_and_ends_with_few(report):
@@ -197,13 +191,9 @@ def test_removal_starts_with_all_tokens_and_ends_with_few(report):
     figure = report(results)[0]["probes_removal"]
     for (_, rows), order in zip(figure.panels().items(), ("negative", "positive")):
         lines = figure.series(rows)
-        names = (
-            f"correct_{order}_probe",
-            f"correct_{order}_gradient",
-            "correct_random",
-        )
-        for line, name in zip(lines.values(), names, strict=True):
-            expected = [right, *results[name].values.mean(0)[::-1]]
+        ends = f"{order}_probe", f"{order}_gradient", "random"
+        for line, end in zip(lines.values(), ends, strict=True):
+            expected = [right, *results[f"correct_{end}"].values.mean(0)[::-1]]
             np.testing.assert_allclose(line["mean"], expected)
             assert line["kept"].tolist() == [16, *KEPT[::-1]]
             np.testing.assert_allclose(line["x"], 1 - line["kept"] / 16)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_runs import fake_run
 
-from vitjax.report.identifiability import summary
+from vitjax.report.identifiability import ANY, RATE, TOP1, summary
 from vitjax.report.per_image import MEASURES
 
 
@@ -28,22 +28,16 @@ def test_rows_are_means_with_intervals_and_quartiles(report, make_run, by_hand):
 
 def test_kinds_of_tokens_share_axes_in_one_run_and_runs_in_several(report):
     one, _, _ = report(fake_run(masks=True, registers=1))
-    assert list(one["identifiability"].panels()) == [
-        "[CLS], registers, image tokens",
-        "object, context tokens",
-    ]
+    panels = ["[CLS], registers, image tokens", "object, context tokens"]
+    assert list(one["identifiability"].panels()) == panels
     assert "MLP: object, context tokens" in one["updates"].panels()
     kinds = ["[CLS]", "registers", "image tokens", "object, context tokens"]
     assert list(one["rate"].panels()) == kinds
     assert one["identifiability"].quartiles and not one["rate"].quartiles
     two, tables, _ = report(fake_run(masks=True), fake_run(depth=2, class_token=False))
     figure = two["identifiability"]
-    assert list(figure.panels()) == [
-        "[CLS]",
-        "image tokens",
-        "object tokens",
-        "context tokens",
-    ]
+    kinds = ["[CLS]", "image tokens", "object tokens", "context tokens"]
+    assert list(figure.panels()) == kinds
     names = list(figure.series(figure.panels()["image tokens"]))
     assert len(names) == 2 and figure.data["run"].unique().tolist() == names
     # Models of different depth meet at the end.
@@ -66,18 +60,18 @@ def test_summary(make_run, by_hand):
     score, rate = (
         {k: by_hand(run, "residual", k, m)[:, -1] for k in run.tokens} for m in MEASURES
     )
+    difference = score["object"] - score["context"]
     expected = {
-        "top-1 accuracy": run.correct.astype(float),
-        "image tokens that are identifiable, last block": rate["image"],
-        "images with an identifiable token, last block": rate["image"] > 0,
+        TOP1: run.correct.astype(float),
+        RATE: rate["image"],
+        ANY: rate["image"] > 0,
         "object tokens that are identifiable, last block": rate["object"],
         "context tokens that are identifiable, last block": rate["context"],
         "identifiability of [CLS], last block": score["cls"],
         "identifiability of image tokens, last block": score["image"],
         "identifiability of object tokens, last block": score["object"],
         "identifiability of context tokens, last block": score["context"],
-        "identifiability of object minus context tokens, last block": score["object"]
-        - score["context"],
+        "identifiability of object minus context tokens, last block": difference,
     }
     assert list(rows.index) == list(expected)
     for name, values in expected.items():
@@ -85,8 +79,7 @@ def test_summary(make_run, by_hand):
         assert row["value"] == pytest.approx(np.nanmean(values), abs=1e-6)
         assert row["low"] <= row["value"] <= row["high"]
         assert row["images"] == np.isfinite(values).sum()
-    assert rows["chance"]["top-1 accuracy"] == 0.2
-    assert np.isnan(rows["chance"]["images with an identifiable token, last block"])
+    assert rows["chance"][TOP1] == 0.2 and np.isnan(rows["chance"][ANY])
 
 
 def test_summary_of_one_class_and_of_no_label(report):
@@ -182,11 +175,8 @@ def test_published_numbers(shared, report):
         np.testing.assert_allclose(curves[kind], expected, atol=1e-6)
     values = tables["summary"].data.set_index("quantity")["value"]
     for name, key in (
-        ("top-1 accuracy", "top1"),
-        ("image tokens that are identifiable, last block", "A2_ident_rate_last_block"),
-        (
-            "images with an identifiable token, last block",
-            "A3_images_with_identifiable_token",
-        ),
+        (TOP1, "top1"),
+        (RATE, "A2_ident_rate_last_block"),
+        (ANY, "A3_images_with_identifiable_token"),
     ):
         assert values[name] == pytest.approx(published[key] / 100, abs=1e-6)

@@ -14,28 +14,23 @@ from vitjax.statistics import sign_flip_test
 
 def test_change_is_the_share_of_tokens_whose_logit_rises(paper_run):
     arrays = {name: array.values for name, array in paper_run.results.items()}
-    for image, layer in np.ndindex(30, 2):
-        before = arrays["logit_embedding"][image]
-        if layer:
-            before = arrays["logit_residual"][image, layer - 1]
-        mlp = arrays["logit_mlp_update"][image, layer]
-        attention = arrays["logit_attention_update"][image, layer]
-        patch_label = arrays["patch_label"][image]
-        for compared, rises in (
-            ("residual", arrays["logit_residual"][image, layer] > before),
-            ("attention_update", attention > before),
-            ("mlp_update", mlp > arrays["logit_middle"][image, layer]),
-            ("mlp_update_vilas2023", mlp > before),
+    embedding, residual = arrays["logit_embedding"], arrays["logit_residual"]
+    mlp, middle = arrays["logit_mlp_update"], arrays["logit_middle"]
+    before = np.stack([embedding, residual[:, 0]], axis=1)
+    for compared, rises in (
+        ("residual", residual > before),
+        ("attention_update", arrays["logit_attention_update"] > before),
+        ("mlp_update", mlp > middle),
+        ("mlp_update_vilas2023", mlp > before),
+    ):
+        on_object = arrays["patch_label"][0] == 1
+        for kind, hits in (
+            ("cls", rises[0, :, :1]),
+            ("image", rises[0, :, 1:]),
+            ("object", rises[0, :, 1:][:, on_object]),
         ):
-            expected = {
-                "cls": rises[:1],
-                "image": rises[1:],
-                "object": rises[1:][patch_label == 1],
-                "context": rises[1:][patch_label == 0],
-            }
-            for kind, hits in expected.items():
-                value = paper_run.metric("change", compared=compared, tokens=kind)
-                assert value[image, layer] == pytest.approx(hits.mean())
+            value = paper_run.metric("change", compared=compared, tokens=kind)
+            np.testing.assert_allclose(value[0], hits.mean(-1), atol=1e-6)
 
 
 def test_gain_is_the_mean_difference_of_logits(paper_run):
@@ -73,14 +68,9 @@ def test_chance_of_compositions_is_the_mean_over_pairs_of_tokens():
     expected = np.zeros((2, 5, 3, 2))
     for one, other in np.argwhere(~np.eye(5, dtype=bool)):
         after, before, attention, mlp = (tops[0][..., one], *tops[1:][..., other])
+        sources = {"before": before, "attention": attention, "mlp": mlp}
         for place, convention in enumerate(("paper", "vilas2023_code")):
-            hits = vitjax.residual_composition(
-                after,
-                before=before,
-                attention=attention,
-                mlp=mlp,
-                convention=convention,
-            )
+            hits = vitjax.residual_composition(after, **sources, convention=convention)
             expected[place] += np.stack([np.asarray(hit) / 20 for hit in hits.values()])
     chance = composition_chance(*tops)
     np.testing.assert_allclose(chance, expected.transpose(2, 0, 1, 3), atol=1e-6)
@@ -129,16 +119,7 @@ def test_windows_are_joined(paper_results, paper_run, monkeypatch):
         np.testing.assert_array_equal(array, paper_run.paper[name], name)
 
 
-PAPER = (
-    "change",
-    "composition",
-    "composition_published",
-    "class_value",
-    "heads",
-    "agreement",
-    "accuracy",
-    "simple",
-)
+PAPER = tuple(paper.FIGURES)
 
 
 @pytest.fixture(scope="module")
@@ -167,16 +148,12 @@ def test_means_are_those_of_the_rows(made, paper_results):
         rows = figures[key].data.set_index(["panel", "series"]).sort_index()
         return rows.loc[(panel, series)][column].to_numpy()
 
+    permuted = "attention, classes permuted"
     for key, panel, series, name in (
         ("agreement", "MLP", "published code", "agreement_vilas2023_mlp"),
         ("agreement", "attention", "paper, classes permuted", "chance_attention"),
         ("simple", "all tokens", "MLP", "simple_mlp"),
-        (
-            "simple",
-            "all tokens",
-            "attention, classes permuted",
-            "chance_simple_attention",
-        ),
+        ("simple", "all tokens", permuted, "chance_simple_attention"),
     ):
         array = paper_results[name].values
         expected = array.mean((0, 2) if array.ndim == 3 else 0)
@@ -228,11 +205,13 @@ def test_interventions_in_rows_and_in_words(made, paper_run):
         assert row["accuracy_after"] == pytest.approx(correct.mean())
         p = sign_flip_test(change[:, None], alternative="two-sided")
         assert row["p"] == pytest.approx(p[0])
-    assert len([line for line in lines if line.startswith("If ")]) == 4
-    row, random = rows.loc["without_context"], rows.loc["random_as_class"]
-    (line,) = (line for line in lines if "context removed" in line)
-    assert f"to {number(row['after'])} (p" in line
-    assert f"at random, to {number(random['after'])} from" in line
+    for name in paper.DESCRIBED:
+        row = rows.loc[name]
+        (line,) = (line for line in lines if row["words"][1:] + ":" in line)
+        assert f"to {number(row['after'])} (p" in line
+        assert f"to {number(row['accuracy_after'])}." in line
+    order = [name for name in rows.index if name in paper.DESCRIBED[2:]]
+    assert order[:2] == ["without_context", "random_as_class"]
 
 
 VILAS = "imagenet_s919/validation:4550 files,5 per class by seed 0,abc"
@@ -275,4 +254,4 @@ def test_several_runs_stand_side_by_side(report, paper_results):
     titles = list(figures["change"].panels())
     assert len(titles) == 8 and titles[0].endswith(" (vit_test (1))")
     assert tables["edits"].data["run"].nunique() == 2
-    assert sum(line.startswith("vit_test (2): If image") for line in lines) == 2
+    assert sum(line.startswith("vit_test (2): Image") for line in lines) == 2

@@ -27,13 +27,6 @@ from vitjax.report.marks import Frame
 from vitjax.report.per_image import BAND, Run
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 
-CURVES = {
-    "removal_negative": (schema.REMOVAL, "negative"),
-    "removal_positive": (schema.REMOVAL, "positive"),
-    "removable": (schema.REMOVAL, "negative"),
-    "pixels_negative": (schema.PIXELS, "negative"),
-    "pixels_positive": (schema.PIXELS, "positive"),
-}
 COLUMNS = {
     "removal_negative": "removal, negative ↑",
     "removal_positive": "removal, positive ↓",
@@ -45,6 +38,8 @@ COLUMNS = {
     "average_precision": "AP ↑",
 }
 """Columns of the table; the arrow says where better is."""
+
+CURVES = {"removal": schema.REMOVAL, "pixels": schema.PIXELS}
 
 ORDERS = {
     "negative": "the least important {} go first",
@@ -116,9 +111,12 @@ def methods(run: Run) -> list[str]:
 
 
 def read_curve(run: Run, column: str, method: str) -> Curve | None:
-    """One method's curve, key of `CURVES`, both ends included where they are known."""
-    family, order = CURVES[column]
-    if family(order, method) not in run:
+    """One method's curve, both ends included where they are known."""
+    if column == "removable":
+        column = "removal_negative"
+    kind, _, order = column.partition("_")
+    family = CURVES.get(kind)
+    if family is None or family(order, method) not in run:
         return None
     steps = run.read(family(order, method)).astype(float)
     intact = run.correct.astype(float)[:, None]
@@ -144,9 +142,8 @@ def method_rows(run: Run) -> Iterator[dict[str, Any]]:
     for column in COLUMNS:
         curves, values = {}, {}
         for method in methods(run):
-            if column in CURVES:
-                if curve := read_curve(run, column, method):
-                    curves[method], values[method] = curve, curve.areas()
+            if curve := read_curve(run, column, method):
+                curves[method], values[method] = curve, curve.areas()
             elif (name := schema.SEGMENTATION(column, method)) in run:
                 values[method] = run.read(name).astype(float)
         for method, own in values.items():

@@ -47,29 +47,25 @@ class Table:
 
     def html(self) -> str:
         """The table with its caption and a link to its CSV."""
-        caption = f"{csv_link(self)}. {html.escape(self.caption)}"
-        return f'{self._table()}<p class="muted">{caption}</p>'
-
-    def _table(self) -> str:
         shown = self.data if self.shown is None else self.shown
         if "run" in shown and shown["run"].nunique() == 1:
             shown = shown.drop(columns="run")
-        return to_html(shown, "sortable")
+        caption = f"{csv_link(self)}. {html.escape(self.caption)}"
+        return f'{to_html(shown, "sortable")}<p class="muted">{caption}</p>'
 
     def __repr__(self) -> str:
         return f"Table({self.key!r}: {self.title})"
 
     def _repr_html_(self) -> str:
-        return f"<b>{html.escape(self.title)}</b>{self._table()}"
+        return f"<b>{html.escape(self.title)}</b>{self.html()}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Figure:
     """A table in long form and how it is drawn, in files named `key`.
 
-    Rows hold at least the columns named below, `panel`, `series`, what its mark draws
-    (`low` and `high` of a line), and `style`: which color and marker, modulo their
-    number. There is at least one, and the points of a series are in order.
+    Rows, at least one, hold the columns named below, `panel`, `series`, what the mark
+    draws, and `style`: which color and marker, modulo their number.
     """
 
     key: str
@@ -104,7 +100,7 @@ class Figure:
         return panels
 
     def series(self, rows: Frame) -> dict[str, Frame]:
-        """Name -> rows of each series of some rows."""
+        """Name -> rows of each series."""
         return {str(name): line for name, line in rows.groupby("series", sort=False)}
 
     def csv(self) -> str:

@@ -26,6 +26,7 @@ from vitjax.report.figure import (
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
 from vitjax.report.marks import COLORS, KIND_STYLES, Frame
+from vitjax.report.paper_metrics import CATEGORIES, COMPARED
 from vitjax.report.per_image import BAND, Run, intervals, mean
 from vitjax.statistics import sign_flip_test
 
@@ -36,8 +37,7 @@ DASHED = len(COLORS)
 def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
     with_rows = [run for run in runs if run.has_paper]
-    edits = {run.name: edit_rows(run) for run in with_rows}
-    edits = {name: rows for name, rows in edits.items() if len(rows)}
+    edits = {r.name: edit_rows(r) for r in with_rows if r.paper["intervention"].size}
     figures = list(figures_of(with_rows, FIGURES))
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
@@ -56,36 +56,19 @@ def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     )
 
 
-CHANGES = {
-    "residual": "block output against block input",
-    "attention_update": "attention against its input",
-    "mlp_update": "MLP against its input",
-    "mlp_update_vilas2023": "MLP against the block's input (published)",
-}
-
-
 def change(run: Run) -> Rows:
     """Figure 3b and the change rate of whole blocks."""
-    for compared, panel in CHANGES.items():
+    for compared, panel in COMPARED.items():
         for kind in run.tokens:
             values = run.metric("change", compared=compared, tokens=kind)
             yield run.line(panel, KINDS[kind], KIND_STYLES[kind], values, chance=0.5)
 
 
-SOURCES = {
-    "previous": "the block's input",
-    "attention": "attention",
-    "mlp": "MLP",
-    "several": "more than one of them",
-    "composed": "none: a new class",
-}
-
-
 def composition(run: Run, convention: str) -> Rows:
     """Figure 3c, with categories that exclude each other, or as it was published."""
-    names, panel = SOURCES, "top class after the block"
+    names, panel = CATEGORIES, "top class after the block"
     if convention == "vilas2023":
-        names = SOURCES | {"composed": "neither input nor attention"}
+        names = CATEGORIES | {"composed": "neither input nor attention"}
         panel = "as the published code counts"
     for style, (category, name) in enumerate(names.items()):
         if (convention, category) != ("vilas2023", "several"):
@@ -259,8 +242,6 @@ def edit_rows(run: Run) -> Frame:
     accuracy on the same images.
     """
     names = run.paper["intervention"].values.tolist()
-    if not names:
-        return pd.DataFrame()
     before, after = run.metric("before"), run.metric("after")
     exists, interval = np.isfinite(after), intervals(after - before)
     rows = pd.DataFrame(

@@ -17,11 +17,21 @@ from vitjax.recipes import schema
 from vitjax.report.per_image import Run
 
 UPDATES = ("attention_update", "mlp_update")
-COMPARED = ("residual", *UPDATES, "mlp_update_vilas2023")
-"""What class-similarity change compares: a stream with what its layer read; the
-published code compares the MLP with the block's input."""
+COMPARED = {
+    "residual": "block output against block input",
+    "attention_update": "attention against its input",
+    "mlp_update": "MLP against its input",
+    "mlp_update_vilas2023": "MLP against the block's input (published)",
+}
+"""What class-similarity change compares: a stream with what its layer read."""
 
-CATEGORIES = ("previous", "attention", "mlp", "several", "composed")
+CATEGORIES = {
+    "previous": "the block's input",
+    "attention": "attention",
+    "mlp": "MLP",
+    "several": "more than one of them",
+    "composed": "none: a new class",
+}
 """Where the top class after a block comes from: see `vitjax.residual_composition`."""
 
 CONVENTIONS: dict[str, Convention] = {"paper": "paper", "vilas2023": "vilas2023_code"}
@@ -103,7 +113,7 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
             ("compared", *by_kind),
             [
                 [over_tokens(end > start, kind).astype(np.float32) for kind in kinds]
-                for start, end in (steps[compared] for compared in COMPARED)
+                for start, end in steps.values()
             ],
         ),
         "gain": (  # of an update's class logit over that of its input
