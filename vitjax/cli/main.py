@@ -94,7 +94,7 @@ def main(
     command: Any = Command()
     try:
         with sigterm_as_interrupt():
-            command = parse(arguments, recipes)
+            command: Any = parse(arguments, recipes)
             enable_compilation_cache()
             if isinstance(command, ModelCommand):
                 check_platform()
@@ -165,7 +165,8 @@ def show_choices(
         Annotated[nothing, tyro.conf.subcommand(name, description=line)]
         for name, line in lines.items()
     ]
-    return tyro.cli(Union[tuple(kinds)], prog=prog, description=about, args=words)
+    choice: Any = Union[tuple(kinds)]
+    return tyro.cli(choice, prog=prog, description=about, args=words)
 
 
 @contextlib.contextmanager
@@ -191,8 +192,8 @@ def check_platform() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"JAX has no device of JAX_PLATFORMS={jax.config.jax_platforms}: unset it, "
-            "or install vitjax with the extra for it: cuda or tpu."
+            f"JAX has no device of JAX_PLATFORMS={jax.config.read('jax_platforms')}: "
+            "unset it, or install vitjax with the extra for it: cuda or tpu."
         ) from error
 
 

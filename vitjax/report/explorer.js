@@ -156,6 +156,7 @@
         border.rect(x, y + cell, cell, 0);
       }
     }
+    pen.lineJoin = "round"; // edges meet at corners
     for (const [width, color] of [[4, "#000"], [2, "#fff"]]) {
       pen.strokeStyle = color;
       pen.lineWidth = width;
@@ -185,8 +186,7 @@
     const [row, column] = rowAndColumn(state.token - prefix());
     cursor.hidden = row < 0;
     cursor.classList.toggle("pinned", state.pinned);
-    cursor.style.left = `${(100 * column) / columns}%`;
-    cursor.style.top = `${(100 * row) / rows}%`;
+    cursor.style.inset = `${(100 * row) / rows}% auto auto ${(100 * column) / columns}%`;
     cursor.style.width = `${100 / columns}%`;
     cursor.style.height = `${100 / rows}%`;
     for (const button of byId("prefix").children) {

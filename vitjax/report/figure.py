@@ -300,6 +300,7 @@ def to_html(data: Frame, *classes: str) -> str:
     """Rows as a table; fractions with three digits."""
     options: dict[str, Any] = {"index": False, "border": 0, "na_rep": "–"}
     classes = ("numbers", *classes)
+    data = data.rename_axis(columns=None)  # a pivot's would be a column of its own
     table = data.to_html(classes=[*classes], float_format=number, **options)
     return f'<div class="scroll">{table}</div>'
 
