@@ -96,7 +96,8 @@ def main(
         with sigterm_as_interrupt():
             command: Any = parse(arguments, recipes)
             enable_compilation_cache()
-            if isinstance(command, ModelCommand):
+            needs_device = isinstance(command, ModelCommand)
+            if needs_device:
                 check_platform()
             command()
             sys.stdout.flush()
@@ -192,7 +193,7 @@ def check_platform() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"JAX has no device of JAX_PLATFORMS={jax.config.read('jax_platforms')}: "
+            f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
             "unset it, or install vitjax with the extra for it: cuda or tpu."
         ) from error
 

@@ -225,15 +225,9 @@ def draw_border(image: np.ndarray, mask: np.ndarray, cell: int) -> None:
 
     large = Image.fromarray(np.kron(mask, np.ones((cell, cell))).astype(np.uint8))
     for width, color in ((5, 0), (3, 255)):  # white on black shows on any ground
-<<<<<<< HEAD
-        low = large.filter(ImageFilter.MinFilter(width))
-        high = large.filter(ImageFilter.MaxFilter(width))
-        image[np.asarray(low) != np.asarray(high)] = color
-=======
         low = np.asarray(large.filter(ImageFilter.MinFilter(width)))
         high = np.asarray(large.filter(ImageFilter.MaxFilter(width)))
         image[low != high] = color
->>>>>>> web
 
 
 def short_name(name: str, *, longest: int = 24) -> str:
