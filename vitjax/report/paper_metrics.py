@@ -125,7 +125,7 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         ),
         "composition": (
             ("convention", "category", "image", "layer"),
-            [[np.asarray(hits[c]).mean(-1) for c in CATEGORIES] for hits in parts],
+            [[np.asarray(hit).mean(-1) for hit in hits.values()] for hits in parts],
         ),
         "composition_chance": (
             ("image", "convention", "category", "layer"),
