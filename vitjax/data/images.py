@@ -139,6 +139,8 @@ class Preprocess:
             side = round(side * max(height, width) / max(self.height, self.width))
         return dataclasses.replace(self, height=height, width=width, resize_size=side)
 
+    denormalise = denormalize  # its former name
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values; `from_dict` is the inverse."""
         fields = dataclasses.asdict(self)

@@ -209,6 +209,15 @@ FIGURES: FigureTable = {
 }
 
 
+WORDS = {
+    **schema.STREAMS,
+    "cls": schema.KINDS["cls"],
+    "mlp": schema.SYSTEMS["mlp"],
+    "vilas2023": "published code",
+}
+"""Keys in the names of tested quantities, as people read them."""
+
+
 def tests(runs: Sequence[Run], options: ReportOptions) -> Section | None:
     """Every p-value as CSV, and in words where a quantity is larger than chance."""
     kind = "vilas2023" if options.tests == "published" else options.tests
@@ -235,7 +244,9 @@ def tests(runs: Sequence[Run], options: ReportOptions) -> Section | None:
         "permuted labels, (b + 1) / (m + 1), or Wilcoxon over classes where it is "
         "said; at 0.05 after Holm's correction over the blocks of each row.",
         data=data,
-        shown=words.rename("in blocks").reset_index(),
+        shown=words.rename("in blocks")
+        .reset_index()
+        .replace({"quantity": {rf"\b{k}\b": v for k, v in WORDS.items()}}, regex=True),
     )
     return Section(key="tests", title="Tests", tables=[table])
 

@@ -5,7 +5,7 @@ larger logit than c, and
 
     identifiability = 1 - rank / C,    identifiable = (rank == 0)
 
-(Vilas et al. 2023, section 4). Both are averaged here over a kind of tokens within
+(Vilas et al. 2023, section 3). Both are averaged here over a kind of tokens within
 each image; everything later averages over images, so that images count alike however
 many tokens of a kind they have. Rows are read some hundred images at a time, of images
 that are done, valid and labeled.
