@@ -96,7 +96,7 @@ def main(
         with sigterm_as_interrupt():
             command = parse(arguments, recipes)
             enable_compilation_cache()
-            if isinstance(command, ModelCommand):
+            if issubclass(type(command), ModelCommand):
                 check_platform()
             command()
             sys.stdout.flush()
@@ -161,11 +161,13 @@ def show_choices(
     """Exit with what there is to choose from, each with the first line on it."""
     nothing: Any = dataclasses.make_dataclass("Nothing", ())
     lines = {name: str(choices[name].__doc__).split("\n", 1)[0] for name in choices}
-    kinds: Any = [
-        Annotated[nothing, tyro.conf.subcommand(name, description=line)]
-        for name, line in lines.items()
+    kinds: Any = Union[
+        tuple(
+            Annotated[nothing, tyro.conf.subcommand(name, description=line)]
+            for name, line in lines.items()
+        )
     ]
-    return tyro.cli(Union[tuple(kinds)], prog=prog, description=about, args=words)
+    return tyro.cli(kinds, prog=prog, description=about, args=words)
 
 
 @contextlib.contextmanager
@@ -191,8 +193,8 @@ def check_platform() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"JAX has no device of JAX_PLATFORMS={jax.config.jax_platforms}: unset it, "
-            "or install vitjax with the extra for it: cuda or tpu."
+            f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
+            "unset it, or install vitjax with the extra for it: cuda or tpu."
         ) from error
 
 
