@@ -121,8 +121,9 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
     expected, _ = vitjax.forward(tiny, images)
     np.testing.assert_array_equal(vitjax.forward(copy, images)[0], expected)
     assert copy.classes == CLASSES
-    assert main.main(["convert", "weights.npz"]) == 1
-    assert "--model" in capsys.readouterr().err
+    for source, hint in (f"{out}/model.safetensors", "--model"), ("vit_b61", "vit_b16"):
+        assert main.main(["convert", source]) == 1
+        assert hint in capsys.readouterr().err
 
 
 def test_bench_prints_and_writes(converted, tmp_path, capsys):

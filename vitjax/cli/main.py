@@ -96,7 +96,8 @@ def main(
         with sigterm_as_interrupt():
             command = parse(arguments, recipes)
             enable_compilation_cache()
-            if issubclass(type(command), ModelCommand):
+            shared = getattr(command, "distributed", False)  # its cluster starts JAX
+            if issubclass(type(command), ModelCommand) and not shared:
                 check_platform()
             command()
             sys.stdout.flush()
