@@ -1,6 +1,7 @@
 """Commands do what they say; failures are one paragraph and no traceback."""
 
 import json
+import math
 import pathlib
 import shutil
 
@@ -10,11 +11,14 @@ from PIL import Image
 
 import vitjax
 from vitjax.checkpoints import loading
+from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli import main
 from vitjax.cli.estimate import Estimate
+from vitjax.cli.models import count_parameters
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.run import Run
 from vitjax.data.textured_digits import CLASSES
+from vitjax.models.model import parameter_shapes
 from vitjax.runner.loop import Job
 from vitjax.runner.options import RunOptions
 from vitjax.runner.store import StorageError
@@ -112,6 +116,13 @@ def test_list_has_every_model(capsys):
     assert [row["model"] for row in rows] == names
 
 
+@pytest.mark.parametrize("name", ["textured_digits", "deit_ti16", "vit_b16_gap"])
+def test_list_counts_parameters_as_the_model_has_them(name):
+    row = VARIANTS[name]
+    shapes = parameter_shapes(row.config, len(row.labels()[0]))
+    assert count_parameters(row) == sum(map(math.prod, shapes.values()))
+
+
 def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
     out = str(tmp_path / "copy")
     assert main.main(["convert", converted, "--out", out, "--json"]) == 0
@@ -121,8 +132,9 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
     expected, _ = vitjax.forward(tiny, images)
     np.testing.assert_array_equal(vitjax.forward(copy, images)[0], expected)
     assert copy.classes == CLASSES
-    assert main.main(["convert", "weights.npz"]) == 1
-    assert "--model" in capsys.readouterr().err
+    for source, hint in (f"{out}/model.safetensors", "--model"), ("vit_b61", "vit_b16"):
+        assert main.main(["convert", source]) == 1
+        assert hint in capsys.readouterr().err
 
 
 def test_bench_prints_and_writes(converted, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Words become commands: subcommands of recipes, lists, old names, misspelt ones."""
 
 import dataclasses
+import os
 import re
 import shlex
 import signal
@@ -215,7 +216,25 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"{vitjax.__version__}\n"
 
 
-@pytest.mark.parametrize("words", ["--help", "list"])
+def test_jax_is_started_by_the_cluster_first(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(main, "check_platform", lambda: started.append("devices"))
+    monkeypatch.setattr(Run, "__call__", lambda self: started.append("run"))
+    assert main.main(["run", "paper", *BASE, "--distributed"]) == 0
+    assert started == ["run"]
+    assert main.main(["run", "paper", *BASE]) == 0
+    assert started == ["run", "devices", "run"]
+
+
+def test_platforms_without_devices_are_refused():
+    command = [sys.executable, "-m", "vitjax", "run", "paper", *BASE]
+    environment = os.environ | {"JAX_PLATFORMS": "rocm"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "JAX_PLATFORMS=rocm" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "list", "list --json"])
 def test_stdout_that_is_closed_early_is_silent(words):
     program = f"{shlex.quote(sys.executable)} -m vitjax {words}"
     command = program + " | true; exit ${PIPESTATUS[0]}"

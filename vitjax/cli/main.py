@@ -94,10 +94,10 @@ def main(
     command: Any = Command()
     try:
         with sigterm_as_interrupt():
-            command: Any = parse(arguments, recipes)
+            command = parse(arguments, recipes)
             enable_compilation_cache()
-            needs_device = isinstance(command, ModelCommand)
-            if needs_device:
+            shared = getattr(command, "distributed", False)  # its cluster starts JAX
+            if issubclass(type(command), ModelCommand) and not shared:
                 check_platform()
             command()
             sys.stdout.flush()
@@ -162,12 +162,13 @@ def show_choices(
     """Exit with what there is to choose from, each with the first line on it."""
     nothing: Any = dataclasses.make_dataclass("Nothing", ())
     lines = {name: str(choices[name].__doc__).split("\n", 1)[0] for name in choices}
-    kinds: Any = [
-        Annotated[nothing, tyro.conf.subcommand(name, description=line)]
-        for name, line in lines.items()
+    kinds: Any = Union[
+        tuple(
+            Annotated[nothing, tyro.conf.subcommand(name, description=line)]
+            for name, line in lines.items()
+        )
     ]
-    choice: Any = Union[tuple(kinds)]
-    return tyro.cli(choice, prog=prog, description=about, args=words)
+    return tyro.cli(kinds, prog=prog, description=about, args=words)
 
 
 @contextlib.contextmanager

@@ -77,13 +77,13 @@ class Convert(Command):
     def __call__(self) -> str:
         if self.model is not None:
             model = loading.load(self.model, checkpoint=self.source)
-        elif self.source in registry.VARIANTS or loading.is_folder(self.source):
-            model = loading.load(self.source)
-        else:
+        elif os.path.isfile(self.source):
             raise ValueError(
                 "A checkpoint file does not identify its architecture: pass --model "
-                f"for {self.source}, one of {', '.join(registry.VARIANTS)}."
+                f"for {self.source}, a name that `vitjax list` shows."
             )
+        else:
+            model = loading.load(self.source)
         name = self.model or model.provenance.name or "model"
         out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)
