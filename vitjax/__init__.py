@@ -1,6 +1,7 @@
 """Look inside Vision Transformers: every token's class, at every block."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vitjax.analysis.class_space import identifiability, project, rank, top_k
@@ -56,6 +57,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'vitjax' has no attribute {name!r}")
     return getattr(importlib.import_module(LAZY[name]), name)
 
+
+if "pdoc" in sys.modules:  # which documents what a module holds
+    globals().update({name: __getattr__(name) for name in LAZY})
 
 __all__ = [
     "Batch",

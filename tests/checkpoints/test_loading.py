@@ -346,7 +346,7 @@ def test_loading_a_large_model_needs_about_twice_its_size(tmp_path):
     for what in ("write", "read"):
         done = subprocess.run(
             [sys.executable, "-c", LARGE, what, str(path)],
-            env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
             capture_output=True,
             text=True,
             timeout=300,
