@@ -127,10 +127,10 @@ def detect_layout(arrays: Arrays) -> Checkpoint:
 
 def block_keys(source: str, config: Config) -> list[str]:
     """The keys of all blocks, or the key itself where it has no block's number."""
-    for placeholder, without in LAST_BLOCKS_WITHOUT.items():
-        if placeholder in source:
+    for pattern, without in LAST_BLOCKS_WITHOUT.items():
+        if pattern in source:
             blocks = range(config.depth - without)
-            return [source.replace(placeholder, str(block)) for block in blocks]
+            return [source.replace(pattern, str(block)) for block in blocks]
     return [source]
 
 
