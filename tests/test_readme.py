@@ -128,7 +128,7 @@ def test_rows_are_those_of_the_schema():
     assert PAGES["rows.md"].split("<!-- schema -->\n")[1] == rows_table()
 
 
-def python(*arguments, cwd):
+def check_python(*arguments, cwd):
     command = [sys.executable, "-W", "error::DeprecationWarning:vitjax", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_python_blocks_run(name, tmp_path):
     code = "".join(
         f"exec({block!r}, {{}})\n" for block in blocks(PAGES[name], "python")
     )
-    python("-c", code, cwd=tmp_path)
+    check_python("-c", code, cwd=tmp_path)
 
 
 STAND_INS = dict.fromkeys(("M", "SOURCE", "vit_ti16"), "textured_digits")
@@ -177,7 +177,7 @@ def test_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_reference_has_every_name_and_page(tmp_path):
     (command,) = re.findall(r"`[^`]*&& (pdoc [^`]*)`", README)
-    python("-W", "error", "-m", *command.split(), cwd=tmp_path)
+    check_python("-W", "error", "-m", *command.split(), cwd=tmp_path)
     page = (tmp_path / "reference/vitjax.html").read_text("utf8")
     for name in vitjax.__all__:
         section = re.search(rf'<section id="{name}">.*?</section>', page, re.DOTALL)
