@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 from vitjax.analysis.class_space import identifiability, project, rank, top_k
 from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import (
+    ablate,
     keep_tokens,
     no_cls,
+    patch,
     select_tokens,
     self_only,
+    steer,
 )
 from vitjax.analysis.memory import (
     MemoryClasses,
@@ -26,6 +29,7 @@ from vitjax.api import (
     explain,
     forward,
     helpful_minus_attended,
+    logit_attribution,
     refinement_logits,
     relevancy,
     removal_curve,
@@ -36,7 +40,8 @@ from vitjax.checkpoints.registry import list_models
 from vitjax.data.images import Preprocess
 from vitjax.models.forward import attention_gradients, scan_blocks
 from vitjax.models.model import Model, memory_values
-from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
+from vitjax.saliency.attribution import attribution_patching
+from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
     from vitjax.runner.loop import run
@@ -72,10 +77,13 @@ __all__ = [
     "Preprocess",
     "Probe",
     "Results",
+    "TapEdit",
     "Trace",
     "__version__",
+    "ablate",
     "area_under_curve",
     "attention_gradients",
+    "attribution_patching",
     "class_value_agreement",
     "compositionality",
     "explain",
@@ -90,11 +98,13 @@ __all__ = [
     "list_models",
     "load",
     "localisation",
+    "logit_attribution",
     "memory_classes",
     "memory_coefficients",
     "memory_values",
     "no_cls",
     "open_results",
+    "patch",
     "project",
     "rank",
     "refinement_logits",
@@ -107,5 +117,6 @@ __all__ = [
     "select_tokens",
     "self_only",
     "similarity_change",
+    "steer",
     "top_k",
 ]

@@ -38,7 +38,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 ArrayLike = jax.Array | np.ndarray
 """Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
@@ -208,6 +208,9 @@ class Trace:
             output projection, bias and LayerScale, and after the norm of a
             residual-post-norm block.
         mlp_update: what the MLP adds, likewise.
+        queries, keys: of every head, as projected; scores are their products over the
+            square root of the head's width.
+        attention_scores: before `Edits.attend` and the softmax.
         attention_weights: after the softmax and after edits.
         values: value vectors of every head.
         mixed_values: values mixed by the attention weights, the input of the output
@@ -220,6 +223,9 @@ class Trace:
     residual: Float[ArrayLike, "*layer batch token dim"] | None = None
     attention_update: Float[ArrayLike, "*layer batch token dim"] | None = None
     mlp_update: Float[ArrayLike, "*layer batch token dim"] | None = None
+    queries: Float[ArrayLike, "*layer batch token head key"] | None = None
+    keys: Float[ArrayLike, "*layer batch token head key"] | None = None
+    attention_scores: Float[ArrayLike, "*layer batch head token token"] | None = None
     attention_weights: Float[ArrayLike, "*layer batch head token token"] | None = None
     values: Float[ArrayLike, "*layer batch token head key"] | None = None
     mixed_values: Float[ArrayLike, "*layer batch token head key"] | None = None
@@ -234,6 +240,101 @@ BLOCK_FIELDS = TRACE_FIELDS[1:]
 """Those that exist once per block."""
 
 
+FIELD_AXES: dict[str, tuple[str, ...]] = {
+    "embedding": ("batch", "token", "dim"),
+    **dict.fromkeys(
+        ("residual", "attention_update", "mlp_update"),
+        ("layer", "batch", "token", "dim"),
+    ),
+    **dict.fromkeys(
+        ("queries", "keys", "values", "mixed_values"),
+        ("layer", "batch", "token", "head", "key"),
+    ),
+    **dict.fromkeys(
+        ("attention_scores", "attention_weights"),
+        ("layer", "batch", "head", "query", "key_token"),
+    ),
+    **dict.fromkeys(
+        ("mlp_preactivation", "mlp_hidden"), ("layer", "batch", "token", "hidden")
+    ),
+}
+"""Axes of every field of `Trace`."""
+
+TOKEN_AXES = ("token", "query", "key_token")
+"""Axes of a field whose entries are tokens."""
+
+
+@pytree
+class TapEdit:
+    """An edit of one field of `Trace`: `x -> where(where, value, scale * x + add)`.
+
+    Arrays have the axes of the field, `[layer batch ...]`, of which any may be 1 and
+    then holds for all; a number holds everywhere. Token axes are those of the full
+    sequence, also together with `Edits.select`.
+
+    Args:
+        scale: multiplies the field; None for 1.
+        add: is added to it; None for 0. Of zeros, its gradient is the field's.
+        where: the entries that `value` replaces; None for all.
+        value: what replaces them; None replaces nothing.
+
+    Raises:
+        ValueError: `where` is given without a value.
+
+    Example:
+        >>> half = vitjax.TapEdit(scale=0.5)
+        >>> vitjax.forward(model, images, edits=vitjax.Edits(taps={"mlp_update": half}))
+    """
+
+    scale: Shaped[ArrayLike, "..."] | float | None = None
+    add: Shaped[ArrayLike, "..."] | float | None = None
+    where: Shaped[ArrayLike, "..."] | bool | None = None
+    value: Shaped[ArrayLike, "..."] | float | None = None
+
+    def __post_init__(self):
+        if self.where is not None and self.value is None:
+            raise ValueError(
+                "TapEdit(where=...) needs a value for these entries; value=0.0 sets "
+                "them to zero."
+            )
+
+    def __call__(self, x: Array) -> Array:
+        """The edited field; entries are cast to its dtype."""
+
+        def fit(values, dtype):
+            values = jnp.asarray(values, dtype)
+            return values if values.ndim else values.reshape((1,) * x.ndim)
+
+        scale, add, where, value = self.scale, self.add, self.where, self.value
+        edited = x if scale is None else x * fit(scale, x.dtype)
+        edited = edited if add is None else edited + fit(add, x.dtype)
+        if value is None:
+            return edited
+        where = True if where is None else where
+        return jnp.where(fit(where, bool), fit(value, x.dtype), edited)
+
+    def then(self, after: "TapEdit") -> "TapEdit":
+        """The one edit that does what this one and then another does."""
+
+        def moved(x):  # after.scale * x + after.add
+            x = x if after.scale is None else jnp.multiply(x, after.scale)
+            return x if after.add is None else jnp.add(x, after.add)
+
+        scale = _both(self.scale, after.scale, jnp.multiply)
+        add = after.add if self.add is None else moved(self.add)
+        where, value = self.where, self.value
+        if value is None:
+            where, value = after.where, after.value
+        elif after.value is None:
+            value = moved(value)
+        elif after.where is None:
+            where, value = None, after.value
+        else:
+            value = jnp.where(after.where, after.value, moved(value))
+            where = None if where is None else jnp.logical_or(where, after.where)
+        return TapEdit(scale=scale, add=add, where=where, value=value)
+
+
 LINKS = "... #layer #batch #head #query #key_token"
 """Axes of a mask on attention links; leading ones are of Edits stacked for vmap."""
 
@@ -243,7 +344,8 @@ class Edits:
     """Interventions on a forward pass, as data; None leaves that part untouched.
 
     Any axis of `attend` and `scale` may be 1 and then holds for all. Token axes are
-    those of the full sequence, also together with `select`.
+    those of the full sequence, also together with `select`. `vitjax.ablate`,
+    `vitjax.patch` and `vitjax.steer` make `taps`.
 
     Args:
         attend: in [0, 1], the logarithm is added BEFORE the softmax: 0 cuts the link
@@ -254,15 +356,21 @@ class Edits:
             stay. States of removed tokens are finite and meaningless.
         select: only these patches run, in this order: a sequence really shorter,
             chosen after the position embedding.
+        taps: field of `Trace` -> its edit, applied where the field is captured, so that
+            what is captured is the edited one. Attention scores are edited before
+            `attend`, the weights after `scale`.
+
     """
 
     attend: Float[ArrayLike, LINKS] | None = None
     scale: Float[ArrayLike, LINKS] | None = None
     keep: Bool[ArrayLike, "... #batch patch"] | None = None
     select: Int[ArrayLike, "... #batch kept"] | None = None
+    taps: dict[str, TapEdit] | None = None
 
     def __and__(self, other: "Edits") -> "Edits":
-        """Both interventions: masks multiply, keeps are "and"; it commutes.
+        """Both interventions: masks multiply, keeps are "and"; it commutes, but for
+        edits of one field by `taps`, of which the left one comes first.
 
         Raises:
             ValueError: both sides select tokens.
@@ -271,11 +379,18 @@ class Edits:
             raise ValueError(
                 "Both Edits select tokens; make one selection of the two index arrays."
             )
+        first, second = self.taps or {}, other.taps or {}
+        both = {
+            field: first[field].then(second[field])
+            for field in first
+            if field in second
+        }
         return type(self)(
             attend=_both(self.attend, other.attend, jnp.multiply),
             scale=_both(self.scale, other.scale, jnp.multiply),
             keep=_both(self.keep, other.keep, jnp.logical_and),
             select=other.select if self.select is None else self.select,
+            taps={**first, **second, **both} or None,
         )
 
 

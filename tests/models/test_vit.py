@@ -1,7 +1,6 @@
 """The ViT against the published outputs, an independent formula, and itself."""
 
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import published
 import pytest
 import tiny
-from scipy.special import erf
+from numpy_vit import reference
 
 import vitjax
 from vitjax.analysis.class_space import project
@@ -26,60 +25,6 @@ def test_logits_equal_the_published(name, oracle, published_model):
     logits, _ = forward(published_model(name), oracle(name).images)
     expected = oracle(name)["base"]["logits"]
     np.testing.assert_allclose(logits, expected, atol=5e-4 if name == "setA" else 2e-5)
-
-
-def reference(model, images):
-    """The whole network in float64 numpy, one image and block at a time."""
-    cfg = model.config
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
-
-    def norm(x, q):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
-        return x * q["scale"] + q["bias"]
-
-    def gelu(x):
-        if cfg.gelu == "erf":
-            return x * 0.5 * (1 + erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-    def attention(x, q):
-        bias = (lambda n: q[n]["bias"]) if cfg.qkv_bias else (lambda n: 0.0)
-        qkv = {
-            n: (np.einsum("td,dhk->thk", x, q[n]["kernel"]) + bias(n)).swapaxes(0, 1)
-            for n in ("query", "key", "value")
-        }
-        scores = qkv["query"] @ qkv["key"].transpose(0, 2, 1) / math.sqrt(cfg.head_dim)
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = scores / scores.sum(-1, keepdims=True) @ qkv["value"]
-        return np.einsum("htk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
-
-    def mlp(x, q):
-        hidden = gelu(x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"])
-        return hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
-
-    def update(f, x, q, i):
-        n = q[f"LayerNorm_{i}"]
-        y = norm(f(x), n) if cfg.norm == "residual_post" else f(norm(x, n))
-        return y * q[f"LayerScale_{i}"]["gamma"] if cfg.layer_scale else y
-
-    def run(image):
-        side, (rows, columns) = cfg.patch_size, cfg.grid
-        patches = image.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
-        kernel = p["embedding"]["kernel"].reshape(-1, cfg.dim)
-        x = patches.reshape(rows * columns, -1) @ kernel + p["embedding"]["bias"]
-        prefix = [p[n][0] for n in ("cls", "registers") if n in p]
-        x = np.concatenate([*prefix, x]) + p["pos_embedding"][0]
-        for i in range(cfg.depth):
-            q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
-            mha, dense = q["MultiHeadDotProductAttention_0"], q["MlpBlock_0"]
-            x = x + update(lambda y, mha=mha: attention(y, mha), x, q, 0)
-            x = x + update(lambda y, dense=dense: mlp(y, dense), x, q, 1)
-        pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
-        pooled = norm(pooled, p["Transformer"]["encoder_norm"])
-        return pooled @ p["head"]["kernel"] + p["head"]["bias"], x
-
-    return tuple(map(np.stack, zip(*map(run, np.asarray(images, np.float64)))))
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)

@@ -1,14 +1,24 @@
-"""Interventions of the paper as `Edits`: cut attention, remove tokens."""
+"""Interventions as `Edits`: cut attention, remove tokens, ablate, patch, steer."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitjax import messages
-from vitjax.types import CONVENTIONS, ArrayLike, Config, Convention, Edits
+from vitjax.types import (
+    CONVENTIONS,
+    FIELD_AXES,
+    ArrayLike,
+    Config,
+    Convention,
+    Edits,
+    TapEdit,
+    Trace,
+)
 
 
 def self_only(
@@ -129,3 +139,176 @@ def select_tokens(indices: Int[ArrayLike, "batch kept"]) -> Edits:
     if isinstance(indices, np.ndarray) and (indices < 0).any():
         raise ValueError("Patch numbers of select_tokens must not be negative.")
     return Edits(select=indices)
+
+
+Members = Sequence[int] | Bool[ArrayLike, "..."] | None
+
+
+def ablate(
+    model: Any,
+    field: str,
+    *,
+    layers: Members = None,
+    heads: Members = None,
+    neurons: Members = None,
+    tokens: Members = None,
+    value: Shaped[ArrayLike, "..."] | float = 0.0,
+) -> Edits:
+    """Entries of a field of `Trace` become a value, in every forward pass.
+
+    x -> where(chosen, value, x). Zero ablation: value=0. Mean ablation: the field's
+    mean over a reference set, `trace.mixed_values.mean(1, keepdims=True)`. Resampling:
+    the field of other images. Of a head, edit "mixed_values": all that it writes.
+
+    Args:
+        model: the model, or its `Config`; only the architecture counts.
+        field: a field of `Trace`. Static.
+        layers, heads, neurons, tokens: which entries: numbers, negative ones from the
+            end, or a boolean mask, which may be traced, so that a sweep is a `vmap`
+            over masks; None for all. A mask of heads or neurons may be [layer head],
+            one of tokens [batch token]. Tokens of attention weights and scores are
+            queries.
+        value: a number, or an array with the field's axes, of which any may be 1.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: the field does not exist or has no such axis, or a number or shape
+            does not fit.
+
+    Example:
+        >>> edits = vitjax.ablate(model, "mixed_values", layers=[3], heads=[0, 5])
+        >>> logits, _ = vitjax.forward(model, images, edits=edits)
+    """
+    where = choose(model, field, layers, heads, neurons, tokens)
+    return Edits(taps={field: TapEdit(where=where, value=value)})
+
+
+def patch(
+    model: Any,
+    trace: Trace,
+    field: str,
+    *,
+    layers: Members = None,
+    heads: Members = None,
+    neurons: Members = None,
+    tokens: Members = None,
+) -> Edits:
+    """Entries of a field of `Trace` become those of another run: activation patching.
+
+    x -> where(chosen, x_other, x). Put the trace of clean images into the pass of
+    corrupted ones, and read how much of the clean answer returns.
+
+    Args:
+        model: the model, or its `Config`; only the architecture counts.
+        trace: of the other run, of as many images or one.
+        field: a field that the trace holds. Static.
+        layers, heads, neurons, tokens: which entries, as of `ablate`.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: as of `ablate`, or the trace does not hold the field.
+
+    Example:
+        >>> _, clean = vitjax.forward(model, images, capture=("residual",))
+        >>> edits = vitjax.patch(model, clean, "residual", layers=[5], tokens=[0])
+        >>> logits, _ = vitjax.forward(model, corrupted, edits=edits)
+    """
+    where = choose(model, field, layers, heads, neurons, tokens)
+    value = getattr(trace, field)
+    if value is None:
+        raise ValueError(
+            f"The trace does not hold {field!r}: run forward with capture=({field!r},)."
+        )
+    return Edits(taps={field: TapEdit(where=where, value=value)})
+
+
+def steer(
+    model: Any,
+    vector: Shaped[ArrayLike, "..."],
+    *,
+    layers: Members,
+    field: str = "residual",
+    tokens: Members = None,
+) -> Edits:
+    """Add a vector to a field of `Trace`, at some blocks and tokens.
+
+    x -> x + vector. A direction of a class is `model.class_space.embedding[c]`.
+
+    Args:
+        model: the model, or its `Config`; only the architecture counts.
+        vector: along the field's last axis, such as [dim], or with all of its axes, of
+            which any may be 1.
+        layers, tokens: where, as of `ablate`; None for all.
+        field: a field of `Trace`. Static.
+
+    Returns:
+        Edits for `forward`, to be combined with others by `&`.
+
+    Raises:
+        ValueError: as of `ablate`, or the vector does not fit.
+
+    Example:
+        >>> edits = vitjax.steer(model, 4 * direction, layers=[6], tokens=[0])
+    """
+    where = choose(model, field, layers, None, None, tokens)
+    vector, axes = jnp.asarray(vector), FIELD_AXES[field]
+    if vector.ndim == 1:
+        vector = vector.reshape((1,) * (len(axes) - 1) + vector.shape)
+    if vector.ndim != len(axes):
+        raise ValueError(
+            f"vector of shape {vector.shape} must be [{axes[-1]}] or have the axes "
+            f"[{' '.join(axes)}] of {field!r}."
+        )
+    return Edits(taps={field: TapEdit(add=jnp.where(where, vector, 0))})
+
+
+def choose(model: Any, field: str, layers, heads, neurons, tokens):
+    """A mask with the axes of a field, True where all choices hold."""
+    config = getattr(model, "config", model)
+    messages.check_one_of("field", field, FIELD_AXES)
+    axes = FIELD_AXES[field]
+    choices = (
+        ("layers", layers, config.depth, ("layer",)),
+        ("heads", heads, config.heads, ("layer", "head")),
+        ("neurons", neurons, config.mlp_dim, ("layer", "hidden")),
+        ("tokens", tokens, config.tokens, ("batch", "token")),
+    )
+    where: Any = np.ones((1,) * len(axes), bool)
+    for name, chosen, count, along in choices:
+        if chosen is None:
+            continue
+        if name == "tokens" and "query" in axes:
+            along = ("batch", "query")
+        if along[-1] not in axes:
+            names = [n for n, axes in FIELD_AXES.items() if along[-1] in axes]
+            raise ValueError(
+                f"{name} cannot be chosen of {field!r}, whose axes are "
+                f"[{' '.join(axes)}]; fields that have them: {', '.join(names)}."
+            )
+        mask = chosen_mask(name, chosen, count)
+        if mask.ndim > len(along) or mask.shape[-1] != count:
+            raise ValueError(
+                f"{name}: a mask of shape {mask.shape} does not fit {count} {name}; "
+                f"expected [{along[-1]}] = ({count},)"
+                + (f" or [{' '.join(along)}]." if len(along) > 1 else ".")
+            )
+        sizes = dict(zip(along[::-1], mask.shape[::-1]))
+        where = where & mask.reshape([sizes.get(axis, 1) for axis in axes])
+    return where
+
+
+def chosen_mask(name: str, chosen: Any, count: int) -> Any:
+    """Numbers or a boolean mask as a boolean array, traced masks as they are."""
+    if isinstance(chosen, int):
+        chosen = (chosen,)
+    if not isinstance(chosen, jax.Array):
+        chosen = np.asarray(chosen)
+    if chosen.dtype == bool:
+        return chosen
+    if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError(f"{name}={chosen!r} must be numbers, or a boolean mask.")
+    return members(name, tuple(np.ravel(chosen).tolist()), count)

@@ -78,8 +78,9 @@ def scan_reverse(
 
         def pull_back(cotangent, rules):
             def block(x, offset):
+                offsets = {"attention_weights": offset}
                 x, trace = apply_block(
-                    model, params, x, (shared, masks), offset=offset, rules=rules
+                    model, params, x, (shared, masks), offsets=offsets, rules=rules
                 )
                 return x, jnp.asarray(trace.attention_weights)
 

@@ -1,25 +1,75 @@
-"""Attention masks of one block, derived from `Edits`."""
+"""Edits of one block, derived from `Edits`: attention masks and edited taps."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vitjax.types import ArrayLike, Config, Edits
+from vitjax import messages
+from vitjax.types import FIELD_AXES, TOKEN_AXES, ArrayLike, Config, Edits, TapEdit
 
 MASKED = -1e30
 """Finite, so that a row without any link is uniform and not NaN."""
 
 
-class AttentionMasks(NamedTuple):
-    """Edits of one block's attention weights; the layer axis is gone."""
+class BlockEdits(NamedTuple):
+    """Edits of one block; the layer axis is gone.
+
+    `taps` are field of `Trace` -> argument of `TapEdit` -> values.
+    """
 
     attend: Float[ArrayLike, "batch head query key_token"] | None = None
     scale: Float[ArrayLike, "batch head query key_token"] | None = None
+    taps: Mapping[str, Mapping[str, Any]] = {}
+
+    def at_rows(self, rows: slice) -> "BlockEdits":
+        """Taps of what follows attention, for some of the tokens."""
+
+        def cut(values):
+            return (
+                values[:, rows] if np.ndim(values) and values.shape[1] > 1 else values
+            )
+
+        taps = {n: tap for n, tap in self.taps.items() if FIELD_AXES[n][2] == "token"}
+        return BlockEdits(taps=jax.tree.map(cut, taps))
+
+
+def join_taps(*parts: BlockEdits) -> dict[str, TapEdit]:
+    """The taps of one block, whose arguments are spread over several parts."""
+    joined: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for field, arguments in part.taps.items():
+            joined[field] = {**joined.get(field, {}), **arguments}
+    return {field: TapEdit(**arguments) for field, arguments in joined.items()}
+
+
+def edit_embedding(x, edits: Edits, config: Config):
+    """The embedding, edited."""
+    if "embedding" not in (edits.taps or {}):
+        return x
+    arguments = tap_arguments("embedding", edits, config)
+    return TapEdit(**arguments)(x)
+
+
+def tap_arguments(field: str, edits: Edits, config: Config) -> dict[str, Any]:
+    """The arguments of a tap that are given, along the running sequence."""
+    tap, axes = (edits.taps or {})[field], FIELD_AXES[field]
+    arguments = {}
+    for part in dataclasses.fields(tap):
+        values = getattr(tap, part.name)
+        if np.ndim(values) and edits.select is not None:
+            values = select_entries(jnp.asarray(values), edits, config, axes)
+        if values is not None:
+            arguments[part.name] = values
+    return arguments
 
 
 def check_edits(edits: Edits, config: Config, batch: int) -> None:
-    """Raise ValueError where `keep` or `select` does not fit the images."""
+    """Raise ValueError where `keep`, `select` or `taps` do not fit the images."""
     for name in ("keep", "select"):
         mask = getattr(edits, name)
         if mask is None:
@@ -30,20 +80,48 @@ def check_edits(edits: Edits, config: Config, batch: int) -> None:
                 f"Edits.{name} of shape {mask.shape} does not fit {batch} images of "
                 f"{config.patches} patches; its axes are [batch patch], batch may be 1."
             )
+    for field, tap in (edits.taps or {}).items():
+        messages.check_one_of("taps", field, FIELD_AXES)
+        for part in dataclasses.fields(tap):
+            values = getattr(tap, part.name)
+            shape, expected = np.shape(values), field_shape(field, config, batch)
+            fits = all(n in (1, full) for n, full in zip(shape, expected))
+            if shape and (len(shape) != len(expected) or not fits):
+                raise ValueError(
+                    f"TapEdit.{part.name} of {field!r} has the shape {shape}; expected "
+                    f"[{' '.join(FIELD_AXES[field])}] = {expected}, where any may be 1."
+                )
 
 
-def split_edits(edits: Edits, config: Config) -> tuple[AttentionMasks, AttentionMasks]:
+def field_shape(field: str, config: Config, batch: int) -> tuple[int, ...]:
+    """The shape of a field of `Trace` for the full sequence."""
+    sizes = {
+        "layer": config.depth,
+        "batch": batch,
+        "dim": config.dim,
+        "head": config.heads,
+        "key": config.head_dim,
+        "hidden": config.mlp_dim,
+        **dict.fromkeys(TOKEN_AXES, config.tokens),
+    }
+    return tuple(sizes[axis] for axis in FIELD_AXES[field])
+
+
+def split_edits(edits: Edits, config: Config) -> tuple[BlockEdits, BlockEdits]:
     """Edits as (the part that all blocks share, the part with a layer axis).
 
     A mask for all blocks is not repeated `depth` times; `keep` becomes a mask on keys;
-    masks of full-length sequences follow `select`.
+    arrays of full-length sequences follow `select`.
     """
     shared, layered = {}, {}
     for name in ("attend", "scale"):
         mask = getattr(edits, name)
         if mask is None:
             continue
-        mask = select_mask(jnp.asarray(mask), edits, config)
+        check_mask(mask, config)
+        mask = select_entries(
+            jnp.asarray(mask), edits, config, FIELD_AXES["attention_weights"]
+        )
         if mask.shape[0] == 1:
             shared[name] = mask[0]
         else:
@@ -51,11 +129,19 @@ def split_edits(edits: Edits, config: Config) -> tuple[AttentionMasks, Attention
     if edits.keep is not None:
         keys = token_mask(edits, config)[:, None, None, :].astype(jnp.float32)
         shared["attend"] = keys * shared["attend"] if "attend" in shared else keys
-    return AttentionMasks(**shared), AttentionMasks(**layered)
+    shared["taps"], layered["taps"] = {}, {}
+    for field in (edits.taps or {}).keys() - {"embedding"}:
+        shared["taps"][field], layered["taps"][field] = {}, {}
+        for name, values in tap_arguments(field, edits, config).items():
+            if np.ndim(values) and values.shape[0] > 1:
+                layered["taps"][field][name] = values
+            else:
+                shared["taps"][field][name] = values[0] if np.ndim(values) else values
+    return BlockEdits(**shared), BlockEdits(**layered)
 
 
-def select_mask(mask, edits: Edits, config: Config):
-    """Gather the token axes of a mask where a selection shortens the sequence."""
+def check_mask(mask, config: Config) -> None:
+    """Raise ValueError where a mask on attention links does not fit the model."""
     layers, _, heads, *lengths = mask.shape
     if layers not in (1, config.depth) or heads not in (1, config.heads):
         raise ValueError(
@@ -67,18 +153,25 @@ def select_mask(mask, edits: Edits, config: Config):
             f"An edit of shape {mask.shape} does not fit {config.tokens} tokens; token "
             "axes have 1 entry or one per token of the full sequence, also with select."
         )
+
+
+def select_entries(values, edits: Edits, config: Config, axes: Sequence[str]):
+    """Gather the token axes of a field's array where a selection shortens it."""
     if edits.select is None:
-        return mask
-    tokens = selected_tokens(edits, config)
-    batch = max(tokens.shape[0], mask.shape[1])
+        return values
+    tokens, image = selected_tokens(edits, config), axes.index("batch")
+    batch = max(tokens.shape[0], values.shape[image])
     tokens = jnp.broadcast_to(tokens, (batch, tokens.shape[1]))
-    if mask.shape[3] > 1:
-        mask = jnp.broadcast_to(mask, (layers, batch, *mask.shape[2:]))
-        mask = jnp.take_along_axis(mask, tokens[None, :, None, :, None], axis=3)
-    if mask.shape[4] > 1:
-        mask = jnp.broadcast_to(mask, (layers, batch, *mask.shape[2:]))
-        mask = jnp.take_along_axis(mask, tokens[None, :, None, None, :], axis=4)
-    return mask
+    for axis, name in enumerate(axes):
+        if name not in TOKEN_AXES or values.shape[axis] == 1:
+            continue
+        shape = list(values.shape)
+        shape[image] = batch
+        index = [1] * values.ndim
+        index[image], index[axis] = tokens.shape
+        values = jnp.broadcast_to(values, shape)
+        values = jnp.take_along_axis(values, tokens.reshape(index), axis=axis)
+    return values
 
 
 def selected_tokens(edits: Edits, config: Config):

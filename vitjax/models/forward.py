@@ -1,6 +1,6 @@
 """Forward passes, block by block: captured intermediates and gradients of attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitjax.models.backward_rules import Rules
-from vitjax.models.edits import AttentionMasks, split_edits
+from vitjax.models.edits import BlockEdits, join_taps, split_edits
 from vitjax.models.layers import Block, Tap
 from vitjax.models.model import Model
-from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, ArrayLike, Edits, Trace
-
-ATTENTION = "MultiHeadDotProductAttention_0"
+from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, ArrayLike, Edits, TapEdit, Trace
 
 Read = Callable[..., Any]
+Offsets = Mapping[str, Float[Array, "..."]]
 
 
 def scan_blocks(
@@ -68,12 +67,12 @@ def read_nothing(params, stream_in, trace) -> tuple[()]:
     return ()
 
 
-def run_blocks(model: Model, images, read: Read, *, edits, state=None, args=None):
-    """(embedding, final residual stream, class logits, reads) of `scan_blocks`."""
+def run_blocks(model: Model, images, read: Read, *, edits, **options: Any):
+    """(embedding, final residual stream, class logits, reads); of `scan_forward`."""
     edits = edits or Edits()
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
-    x, reads = scan_forward(model, embedding, read, edits=edits, state=state, args=args)
+    x, reads = scan_forward(model, embedding, read, edits=edits, **options)
     return embedding, x, model.apply(x, edits, method="unembed"), reads
 
 
@@ -85,24 +84,28 @@ def scan_forward(
     edits: Edits,
     state: Any = None,
     args: Any = None,
-    offsets: Any = None,
+    offsets: Offsets | None = None,
     rules: Rules = Rules(),
     checkpoint: bool = False,
+    pass_edits: bool = False,
 ):
     """The loop over blocks, from what enters block 0: (final residual stream, reads).
 
-    `offsets` are added to the attention weights; `rules` say how blocks are
-    differentiated; with `checkpoint`, only their inputs are kept for that.
+    `offsets` are added to the running sequence's fields, after edits; `rules` say how
+    blocks are differentiated; with `checkpoint`, only their inputs are kept for that.
+    With `pass_edits`, the last argument of `read` are the edits of the block.
     """
     shared, layered = split_edits(edits, model.config)
-    extra = () if args is None else (args,)
 
     def step(carry, per_block):
         x, state_in = carry
-        params, masks, offset = per_block
+        params, of_block, offset = per_block
+        block_edits = shared, of_block
         x_out, trace = apply_block(
-            model, params, x, (shared, masks), offset=offset, rules=rules
+            model, params, x, block_edits, offsets=offset, rules=rules
         )
+        extra = (args,) if args is not None else ()
+        extra += (block_edits,) if pass_edits else ()
         if state is None:
             return (x_out, None), read(params, x, trace, *extra)
         state_out, out = read(state_in, params, x, trace, *extra)
@@ -120,25 +123,28 @@ def apply_block(
     model: Model,
     params: Any,
     x: Float[Array, "batch token dim"],
-    masks: tuple[AttentionMasks, ...],
+    edits: tuple[BlockEdits, ...],
     *,
-    offset: Float[Array, "batch head token token"] | None = None,
+    offsets: Offsets | None = None,
     rules: Rules = Rules(),
     mixed: Float[Array, "batch token head key"] | None = None,
 ) -> tuple[Float[Array, "batch token dim"], Trace]:
     """One encoder block: the residual stream after it, and its trace.
 
     With `mixed`, the values mixed by attention, the block is a function of each token
-    by itself, and x may hold only some of them.
+    by itself, and x may hold only some of them. `offsets` are added to its fields.
     """
-    variables = {"params": params}
-    if offset is not None:
-        entry = {"attention_weights": {"value": offset}}
-        variables["perturbations"] = {ATTENTION: entry}
+    if offsets:
+        taps = join_taps(*edits)
+        for field, offset in offsets.items():
+            taps[field] = taps.get(field, TapEdit()).then(TapEdit(add=offset))
+        masks = [each._replace(taps={}) for each in edits] or [BlockEdits()]
+        masks[0] = masks[0]._replace(taps={n: vars(tap) for n, tap in taps.items()})
+        edits = tuple(masks)
     (x, _), captured = Block(model.config, rules=rules).apply(
-        variables,
+        {"params": params},
         x,
-        *masks,
+        *edits,
         mixed=mixed,
         capture_intermediates=lambda module, _: isinstance(module, Tap),
         mutable=["intermediates"],
@@ -220,7 +226,8 @@ def attention_gradients(
     embedding = model.apply(model.check_images(images), edits, method="embed")
     batch, length, _ = embedding.shape
 
-    def scalar(offsets):
+    def scalar(weights):
+        offsets = {"attention_weights": weights}
         x, _ = scan_forward(
             model, embedding, read_nothing, edits=edits, offsets=offsets
         )

@@ -1,7 +1,7 @@
 """Layers of a Vision Transformer block, with a tap on every intermediate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules, dense
-from vitjax.models.edits import AttentionMasks, log_mask
-from vitjax.types import ArrayLike, Config
+from vitjax.models.edits import BlockEdits, join_taps, log_mask
+from vitjax.types import ArrayLike, Config, TapEdit
 
 NORMAL = nn.initializers.normal(0.02)
 """Initial weights of timm 0.6.12, the paper's control; timm truncates at +-2, a hundred
@@ -87,18 +87,17 @@ class PatchEmbedding(nn.Module):
         return x @ kernel.reshape(-1, self.dim) + bias.reshape(1, 1, -1)
 
 
-class Tap(nn.Module):
-    """The identity; names an array for `capture_intermediates`.
+Taps = Mapping[str, TapEdit]
 
-    An entry of the collection `perturbations` is added: the gradient with respect to
-    the entry is the gradient with respect to the array.
+
+class Tap(nn.Module):
+    """Names an array for `capture_intermediates`, and edits it where there is an edit;
+    else the identity.
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        if self.has_variable("perturbations", "value"):
-            return x + self.get_variable("perturbations", "value")
-        return x
+    def __call__(self, x: Float[Array, "..."], taps: Taps) -> Float[Array, "..."]:
+        return taps[self.name](x) if self.name in taps else x
 
 
 class Attention(nn.Module):
@@ -114,16 +113,18 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch token dim"],
-        *masks: AttentionMasks,
+        *masks: BlockEdits,
+        taps: Taps,
         mixed: Float[Array, "batch token head key"] | None = None,
     ) -> Float[Array, "batch token dim"]:
-        mixed = self.mix(x, masks) if mixed is None else mixed
+        mixed = self.mix(x, masks, taps) if mixed is None else mixed
+        mixed = Tap(name="mixed_values")(mixed, taps)
         out = nn.DenseGeneral(
             self.config.dim, axis=(-2, -1), kernel_init=NORMAL, name="out"
         )
         return dense(self.rules, out, mixed)
 
-    def mix(self, x, masks) -> Float[Array, "batch token head key"]:
+    def mix(self, x, masks, taps) -> Float[Array, "batch token head key"]:
         """The values, mixed by the attention weights."""
         cfg, rules = self.config, self.rules
 
@@ -134,10 +135,12 @@ class Attention(nn.Module):
             )
             return dense(rules, layer, x)
 
-        query = project("query")
+        query = Tap(name="queries")(project("query"), taps)
+        key = Tap(name="keys")(project("key"), taps)
+        value = Tap(name="values")(project("value"), taps)
         query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
-        key, value = project("key"), Tap(name="values")(project("value"))
         scores = rules.product("bqhk,bthk->bhqt", query, key)
+        scores = Tap(name="attention_scores")(scores, taps)
         for mask in masks:
             if mask.attend is not None:
                 scores = scores + log_mask(mask.attend, scores.dtype)
@@ -146,8 +149,8 @@ class Attention(nn.Module):
             if mask.scale is not None:
                 scaled = weights * jnp.asarray(mask.scale, weights.dtype)
                 weights = rules.scaled(weights, scaled)
-        weights = Tap(name="attention_weights")(weights)
-        return Tap(name="mixed_values")(mix(weights, value, rules.product))
+        weights = Tap(name="attention_weights")(weights, taps)
+        return mix(weights, value, rules.product)
 
 
 class MlpBlock(nn.Module):
@@ -159,14 +162,14 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token dim"], *, train: bool = False
+        self, x: Float[Array, "batch token dim"], taps: Taps, *, train: bool = False
     ) -> Float[Array, "batch token dim"]:
         first = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")
         second = nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")
-        hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x))
+        hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x), taps)
         approximate = self.config.gelu == "tanh"
         hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=approximate))
-        hidden = Tap(name="mlp_hidden")(hidden)
+        hidden = Tap(name="mlp_hidden")(hidden, taps)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.rules, second, hidden)
 
@@ -195,8 +198,8 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch token dim"],
-        shared: AttentionMasks = AttentionMasks(),
-        layered: AttentionMasks = AttentionMasks(),
+        shared: BlockEdits = BlockEdits(),
+        layered: BlockEdits = BlockEdits(),
         drop_path: Float[Array, ""] | float = 0.0,
         train: bool = False,
         mixed: Float[Array, "batch token head key"] | None = None,
@@ -204,18 +207,19 @@ class Block(nn.Module):
         name = "MultiHeadDotProductAttention_0"
         attention = Attention(self.config, self.rules, name=name)
         mlp = MlpBlock(self.config, self.dropout, self.rules, name="MlpBlock_0")
+        taps = join_taps(shared, layered)
 
         def attend(y):
-            return attention(y, shared, layered, mixed=mixed)
+            return attention(y, shared, layered, taps=taps, mixed=mixed)
 
         def transform(y):
-            return mlp(y, train=train)
+            return mlp(y, taps, train=train)
 
         update = self.update(0, attend, x, drop_path, train)
-        x = self.rules.add(x, Tap(name="attention_update")(update))
+        x = self.rules.add(x, Tap(name="attention_update")(update, taps))
         update = self.update(1, transform, x, drop_path, train)
-        x = self.rules.add(x, Tap(name="mlp_update")(update))
-        return Tap(name="residual")(x), None
+        x = self.rules.add(x, Tap(name="mlp_update")(update, taps))
+        return Tap(name="residual")(x, taps), None
 
     def update(self, index: int, sublayer: Callable, x, drop_path, train: bool):
         """What sub-layer 0 (attention) or 1 (MLP) adds to the residual stream."""

@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.edits import AttentionMasks, check_edits, split_edits
+from vitjax.models.edits import (
+    BlockEdits,
+    check_edits,
+    edit_embedding,
+    split_edits,
+)
 from vitjax.models.heads import Head, Refinement, pool
 from vitjax.models.layers import NEAR_ZERO, NORMAL, Block, LayerNorm, PatchEmbedding
 from vitjax.types import ArrayLike, ClassSpace, Config, Edits
@@ -27,7 +32,7 @@ class Encoder(nn.Module):
     def setup(self):
         blocks = nn.scan(
             Block,
-            variable_axes={"params": 0, "intermediates": 0, "perturbations": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
             length=self.config.depth,
@@ -35,7 +40,7 @@ class Encoder(nn.Module):
         self.encoderblock = blocks(self.config, self.dropout)
         self.encoder_norm = LayerNorm(self.config.dim, self.config.epsilon)
 
-    def __call__(self, x, shared: AttentionMasks, layered: AttentionMasks, train: bool):
+    def __call__(self, x, shared: BlockEdits, layered: BlockEdits, train: bool):
         rates = jnp.linspace(0, self.drop_path, self.config.depth)
         return self.encoderblock(x, shared, layered, rates, train)[0]
 
@@ -44,9 +49,9 @@ class VisionTransformer(nn.Module):
     """Images to class logits: `embed`, the encoder, `unembed`.
 
     Plain Flax use works: `apply` with `capture_intermediates` yields arrays stacked
-    over blocks, and entries of `perturbations` are added where a tap finds one. In
-    training, `dropout` is the rate after the embedding and in each sub-layer,
-    `drop_path` that of stochastic depth at the last block, rising linearly from 0.
+    over blocks. In training, `dropout` is the rate after the embedding and in each
+    sub-layer, `drop_path` that of stochastic depth at the last block, rising linearly
+    from 0.
     """
 
     config: Config
@@ -88,12 +93,12 @@ class VisionTransformer(nn.Module):
         x = x + self.pos_embedding[:, prefix:]
         if edits.select is not None:
             x = jnp.take_along_axis(x, jnp.asarray(edits.select)[:, :, None], axis=1)
-        if not prefix:
-            return x
-        tokens = [self.cls] if self.config.class_token else []
-        tokens += [self.registers] if self.config.registers else []
-        first = jnp.concatenate(tokens, axis=1) + self.pos_embedding[:, :prefix]
-        return jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
+        if prefix:
+            tokens = [self.cls] if self.config.class_token else []
+            tokens += [self.registers] if self.config.registers else []
+            first = jnp.concatenate(tokens, axis=1) + self.pos_embedding[:, :prefix]
+            x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
+        return edit_embedding(x, edits, self.config)
 
     def class_space(self) -> ClassSpace:
         """The parameters that turn a state into class logits."""

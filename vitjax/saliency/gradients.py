@@ -16,7 +16,7 @@ from vitjax.analysis.class_space import take_label
 from vitjax.models.backward import block_inputs, scan_backward
 from vitjax.models.edits import split_edits
 from vitjax.models.forward import apply_block, final_residual, scan_blocks
-from vitjax.models.heads import pool, pool_weights, pooled_rows
+from vitjax.models.heads import pool_weights, pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images, Map, Maps, Target
@@ -161,55 +161,6 @@ def integrated_gradients(
 
     start = jnp.zeros(difference.shape[:2], difference.dtype)
     return jax.lax.scan(node, start, gauss_legendre(steps, difference.dtype))[0]
-
-
-def class_projection(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Maps:
-    """What each patch writes into the target's logit through each attention head.
-
-    sum over the pooled rows of A[layer, head, row, patch] (W_o v_patch) . u, where
-    u . x is the target's logit of a state x with the final LayerNorm's own deviation
-    sigma held at its value (as Gandelsman et al. 2024, arXiv 2310.05916, do for CLIP).
-    LayerScale and, in residual-post-norm blocks, the norm with its deviation belong to
-    W_o. Signed, in units of logits: with the prefix tokens', these add up to all that
-    attention adds to the logit but for biases.
-    """
-    cfg, space, edits = model.config, model.class_space, edits or Edits()
-    direction = jnp.asarray(space.embedding)[target]
-    direction = center(direction * jnp.asarray(space.norm_scale)[None])
-    rows = pooled_rows(cfg)
-
-    def read(params, stream_in, trace):
-        row_weight = pool_weights(stream_in, edits, cfg)[:, rows]
-        out = params["MultiHeadDotProductAttention_0"]["out"]
-        u = direction
-        if cfg.layer_scale:
-            u = u * params["LayerScale_0"]["gamma"][None]
-        if cfg.norm == "residual_post":
-            mixed = trace.mixed_values[:, rows]
-            update = jnp.einsum("bqhk,hkd->bqd", mixed, out["kernel"])
-            update = update + out["bias"][None, None]
-            row_weight = row_weight * (1 / deviation(update, cfg.epsilon))
-            u = center(u * params["LayerNorm_0"]["scale"][None])
-        written = jnp.einsum("bthk,hkd,bd->bht", trace.values, out["kernel"], u)
-        weights = trace.attention_weights[:, :, rows]
-        attended = jnp.einsum("bhqt,bq->bht", weights, row_weight)
-        state = pool(trace.residual, edits, cfg)
-        return (attended * written)[..., cfg.prefix :], state
-
-    _, (parts, states) = scan_blocks(model, images, read, edits=edits)
-    return parts / deviation(states[-1], cfg.epsilon)[None, :, None, None]
-
-
-def center(x):
-    """x minus its mean over the last axis."""
-    return x - x.mean(-1, keepdims=True)
-
-
-def deviation(x, epsilon: float):
-    """sigma of LayerNorm, over the last axis."""
-    return jnp.sqrt(jnp.square(center(x)).mean(-1) + epsilon)
 
 
 def occlusion(

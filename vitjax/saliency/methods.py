@@ -10,7 +10,14 @@ from jaxtyping import Array, Float
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels
 from vitjax.models.model import Model
-from vitjax.saliency import attention, consensus, gradients, integrated_presence, lrp
+from vitjax.saliency import (
+    attention,
+    attribution,
+    consensus,
+    gradients,
+    integrated_presence,
+    lrp,
+)
 from vitjax.saliency.gradients import Seed
 from vitjax.saliency.relevancy import Loss, Of, helpful_minus_attended, relevancy
 from vitjax.types import ArrayLike, Edits
@@ -30,7 +37,7 @@ PER_HEAD: dict[str, Callable[..., Float[Array, "layer batch head patch"]]] = {
     "relevancy": relevancy_of_patches,
     "raw_attention": without_target(attention.raw_attention),
     "legrad": gradients.legrad,
-    "class_projection": gradients.class_projection,
+    "class_projection": attribution.class_projection,
     "helpful_minus_attended": helpful_minus_attended,
 }
 """Methods with a map for every block and head; the map is their sum."""

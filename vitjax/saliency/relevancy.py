@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
-from vitjax.models.backward_rules import cached_mlp
-from vitjax.models.forward import apply_block, scan_blocks
+from vitjax.models.backward_rules import Rules, cached_mlp
+from vitjax.models.forward import apply_block, run_blocks
 from vitjax.models.heads import pool_weights, pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
@@ -75,38 +75,47 @@ def relevancy(
     every_row = query == "all"
     rows = slice(None) if every_row else pooled_rows(config)
 
-    def loss_of_rows(params, mixed, stream_in, trace, pool_weight=None):
+    def loss_of_rows(mixed, params, stream_in, trace, block_edits, pool_weight=None):
         """The sum of the losses at some rows, or the loss of their weighted sum."""
-        rules, x = cached_mlp(config, trace, rows), stream_in[:, rows]
-        state, block = apply_block(model, params, x, (), mixed=mixed, rules=rules)
+        x, edited = stream_in[:, rows], edits.taps or {}
+        known = not {"mlp_preactivation", "mlp_update"} & edited.keys()
+        state, block = apply_block(
+            model,
+            params,
+            x,
+            tuple(each.at_rows(rows) for each in block_edits),
+            mixed=mixed,
+            rules=cached_mlp(config, trace, rows) if known else Rules(),
+        )
         state: Any = state if of == "residual" else block.attention_update
         if pool_weight is not None:
             state = (state * pool_weight[:, :, None]).sum(1, keepdims=True)
         logits = model.class_space.logits(state)
         return loss_of_logits(logits, target[:, None], loss).sum()
 
-    def read(params, stream_in, trace):
+    def read(*block):
+        _, stream_in, trace, _ = block
         weights, values = trace.attention_weights, trace.values
         if every_row or config.class_token:
 
             def of_weights(weights):
-                return loss_of_rows(params, mix(weights, values), stream_in, trace)
+                return loss_of_rows(mix(weights, values), *block)
 
             gradient = jax.grad(of_weights)(weights[:, :, rows])
             return gradient if every_row else gradient[:, :, 0]
 
         # The gradient summed over rows is that of one step that all rows take.
         pool_weight = pool_weights(stream_in, edits, config)[:, rows]
-        mixed = trace.mixed_values[:, rows]
+        mixed = mix(weights, values)[:, rows]
 
         def of_step(step):
             moved = jnp.einsum("bht,bthk->bhk", step, values)[:, None]
-            return loss_of_rows(params, mixed + moved, stream_in, trace, pool_weight)
+            return loss_of_rows(mixed + moved, *block, pool_weight)
 
         batch, length, heads, _ = values.shape
         return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
-    _, gradients = scan_blocks(model, images, read, edits=edits)
+    *_, gradients = run_blocks(model, images, read, edits=edits, pass_edits=True)
     return -gradients
 
 

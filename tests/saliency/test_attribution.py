@@ -1,0 +1,161 @@
+"""Attribution to parts of the model: sums, formulas by hand, slopes, and edits."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import vitjax
+from vitjax.types import TRACE_FIELDS, Edits, TapEdit
+
+NAMES = ("plain", "gap", "post_cls", "layer_scale", "registers_gap", "one_block")
+TARGET = np.array([1, 5, 2], np.int32)
+ATTRIBUTE = functools.partial(vitjax.logit_attribution, neurons=True)
+
+
+@functools.cache
+def setting(name="plain"):
+    model = tiny.make(tiny.CONFIGS[name])
+    return model, tiny.images(model.config)
+
+
+def edits_of(kind, model):
+    rng, tokens = np.random.default_rng(0), model.config.tokens
+    add = rng.normal(size=(2, 1, tokens, 1, 1)).astype(np.float32)
+    taps = {
+        "mixed_values": TapEdit(add=add),
+        "residual": TapEdit(scale=0.9),
+        "attention_update": TapEdit(where=add[..., 0] > 0, value=0.5),
+        "mlp_preactivation": TapEdit(scale=0.5, add=add[..., 0]),
+        "embedding": TapEdit(scale=1.1),
+    }
+    return {
+        "none": None,
+        "keep": Edits(keep=rng.random((3, model.config.patches)) < 0.6),
+        "select": Edits(select=np.array([[3, 1, 8]])),
+        "taps": Edits(taps=taps),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "none") for name in NAMES)]
+    + [(name, k) for name in ("gap", "plain") for k in ("keep", "select", "taps")],
+)
+def test_contributions_add_up_to_the_logit(name, kind):
+    model, images = setting(name)
+    edits = edits_of(kind, model)
+    parts = dict(ATTRIBUTE(model, images, TARGET, edits=edits))
+    neurons, mlp = (np.asarray(parts[key]) for key in ("neurons", "mlp"))
+    del parts["neurons"]
+    total = 0
+    for values in map(np.asarray, parts.values()):
+        images_first = values if values.ndim == 1 else values.swapaxes(0, 1)
+        total += images_first.reshape(3, -1).sum(1)
+    logits, trace = vitjax.forward(model, images, capture=("residual",), edits=edits)
+    expected = logits[np.arange(3), TARGET]
+    np.testing.assert_allclose(total, expected, atol=1e-4 * np.abs(logits).max())
+    # What neurons leave of the MLP is its bias, the same for all images but for sigma.
+    assert neurons.shape == (*mlp.shape, 24)
+    if model.config.norm == "pre":
+        state = np.asarray(trace.residual[-1])
+        patches = state[:, model.config.prefix :]
+        pooled = state[:, 0] if model.config.class_token else patches.mean(1)
+        sigma = np.sqrt(pooled.var(-1) + model.config.epsilon)
+        if kind in ("none", "taps"):
+            bias = (mlp - neurons.sum(-1)) * sigma
+            same = TARGET.copy()
+            same[:] = 4
+            again = ATTRIBUTE(model, images, same, edits=edits)
+            bias = (again["mlp"] - again["neurons"].sum(-1)) * sigma
+            np.testing.assert_allclose(bias, bias[:, :1].repeat(3, 1), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ("layer_scale", "post_cls"))
+def test_a_heads_contribution_is_what_it_writes(name):
+    """By hand: the vector of one head and source token, through all that follows."""
+    model, images = setting(name)
+    _, trace = vitjax.forward(model, images, capture=TRACE_FIELDS)
+    parts = ATTRIBUTE(model, images, TARGET)
+    block = jax.tree.map(lambda leaf: np.asarray(leaf[1], float), model.block_params)
+    out = block["MultiHeadDotProductAttention_0"]["out"]
+    weights, values, mixed, residual = (
+        np.asarray(getattr(trace, field), float)
+        for field in ("attention_weights", "values", "mixed_values", "residual")
+    )
+    u = weights[1, :, 1, 0, 7, None] * values[1, :, 7, 1] @ out["kernel"][1]
+    if model.config.norm == "residual_post":
+        whole = np.einsum("bhk,hkd->bd", mixed[1, :, 0], out["kernel"]) + out["bias"]
+        u = (u - u.mean(-1, keepdims=True)) * block["LayerNorm_0"]["scale"]
+        u /= np.sqrt(whole.var(-1, keepdims=True) + model.config.epsilon)
+    u = u * block["LayerScale_0"]["gamma"]
+    space, final = model.class_space, residual[-1, :, 0]
+    sigma = np.sqrt(final.var(-1) + model.config.epsilon)
+    rows = np.asarray(space.embedding)[TARGET]
+    centered = (u - u.mean(-1, keepdims=True)) * np.asarray(space.norm_scale)
+    expected = (rows * centered).sum(-1) / sigma
+    np.testing.assert_allclose(parts["attention"][1, :, 1, 7], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ("plain", "gap"))
+def test_attribution_patching_is_the_slope_of_patching(name):
+    model, images = setting(name)
+    rng = np.random.default_rng(0)
+    noise = 1e-2 * rng.normal(size=images.shape).astype(np.float32)
+    fields = ("embedding", "residual", "mixed_values", "attention_scores", "mlp_hidden")
+    metric = lambda logits: logits[:, 1] - logits[:, 4]  # noqa: E731
+    attribute = jax.jit(
+        functools.partial(vitjax.attribution_patching, metric=metric, fields=fields)
+    )
+    effects = attribute(model, images, images + noise)
+    _, clean = vitjax.forward(model, images, capture=fields)
+    before = metric(vitjax.forward(model, images + noise)[0])
+    choices = {
+        "embedding": {"tokens": [3]},
+        "residual": {"layers": [0], "tokens": [2]},
+        "mixed_values": {"layers": [1], "heads": [1]},
+        "attention_scores": {"layers": [0], "heads": [0]},
+        "mlp_hidden": {"layers": [0], "neurons": [5]},
+    }
+    select = {
+        "embedding": np.s_[:, 3],
+        "residual": np.s_[0, :, 2],
+        "mixed_values": np.s_[1, :, :, 1],
+        "attention_scores": np.s_[0, :, 0],
+        "mlp_hidden": np.s_[0, :, :, 5],
+    }
+    for field, choice in choices.items():
+        edits = vitjax.patch(model, clean, field, **choice)
+        after = metric(vitjax.forward(model, images + noise, edits=edits)[0])
+        effect = np.asarray(effects[field][select[field]]).reshape(3, -1).sum(1)
+        np.testing.assert_allclose(effect, after - before, rtol=0.1, atol=3e-5)
+    assert effects["mixed_values"].shape == (2, 3, model.config.tokens, 2)
+    with pytest.raises(ValueError, match="residual"):
+        vitjax.attribution_patching(model, images, images, metric, fields=("resid",))
+
+
+@pytest.mark.parametrize("name", ("plain", "registers_gap"))
+@pytest.mark.parametrize("of", ("residual", "attention_update"))
+def test_relevancy_obeys_edits_of_taps(name, of):
+    """The gradient of an edited block's own loss, as its zeros added to weights give."""
+    model, images = setting(name)
+    edits = edits_of("taps", model)
+    relevancy = vitjax.relevancy(
+        model, images, TARGET, of=of, loss="negative_logit", edits=edits
+    )
+    config, last = model.config, model.config.depth - 1
+
+    @jax.jit
+    def logit(add):
+        more = Edits(taps={"attention_weights": TapEdit(add=add)})
+        _, trace = vitjax.forward(model, images, capture=(of,), edits=edits & more)
+        state = getattr(trace, of)[last]
+        prefix = config.prefix
+        pooled = state[:, 0] if config.class_token else state[:, prefix:].mean(1)
+        return model.class_space.logits(pooled)[np.arange(3), TARGET].sum()
+
+    shape = (2, 3, 2, config.tokens, config.tokens)
+    gradient = jax.grad(logit)(np.zeros(shape, np.float32))[last].sum(2)
+    np.testing.assert_allclose(relevancy[last], gradient, atol=1e-4)
