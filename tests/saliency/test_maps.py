@@ -13,8 +13,14 @@ from scipy.stats import rankdata
 import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.saliency import attention, consensus, gradients, integrated_presence
-from vitjax.types import Edits
+from vitjax.saliency import (
+    attention,
+    attribution,
+    consensus,
+    gradients,
+    integrated_presence,
+)
+from vitjax.types import Edits, TapEdit
 
 TARGET = np.array([1, 4, 2], np.int32)
 SLOW_GAP = pytest.param("registers_gap", marks=pytest.mark.slow)
@@ -110,9 +116,8 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     _, trace = vitjax.forward(model, images, capture=("residual",))
 
     def moved(zeros):
-        entry = {"Transformer": {"encoderblock": {"residual": {"value": zeros}}}}
-        variables = {"params": model.params, "perturbations": entry}
-        return logit(model.module.apply(variables, images))
+        edits = Edits(taps={"residual": TapEdit(add=zeros)})
+        return logit(vitjax.forward(model, images, edits=edits)[0])
 
     gradient = jax.jit(jax.grad(moved))(jnp.zeros((2, 3, 20, 16)))[0, :, prefix:]
     states = trace.residual[0, :, prefix:]
@@ -185,7 +190,7 @@ def test_class_projection_is_what_each_token_writes(name):
     direction = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     direction = (direction - direction.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, direction) / written.shape[3]
-    actual = compiled(gradients.class_projection, model, images)
+    actual = compiled(attribution.class_projection, model, images)
     assert_close(actual, expected[..., prefix:])
 
 

@@ -97,7 +97,8 @@ class Tap(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], taps: Taps) -> Float[Array, "..."]:
-        return taps[self.name](x) if self.name in taps else x
+        edit = taps.get(self.name or "")
+        return x if edit is None else edit(x)
 
 
 class Attention(nn.Module):

@@ -93,8 +93,8 @@ def relevancy(
         logits = model.class_space.logits(state)
         return loss_of_logits(logits, target[:, None], loss).sum()
 
-    def read(*block):
-        _, stream_in, trace, _ = block
+    def read(params, stream_in, trace, block_edits):
+        block = params, stream_in, trace, block_edits
         weights, values = trace.attention_weights, trace.values
         if every_row or config.class_token:
 
