@@ -10,7 +10,7 @@ from PIL import Image
 
 import vitjax
 from vitjax.benchmark import bench as benchmark
-from vitjax.benchmark.bench import bench, explanation, noise, plain_forward
+from vitjax.benchmark.bench import bench, noise, plain_forward
 from vitjax.benchmark.input_speed import bench_data, median_rate
 from vitjax.benchmark.macs import count_macs
 from vitjax.benchmark.reference_vits import is_plain, linen_forward, timm_forward
@@ -69,7 +69,8 @@ def test_slow_programs_are_called_twice():
     assert [len(program.seconds) for program in programs.values()] == [6, 3]
 
 
-def test_what_is_not_measured():
+def test_what_is_not_measured_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(benchmark, "compile_program", None)
     mean_pooled = dataclasses.replace(CONFIG, class_token=False)
     with pytest.raises(ValueError, match="keras"):
         bench(TINY, against=("keras",))
@@ -84,7 +85,7 @@ def test_what_is_not_measured():
     with pytest.raises(ValueError, match="repetitions=0"):
         bench(TINY, repetitions=0)
     with pytest.raises(ValueError, match="chefr.*'chefer'"):
-        explanation("chefr", 4)
+        bench(TINY, explanations=("chefr",))
 
 
 @pytest.mark.parametrize("class_token", [True, False])

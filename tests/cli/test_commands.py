@@ -13,12 +13,12 @@ import vitjax
 from vitjax.checkpoints import loading
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli import main
-from vitjax.cli.estimate import Estimate
 from vitjax.cli.models import count_parameters
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.run import Run
 from vitjax.data.textured_digits import CLASSES
 from vitjax.models.model import parameter_shapes
+from vitjax.runner.interrupt import Terminated
 from vitjax.runner.loop import Job
 from vitjax.runner.options import RunOptions
 from vitjax.runner.store import StorageError
@@ -47,16 +47,16 @@ def test_run_writes_rows_and_prints_where(converted, tmp_path, capsys):
 
 def test_commands_are_callable_from_python(converted, tmp_path):
     command = Run(
-        recipe="faithfulness",
+        recipe="one_pass",
         model=converted,
         data="textured_digits",
         out=str(tmp_path),
         options=RunOptions(limit=4, batch_size=4),
-        recipe_options={"methods": ("random",), "protocols": ("vilas_removal",)},
+        recipe_options={"k": 3},
     )
     results = command()
     assert results["prediction"].shape == (4,)
-    assert results.manifest["recipe_options"]["methods"] == ["random"]
+    assert results.manifest["recipe_options"]["k"] == 3
 
 
 def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys):
@@ -72,12 +72,13 @@ def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys
     assert run(converted, out, *flags, "--process", "2") == 1
 
 
-def test_random_weights_are_the_papers_control(tmp_path, capsys):
-    flags = ["--random-init", "3"]
-    assert run("textured_digits", tmp_path / "rows", *flags) == 0
-    model = vitjax.open_results(tmp_path / "rows").manifest["model"]
-    assert "random weights, seed 3" in model["checkpoint"]
-    assert run("textured_digits", tmp_path, *flags, "--checkpoint", "x.npz") == 1
+def test_random_weights_are_the_papers_control(tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr("vitjax.runner.loop.run", lambda *a, **o: calls.append(a))
+    flags = ["--random-init", "3", "--distributed", "--process=1", "--processes=2"]
+    assert run("vit_ti16", tmp_path, *flags) == 0
+    assert "random weights, seed 3" in calls[0][1].provenance.path
+    assert run("vit_ti16", tmp_path, *flags, "--checkpoint", "x.npz") == 1
     assert "--random-init" in capsys.readouterr().err
 
 
@@ -92,6 +93,7 @@ def test_report_is_written_beside_the_rows(converted, tmp_path, capsys):
     assert main.main(["report"]) == 1
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_and_where_the_report_is(tmp_path, capsys, monkeypatch):
     pytest.importorskip("vitjax.report.page")
     model = vitjax.init("textured_digits")
@@ -160,21 +162,9 @@ def test_estimate_is_a_sentence_or_json(converted, capsys):
     assert main.main([*words, *flags, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["images"] == 8 and facts["device_bytes"] > 0 < facts["disk_bytes"]
-    assert main.main(words) == 1
-    assert "--topology" in capsys.readouterr().err
-
-
-def test_estimate_for_tpus_needs_no_weights(converted, monkeypatch):
-    calls = []
-
-    def estimate_tpu(recipe, model, *, topology, **options):
-        calls.append(model)
-        return RunOptions()  # a dataclass
-
-    monkeypatch.setattr("vitjax.runner.estimate.estimate_tpu", estimate_tpu)
-    for model in converted, "vit_ti16":
-        Estimate(recipe="tokens", model=model, topology="v5e:2x2")()
-    assert calls[0].classes == CLASSES and calls[1] == "vit_ti16"
+    for more, hint in ([], "--data"), ([*flags, "--topology", "v5e:2x2"], "gone"):
+        assert main.main([*words, *more]) == 1
+        assert hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", ["mlp", "attention"])
@@ -342,7 +332,7 @@ def test_a_full_disk_loses_nothing(converted, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, 130), (main.Terminated, 143)]
+    ("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)]
 )
 def test_a_stopped_run_prints_how_to_resume(
     converted, tmp_path, capsys, monkeypatch, error, status

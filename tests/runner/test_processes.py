@@ -107,13 +107,9 @@ def rows(out):
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize(
-    ("images", "rounds"),
-    [(90, 2), pytest.param(400, 9, marks=pytest.mark.slow)],
-)
-def test_kills_processes_and_damage_change_no_byte(
-    model, environment, tmp_path, images, rounds
-):
+@pytest.mark.slow
+def test_kills_processes_and_damage_change_no_byte(model, environment, tmp_path):
+    images, rounds = 400, 9
     out = str(tmp_path / "run")
     command = [sys.executable, "-c", HARNESS, out, model, str(images), str(rounds), "0"]
     done = subprocess.run(
