@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vitjax
+from vitjax.benchmark.bench import Benchmark, Timing
 from vitjax.checkpoints import loading
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli import main
@@ -47,16 +48,16 @@ def test_run_writes_rows_and_prints_where(converted, tmp_path, capsys):
 
 def test_commands_are_callable_from_python(converted, tmp_path):
     command = Run(
-        recipe="one_pass",
+        recipe="identifiability",
         model=converted,
         data="textured_digits",
         out=str(tmp_path),
         options=RunOptions(limit=4, batch_size=4),
-        recipe_options={"k": 3},
+        recipe_options={"top": 3},
     )
     results = command()
-    assert results["prediction"].shape == (4,)
-    assert results.manifest["recipe_options"]["k"] == 3
+    assert results["top_classes"].shape == (4, 2, 3)
+    assert results.manifest["recipe_options"] == {"top": 3}
 
 
 def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys):
@@ -139,17 +140,24 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
         assert hint in capsys.readouterr().err
 
 
-def test_bench_prints_and_writes(converted, tmp_path, capsys):
+def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
+    timing = Timing(images_per_second=400.0, seconds=0.01, passes=1.25, floor=1.1)
+    numbers = dict.fromkeys(("ratio", "one_pass_ratio", "ratio_floor"), 1.25)
+    timings = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
+    words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
+    result = Benchmark(
+        batch_size=4, versions={}, repetitions=1, **words, **timings, **numbers
+    )
+    monkeypatch.setattr("vitjax.cli.bench.bench", lambda model, **options: result)
     out = tmp_path / "figures" / "bench.json"
-    words = ["bench", "--model", converted, "--checkpoint", converted]
-    flags = ["--batch-size", "4", "--repetitions", "1", "--out", str(out)]
-    assert main.main([*words, *flags, "--data", "textured_digits"]) == 0
+    words = ["bench", "--model", converted, "--batch-size", "4", "--out", str(out)]
+    assert main.main([*words, "--data", "textured_digits"]) == 0
     shown = capsys.readouterr().out
     assert "relative cost" in shown and "MAC ratio" in shown
     figures = json.loads(out.read_text())
-    assert figures["ratio"] > 0 and figures["forward"]["temporary_bytes"] > 0
+    assert figures["ratio"] == 1.25 and figures["forward"]["temporary_bytes"] is None
     assert figures["data"]["images_per_second"] > 0
-    assert "| `one_pass` |" in out.with_suffix(".md").read_text()
+    assert "| `one_pass`  " in out.with_suffix(".md").read_text()
     assert main.main([*words, "--platform", "tpu"]) == 1
     assert "tpu" in capsys.readouterr().err
 

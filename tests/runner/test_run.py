@@ -500,6 +500,7 @@ def test_runs_live_in_any_object_store(run_tiny, whole, assert_same_rows):
     assert_same_rows(vitjax.open_results(store), whole)
 
 
+@pytest.mark.slow
 def test_runs_live_in_a_bucket(
     run_tiny, whole, assert_same_rows, tmp_path, monkeypatch
 ):

@@ -122,10 +122,18 @@ def make_folder(folder: str | os.PathLike) -> None:
 
 
 def format_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int]
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int],
+    separator: str = "  ",
 ) -> str:
-    """A table for stdout; columns of the numbers in `right` are set flush right."""
+    """A table; columns of the numbers in `right` are set flush right. With " | " it is
+    one of Markdown.
+    """
     lines = [columns, *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     forms = [f"{'>' if i in right else '<'}{width}" for i, width in enumerate(widths)]
-    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
+    texts = (separator.join(map(format, line, forms)) for line in lines)
+    edge = separator.strip()
+    return "\n".join(f"{edge} {t} {edge}".strip() for t in texts)

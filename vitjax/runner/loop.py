@@ -336,11 +336,7 @@ def make_job(
     recipe_options: Any = None,
     options: RunOptions,
 ) -> Job:
-    """Find, load and place what a run needs.
-
-    Raises:
-        ValueError: an argument is unknown or out of its range.
-    """
+    """Find, load and place what a run needs."""
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if recipe_options and recipe_options != recipe.options:  # else its program is there
         recipe = recipe.with_options(recipe_options)
@@ -435,7 +431,7 @@ def collect(job: Job, part: Pass, loaded: Loaded, outputs: Any) -> BatchResult:
     """The rows of a batch once the devices are through with it: fill values where there
     is no image or, for what is about the true class, no label.
     """
-    batch, rows = loaded.batch, meshes.to_host(outputs)
+    batch, rows = loaded.batch, dict(outputs)
     index, valid = np.asarray(batch.index), np.asarray(batch.valid)
     label = np.where(valid, np.asarray(batch.label), -1).astype(np.int32)
     last, labeled = part is job.passes[-1], set(job.recipe.needs_label)
@@ -628,11 +624,7 @@ def is_repaired(job: Job, chunk: int) -> bool:
 
 
 def check_unchanged(job: Job, chunks: list[int]) -> None:
-    """Refuse to resume where an image that was run is not what it was.
-
-    Raises:
-        ValueError: it names the first images that have changed.
-    """
+    """Refuse to resume where an image that was run is not what it was."""
     writer, digest_of = job.writer, getattr(job.source.source, "digest", None)
     assert writer is not None
     if not chunks or digest_of is None:

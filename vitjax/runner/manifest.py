@@ -105,11 +105,7 @@ def encode_manifest(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
-    """The manifest of a run directory, None where there is none.
-
-    Raises:
-        ValueError: it is no manifest, or of a format that this version does not read.
-    """
+    """The manifest of a run directory, None where there is none."""
     content = folder.read(MANIFEST)
     if content is None:
         return None

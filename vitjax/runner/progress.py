@@ -8,16 +8,9 @@ LINE_SECONDS = 15.0
 
 
 class Progress:
-    """Images done, images per second and time left; inside `with`, shown on stderr.
+    """Images done of `total`, besides those `before`; inside `with`, shown on stderr.
 
     Compiling is told apart: the clock starts when the program has been compiled.
-
-    Args:
-        total: images to do.
-        title: what is running.
-        before: images that an earlier session did.
-        show: False for silence.
-        clock: seconds, monotonic.
     """
 
     def __init__(

@@ -32,13 +32,8 @@ class DamageError(StorageError):
 
 
 class Folder:
-    """A run directory.
-
-    Args:
-        path: a local folder, a URL such as `gs://bucket/run`, or an obstore store.
-
-    Raises:
-        StorageError: a URL of a scheme that obstore does not know.
+    """A run directory: a local folder, a URL such as `gs://bucket/run`, or an obstore
+    store.
     """
 
     def __init__(self, path: Any):

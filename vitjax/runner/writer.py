@@ -44,14 +44,8 @@ THREADS = 16
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """One array of a run before it exists.
-
-    Args:
-        dims: names of its axes; `image`, where there is one, is the first.
-        shape: their lengths.
-        dtype: numpy's name for it.
-        region: lengths of the parts that are written at once, of axes that are not
-            written whole.
+    """One array of a run before it exists: `image`, where it is an axis, is the first.
+    `region` has the sizes of chunks along axes that are not written whole.
     """
 
     dims: tuple[str, ...]
@@ -99,13 +93,7 @@ def images_per_chunk(
 
 
 class RunWriter:
-    """A run directory that is being written.
-
-    Args:
-        folder: where it is.
-        manifest: what is run.
-        specs: every array.
-    """
+    """A run directory that is being written."""
 
     def __init__(
         self, folder: Folder, manifest: dict[str, Any], specs: Mapping[str, ArraySpec]
@@ -180,17 +168,10 @@ class RunWriter:
         errors: Sequence[Mapping[str, Any]] = (),
         last: bool = True,
     ) -> None:
-        """Write a chunk's rows and what belongs to it; `done` after all of it.
-
-        Args:
-            chunk: its number.
-            rows: array name -> values of all its images; more of them are left out.
-            region: axis -> (start, stop) of what the rows are a part of.
-            errors: images of it that could not be read.
-            last: whether nothing of the chunk is left to write after this.
-
-        Raises:
-            StorageError: it cannot be written; the chunk stays pending.
+        """Write rows of a chunk's images, of which more are left out, in a `region` of
+        the arrays, axis -> (start, stop); and those of `errors`, which could not be
+        read. After the `last` of its rows the chunk is done; if it cannot be written it
+        stays pending.
         """
         start, stop = self.span(chunk)
         with storage_errors("write rows to", self.folder.path):
@@ -264,12 +245,7 @@ class RunWriter:
         return json.loads(self.folder.read(skipped_name(chunk)) or b"[]")
 
     def finalize(self, name_of: Callable[[int], str], facts: Mapping[str, Any]) -> None:
-        """Write images.csv and the finished manifest.
-
-        Args:
-            name_of: what the data set calls an image.
-            facts: further entries of the manifest.
-        """
+        """Write images.csv, with names of images, and the manifest with more facts."""
         with storage_errors("read rows of", self.folder.path):
             label: np.ndarray = np.asarray(self.array(schema.LABEL())[:])
         classes, text = self.manifest["model"]["classes"], io.StringIO()
@@ -299,24 +275,14 @@ def create_or_resume(
     specs: Mapping[str, ArraySpec],
     choose_chunk: Callable[[], int],
 ) -> RunWriter:
-    """Create a run directory, or resume the same run in it.
-
-    Args:
-        folder: where.
-        manifest: what is to be run.
-        specs: every array.
-        choose_chunk: gives the images per chunk of a new run.
-
-    Returns:
-        The run, with the manifest that is in the folder.
+    """Create a run directory, or resume the same run in it; `choose_chunk` gives the
+    images per chunk of a new one.
 
     Raises:
         ValueError: the folder holds another run, or rows without a manifest.
-        StorageError: the folder cannot be written.
     """
-    rows = folder.read(
-        f"{ROWS}/zarr.json"
-    )  # before the manifest, which is written first
+    # Read before the manifest, which is written first.
+    rows = folder.read(f"{ROWS}/zarr.json")
     existing = read_manifest(folder)
     if existing is None and rows is not None:
         raise ValueError(
