@@ -1,7 +1,6 @@
 """Kills, any number of processes, two commands at once, damage: the same bytes."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 import pytest
 
 import vitjax
+from vitjax.runner.store import ROWS, Folder
 
 CONFIG = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
 
@@ -102,9 +102,9 @@ def environment(tmp_path_factory):
 
 
 def rows(out):
-    root = pathlib.Path(out, "rows.zarr")
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+    """The objects of a run; half a file that a killed process left is none."""
+    folder = Folder(out)
+    return {name: folder.read(name) for name in folder.list(ROWS)}
 
 
 @pytest.mark.slow
