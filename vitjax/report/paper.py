@@ -16,12 +16,10 @@ from jaxtyping import Bool, Float
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
     figures_of,
-    number,
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
@@ -34,26 +32,15 @@ DASHED = len(COLORS)
 """Added to a style: the same color, dashed."""
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def section(runs: Sequence[Run]) -> Section:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
     with_rows = [run for run in runs if run.has_paper]
     edits = {r.name: edit_rows(r) for r in with_rows if r.paper["intervention"].size}
     figures = list(figures_of(with_rows, FIGURES))
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
-    if not figures and not tables:
-        return None
-    return Section(
-        key="paper",
-        title="What blocks write, and with which memories",
-        sentences=[
-            (f"{name}: " if len(runs) > 1 else "") + sentence
-            for name, rows in edits.items()
-            for sentence in describe_edits(rows)
-        ],
-        figures=figures,
-        tables=tables,
-    )
+    title = "What blocks write, and with which memories"
+    return Section(key="paper", title=title, figures=figures, tables=tables)
 
 
 def change(run: Run) -> Rows:
@@ -231,8 +218,6 @@ CONTROLLED = {
 }
 """Random removal -> the intervention that removes as many tokens."""
 
-DESCRIBED = ("self_only", "no_cls", *CONTROLLED.values(), *CONTROLLED)
-
 
 def edit_rows(run: Run) -> Frame:
     """What every intervention does to the same tokens and to the predictions.
@@ -280,19 +265,6 @@ def edit_table(rows: Frame) -> Table:
         data=rows,
         shown=shown.rename(columns=headings),
     )
-
-
-def describe_edits(rows: Frame) -> Iterator[str]:
-    """What interventions of one run do."""
-    numbers = ["before", "after", "accuracy_before", "accuracy_after"]
-    for row in rows.dropna(subset="change").to_dict("records"):
-        if row["intervention"] in DESCRIBED:
-            before, after, accuracy, edited = (number(row[name]) for name in numbers)
-            words = row["words"][:1].upper() + row["words"][1:]
-            yield (
-                f"{words}: the share of identifiable image tokens goes from {before} "
-                f"to {after} (p {row['p']:.2g}), accuracy from {accuracy} to {edited}."
-            )
 
 
 def published_rows(
