@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fake_runs import fake_run
 
-from vitjax.report.identifiability import ANY, RATE, TOP1, summary
+import vitjax
+from vitjax.report.identifiability import ANY, RATE, TOP1
 from vitjax.report.per_image import MEASURES
 
 
@@ -33,7 +34,6 @@ def test_kinds_of_tokens_share_axes_in_one_run_and_runs_in_several(report):
     assert "MLP: image tokens by mask" in one["updates"].panels()
     kinds = ["[CLS]", "registers", "image tokens", "image tokens by mask"]
     assert list(one["rate"].panels()) == kinds
-    assert one["identifiability"].quartiles and not one["rate"].quartiles
     two, tables, _ = report(fake_run(masks=True), fake_run(depth=2, class_token=False))
     figure = two["identifiability"]
     kinds = ["[CLS]", "image tokens", "object tokens", "context tokens"]
@@ -52,6 +52,10 @@ def test_kinds_that_no_image_has_are_left_out(report):
     figures, _, lines = report(fake_run(masks=True, change={"patch_label": nothing}))
     assert list(figures["rate"].panels()) == ["[CLS]", "image tokens"]
     assert not any("Object" in line for line in lines)
+
+
+def summary(results):
+    return vitjax.tables(results)["summary"]
 
 
 def test_summary(make_run, by_hand):
@@ -85,8 +89,6 @@ def test_summary(make_run, by_hand):
 def test_summary_of_one_class_and_of_no_label(report):
     assert (summary(fake_run(classes=1, images=3))["value"] == 1).all()
     unlabeled = fake_run(change={"label": np.full(9, -1, np.int32)})
-    rows = summary(unlabeled)
-    assert rows["value"].isna().all() and (rows["images"] == 0).all()
     assert report(unlabeled) == ({}, {}, [])
 
 
@@ -124,7 +126,7 @@ def test_a_run_in_words(report):
 
 
 def test_words_where_nothing_and_where_everything_is_above_chance(report):
-    for rank, words in ((4, "ends below"), (0, "from block 0 on")):
+    for rank, words in ((4, "does not end above"), (0, "from block 0 on")):
         ranks = np.full((9, 3, 17), rank, np.int32)
         lines = report(fake_run(change={"rank_residual": ranks}))[2]
         assert all(words in line for line in lines[1:3])
@@ -134,7 +136,7 @@ def test_words_of_one_image(report):
     patch_label = (np.arange(16) % 2).astype(np.int8)[None]
     change = {"patch_label": patch_label}
     lines = report(fake_run(images=1, masks=True, change=change))[2]
-    assert "ends below chance" in lines[1] and "[" not in lines[0]
+    assert "does not end above chance" in lines[1] and "[" not in lines[0]
 
 
 def test_published_numbers(shared, report):

@@ -124,6 +124,7 @@ def test_edge_cases(case):
     assert ("no [CLS] token" in words) == (case.get("class_token") is False)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(tmp_path):
     deep = fake_run(depth=5, seed=1, manifest={"model": {"name": "vit_deep"}})
     tokens = fake_run("tokens")

@@ -77,7 +77,7 @@ def box_rows(rows: Frame, values: np.ndarray, p_holm: Any) -> Frame:
     from matplotlib.cbook import boxplot_stats
 
     columns = [column[np.isfinite(column)] for column in values.T.astype(np.float64)]
-    boxes = pd.DataFrame([boxplot_stats(column)[0] for column in columns])
+    boxes: Frame = pd.DataFrame([boxplot_stats(column)[0] for column in columns])
     boxes = boxes[list(BOX_COLUMNS)].rename(columns=BOX_COLUMNS)
     place = rows.columns.get_loc("mean")
     parts = rows.iloc[:, :place], boxes, rows.iloc[:, place:]

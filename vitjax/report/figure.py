@@ -77,8 +77,6 @@ class Figure:
     chance_label: str = ""
     """If chance differs along the horizontal axis, and is not one level: its legend."""
     share_y: bool = True
-    quartiles: bool = False
-    """Whether to draw the band from column `q25` to `q75` too."""
     hidden: Sequence[str] = ("style",)
     """Columns that are drawn and are not in the CSV."""
 

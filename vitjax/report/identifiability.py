@@ -20,7 +20,6 @@ from vitjax.report.figure import (
 )
 from vitjax.report.marks import KIND_STYLES, Frame
 from vitjax.report.per_image import BAND, MEASURES, Run, intervals
-from vitjax.runner.results import Results
 
 
 def section(runs: Sequence[Run]) -> Section:
@@ -40,10 +39,6 @@ def section(runs: Sequence[Run]) -> Section:
     )
 
 
-QUARTILES = (
-    "Line: mean over images; dark band: its 95 % bootstrap interval; light band: the "
-    "middle half of the images."
-)
 FIGURES = {
     "identifiability": (
         ("residual",),
@@ -67,58 +62,51 @@ FIGURES = {
 }
 """Key: (streams, measure, title, what is drawn)."""
 
+MASKED = dict.fromkeys(("object", "context"), "image tokens by mask")
 PANELS = {
-    "identifiability": {
-        "cls": "all tokens",
-        "register": "all tokens",
-        "image": "all tokens",
-        "object": "image tokens by mask",
-        "context": "image tokens by mask",
-    },
-    "rate": {"object": "image tokens by mask", "context": "image tokens by mask"},
+    "identifiability": dict.fromkeys(("cls", "register", "image"), "all tokens")
+    | MASKED,
+    "rate": KINDS | MASKED,
 }
-"""Measure -> kinds of tokens that share a panel; rates often differ tenfold."""
+"""Measure -> panel of each kind of tokens; rates often differ tenfold."""
 
 
 def curve_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     """Identifiability and its rate: kinds of tokens side by side, or several runs."""
-    single, relative = len(runs) == 1, len({run.config.depth for run in runs}) > 1
+    relative = len({run.config.depth for run in runs}) > 1
     for key, (streams, measure, title, caption) in FIGURES.items() if runs else ():
-        rows = []
-        for run, stream in itertools.product(runs, streams):
-            for kind in run.tokens:
-                values = run.curve(kind, measure, stream)
-                if not np.isfinite(values).any():
-                    continue
-                panel = (
-                    PANELS[measure].get(kind, KINDS[kind]) if single else KINDS[kind]
-                )
-                if len(streams) > 1:
-                    panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
-                style = KIND_STYLES[kind] if single else runs.index(run)
-                series, chance = (
-                    KINDS[kind] if single else run.name,
-                    run.chance(measure),
-                )
-                line = run.line(panel, series, style, values, chance=chance)
-                q25, q75 = np.nanquantile(values, (0.25, 0.75), axis=0)
-                names = {"stream": stream, "tokens": kind, "measure": measure}
-                fraction = (line["layer"] + 1) / run.config.depth
-                rows.append(line.assign(**names, q25=q25, q75=q75, fraction=fraction))
-        rate = measure == "rate"  # of one token it is 0 or 1: quartiles say nothing
         yield Figure(
             key=key,
             title=title,
-            caption=f"{caption} {QUARTILES if single and not rate else BAND} Dashed: "
-            "chance." + " Blocks are shown as fractions of the depth." * relative,
-            data=pd.concat(rows, ignore_index=True),
+            caption=f"{caption} {BAND} Dashed: chance."
+            + " Blocks are shown as fractions of the depth." * relative,
+            data=pd.concat(curves(runs, streams, measure), ignore_index=True),
             y_label=MEASURES[measure],
             x="fraction" if relative else "layer",
             x_label="fraction of depth" if relative else "block",
-            share_y=not rate,
-            quartiles=single and not rate,
+            share_y=measure != "rate",
             hidden=("panel", "series", "style", "fraction"),
         )
+
+
+def curves(runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
+    """A series per stream and kind of tokens that some image has."""
+    for place, run in enumerate(runs):
+        for stream, kind in itertools.product(streams, run.tokens):
+            values = run.curve(kind, measure, stream)
+            if not np.isfinite(values).any():
+                continue
+            panel, series, style = KINDS[kind], run.name, place
+            if len(runs) == 1:
+                panel = PANELS[measure][kind]
+                series, style = KINDS[kind], KIND_STYLES[kind]
+            if len(streams) > 1:
+                panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
+            line = run.line(panel, series, style, values, chance=run.chance(measure))
+            q25, q75 = np.nanquantile(values, (0.25, 0.75), axis=0)
+            names = {"stream": stream, "tokens": kind, "measure": measure}
+            fraction = (line["layer"] + 1) / run.config.depth
+            yield line.assign(**names, q25=q25, q75=q75, fraction=fraction)
 
 
 def refined(run: Run, measure: str) -> Rows:
@@ -154,17 +142,11 @@ TOP1 = "top-1 accuracy"
 DIFFERENCE = "identifiability of object minus context tokens, last block"
 
 
-def summary(results: Results) -> Frame:
+def summary_rows(run: Run) -> Frame:
     """The numbers to quote for a run, with 95 % bootstrap intervals over images.
 
-    Fractions in [0, 1], NaN where nothing was measured or there is no such level, in
-    columns quantity, value, low, high, chance and images.
+    Fractions in [0, 1]; NaN where nothing was measured or there is no such level.
     """
-    return summary_rows(Run(results)).drop(columns="run")
-
-
-def summary_rows(run: Run) -> Frame:
-    """`summary`, with a column of the run's name before the others."""
     rate, score = run.chance("rate"), run.chance("identifiability")
     rates, scores = (
         {kind: run.curve(kind, measure)[:, -1] for kind in run.tokens}
@@ -224,11 +206,12 @@ def describe(run: Run, summary: Frame) -> Iterator[str]:
         line, chance = intervals(run.curve(kind)), run.chance("identifiability")
         start = np.flatnonzero(~(line["low"] > chance)).max(initial=-1) + 1
         stays = f"stays above chance from block {start} on"
+        stays = stays if start < run.config.depth else "does not end above chance"
         yield (
             f"Mean identifiability of the class at {KINDS[kind]} goes from "
             f"{number(line['mean'][0])} after block 0 to {number(line['mean'][-1])} "
             f"after block {run.config.depth - 1} (chance {number(chance)}); its "
-            f"interval {stays if start < run.config.depth else 'ends below chance'}."
+            f"interval {stays}."
         )
     yield (
         f"In the last block {share[RATE]} of the image tokens put it first (chance "

@@ -40,8 +40,8 @@ def png(
     Each map is scaled by itself (`to_colors`): colors of two maps do not compare.
     """
     rows = [
-        [image, *((to_colors(one), name) for name, one in zip(maps, values))]
-        for *image, values in zip(images, titles, zip(*maps.values()))
+        [(image, title), *((to_colors(one), name) for name, one in zip(maps, values))]
+        for image, title, values in zip(images, titles, zip(*maps.values()))
     ]
     return grid_png(rows, legend=LEGEND, dpi=dpi)
 

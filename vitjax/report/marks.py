@@ -101,15 +101,11 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
     handles = {}
     for name, rows in series.items():
         shade, kind = color(rows), rows["style"].iloc[0]
-        x, bands = rows[figure.x], [("low", "high", 0.32, 1.5)]
-        if figure.quartiles:
-            bands.insert(0, ("q25", "q75", 0.13, 9))
-        for low, high, alpha, width in bands:
-            if len(x) == 1:  # a band has no width there
-                draw, look = axes.vlines, {"alpha": 2 * alpha, "linewidth": width}
-            else:
-                draw, look = axes.fill_between, {"alpha": alpha, "linewidth": 0}
-            draw(x, rows[low], rows[high], color=shade, **look)
+        x, look = rows[figure.x], {"alpha": 0.32, "linewidth": 0}
+        draw = axes.fill_between
+        if len(x) == 1:  # a band has no width there
+            draw, look = axes.vlines, {"alpha": 0.64, "linewidth": 1.5}
+        draw(x, rows["low"], rows["high"], color=shade, **look)
         (handles[name],) = axes.plot(
             x,
             rows["mean"],

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
@@ -116,30 +115,6 @@ def simple(run: Run) -> Rows:
         yield from permuted(run, "all tokens", name, style, "simple", system=system)
 
 
-def accuracy(run: Run) -> Rows:
-    """Agreement on correctly minus wrongly classified images, resampled together."""
-    if 1 < run.correct.sum() < len(run.correct) - 1:
-        for style, (system, name) in enumerate(SYSTEMS.items()):
-            values = run.metric("agreement_pooled", system=system).astype(np.float64)
-            values = contrast(values, run.correct)
-            yield run.line("pooled token", name, style, values, chance=0.0)
-
-
-def contrast(
-    values: Float[np.ndarray, "image layer"], group: Bool[np.ndarray, " image"]
-) -> Float[np.ndarray, "image layer"]:
-    """Values whose mean, and its bootstrap, is that of a difference of two means.
-
-    Each image's deviation from the mean of its own group, weighted by the inverse of
-    the group's share: the linear part of the difference.
-    """
-    inside, outside = values[group].mean(0), values[~group].mean(0)
-    share = group.mean()
-    weights = np.where(group, 1 / share, -1 / (1 - share))[:, None]
-    means = np.where(group[:, None], inside, outside)
-    return inside - outside + weights * (values - means)
-
-
 BARS = {
     "y_label": "share of tokens",
     "mark": "stacked",
@@ -194,13 +169,6 @@ FIGURES: FigureTable = {
         "their five best classes (paper, section 6.2, Figure 4b), or are among the "
         f"five memories that promote it most (published code). Dashed: chance. {BAND}",
         {"y_label": "key-value agreement rate"},
-    ),
-    "accuracy": (
-        accuracy,
-        "Is agreement larger where the model is right?",
-        "Key-value agreement rate of the tokens that the head reads, on correctly "
-        f"minus on wrongly classified images (section 6.2). {BAND} Tests: tests.csv.",
-        {"y_label": "agreement rate, correct - wrong"},
     ),
     "simple": (
         simple,

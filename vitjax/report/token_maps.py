@@ -153,7 +153,7 @@ class MapFigure(Figure):
         """All rows and a color bar."""
         rows = [preview.row() for preview in self.previews]
         options = {"side": 1.35, "bar_label": self.y_label, "dpi": dpi}
-        return grid_png(rows, legend=self.caption, **options)
+        return grid_png(rows, legend="", **options)
 
     def html(self) -> str:
         """The PNG; on a narrow page it scrolls."""
