@@ -37,7 +37,7 @@ ONLY = {
     "statistics": {"numpy", "scipy", "jaxtyping"},
     "analysis": {"jax", "numpy", "jaxtyping", "optax", "scipy"},
     "report": {
-        *("numpy", "pandas", "xarray", "matplotlib"),
+        *("jax", "numpy", "pandas", "xarray", "matplotlib"),
         *("jinja2", "jaxtyping", "PIL", "etils"),
     },
 }

@@ -16,7 +16,6 @@ from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
 from vitjax.report.figure import (
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
@@ -91,17 +90,15 @@ class Curve(NamedTuple):
         return float(share(self.correct.mean(0))), float(low), float(high)
 
 
-def maps(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
     runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
     rows = [row for run in runs if len(run.image) for row in method_rows(run)]
-    if not rows:
-        return None
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
         figures=list(figures_of(runs, MAP_FIGURES)),
-        tables=[method_table(runs, pd.DataFrame(rows))],
+        tables=[method_table(runs, pd.DataFrame(rows))] if rows else [],
     )
 
 
@@ -182,13 +179,8 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     shown["cell"] += stars
     shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
     shown = shown[[column for column in COLUMNS.values() if column in shown]]
-    speeds = {}
-    for run in runs:
-        measured = (run.manifest.get("measured") or {}).get("images_per_second", {})
-        for name in methods(run):
-            speed = f"{measured[name]:.3g}" if name in measured else "–"
-            speeds[run.name, name] = speed
-    shown = shown.reindex(list(speeds)).fillna("–")
+    order = [(run.name, name) for run in runs for name in methods(run)]
+    shown = shown.reindex(order).fillna("–")
     return Table(
         key="faithfulness",
         title="How faithful each method is",
@@ -200,7 +192,7 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
         "0.05, paired two-sided sign-flip test, uncorrected. The CSV also has p-values "
         "against random orders, and removal areas as in the published code.",
         data=rows,
-        shown=shown.assign(**{"images/s": speeds.values()}).reset_index(),
+        shown=shown.reset_index(),
     )
 
 
@@ -211,11 +203,11 @@ RANKERS = {"probe": "probes' ranks", "gradient": "gradients of the projection"}
 COSTS = ("probes", "projection")
 
 
-def probes(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
     runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
     if not runs:
-        return None
+        return Section(key="probes", title="Linear probes")
     costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
     shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
     table = Table(
