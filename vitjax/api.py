@@ -17,7 +17,7 @@ from vitjax.saliency import methods, relevancy, removal
 
 def compiled(function: Any, *static: str) -> Any:
     """A function compiled, its arguments checked outside of the program."""
-    program = jax.jit(function, static_argnames=static)
+    program: Any = jax.jit(function, static_argnames=static)
     call: Any = checked(program)
     call.lower, call._cache_size = program.lower, program._cache_size
     return call

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vitjax import messages
 from vitjax.types import Edits
@@ -70,7 +71,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}: {error}") from None
         arguments = bound.arguments
         for name, value in arguments.items():
             arguments[name] = convert(name, value, expected[name])
@@ -92,14 +96,16 @@ def convert(name: str, value: Any, expected: Expected) -> Any:
     """A value as an array or a tuple, where that is expected; ValueError if it is not
     of an expected kind.
     """
-    if value is None or isinstance(value, expected.classes):
+    if value is None or not (expected.kinds or expected.sequence):
+        return value
+    if isinstance(value, expected.classes):
         return value
     if expected.sequence and isinstance(value, list | range):
         value = tuple(value)
     if expected.sequence and not expected.kinds and isinstance(value, np.ndarray):
         value = tuple(value.tolist())
     if not expected.kinds or (expected.sequence and isinstance(value, tuple)):
-        return value
+        return value  # static numbers
     return of_kind(name, as_array(name, value), expected.kinds)
 
 
@@ -107,7 +113,7 @@ def as_array(name: str, value: Any) -> Any:
     """A numpy or JAX array."""
     if isinstance(value, jax.Array | np.ndarray):
         return value
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(value))
     try:
         return jnp.asarray(value) if traced else np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -155,7 +161,7 @@ def widened(value: Any) -> Any:
 
 def known_values(value: Any) -> np.ndarray | None:
     """The numbers of an array, or None where a transformation hides them."""
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
@@ -181,7 +187,7 @@ def check_pixels(images: Any) -> None:
             warnings.warn(
                 f"images hold values up to {largest:g}, which look like pixels that "
                 "are not normalized; pass what model.preprocess makes of an image.",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

@@ -64,7 +64,7 @@ def test_a_label_never_counts_against_itself():
 
 @pytest.mark.parametrize("dtype", ("uint8", "int8", "int64"))
 def test_labels_of_any_integers_and_classes_that_tie(dtype):
-    """More classes than a byte holds; and the ranks of a head of zeros are at chance."""
+    """More classes than a byte holds; ranks of a head of zeros are at chance."""
     model = tiny.make(tiny.CONFIGS["plain"], classes=tuple(map(str, range(300))))
     space = fused_projection.fold(model.class_space)
     states = np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float32)

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vitjax.analysis.top_k import top_k_indices
 from vitjax.checks import checked
 from vitjax.types import ArrayLike, ClassSpace
 
-Labels = Int[ArrayLike, "..."] | int | np.integer
+Labels = Integer[ArrayLike, "..."] | int | np.integer
 """Class numbers in [0, class), of any shape that broadcasts; see `vitjax.checks`."""
 
 

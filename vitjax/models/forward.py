@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vitjax.checks import checked
 from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import AttentionMasks, split_edits
 from vitjax.models.layers import Block, Tap
@@ -18,6 +19,7 @@ ATTENTION = "MultiHeadDotProductAttention_0"
 Read = Callable[..., Any]
 
 
+@checked
 def scan_blocks(
     model: Model,
     images: Float[ArrayLike, "batch height width channel"],
@@ -194,6 +196,7 @@ def forward(
     return logits, Trace(**fields)
 
 
+@checked
 def attention_gradients(
     model: Model,
     images: Float[ArrayLike, "batch height width channel"],

@@ -118,14 +118,22 @@ def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:
     Returns:
         "attention": rows of the output projection, head-major, `head * key` of them;
         "mlp": rows of the second dense layer, `mlp_dim` of them. Biases are left out.
+        Times LayerScale, where the model has it: with their coefficients they add up to
+        the update, less what biases add. In a residual-post-norm block they are raw, as
+        in the published code: they add up to what its norm then takes.
     """
     block = model.block_params
     out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
     depth, heads, width, dim = out.shape
-    return {
+    values = {
         "attention": jnp.reshape(out, (depth, heads * width, dim)),
         "mlp": jnp.asarray(block["MlpBlock_0"]["Dense_1"]["kernel"]),
     }
+    if model.config.layer_scale and model.config.norm == "pre":
+        for index, system in enumerate(values):
+            gamma = block[f"LayerScale_{index}"]["gamma"]
+            values[system] = values[system] * gamma[:, None]
+    return values
 
 
 def initialize(
