@@ -61,10 +61,10 @@ class Curve(NamedTuple):
 
     def areas(self) -> Float[np.ndarray, " image"]:
         """Area under each image's own curve, over the range it covers; in [0, 1]."""
-        tokens = int(self.kept[0] - self.kept[-1])
-        areas = area_under_curve(self.correct, self.kept, tokens=tokens)
+        span = int(self.kept[0] - self.kept[-1])
+        areas = area_under_curve(self.correct, self.kept, tokens=int(self.kept[0]))
         # Multiples of half a token: as float32, equal sums of them would differ.
-        return np.rint(np.asarray(areas, np.float64) * 2 * tokens) / (2 * tokens)
+        return np.rint(np.asarray(areas, np.float64) * 2 * span) / (2 * span)
 
     def vilas2023_area(self) -> float:
         """The published code's area; counts between those run are interpolated."""
@@ -150,7 +150,9 @@ def method_rows(run: Run) -> Iterator[dict[str, Any]]:
             if column == "removable":
                 interval = curves[method].removable()
             else:
-                interval = [bound[0] for bound in bootstrap_mean(own[:, None])]
+                interval = [
+                    bound[0] for bound in bootstrap_mean(own[:, None], rates=False)
+                ]
             row |= zip(("value", "low", "high"), interval)
             for name, other in (("p", "random"), ("p_chefer", "chefer")):
                 row[name] = np.nan
