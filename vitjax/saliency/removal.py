@@ -28,6 +28,7 @@ def removal_curve(
     *,
     keep_counts: tuple[int, ...],
     order: Order = "negative",
+    edits: Edits | None = None,
 ) -> Bool[Array, "batch step"]:
     """Whether the prediction is right with n patches kept (Vilas et al. 2023, 7).
 
@@ -45,6 +46,7 @@ def removal_curve(
         keep_counts: how many patches stay, each in [0, patches], in any order. Static.
         order: "negative" keeps the n most important ones (the least important go
             first), "positive" the n least important. Static.
+        edits: interventions on every pass, but for a selection of tokens.
 
     Returns:
         [batch step], steps in the order of `keep_counts`.
@@ -64,7 +66,7 @@ def removal_curve(
             f"and patch, {(len(images), patches)}; prefix tokens have none."
         )
     label = broadcast_labels(label, images.shape[:1])
-    kept_first = patch_order(importance, order)
+    kept_first, others = patch_order(importance, order), edits or Edits()
     position = jnp.argsort(kept_first, axis=1).astype(jnp.int32)  # of each patch
     steps: dict[int, Array] = {}
     for bucket in buckets(counts):
@@ -74,8 +76,8 @@ def removal_curve(
 
         def step(count, select=select, exact=exact):
             keep = None if exact else position < count
-            edits = Edits(select=select, keep=keep)
-            logits, _ = final_residual(model, images, edits=edits)
+            kept = others & Edits(select=select, keep=keep)
+            logits, _ = final_residual(model, images, edits=kept)
             return is_largest(logits, label)
 
         correct = jax.lax.map(step, jnp.asarray(bucket, jnp.int32))
