@@ -13,6 +13,7 @@ returns those.
 import collections.abc
 import functools
 import inspect
+import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
@@ -50,7 +51,8 @@ class Expected(typing.NamedTuple):
 def expected_of(annotation: Any) -> Expected:
     """Read an annotation, which may be a union."""
     kinds, sequence, classes = set(), False, []
-    for part in typing.get_args(annotation) or (annotation,):
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for part in typing.get_args(annotation) if union else (annotation,):
         origin = typing.get_origin(part) or part
         if dtypes := getattr(part, "dtypes", None):  # jaxtyping's arrays
             names = {"float32": "float", "int32": "int", "bool": "bool"}
@@ -59,8 +61,6 @@ def expected_of(annotation: Any) -> Expected:
             sequence = True
         elif isinstance(part, type) and part not in (int, np.integer):
             classes.append(part)
-    if typing.get_origin(annotation) in (tuple, collections.abc.Sequence):
-        kinds, sequence, classes = set(), True, []
     return Expected(frozenset(kinds), sequence, tuple(classes))
 
 

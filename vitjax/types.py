@@ -33,7 +33,7 @@ Words, one for each concept:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,12 @@ ArrayLike = jax.Array | np.ndarray
 Convention = Literal["paper", "vilas2023_code"]
 """Whose definition: that of the paper's text, or of its published code."""
 CONVENTIONS = get_args(Convention)
+
+if TYPE_CHECKING:
+    Lists = None
+else:
+    Lists = list | tuple
+"""What a user may give for an array of `Edits`, which makes one of it."""
 
 Struct = TypeVar("Struct")
 
@@ -365,10 +371,10 @@ class Edits:
         ValueError: a negative number in `select`.
     """
 
-    attend: Float[ArrayLike, LINKS] | None = None
-    scale: Float[ArrayLike, LINKS] | None = None
-    keep: Bool[ArrayLike, "... #batch patch"] | None = None
-    select: Int[ArrayLike, "... #batch kept"] | None = None
+    attend: Float[ArrayLike, LINKS] | Lists | None = None
+    scale: Float[ArrayLike, LINKS] | Lists | None = None
+    keep: Bool[ArrayLike, "... #batch patch"] | Lists | None = None
+    select: Int[ArrayLike, "... #batch kept"] | Lists | None = None
     taps: dict[str, TapEdit] | None = None
 
     def __post_init__(self):

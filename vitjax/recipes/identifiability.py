@@ -34,7 +34,9 @@ def identifiability(
     is_sum = "residual" not in ((edits and edits.taps) or {})
 
     def read(state, params, stream_in, trace):
-        products, rows = read_block(model, space, state, trace, label, top=top, is_sum=is_sum)
+        products, rows = read_block(
+            model, space, state, trace, label, top=top, is_sum=is_sum
+        )
         return (products["residual"], state[1] + 1), rows
 
     embed = functools.partial(first_state, space)
