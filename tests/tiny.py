@@ -51,7 +51,7 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
 
 def images(config: Config, count: int = 3, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, *config.shape, 3)).astype(np.float32)
+    return rng.normal(size=(count, *config.shape, config.channels)).astype(np.float32)
 
 
 def batch_of(images, label, patch_label=None) -> Batch:

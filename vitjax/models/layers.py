@@ -134,9 +134,15 @@ class Attention(nn.Module):
             )
             return dense(rules, layer, x)
 
-        query = project("query")
+        def normalize(x, name):
+            if not cfg.qk_norm:
+                return x
+            return LayerNorm(cfg.head_dim, cfg.epsilon, rules=rules, name=name)(x)
+
+        query = normalize(project("query"), "query_norm")
         query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
-        key, value = project("key"), Tap(name="values")(project("value"))
+        key = normalize(project("key"), "key_norm")
+        value = Tap(name="values")(project("value"))
         scores = rules.product("bqhk,bthk->bhqt", query, key)
         for mask in masks:
             if mask.attend is not None:
@@ -151,7 +157,7 @@ class Attention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between."""
+    """Two dense layers with a GELU between, or a SwiGLU."""
 
     config: Config
     dropout: float = 0.0
@@ -164,8 +170,14 @@ class MlpBlock(nn.Module):
         first = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")
         second = nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")
         hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x))
-        approximate = self.config.gelu == "tanh"
-        hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=approximate))
+        if self.config.mlp == "swiglu":
+            up = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="up")
+            gate = self.rules.gelu(hidden, jax.nn.silu(hidden))
+            up = dense(self.rules, up, x)
+            hidden = self.rules.product("btm,btm->btm", gate, up)
+        else:
+            tanh = self.config.gelu == "tanh"
+            hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=tanh))
         hidden = Tap(name="mlp_hidden")(hidden)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.rules, second, hidden)
