@@ -77,7 +77,7 @@ def load(
     """
     messages.check_one_of("weights", weights, (None, *get_args(Weights)))
     row, path = find_row(model), model if checkpoint is None else checkpoint
-    if row is None and checkpoint is not None:
+    if row is None and checkpoint is not None and os.fspath(model) != os.fspath(path):
         raise ValueError(
             f"model={os.fspath(model)!r} is a folder of its own weights: pass it "
             "without checkpoint=, or a name or vitjax.Config with checkpoint=."

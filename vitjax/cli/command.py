@@ -54,14 +54,16 @@ class WeightsCommand(Command):
         preprocess: your own pipeline: a JSON file, or JSON, with fields of
             `vitjax.Preprocess` that replace the model's, such as '{"mean": 0.5}', or
             a preprocessor_config.json.
-        classes: your own class names: a file with one on each line or a JSON list, or
-            their number.
+        class_names: your own class names: a file with one on each line or a JSON list,
+            or their number.
         allow_nonfinite: load weights with NaN or infinite values.
     """
 
     weights: Weights | None = None
     preprocess: Annotated[str | None, metavar("JSON")] = None
-    classes: Annotated[str | None, metavar("FILE|N")] = None
+    class_names: Annotated[
+        str | None, tyro.conf.arg(name="classes", metavar="FILE|N")
+    ] = None
     allow_nonfinite: bool = False
 
     @property
@@ -70,7 +72,7 @@ class WeightsCommand(Command):
         return {
             "weights": self.weights,
             "preprocess": read_object("--preprocess", self.preprocess),
-            "classes": read_classes(self.classes),
+            "classes": read_classes(self.class_names),
             "allow_nonfinite": self.allow_nonfinite,
         }
 
@@ -92,7 +94,7 @@ class ModelCommand(WeightsCommand):
     @property
     def weightless(self) -> bool:
         """Whether the model is but a name; then random weights are as fast."""
-        yours = (self.checkpoint, self.weights, self.preprocess, self.classes)
+        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
         return yours == (None,) * 4 and self.model in VARIANTS
 
     def load(self) -> Model:

@@ -43,7 +43,7 @@ class List(WeightsCommand):
 
     def show_settings(self, name: str) -> tuple[Fact, ...]:
         """Print the settings in force, each with its source."""
-        yours = (self.checkpoint, self.weights, self.preprocess, self.classes)
+        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
         if yours == (None,) * 4 and name in registry.VARIANTS:
             model = weightless(registry.find(name))
         else:
