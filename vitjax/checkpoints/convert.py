@@ -201,7 +201,7 @@ class Checkpoint:
         return stacked
 
 
-def detect_layout(arrays: Arrays, weights: Weights | None = None) -> Checkpoint:
+def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
     """Arrays with the layout that their keys are written in, wherever they are nested.
 
     Of several sets of weights the moving average is taken, as timm does, or the one
@@ -225,7 +225,7 @@ def detect_layout(arrays: Arrays, weights: Weights | None = None) -> Checkpoint:
 
 
 def choose_prefix(
-    prefixes: Sequence[str], weights: Weights | None
+    prefixes: Sequence[str], weights: str | None
 ) -> tuple[str, list[str]]:
     """The prefix of the weights to take, and those of the others."""
     averaged = [prefix for prefix in prefixes if AVERAGED.search(prefix)]

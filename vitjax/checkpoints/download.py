@@ -55,8 +55,8 @@ def fetch(url: str) -> pathlib.Path:
     if parts.scheme not in ("http", "https"):
         raise ValueError(
             f"checkpoint={url!r}: addresses that begin with {parts.scheme}:// are not "
-            "read, only http://, https:// and gs://. Download the file, and give its "
-            "path."
+            "read, only http://, https://, gs:// and s3://. Download the file, and "
+            "give its path."
         )
     name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name or "checkpoint"
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]

@@ -193,7 +193,7 @@ def processor(fields: Mapping[str, Any], config_json: Mapping[str, Any]) -> str:
 def resize_and_crop(kind: str, values: Mapping[str, Any], crop: bool) -> dict[str, Any]:
     """The geometry of a `Preprocess`."""
     edge, size = edge_or_size(values)
-    target = size
+    target: Any = size
     if kind == "ConvNext":
         share = read.number("crop_pct", values["crop_pct"])
         if edge is None or crop or not 0 < share <= 1:
@@ -231,7 +231,7 @@ def resize_and_crop(kind: str, values: Mapping[str, Any], crop: bool) -> dict[st
     return fields
 
 
-def edge_or_size(values: Mapping[str, Any]) -> tuple[int | None, Any]:
+def edge_or_size(values: Mapping[str, Any]) -> tuple[Any, Any]:
     """(the shortest edge, None) or (None, (height, width)) of a size."""
     size = values["size"]
     square = read.boolean("default_to_square", values["default_to_square"])

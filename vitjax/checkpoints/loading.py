@@ -24,7 +24,10 @@ LOG = logging.getLogger(__name__)
 OWN_KEYS = ("name", "config", "classes", "class_ids", "preprocess", "position_resize")
 """Keys of our own config.json, apart from its format and source."""
 
-Classes = int | np.integer | Iterable[Any] | None
+STORES = ("gs://", "s3://")
+
+Classes = Any
+"""Class names in any iterable or by number, their number, or None."""
 
 
 def load(
@@ -34,7 +37,7 @@ def load(
     classes: Classes = None,
     image_size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
-    weights: Weights | None = None,
+    weights: str | None = None,
     allow_nonfinite: bool = False,
 ) -> Model:
     """A model with its published, packaged or own weights.
@@ -76,13 +79,18 @@ def load(
             what is extra is listed.
     """
     messages.check_one_of("weights", weights, (None, *get_args(Weights)))
-    row, path = find_row(model), model if checkpoint is None else checkpoint
-    if row is None and checkpoint is not None and os.fspath(model) != os.fspath(path):
+    if isinstance(model, Config):
+        row, path = anonymous(model), checkpoint
+    elif os.fspath(model) in VARIANTS or not is_folder(model):
+        row, path = find(os.fspath(model)), checkpoint
+    elif checkpoint is None or os.fspath(model) == os.fspath(checkpoint):
+        row, path = None, model
+    else:
         raise ValueError(
             f"model={os.fspath(model)!r} is a folder of its own weights: pass it "
             "without checkpoint=, or a name or vitjax.Config with checkpoint=."
         )
-    if row is not None and checkpoint is None:
+    if row is not None and path is None:
         path = download.weights(row)
     path, beside = locate(path)
     if row is None and not beside.library:
@@ -136,14 +144,6 @@ def load(
     )
 
 
-def find_row(model: str | os.PathLike | Config) -> Variant | None:
-    """The row of a name or an architecture; None for a folder."""
-    if isinstance(model, Config):
-        return anonymous(model)
-    name = os.fspath(model)
-    return None if name not in VARIANTS and is_folder(name) else find(name)
-
-
 class Beside(NamedTuple):
     """What lies beside the weights: descriptions by the library that wrote them.
 
@@ -162,7 +162,7 @@ def locate(path: Any) -> tuple[str, Beside]:
     The file of arrays in a folder of ours stands for the folder.
     """
     path = os.path.expanduser(os.fspath(path))
-    if "://" in path and not path.startswith(("gs://", "s3://")):
+    if is_address(path):
         path = os.fspath(download.fetch(path))
     folder = epath.Path(path) if is_folder(path) else epath.Path(path).parent
     preprocessor = folder / "preprocessor_config.json"
@@ -363,7 +363,12 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether a path, local or remote, is a folder."""
-    return epath.Path(path).is_dir()
+    return not is_address(path) and epath.Path(path).is_dir()
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Whether a path is on the web, and not in a store that is read as folders are."""
+    return "://" in os.fspath(path) and not os.fspath(path).startswith(STORES)
 
 
 def numbered(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

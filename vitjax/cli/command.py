@@ -116,10 +116,12 @@ def read_object(flag: str, text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def read_classes(text: str | None) -> int | list[Any] | dict[str, Any] | None:
+def read_classes(text: str | None) -> Any:
     """Class names in a file, JSON or one on each line, or their number."""
-    if text is None or text.isdecimal():
-        return text and int(text)
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
     content = read_text("--classes", text)
     if content.lstrip()[:1] in ("[", "{"):
         try:
