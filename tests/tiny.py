@@ -29,6 +29,8 @@ CONFIGS = {
     "one_block": Config(**SHAPE | {"depth": 1}),
     "wide": Config(**SHAPE | {"image_size": (16, 40)}),
     "refinement": Config(**SHAPE | {"depth": 3}, refinement=True),
+    "swiglu": Config(**SHAPE, mlp="swiglu", qk_norm=True, layer_scale=True),
+    "distilled": Config(**SHAPE, registers=1, distilled=True),
 }
 CLASSES = tuple("abcdefg")
 
@@ -57,7 +59,7 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
 
 def images(config: Config, count: int = 3, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, *config.shape, 3)).astype(np.float32)
+    return rng.normal(size=(count, *config.shape, config.channels)).astype(np.float32)
 
 
 def batch_of(images, label, patch_label=None) -> Batch:
@@ -102,6 +104,9 @@ def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
     return out
 
 
+KEYED = ("query", "key")
+
+
 def write_timm(path, model: Model, *, prefix: str = "") -> dict:
     """A torch state dict: [out in] matrices, joint qkv, positions of all tokens."""
     cfg, params = model.config, jax.tree.map(np.asarray, model.params)
@@ -132,10 +137,20 @@ def write_timm(path, model: Model, *, prefix: str = "") -> dict:
             out[f"{name}mlp.fc{j + 1}.bias"] = dense["bias"]
             if cfg.layer_scale:
                 out[f"{name}ls{j + 1}.gamma"] = at[f"LayerScale_{j}"]["gamma"]
+        if cfg.mlp == "swiglu":  # one matrix, the gate first
+            both = at["MlpBlock_0"]["Dense_0"], at["MlpBlock_0"]["up"]
+            packed = np.concatenate([dense["kernel"].T for dense in both])
+            out[f"{name}mlp.fc1.weight"] = packed
+            out[f"{name}mlp.fc1.bias"] = np.concatenate([d["bias"] for d in both])
+        if cfg.qk_norm:
+            norms |= {f"{name}attn.{w[0]}_norm": mha[f"{w}_norm"] for w in KEYED}
     for name, norm in norms.items():
         out |= {name + ".weight": norm["scale"], name + ".bias": norm["bias"]}
     if cfg.registers:
-        out["reg_token"] = params["registers"]
+        out["dist_token" if cfg.distilled else "reg_token"] = params["registers"]
+    if cfg.distilled:
+        out["head_dist.weight"] = params["head_dist"]["kernel"].T
+        out["head_dist.bias"] = params["head_dist"]["bias"]
     if cfg.class_token:
         out["cls_token"] = params["cls"]
     out["pos_embed"] = params["pos_embedding"]

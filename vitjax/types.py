@@ -111,6 +111,13 @@ class Config:
         epsilon: added to the variance in every LayerNorm.
         refinement: whether every block but the last has a token-refinement module
             (Naseer et al. 2022), a head of its own: `vitjax.refinement_logits`.
+        channels: of the input images.
+        qk_norm: whether LayerNorm stands before the product of queries and keys, over
+            the width of a head.
+        mlp: "gelu", two dense layers; "swiglu", `W3 (silu(W1 x) * W2 x)`.
+        distilled: whether the first register is DeiT's distillation token, with a head
+            of its own: the model's logits are the mean of both heads'. The class space
+            is that of [CLS].
 
     Raises:
         ValueError: a size does not divide, is not positive, or an option is unknown.
@@ -130,13 +137,17 @@ class Config:
     gelu: Literal["erf", "tanh"] = "erf"
     epsilon: float = 1e-6
     refinement: bool = False
+    channels: int = 3
+    qk_norm: bool = False
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    distilled: bool = False
 
     def __post_init__(self):
         if not isinstance(self.image_size, int):  # also a list, which has no hash
             height, width = self.image_size
             object.__setattr__(self, "image_size", (int(height), int(width)))
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
-        if min(*sizes, *self.shape) < 1 or self.registers < 0:
+        if min(*sizes, *self.shape, self.channels) < 1 or self.registers < 0:
             raise ValueError(f"Every size of a Config must be positive: {self}")
         if any(side % self.patch_size for side in self.shape):
             raise ValueError(
@@ -150,7 +161,16 @@ class Config:
                 "Token refinement reads [CLS] of every block but the last: it needs "
                 f"class_token=True and a depth of at least 2; got {self}."
             )
-        known = {"norm": ("pre", "residual_post"), "gelu": ("erf", "tanh")}
+        if self.distilled and not (self.class_token and self.registers):
+            raise ValueError(
+                "distilled=True reads [CLS] and the first register: it needs "
+                f"class_token=True and a register; got {self}."
+            )
+        known = {
+            "norm": ("pre", "residual_post"),
+            "gelu": ("erf", "tanh"),
+            "mlp": ("gelu", "swiglu"),
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 value = getattr(self, name)
@@ -221,8 +241,8 @@ class Trace:
         values: value vectors of every head.
         mixed_values: values mixed by the attention weights, the input of the output
             projection.
-        mlp_preactivation: before the GELU.
-        mlp_hidden: after the GELU.
+        mlp_preactivation: before the GELU, or before the SiLU of a SwiGLU.
+        mlp_hidden: what the MLP's last layer reads.
     """
 
     embedding: Float[ArrayLike, "*batch token dim"] | None = None

@@ -90,11 +90,7 @@ def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
     assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
     plain = tiny.CONFIGS["plain"]
     with open_arrays(tmp_path / "m.safetensors") as arrays:
-        checkpoint = detect_layout(arrays)
-    adjust = functools.partial(checkpoint.layout.adjust_config, plain, checkpoint.keys)
-    adjusted = adjust(lambda: {"layer_norm_eps": 1e-5})
-    assert adjusted == Config(**tiny.SHAPE, registers=1, epsilon=1e-5)
-    assert adjust(dict).epsilon == 1e-12
+        assert detect_layout(arrays).adjust(plain) == model.config
     with pytest.raises(CheckpointError, match="distillation_token"):
         read(tmp_path / "m.safetensors", plain)
 
@@ -193,12 +189,20 @@ def test_a_qkv_bias_that_the_config_denies_is_an_error(tmp_path):
         read(tmp_path / "m.npz", tiny.CONFIGS["no_qkv_bias"])
 
 
-def test_pre_logits_is_named_as_ignored(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    arrays = tiny.write_google(tmp_path / "m.npz", model, linen=False)
-    extra = {"pre_logits/kernel": np.ones((2, 2)), "pre_logits/bias": np.ones(2)}
-    np.savez(tmp_path / "m.npz", **arrays, **extra)
-    assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+@pytest.mark.parametrize("key", ("pre_logits/kernel", "pre_logits.fc.weight"))
+def test_a_layer_before_the_head_is_refused_by_name(tmp_path, key):
+    model, torch = tiny.make(tiny.CONFIGS["plain"]), "." in key
+    path = tmp_path / ("m.safetensors" if torch else "m.npz")
+    write = (
+        tiny.write_timm if torch else functools.partial(tiny.write_google, linen=False)
+    )
+    arrays = write(path, model) | {key: np.ones((2, 2), np.float32)}
+    if torch:
+        safetensors.numpy.save_file(arrays, path)
+    else:
+        np.savez(path, **arrays)
+    with pytest.raises(CheckpointError, match=key):
+        read(path, model.config)
 
 
 def test_position_embeddings_resize_by_layout(tmp_path):
@@ -251,27 +255,55 @@ def test_bicubic_resize_equals_pillows(size):
         np.testing.assert_allclose(ours[..., channel], expected, atol=2e-5)
 
 
+def grid_of(count, config, source_config=None, *, prefixes):
+    return position_grid(count, Target(config, source_config, "bicubic", prefixes))
+
+
 def test_which_positions_belong_to_prefix_tokens():
     plain, registers = tiny.CONFIGS["plain"], tiny.CONFIGS["registers"]
-    assert position_grid(17, plain, None) == (1, (4, 4))
-    assert position_grid(16, plain, None) == (0, (4, 4))
-    assert position_grid(50, plain, None) == (1, (7, 7))
-    assert [position_grid(n, registers, None)[0] for n in (20, 17, 16)] == [4, 1, 0]
+    assert grid_of(17, plain, prefixes=(1, 0)) == (1, (4, 4))
+    assert grid_of(16, plain, prefixes=(1, 0)) == (0, (4, 4))
+    assert grid_of(50, plain, prefixes=(1, 0)) == (1, (7, 7))
+    counts = [grid_of(n, registers, prefixes=(4, 1, 0))[0] for n in (20, 17, 16)]
+    assert counts == [4, 1, 0]
     with pytest.raises(ValueError, match="15 position"):
-        position_grid(15, plain, None)
+        grid_of(15, plain, prefixes=(1, 0))
 
 
 def test_a_grid_that_is_known_is_never_guessed():
     """Nine positions: [CLS] and 2 x 4, not 3 x 3 without it."""
     wide = dataclasses.replace(tiny.CONFIGS["plain"], image_size=(16, 32))
     square = dataclasses.replace(wide, image_size=24)
-    assert position_grid(9, square, wide) == (1, (2, 4))
-    assert position_grid(9, square, None) == (0, (3, 3))
+    assert grid_of(9, square, wide, prefixes=(1, 0)) == (1, (2, 4))
+    assert grid_of(9, square, prefixes=(1, 0)) == (0, (3, 3))
     position = np.random.default_rng(0).normal(size=(1, 9, 4)).astype(np.float32)
-    made = resize_positions(position, Target(square, wide, "bicubic"))
+    made = resize_positions(position, Target(square, wide, "bicubic", (1,)))
     np.testing.assert_array_equal(made[:, :1], position[:, :1])
     expected = resize_bicubic(position[0, 1:].reshape(2, 4, 4), (3, 3))
     np.testing.assert_array_equal(made[0, 1:], expected.reshape(9, 4))
+
+
+@pytest.mark.parametrize("write", ("google", "timm", "hugging_face"))
+def test_the_class_token_is_kept_apart_where_counts_fit_two_readings(tmp_path, write):
+    """7 x 7 + 1 positions are no 5 x 10 without [CLS]."""
+    square, wide = (
+        Config(**tiny.SHAPE | {"image_size": size}) for size in (56, (40, 80))
+    )
+    model = tiny.make(square)
+    if write == "google":
+        path = tmp_path / "m.npz"
+        tiny.write_google(path, model, linen=True)
+    else:
+        path = tmp_path / "m.safetensors"
+        getattr(tiny, f"write_{write}")(path, model)
+    position = np.asarray(model.params["pos_embedding"])
+    made = read(path, wide)["pos_embedding"]
+    np.testing.assert_array_equal(made[:, :1], position[:, :1])
+    tiny.write_big_vision(tmp_path / "b.npz", tiny.make(wide), stacked=False)
+    kept = read(tmp_path / "b.npz", wide)["pos_embedding"]  # 50 patches, no [CLS]
+    np.testing.assert_array_equal(
+        kept[:, 1:], tiny.make(wide).params["pos_embedding"][:, 1:]
+    )
 
 
 def test_the_same_number_of_patches_in_another_grid_is_resized(tmp_path):

@@ -19,11 +19,7 @@ from PIL import Image
 import vitjax
 from vitjax.checkpoints import download, registry
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.checkpoints.huggingface import (
-    architecture,
-    class_names,
-    preprocessing,
-)
+from vitjax.checkpoints.huggingface import architecture, preprocessing
 from vitjax.models.heads import pool
 from vitjax.models.model import flatten
 from vitjax.types import Config, Edits
@@ -370,19 +366,10 @@ def test_what_a_config_cannot_say_is_an_error():
         architecture({"model_type": "vit", "hidden_act": "relu"})
 
 
-def test_classes_stand_in_the_order_of_their_numbers():
-    names = {str(n): f"name {n}" for n in (10, 2, 0, 1)}
-    assert class_names({"id2label": names}) == ("name 0", "name 1", "name 2", "name 10")
-    assert class_names({}) == ()
-
-
 def test_hugging_faces_pipelines():
     assert preprocessing({"size": 32}) == vitjax.Preprocess(32, 32)
     shorter = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}
-    plain = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    plain = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop="floor")
     expected = vitjax.Preprocess(32, 24, resize="shorter", resize_size=40, **plain)
     options = {"do_center_crop": True, "do_normalize": False}
     assert preprocessing(shorter | options) == expected
-    for wrong in ({"resample": 4}, {"do_resize": False}, {"rescale_factor": 1.0}):
-        with pytest.raises(ValueError, match="filter|rescale_factor"):
-            preprocessing({"size": 32} | wrong)

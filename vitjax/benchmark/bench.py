@@ -256,7 +256,7 @@ def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:
 def noise(model: Model, batch_size: int) -> Batch:
     """A batch of random images and labels."""
     rng = np.random.default_rng(0)
-    shape = (batch_size, *model.config.shape, 3)
+    shape = (batch_size, *model.config.shape, model.config.channels)
     return Batch(
         images=rng.standard_normal(shape, np.float32),
         label=rng.integers(model.num_classes, size=batch_size).astype(np.int32),

@@ -6,13 +6,13 @@ sides. Our tree is big_vision's stacked one: see `vitjax.models.vit`.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from vitjax.checkpoints.files import Arrays, CheckpointError
+from vitjax.checkpoints.files import Arrays, CheckpointError, not_floating
 from vitjax.checkpoints.layouts import (
     LAST_BLOCKS_WITHOUT,
     LAYOUTS,
@@ -22,42 +22,98 @@ from vitjax.checkpoints.layouts import (
 from vitjax.models.model import parameter_shapes, unflatten
 from vitjax.types import Config
 
+Weights = Literal["ema", "plain"]
+"""Which of two sets of weights: the moving average, or those that were trained."""
+
+AVERAGED = re.compile(
+    r"(?:^|[._/])(?:ema|teacher|target_encoder|momentum_encoder|averaged|swa|shadow)"
+    r"(?:[._/]|$)"
+)
+"""Names of moving averages of weights, in the prefix of their keys."""
+TRAINING = re.compile(
+    r"(?:optim\w*|opt(?!/target/)|\w*sched\w*|\w*scaler\w*|amp\w*|\w*rng\w*|epoch|args"
+    r"|(?:global_?)?step|iter\w*|config|hparams|hyper_parameters|callbacks|loops"
+    r"|criterion|loss(?:_fn)?|n_averaged|metrics?|best\w*|extra|chrono)(?:[./].*)?"
+)
+"""Keys of the state of a training run, beside the weights."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """Arrays whose layout is known.
 
-    `keys` maps the layout's keys to those in the file, which may have a prefix.
+    `arrays` has the layout's own keys. `weights` is the set that was taken where the
+    file holds several, `ignored` the keys that were left out, and what they are.
     """
 
     arrays: Arrays
     layout: CheckpointLayout
-    keys: Mapping[str, str]
+    weights: str = ""
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def count_classes(self) -> int:
         """Number of classes of the head."""
-        if self.layout.head not in self.keys:
+        for key in self.layout.head:
+            if key in self.arrays:
+                return int(np.size(self.arrays[key]()))
+        raise CheckpointError(
+            "The checkpoint has no classification head, so it has no class space; "
+            "give one that was trained to classify."
+        )
+
+    def adjust(self, config: Config) -> Config:
+        """The architecture with the parts that the file has beyond it."""
+        config = self.layout.adjust(config, self.arrays)
+        source, convert = self.layout.table(config, self.arrays)["embedding/kernel"]
+        kernel = self.arrays[source]() if source in self.arrays else np.empty(0)
+        if kernel.ndim != 4:
+            return config
+        channels = convert(kernel, Target(config, None, "", ())).shape[2]
+        return dataclasses.replace(config, channels=channels)
+
+    def check_positions(self, config: Config) -> None:
+        """Raise CheckpointError unless there is a position for each patch."""
+        source, _ = self.layout.table(config, self.arrays)["pos_embedding"]
+        shape = self.arrays[source]().shape if source in self.arrays else ()
+        counts = [
+            config.patches + prefix for prefix in self.layout.position_prefixes(config)
+        ]
+        if len(shape) == 3 and shape[1] not in counts:
             raise CheckpointError(
-                "The checkpoint has no classification head, so it has no class space; "
-                "give one that was trained to classify."
+                f"The checkpoint has {shape[1]} position embeddings, but its "
+                f"description, of {config.patches} patches in an image of "
+                f"{config.shape} pixels, asks for {' or '.join(map(str, counts))}."
             )
-        return len(self.arrays[self.keys[self.layout.head]]())
 
     def params(
-        self, config: Config, *, classes: int, resize: str = "", source_config=None
+        self,
+        config: Config,
+        *,
+        classes: int,
+        resize: str = "",
+        source_config: Config | None = None,
+        allow_nonfinite: bool = False,
     ) -> tuple[Any, str]:
         """Parameters of a model, float32, and how position embeddings are resized.
 
         They are resized to the image size of `config`, by default as the
         layout does; `source_config` is the architecture that the file was written for.
         """
-        resize = resize or self.layout.resize
-        target, table = Target(config, source_config, resize), self.layout.table(config)
+        layout = self.layout
+        resize = resize or layout.resize
+        prefixes = layout.position_prefixes(config)
+        target = Target(config, source_config, resize, prefixes)
+        table = layout.table(config, self.arrays)
         self.check_keys(config, [source for source, _ in table.values()])
         shapes, flat, problems = parameter_shapes(config, classes), {}, []
         for path, (source, convert) in table.items():
             try:
-                array = self.stack(source, lambda x, f=convert: f(x, target), config)
+                array = self.stack(
+                    source,
+                    lambda x, f=convert: f(x, target),
+                    config,
+                    allow_nonfinite=allow_nonfinite,
+                )
             except CheckpointError:  # a ValueError too: the file is damaged
                 raise
             except ValueError as error:
@@ -71,7 +127,7 @@ class Checkpoint:
                     f"{shapes[path]}"
                 )
         if problems:
-            raise CheckpointError(shape_mismatch(problems, self.layout, classes))
+            raise CheckpointError(shape_mismatch(problems, layout, classes))
         return unflatten(flat), resize
 
     def check_keys(self, config: Config, sources: list[str]) -> None:
@@ -86,8 +142,16 @@ class Checkpoint:
             )
         expected = {key for source in sources for key in block_keys(source, config)}
         ignored = re.compile("|".join(layout.ignored) or r"(?!)")
-        extra = sorted(k for k in set(self.keys) - expected if not ignored.fullmatch(k))
-        missing = sorted(expected - set(self.keys))
+        others = set(self.arrays) - expected
+        extra = sorted(key for key in others if not ignored.fullmatch(key))
+        missing = sorted(expected - set(self.arrays))
+        if representation := [key for key in extra if "pre_logits" in key]:
+            raise CheckpointError(
+                f"The checkpoint has a layer between [CLS] and its head, "
+                f"{' and '.join(representation)} (dense, then tanh), which this model "
+                "has not: without it the logits would be wrong. Such files are not "
+                "read; take the weights of the model after its fine-tuning."
+            )
         if missing or extra:
             raise CheckpointError(
                 f"The checkpoint, read as {layout.name}, does not fit {config}. "
@@ -96,11 +160,38 @@ class Checkpoint:
                 "registers, layer_scale."
             )
 
-    def stack(self, source: str, convert: Callable, config: Config) -> np.ndarray:
+    def describe_ignored(self) -> tuple[str, ...]:
+        """What was left out: one sentence for each kind of key."""
+        kinds: dict[str, list[str]] = {}
+        layout_ignored = {
+            key: what
+            for pattern, what in self.layout.ignored.items()
+            for key in self.arrays
+            if re.fullmatch(pattern, key)
+        }
+        for key, what in {**self.ignored, **layout_ignored}.items():
+            kinds.setdefault(what, []).append(key)
+        return tuple(f"{what}: {first_keys(keys)}" for what, keys in kinds.items())
+
+    def stack(
+        self, source: str, convert: Callable, config: Config, *, allow_nonfinite: bool
+    ) -> np.ndarray:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
         for block, key in enumerate(keys):
-            array = np.asarray(self.arrays[self.keys[key]]()).astype(np.float32)
+            array = np.asarray(self.arrays[key]())
+            if not jnp.issubdtype(array.dtype, jnp.floating):
+                raise not_floating(key, array.dtype)
+            with np.errstate(over="ignore"):  # which the next check reports
+                array = array.astype(np.float32)
+            if not (allow_nonfinite or np.isfinite(array).all()):
+                count = int((~np.isfinite(array)).sum())
+                raise CheckpointError(
+                    f"The array {key} has {count} values that are NaN or infinite in "
+                    "float32: the training diverged, or the file is damaged. To load "
+                    "it all the same, pass allow_nonfinite=True (on the command line "
+                    "--allow-nonfinite)."
+                )
             array = convert(array)
             if keys == [source]:
                 return array
@@ -110,19 +201,93 @@ class Checkpoint:
         return stacked
 
 
-def detect_layout(arrays: Arrays) -> Checkpoint:
-    """Arrays with the layout that their keys are written in."""
+def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
+    """Arrays with the layout that their keys are written in, wherever they are nested.
+
+    Of several sets of weights the moving average is taken, as timm does, or the one
+    that `weights` names.
+    """
     for layout in LAYOUTS:
-        for prefix in layout.prefixes:
-            mark = re.compile(re.escape(prefix) + layout.mark)
-            if any(map(mark.fullmatch, arrays)):
-                keys = {key.removeprefix(prefix): key for key in arrays}
-                return Checkpoint(arrays, layout, keys)
+        matches = map(layout.pattern.fullmatch, arrays)
+        prefixes = sorted({match[1] for match in matches if match})
+        prefixes = [p for p in prefixes if not TRAINING.fullmatch(p)] or prefixes
+        if prefixes:
+            prefix, others = choose_prefix(prefixes, weights)
+            ours, ignored = strip_prefix(arrays, prefix, others, layout)
+            taken = (prefix.strip("./") or "plain") if others else ""
+            return Checkpoint(ours, layout, taken, ignored)
     raise CheckpointError(
         f"These {len(arrays)} keys are in no known layout "
         f"({'; '.join(layout.name for layout in LAYOUTS)}): "
-        f"{first_keys(sorted(arrays))}. Is it the checkpoint of a Vision Transformer?"
+        f"{first_keys(sorted(arrays)) or 'none'}. Is it the checkpoint of a Vision "
+        "Transformer?"
     )
+
+
+def choose_prefix(
+    prefixes: Sequence[str], weights: str | None
+) -> tuple[str, list[str]]:
+    """The prefix of the weights to take, and those of the others."""
+    averaged = [prefix for prefix in prefixes if AVERAGED.search(prefix)]
+    plain = [prefix for prefix in prefixes if prefix not in averaged]
+    by_choice = {None: averaged or plain, "ema": averaged, "plain": plain}
+    chosen = by_choice[weights]
+    names = ", ".join(prefix.strip("./") or "without a prefix" for prefix in prefixes)
+    if not chosen:
+        raise CheckpointError(
+            f"weights={weights!r}, but the checkpoint has no such set of weights; it "
+            f"holds: {names}."
+        )
+    if len(chosen) > 1:
+        raise CheckpointError(
+            f"The checkpoint holds several sets of weights: {names}. Save the one that "
+            "you mean to a file of its own."
+        )
+    return chosen[0], [prefix for prefix in prefixes if prefix != chosen[0]]
+
+
+def strip_prefix(
+    arrays: Arrays, prefix: str, others: Sequence[str], layout: CheckpointLayout
+) -> tuple[Arrays, dict[str, str]]:
+    """Arrays by their keys in the layout, and what is left out, with the reason.
+
+    A head often lies beside the backbone and not in it: a key outside the prefix is
+    read from the innermost part of the prefix that it shares. Two keys that become
+    one keep their full names, and so are errors.
+    """
+    ends = [0, *(match.end() for match in re.finditer(r"[./]", prefix))]
+    outer = [prefix[:end] for end in reversed(ends)]
+    own = divergence(prefix, others)
+    roots = sorted({own, *(divergence(p, [prefix]) for p in others)}, key=len)[::-1]
+    keys: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    for key in arrays:
+        if next((root for root in roots if key.startswith(root)), own) != own:
+            ignored[key] = "other weights"
+            continue
+        short = key.removeprefix(next(part for part in outer if key.startswith(part)))
+        if not (key.startswith(prefix) and prefix) and (
+            TRAINING.fullmatch(key) or TRAINING.fullmatch(short)
+        ):
+            ignored[key] = "the state of a training run"
+            continue
+        for pattern, replacement in layout.rename.items():
+            short = re.sub(pattern, replacement, short)
+        if short in keys:
+            first = keys.pop(short)
+            keys |= {first: first, key: key}
+        else:
+            keys[short] = key
+    return {short: arrays[key] for short, key in keys.items()}, ignored
+
+
+def divergence(prefix: str, others: Sequence[str]) -> str:
+    """A prefix up to the first part in which it differs from all others."""
+    ends = [match.end() for match in re.finditer(r"[./]", prefix)]
+    for end in ends if others else ():
+        if not any(other.startswith(prefix[:end]) for other in others):
+            return prefix[:end]
+    return prefix if others else ""
 
 
 def block_keys(source: str, config: Config) -> list[str]:

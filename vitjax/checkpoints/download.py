@@ -1,9 +1,11 @@
 """Published weights: the cache of downloads, and the file of a model in it."""
 
+import hashlib
 import importlib.util
 import os
 import pathlib
 import sys
+import urllib.parse
 from typing import NamedTuple
 
 from vitjax.checkpoints import files
@@ -47,23 +49,44 @@ def cached(row: Variant) -> pathlib.Path | None:
     return next((f.cached for f in published(row) if f.cached.exists()), None)
 
 
-def download(row: Variant) -> pathlib.Path:
-    """Fetch a row's file into the cache, once; one with a wrong digest is not kept."""
+def fetch(url: str) -> pathlib.Path:
+    """A file of the user's own address, in the cache; fetched once."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(
+            f"checkpoint={url!r}: addresses that begin with {parts.scheme}:// are not "
+            "read, only http://, https://, gs:// and s3://. Download the file, and "
+            "give its path."
+        )
+    name = pathlib.PurePosixPath(urllib.parse.unquote(parts.path)).name or "checkpoint"
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    path = cache_folder() / "fetched" / digest / name
+    return path if path.exists() else retrieve(url, path, url)
+
+
+def retrieve(url: str, path: pathlib.Path, name: str) -> pathlib.Path:
+    """Download to a path; failures say where the file can be put by hand."""
     import pooch
 
-    if path := cached(row):
-        return path
-    url, path, expected = published(row)[0]
     try:
         bar = sys.stderr.isatty()
         pooch.retrieve(url, None, path.name, path.parent, progressbar=bar)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{row.name} could not be downloaded from {url} "
+            f"{name} could not be downloaded from {url} "
             f"({type(error).__name__}). On a machine with network, download it and put "
             f"it at {path}, or pass checkpoint= with its path (on the command line "
             "--checkpoint)."
         ) from error
+    return path
+
+
+def download(row: Variant) -> pathlib.Path:
+    """Fetch a row's file into the cache, once; one with a wrong digest is not kept."""
+    if path := cached(row):
+        return path
+    url, path, expected = published(row)[0]
+    retrieve(url, path, row.name)
     digest = files.sha256(path)
     if not digest.startswith(expected):
         path.unlink()

@@ -8,12 +8,12 @@ module; parameters are stacked over blocks.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitjax.checkpoints.huggingface import with_numerics
+from vitjax.checkpoints.files import Arrays
 from vitjax.checkpoints.positions import resize_positions
 from vitjax.models.model import parameter_shapes
 from vitjax.types import Config
@@ -30,39 +30,58 @@ class Target(NamedTuple):
     """The architecture that arrays are converted for, and how positions are resized.
 
     `source_config` is that which the file was written for, where it is known: it tells
-    the grid of its position embeddings.
+    the grid of its position embeddings. `prefixes` are the numbers of prefix tokens
+    that may have a position in the file.
     """
 
     config: Config
     source_config: Config | None
     resize: str
+    prefixes: tuple[int, ...]
 
 
 Convert = Callable[[np.ndarray, Target], np.ndarray]
 Table = dict[str, tuple[str, Convert]]
+Keys = Collection[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointLayout:
     """One way in which a ViT's arrays are named and shaped on disk.
 
-    `mark` is the pattern of a key that only this layout has, `ignored` maps patterns of
-    keys that are left out to what they are, `prefixes` may stand before all keys, and
-    `head` is the head's bias. `pools_first`: its library, without [CLS], normalizes
-    after pooling, as this model does. `adjust_config(config, keys without the prefix,
-    reader of the config.json in the same folder)` sets the fields that the file
-    decides.
+    `mark` is the pattern of a key that only this layout has, and `prefix` of what may
+    stand before it; keys are meant without their prefix. `rename` maps patterns to
+    replacements, for libraries that renamed their arrays. `table(config, keys)` gives
+    the arrays of an architecture, `adjust(config, arrays)` the architecture of a file
+    that has more than the one that was given. `ignored` maps patterns of keys that are
+    left out to what they are. `head` holds the biases that a head may have.
+    `positions` are the prefix tokens with a position of their own: all, only the
+    "class" token, or none. `pools_first`: its library, without [CLS], normalizes
+    after pooling, as this model does.
     """
 
     name: str
+    library: str
     mark: str
-    table: Callable[[Config], Table]
+    table: Callable[[Config, Keys], Table]
     resize: str
+    prefix: str = r"(?:.*[./])?"
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    prefixes: tuple[str, ...] = ("",)
-    head: str = "head/bias"
+    head: tuple[str, ...] = ("head/bias",)
+    positions: tuple[Literal["all", "class", "none"], ...] = ("all",)
     pools_first: bool = True
-    adjust_config: Callable[..., Config] = lambda config, keys, read: config
+    adjust: Callable[[Config, Arrays], Config] = lambda config, arrays: config
+
+    @property
+    def pattern(self) -> re.Pattern:
+        """Keys that mark the layout; the group is their prefix."""
+        return re.compile(f"({self.prefix}){self.mark}")
+
+    def position_prefixes(self, config: Config) -> tuple[int, ...]:
+        """How many prefix tokens may have a position of their own in the file."""
+        counts = {"all": config.prefix, "class": int(config.class_token), "none": 0}
+        return tuple(dict.fromkeys(counts[kind] for kind in self.positions))
 
 
 def identity(array, target):
@@ -90,12 +109,19 @@ def split_heads(array, target):
     return array.T.reshape(*array.shape[1:], target.config.heads, -1)
 
 
+def half(index: int) -> Convert:
+    """One of the two matrices of a SwiGLU that torch has in one, or of their biases."""
+    return lambda array, target: np.split(array, 2)[index].T
+
+
 def split_qkv(index: int) -> Convert:
     """Query, key or value out of torch's joint projection."""
     return lambda array, target: split_heads(np.split(array, 3)[index], target)
 
 
-def flax_table(config: Config, rename: Mapping[str, str] | None = None) -> Table:
+def flax_table(
+    config: Config, keys: Keys = (), *, rename: Mapping[str, str] | None = None
+) -> Table:
     """Our own parameter tree, with parts of its paths renamed."""
     table: Table = {}
     for path in parameter_shapes(config, 1):
@@ -116,11 +142,8 @@ PRE_LINEN = {
 }
 """Modules of a block in the original code, numbered all together."""
 GOOGLE: Any = dict(
+    library="google",
     resize="corners",
-    ignored={
-        "pre_logits/(kernel|bias)": "the representation layer; timm and the paper too",
-        "(opt|extra|chrono)/.*|step": "the state of a training run",
-    },
     pools_first=False,
 )
 
@@ -139,7 +162,7 @@ def torch_table(
     return table
 
 
-def timm_table(config: Config) -> Table:
+def timm_table(config: Config, keys: Keys) -> Table:
     """timm's and DeiT's state dict."""
     block, qkv = "blocks.{block}.", "blocks.{block}.attn.qkv."
     dense = {
@@ -159,13 +182,19 @@ def timm_table(config: Config) -> Table:
         table[f"{ATTENTION}{part}/kernel"] = (qkv + "weight", split_qkv(index))
         if config.qkv_bias:
             table[f"{ATTENTION}{part}/bias"] = (qkv + "bias", split_qkv(index))
+    if config.qk_norm:
+        norms[ATTENTION + "query_norm/"] = block + "attn.q_norm."
+        norms[ATTENTION + "key_norm/"] = block + "attn.k_norm."
     if config.layer_scale:
         table[BLOCK + "LayerScale_0/gamma"] = (block + "ls1.gamma", identity)
         table[BLOCK + "LayerScale_1/gamma"] = (block + "ls2.gamma", identity)
     if config.class_token:
         table["cls"] = ("cls_token", identity)
     if config.registers:
-        table["registers"] = ("reg_token", identity)
+        token = "dist_token" if "dist_token" in keys else "reg_token"
+        table["registers"] = (token, identity)
+    if config.distilled:
+        dense["head_dist/"] = ("head_dist.", transpose)
     if config.refinement:  # the modules of Naseer et al.
         head = REFINEMENT + "{refined}."
         dense["refinement/token/"] = (head + "token_fc.", transpose)
@@ -173,14 +202,45 @@ def timm_table(config: Config) -> Table:
         table["refinement/norm/mean"] = (head + "bn.running_mean", identity)
         table["refinement/norm/var"] = (head + "bn.running_var", identity)
         table["refinement/conv/kernel"] = (head + "conv.weight", convolution)
-    return table | torch_table(dense, norms)
+    table |= torch_table(dense, norms)
+    if config.mlp == "swiglu":
+        split = "blocks.0.mlp.fc1_g.weight" in keys
+        for index, (module, name) in enumerate((("Dense_0", "fc1_g"), ("up", "fc1_x"))):
+            source = f"{block}mlp.{name if split else 'fc1'}."
+            for leaf, key in (("kernel", "weight"), ("bias", "bias")):
+                convert = transpose if split else half(index)
+                table[f"{MLP}{module}/{leaf}"] = (source + key, convert)
+    return table
 
 
-def hugging_face_table(config: Config) -> Table:
+def packed_swiglu(arrays: Arrays) -> bool:
+    """Whether the first layer of an MLP gives twice what the second one takes."""
+    first, second = (f"blocks.0.mlp.fc{number}.weight" for number in (1, 2))
+    if first not in arrays or second not in arrays:
+        return False
+    return arrays[first]().shape[:1] == (2 * arrays[second]().shape[-1],)
+
+
+def timm_config(config: Config, arrays: Arrays) -> Config:
+    """The architecture with those parts that the file has beyond it."""
+    changes: dict[str, Any] = {}
+    if "blocks.0.ls1.gamma" in arrays:
+        changes["layer_scale"] = True
+    if "blocks.0.attn.q_norm.weight" in arrays:
+        changes["qk_norm"] = True
+    if "blocks.0.mlp.fc1_g.weight" in arrays or packed_swiglu(arrays):
+        changes["mlp"] = "swiglu"
+    if "dist_token" in arrays:
+        changes["registers"] = max(1, config.registers)
+        changes["distilled"] = "head_dist.bias" in arrays or config.distilled
+    return dataclasses.replace(config, **changes)
+
+
+def hugging_face_table(config: Config, keys: Keys) -> Table:
     """transformers' ViT and DeiT for image classification."""
     block = "encoder.layer.{block}."
     dense = {
-        "head/": ("classifier.", transpose),
+        "head/": ("cls_classifier." if config.distilled else "classifier.", transpose),
         MLP + "Dense_0/": (block + "intermediate.dense.", transpose),
         MLP + "Dense_1/": (block + "output.dense.", transpose),
         ATTENTION + "out/": (block + "attention.output.dense.", attention_out),
@@ -201,16 +261,20 @@ def hugging_face_table(config: Config) -> Table:
             table[target + "bias"] = (source + "bias", split_heads)
     if config.class_token:
         table["cls"] = ("embeddings.cls_token", identity)
-    if config.registers:  # DeiT's second prefix token, without its own head
+    if config.registers:
         table["registers"] = ("embeddings.distillation_token", identity)
+    if config.distilled:
+        dense["head_dist/"] = ("distillation_classifier.", transpose)
     return table | torch_table(dense, norms)
 
 
-def hugging_face_config(config: Config, keys, read_config_json) -> Config:
-    """transformers' numerics, and DeiT's distillation token as a register."""
-    registers = int("embeddings.distillation_token" in keys)
-    config = dataclasses.replace(config, registers=max(registers, config.registers))
-    return with_numerics(config, read_config_json())
+def hugging_face_config(config: Config, arrays: Arrays) -> Config:
+    """DeiT's distillation token is a register, with or without a head of its own."""
+    if "embeddings.distillation_token" not in arrays:
+        return config
+    distilled = "distillation_classifier.bias" in arrays or config.distilled
+    registers = max(1, config.registers)
+    return dataclasses.replace(config, registers=registers, distilled=distilled)
 
 
 FIRST = "Transformer/encoderblock_0/"
@@ -218,55 +282,79 @@ FIRST = "Transformer/encoderblock_0/"
 LAYOUTS = (
     CheckpointLayout(
         name="vitjax's own layout",
+        library="vitjax",
         mark=re.escape(ATTENTION) + "query/kernel",
         table=flax_table,
         resize="bicubic",
+        prefix="",
     ),
     CheckpointLayout(
         name="big_vision npz, stacked",
         mark=re.escape(ATTENTION) + "query/kernel",
         table=flax_table,
-        prefixes=("params/",),
+        positions=("none",),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, pre-Linen numbering",
         mark=FIRST + "MultiHeadDotProductAttention_1/query/kernel",
         table=functools.partial(flax_table, rename=LINEN | PRE_LINEN | POSITION),
-        prefixes=("", "opt/target/", "params/"),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, Linen numbering",
         mark="Transformer/posembed_input/pos_embedding",
         table=functools.partial(flax_table, rename=LINEN | POSITION),
-        prefixes=("", "opt/target/", "params/"),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="big_vision npz",
         mark=FIRST + "MultiHeadDotProductAttention_0/query/kernel",
         table=functools.partial(flax_table, rename=LINEN),
-        prefixes=("params/", ""),
+        positions=("none",),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="timm state dict",
+        library="timm",
         mark=r"blocks\.0\.attn\.qkv\.weight",
         table=timm_table,
         resize="bicubic",
-        ignored={re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it"},
-        prefixes=("", "model.", "module."),
-        head="head.bias",
+        rename={  # DeiT III; DINOv2
+            r"\.gamma_([12])$": r".ls\1.gamma",
+            r"\.mlp\.w12\.": ".mlp.fc1.",
+            r"\.mlp\.w3\.": ".mlp.fc2.",
+        },
+        ignored={
+            re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it",
+            "mask_token": "the mask token of pre-training",
+        },
+        head=("head.bias",),
+        positions=("all", "class", "none"),
+        adjust=timm_config,
     ),
     CheckpointLayout(
         name="Hugging Face state dict",
-        mark=r"encoder\.layer\.0\.attention\.attention\.query\.weight",
+        library="huggingface",
+        mark=r"(?:encoder\.layer|layers)\.0\.attention\."
+        r"(?:attention\.query|q_proj)\.weight",
         table=hugging_face_table,
         resize="plain_bicubic",
-        ignored={r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips"},
-        prefixes=("vit.", "deit."),
-        head="classifier.bias",
-        adjust_config=hugging_face_config,
+        rename={  # transformers 5
+            r"^layers\.": "encoder.layer.",
+            r"\.attention\.([qkv])_proj\.": r".attention.attention.\1_proj.",
+            r"\.q_proj\.": ".query.",
+            r"\.k_proj\.": ".key.",
+            r"\.v_proj\.": ".value.",
+            r"\.attention\.o_proj\.": ".attention.output.dense.",
+            r"\.mlp\.fc1\.": ".intermediate.dense.",
+            r"\.mlp\.fc2\.": ".output.dense.",
+        },
+        ignored={
+            r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips",
+            r"embeddings\.mask_token": "the mask token of pre-training",
+        },
+        head=("classifier.bias", "cls_classifier.bias"),
+        adjust=hugging_face_config,
     ),
 )

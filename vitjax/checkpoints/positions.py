@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitjax.types import Config
-
 
 def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
     """One position per token of a `layouts.Target`: the patches' resized to its grid.
@@ -16,7 +14,9 @@ def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
     big_vision) get position 0.
     """
     config = target.config
-    prefix, grid = position_grid(position.shape[1], config, target.source_config)
+    if position.ndim != 3 or position.shape[0] != 1:
+        raise ValueError(f"position embeddings of shape {position.shape}")
+    prefix, grid = position_grid(position.shape[1], target)
     of_prefix, patches = position[:, :prefix], position[:, prefix:]
     if grid != config.grid:
         resize = RESIZE[target.resize]
@@ -26,26 +26,25 @@ def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
     return np.concatenate([of_prefix, zeros, patches], axis=1)
 
 
-def position_grid(
-    count: int, config: Config, source_config: Config | None
-) -> tuple[int, tuple[int, int]]:
+def position_grid(count: int, target: Any) -> tuple[int, tuple[int, int]]:
     """How many of a file's positions belong to prefix tokens, and the others' grid.
 
-    The grid of the architecture that the file was written for, or of the model, where
-    one fits; else a square.
+    The prefix tokens are those that the architecture has and the layout gives a
+    position; only what is left is counted: the grid of the architecture that the file
+    was written for, or of the model, where it fits, else a square.
     """
-    prefixes = (config.prefix, int(config.class_token), 0)
-    for known in (source_config, config):
-        for prefix in prefixes:
-            if known is not None and count - prefix == known.patches:
+    for prefix in target.prefixes:
+        patches = count - prefix
+        for known in (target.source_config, target.config):
+            if known is not None and patches == known.patches:
                 return prefix, known.grid
-    for prefix in prefixes:
-        side = math.isqrt(max(count - prefix, 0))
-        if side > 0 and side**2 == count - prefix:
+        side = math.isqrt(max(patches, 0))
+        if side > 0 and side**2 == patches:
             return prefix, (side, side)
     raise ValueError(
-        f"{count} position embeddings are neither {config.patches} patches nor a "
-        f"square number of them, with or without {config.prefix} prefix tokens"
+        f"{count} position embeddings are neither {target.config.patches} patches nor "
+        "a square number of them, after those of "
+        f"{' or '.join(map(str, target.prefixes))} prefix tokens"
     )
 
 

@@ -4,6 +4,7 @@ No behavior depends on a model's name: every difference is a field of its row.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -210,12 +211,52 @@ def list_models() -> tuple[str, ...]:
 
 def find(name: str) -> Variant:
     """The row of that name; raises ValueError with near names."""
-    if name not in VARIANTS:
+    if name in VARIANTS:
+        return VARIANTS[name]
+    advice = (
+        "Or pass a vitjax.Config with checkpoint=, or the folder of a converted "
+        "checkpoint."
+    )
+    if ours := spelled_elsewhere(name):
         raise ValueError(
-            f"{messages.unknown('model', name, VARIANTS)} Or pass a vitjax.Config with "
-            "checkpoint=, or the folder of a converted checkpoint."
+            f"model={name!r} is a name of another library. Here that architecture is "
+            f"{' or '.join(map(repr, ours))}; `vitjax list` says with which weights. "
+            "For other weights of it, pass their file or folder as checkpoint=."
         )
-    return VARIANTS[name]
+    if re.search(r"://|\.(?:npz|safetensors|pth|pt|bin|ckpt|tar|pkl)$", name):
+        raise ValueError(
+            f"model={name!r} is a file or an address, which does not identify its "
+            "architecture: pass it as checkpoint=, and as model a name or a "
+            "vitjax.Config."
+        )
+    if re.fullmatch(r"(?:hf[-_]hub:)?[\w.-]+/[\w.-]+", name):
+        advice = (
+            f"No folder {name} is on this machine: download a repository of the "
+            "Hugging Face hub and pass its folder. " + advice
+        )
+    raise ValueError(f"{messages.unknown('model', name, VARIANTS)} {advice}")
+
+
+def spelled_elsewhere(name: str) -> tuple[str, ...]:
+    """Rows that timm, Hugging Face or the papers call so, whatever the punctuation."""
+    last = name.rsplit("/", 1)[-1]
+    wanted = {squash(name), squash(last), squash(last.partition(".")[0])}
+    return tuple(row.name for row in ROWS if wanted & spellings(row))
+
+
+def spellings(row: Variant) -> set[str]:
+    """A row's names elsewhere: its tag, its tag's stem, and our own otherwise put."""
+    _, _, exact = row.tag.partition("/")
+    stem, _, weights = exact.partition(".")
+    names = {exact, stem, row.name}
+    if weights.endswith("_in21k"):
+        names = {exact, f"{stem}_in21k", row.name}
+    return {squash(each) for each in names if each}
+
+
+def squash(name: str) -> str:
+    """Letters and digits alone, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def anonymous(config: Config) -> Variant:

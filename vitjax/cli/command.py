@@ -9,9 +9,11 @@ from typing import Annotated, Any, ClassVar, get_args
 
 import jax
 import tyro
+from etils import epath
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from vitjax.checkpoints import loading
+from vitjax.checkpoints.convert import Weights
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.messages import unknown
 from vitjax.models.model import Model
@@ -45,13 +47,47 @@ class Command:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCommand(Command):
+class WeightsCommand(Command):
+    """A command that may load weights.
+
+    Args:
+        weights: of a file that also holds a moving average of its weights, take the
+            average (the default) or the others.
+        preprocess: your own pipeline: a JSON file, or JSON, with fields of
+            `vitjax.Preprocess` that replace the model's, such as '{"mean": 0.5}', or
+            a preprocessor_config.json.
+        class_names: your own class names: a file with one on each line or a JSON list,
+            or their number.
+        allow_nonfinite: load weights with NaN or infinite values.
+    """
+
+    weights: Weights | None = None
+    preprocess: Annotated[str | None, metavar("JSON")] = None
+    class_names: Annotated[
+        str | None, tyro.conf.arg(name="classes", metavar="FILE|N")
+    ] = None
+    allow_nonfinite: bool = False
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The keywords of `vitjax.load` that these flags are."""
+        return {
+            "weights": self.weights,
+            "preprocess": read_object("--preprocess", self.preprocess),
+            "classes": read_classes(self.class_names),
+            "allow_nonfinite": self.allow_nonfinite,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCommand(WeightsCommand):
     """A command about a model.
 
     Args:
-        model: a name that `vitjax list` shows, or a converted folder.
+        model: a name that `vitjax list` shows, or a folder of vitjax, Hugging Face or
+            timm.
         checkpoint: your own file with the model's weights (.npz, .safetensors, .pth),
-            or a converted folder.
+            its http(s) address, or such a folder.
     """
 
     model: Annotated[str, metavar("NAME")]
@@ -60,11 +96,49 @@ class ModelCommand(Command):
     @property
     def weightless(self) -> bool:
         """Whether the model is but a name; then random weights are as fast."""
-        return self.checkpoint is None and self.model in VARIANTS
+        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
+        return yours == (None,) * 4 and self.model in VARIANTS
 
     def load(self) -> Model:
         """The model with its weights."""
-        return loading.load(self.model, checkpoint=self.checkpoint)
+        return loading.load(self.model, checkpoint=self.checkpoint, **self.own_settings)
+
+
+def read_object(flag: str, text: str | None) -> dict[str, Any] | None:
+    """The JSON object in a file, or in the flag itself."""
+    if text is None:
+        return None
+    try:
+        content = text if text.lstrip().startswith("{") else read_text(flag, text)
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{flag} {text} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{flag} {text} holds no JSON object.")
+    return value
+
+
+def read_classes(text: str | None) -> Any:
+    """Class names in a file, JSON or one on each line, or their number."""
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
+    content = read_text("--classes", text)
+    if content.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"--classes {text} is not JSON: {error}.") from error
+    return [line.strip() for line in content.splitlines() if line.strip()]
+
+
+def read_text(flag: str, path: str) -> str:
+    """The text of a file, local or remote."""
+    try:
+        return epath.Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag} {path} cannot be read: {error}.") from error
 
 
 @FLAG_TYPES.primitive_rule

@@ -3,32 +3,57 @@
 import dataclasses
 import os
 import pathlib
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import tyro
 
 from vitjax.checkpoints import download, loading, registry
-from vitjax.cli.command import Command, format_table, metavar
+from vitjax.checkpoints.describe import Fact, describe_preprocessing, weightless
+from vitjax.cli.command import WeightsCommand, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
 COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class List(Command):
-    """List the models that can be loaded by name.
+class List(WeightsCommand):
+    """List the models that can be loaded by name, or what one does to an image.
 
-    Example: vitjax list --json
+    Example: vitjax list vit_b16
+
+    Args:
+        model: print the mean, deviation, geometry, epsilon and GELU of this model,
+            and where each comes from: its row, its file, or your flags. Without it,
+            print the table of models.
+        checkpoint: your own file with the model's weights, its http(s) address, or a
+            folder of vitjax, Hugging Face or timm.
     """
 
     needs_device: ClassVar[bool] = False
 
-    def __call__(self) -> tuple[str, ...]:
+    model: tyro.conf.Positional[Annotated[str | None, metavar("NAME")]] = None
+    checkpoint: Annotated[str | None, metavar("FILE")] = None
+
+    def __call__(self) -> tuple[Any, ...]:
+        if self.model is not None:
+            return self.show_settings(self.model)
         rows = [describe_model(row) for row in registry.VARIANTS.values()]
         facts = [dict(zip(COLUMNS, row)) for row in rows]
         self.show(facts, format_table(COLUMNS, rows, right=range(1, 5)))
         return tuple(registry.VARIANTS)
+
+    def show_settings(self, name: str) -> tuple[Fact, ...]:
+        """Print the settings in force, each with its source."""
+        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
+        if yours == (None,) * 4 and name in registry.VARIANTS:
+            model = weightless(registry.find(name))
+        else:
+            model = loading.load(name, checkpoint=self.checkpoint, **self.own_settings)
+        facts = describe_preprocessing(model)
+        table = format_table(Fact._fields, facts, right=())
+        self.show([fact._asdict() for fact in facts], table)
+        return facts
 
 
 def describe_model(row: registry.Variant) -> tuple[str, ...]:
@@ -58,7 +83,7 @@ def count_parameters(row: registry.Variant) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert(Command):
+class Convert(WeightsCommand):
     """Write a checkpoint as model.safetensors and config.json.
 
     Example: vitjax convert B_16.npz --model vit_b16 --out checkpoints/vit_b16
@@ -78,14 +103,16 @@ class Convert(Command):
 
     def __call__(self) -> str:
         if self.model is not None:
-            model = loading.load(self.model, checkpoint=self.source)
+            model = loading.load(
+                self.model, checkpoint=self.source, **self.own_settings
+            )
         elif os.path.isfile(self.source):
             raise ValueError(
                 "A checkpoint file does not identify its architecture: pass --model "
                 f"for {self.source}, a name that `vitjax list` shows."
             )
         else:
-            model = loading.load(self.source)
+            model = loading.load(self.source, **self.own_settings)
         name = self.model or model.provenance.name or "model"
         out = self.out or os.path.join("checkpoints", pathlib.PurePath(name).name)
         loading.save(model, out, dtype=self.dtype)

@@ -50,6 +50,7 @@ class Neurons(ModelCommand):
     count: int = 10
     classes: Annotated[int | None, metavar("INT")] = None
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
+    class_names: Annotated[str | None, metavar("FILE|N")] = None  # classes is taken
 
     def __call__(self) -> list[Neuron]:
         if self.out:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import os
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,7 @@ Pixels = Image.Image | UInt8[np.ndarray, "rows columns 3"]
 Resize = Literal["squash", "shorter", "square"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
 """Pillow's filters, in the order of its numbers for them."""
+Crop = Literal["round", "floor"]
 
 
 class ImageError(ValueError):
@@ -54,6 +56,8 @@ class Preprocess:
         mean, std: of each color channel, for pixels scaled to [0, 1].
         orient: rotate photographs as their EXIF tag says. The published pipelines
             do not, nor do torchvision and timm.
+        crop: how the corner of a crop with an odd margin is rounded: "round", half to
+            even, as torchvision and timm do, or "floor", as transformers does.
 
     Raises:
         ValueError: an unknown option, or a crop larger than what it is cut from.
@@ -68,12 +72,14 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     orient: bool = False
+    crop: Crop = "round"
 
     def __post_init__(self):
         for name in ("mean", "std"):  # also lists, which have no hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_one_of("resize", self.resize, get_args(Resize))
         check_one_of("interpolation", self.interpolation, get_args(Interpolation))
+        check_one_of("crop", self.crop, get_args(Crop))
         if min(self.height, self.width) < 1 or min(self.std) <= 0:
             raise ValueError(f"Sizes and std of a Preprocess must be positive: {self}")
         if self.resize != "squash" and self.side < max(self.height, self.width):
@@ -112,10 +118,9 @@ class Preprocess:
         image = image if image.size == size else image.resize(size, resample)
         if image.size == (self.width, self.height):
             return image
-        left, top = (
-            round((size[0] - self.width) / 2),
-            round((size[1] - self.height) / 2),
-        )
+        to_corner = math.floor if self.crop == "floor" else round
+        left = to_corner((size[0] - self.width) / 2)
+        top = to_corner((size[1] - self.height) / 2)
         return image.crop((left, top, left + self.width, top + self.height))
 
     def normalize(

@@ -106,8 +106,10 @@ def cached_mlp(config: Config, trace: Trace, rows: slice) -> Rules:
     update: Any = trace.mlp_update
     plain = config.norm == "pre" and not config.layer_scale
     # Attention's output projection comes first; an update is the value of the MLP's
-    # second layer where neither norm nor scale follows.
-    values = iter((None, hidden[:, rows], update[:, rows] if plain else None))
+    # last layer where neither norm nor scale follows.
+    ungated = (None,) * (config.mlp == "swiglu")
+    last = update[:, rows] if plain else None
+    values = iter((None, hidden[:, rows], *ungated, last))
 
     def cached(x, kernel, bias):
         value = next(values)

@@ -136,9 +136,15 @@ class Attention(nn.Module):
             )
             return dense(rules, layer, x)
 
-        query = Tap(name="queries")(project("query"), taps)
+        def normalize(x, name):
+            if not cfg.qk_norm:
+                return x
+            return LayerNorm(cfg.head_dim, cfg.epsilon, rules=rules, name=name)(x)
+
+        query = normalize(project("query"), "query_norm")
+        query = Tap(name="queries")(query, taps)
         query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
-        key = Tap(name="keys")(project("key"), taps)
+        key = Tap(name="keys")(normalize(project("key"), "key_norm"), taps)
         value = Tap(name="values")(project("value"), taps)
         scores = rules.product("bqhk,bthk->bhqt", query, key)
         scores = Tap(name="attention_scores")(scores, taps)
@@ -155,7 +161,7 @@ class Attention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between."""
+    """Two dense layers with a GELU between, or a SwiGLU."""
 
     config: Config
     dropout: float = 0.0
@@ -168,8 +174,14 @@ class MlpBlock(nn.Module):
         first = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="Dense_0")
         second = nn.Dense(self.config.dim, kernel_init=NORMAL, name="Dense_1")
         hidden = Tap(name="mlp_preactivation")(dense(self.rules, first, x), taps)
-        approximate = self.config.gelu == "tanh"
-        hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=approximate))
+        if self.config.mlp == "swiglu":
+            up = nn.Dense(self.config.mlp_dim, kernel_init=NORMAL, name="up")
+            gate = self.rules.gelu(hidden, jax.nn.silu(hidden))
+            up = dense(self.rules, up, x)
+            hidden = self.rules.product("btm,btm->btm", gate, up)
+        else:
+            tanh = self.config.gelu == "tanh"
+            hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=tanh))
         hidden = Tap(name="mlp_hidden")(hidden, taps)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.rules, second, hidden)

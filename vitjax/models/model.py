@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,14 +20,19 @@ class Provenance:
     """The row of the model table, and the file or folder of the weights.
 
     `position_resize` is how the library that wrote the file resizes position
-    embeddings. Any two compare equal, so that models of one architecture share their
-    compiled functions.
+    embeddings, `weights` the set of weights that was taken out of several, `ignored`
+    the file's keys that were left out, with the reason. `sources` says of the
+    "preprocess", "classes", "epsilon" and "gelu" in force where they came from. Any two
+    compare equal, so that models of one architecture share their compiled functions.
     """
 
     name: str = ""
     path: str = ""
     sha256: str = ""
     position_resize: str = "bicubic"
+    weights: str = ""
+    ignored: tuple[str, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Provenance)
@@ -99,7 +105,7 @@ class Model:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image."""
-        return (*self.config.shape, self.params["embedding"]["kernel"].shape[2])
+        return (*self.config.shape, self.config.channels)
 
     def check_images(
         self, images: Float[ArrayLike, "batch height width channel"]
@@ -151,7 +157,9 @@ def initializer(config: Config, classes: int) -> Any:
     module = VisionTransformer(config, classes)
 
     def initialize_params(key):
-        return module.init(key, jnp.zeros((1, *config.shape, 3)))["params"]
+        return module.init(key, jnp.zeros((1, *config.shape, config.channels)))[
+            "params"
+        ]
 
     return jax.jit(initialize_params)
 

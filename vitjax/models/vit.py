@@ -74,6 +74,8 @@ class VisionTransformer(nn.Module):
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
         self.head = Head(cfg.dim, self.classes)
+        if cfg.distilled:
+            self.head_dist = Head(cfg.dim, self.classes)
         if cfg.refinement:
             stacked = nn.vmap(
                 Refinement,
@@ -102,12 +104,12 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
         return edit_embedding(x, edits, self.config)
 
-    def class_space(self) -> ClassSpace:
+    def class_space(self, head: Head | None = None) -> ClassSpace:
         """The parameters that turn a state into class logits."""
-        norm = self.Transformer.encoder_norm
+        norm, head = self.Transformer.encoder_norm, head or self.head
         return ClassSpace(
-            embedding=self.head.kernel.T,
-            bias=self.head.bias,
+            embedding=head.kernel.T,
+            bias=head.bias,
             norm_scale=norm.scale,
             norm_shift=norm.bias,
             epsilon=self.config.epsilon,
@@ -117,7 +119,12 @@ class VisionTransformer(nn.Module):
         self, x: Float[Array, "batch token dim"], edits: Edits
     ) -> Float[Array, "batch class"]:
         """Class logits of the final residual stream, at [CLS] or pooled patches."""
-        return self.class_space().logits(pool(x, edits, self.config))
+        logits = self.class_space().logits(pool(x, edits, self.config))
+        if self.config.distilled:
+            logits = (
+                logits + self.class_space(self.head_dist).logits(x[..., 1, :])
+            ) / 2
+        return logits
 
     def refine(
         self, params: Any, x: Float[Array, "batch token dim"]

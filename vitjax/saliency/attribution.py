@@ -54,6 +54,11 @@ def logit_attribution(
         >>> parts["attention"].sum(-1)  # of each head
     """
     config, space, edits = model.config, model.class_space, edits or Edits()
+    if config.distilled:
+        raise ValueError(
+            "Contributions add up to the logit of one head, and a distilled model "
+            "averages two: load the weights without the distillation head."
+        )
     target = broadcast_labels(target, images.shape[:1])
     embedding_row = jnp.asarray(space.embedding)[target]
     direction = center(embedding_row * jnp.asarray(space.norm_scale)[None])

@@ -126,6 +126,11 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
 def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     """Class logits of the final residual stream, by the rules."""
     config, space = model.config, model.class_space
+    if config.distilled:
+        raise ValueError(
+            "LRP starts from one head, and a distilled model averages two: use "
+            "another method, or load the weights without the distillation head."
+        )
     if config.class_token:
         state = x[:, 0]
     else:

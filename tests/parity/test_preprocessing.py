@@ -1,0 +1,233 @@
+"""The pipelines of transformers and timm, on photographs of odd sizes."""
+
+import importlib
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitjax.checkpoints import huggingface
+from vitjax.checkpoints import timm as ours_of_timm
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = ((320, 240), (241, 333), (64, 300), (255, 256), (500, 375))
+PROCESSORS = (
+    ("vit", "ViT", {}),
+    ("vit", "ViT", {"size": 48, "resample": 3}),
+    (
+        "vit",
+        "ViT",
+        {"size": {"height": 32, "width": 48}, "image_mean": [0.1, 0.2, 0.3]},
+    ),
+    (
+        "vit",
+        "ViT",
+        {"size": 40, "do_rescale": False, "image_mean": 127.5, "image_std": 64},
+    ),
+    ("vit", "ViT", {"size": 40, "do_normalize": False}),
+    ("vit", "ViT", {"size": 40, "rescale_factor": 1 / 127.5, "image_mean": 1.0}),
+    ("vit", "ViT", {"size": 40, "do_center_crop": True, "crop_size": 33}),
+    ("deit", "DeiT", {}),
+    ("deit", "DeiT", {"size": 64, "crop_size": 41, "resample": 1}),
+    ("clip", "CLIP", {}),
+    ("clip", "CLIP", {"size": {"shortest_edge": 65}, "crop_size": 48}),
+    ("clip", "CLIP", {"size": 50, "crop_size": {"height": 32, "width": 48}}),
+    ("clip", "CLIP", {"size": {"height": 40, "width": 40}, "crop_size": 32}),
+    ("bit", "Bit", {"size": 60, "crop_size": 56, "image_mean": None}),
+    ("beit", "Beit", {"size": 48}),
+    ("siglip", "Siglip", {}),
+    ("levit", "Levit", {}),
+    ("levit", "Levit", {"size": {"shortest_edge": 90}, "crop_size": 96}),
+    ("convnext", "ConvNext", {}),
+    ("convnext", "ConvNext", {"size": {"shortest_edge": 64}, "crop_pct": 0.9}),
+)
+
+
+def photos():
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        noise = rng.integers(0, 256, (size[1] // 4, size[0] // 4, 3), np.uint8)
+        yield Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("module", "kind", "fields"), PROCESSORS, ids=str)
+def test_transformers(module, kind, fields, transformers, tmp_path):
+    name = f"transformers.models.{module}.image_processing_pil_{module}"
+    processor = getattr(importlib.import_module(name), f"{kind}ImageProcessorPil")
+    theirs = processor(**fields)
+    theirs.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    sparse = fields | {"image_processor_type": f"{kind}FeatureExtractor"}
+    for description in (saved, sparse):
+        ours = huggingface.preprocessing(description)
+        for photo in photos():
+            (expected,) = theirs(photo, return_tensors="np")["pixel_values"]
+            gap = np.abs(ours(photo) - expected.transpose(1, 2, 0)).max()
+            assert gap <= 1e-6 * max(1, np.abs(expected).max()), (photo.size, gap)
+
+
+def torchvision_stand_in():
+    """What torchvision documents of the transforms that timm's evaluation uses."""
+
+    def resize(size, interpolation):
+        def apply(image):
+            target = size
+            if isinstance(size, int):  # of the shorter side
+                target = [int(size * side / min(image.size)) for side in image.size]
+            else:
+                target = size[::-1]
+            return image.resize(target, Image.Resampling[interpolation.upper()])
+
+        return apply
+
+    def crop(size):
+        def apply(image):
+            left = int(round((image.width - size[1]) / 2.0))
+            top = int(round((image.height - size[0]) / 2.0))
+            return image.crop((left, top, left + size[1], top + size[0]))
+
+        return apply
+
+    def compose(steps):
+        def apply(image):
+            for step in steps:
+                image = step(image)
+            return image
+
+        return apply
+
+    def normalize(mean, std):
+        return lambda x: (x - mean.numpy()) / std.numpy()
+
+    return types.SimpleNamespace(
+        Resize=resize, CenterCrop=crop, Compose=compose, Normalize=normalize
+    )
+
+
+CONFIGS = (
+    {},
+    {"input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bilinear"},
+    {"input_size": [3, 48, 48], "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+    {"input_size": [3, 48, 48], "crop_pct": 0.95, "crop_mode": "squash"},
+    {"input_size": [3, 32, 48], "crop_pct": 1.0, "crop_mode": "squash"},
+    {"input_size": [3, 65, 65], "crop_pct": 0.8, "interpolation": "lanczos"},
+)
+
+
+@pytest.mark.parametrize("fields", CONFIGS, ids=str)
+def test_timm(fields, timm, monkeypatch):
+    from timm.data import resolve_data_config, transforms_factory
+
+    stand_in = torchvision_stand_in()
+    monkeypatch.setattr(transforms_factory, "transforms", stand_in)
+    monkeypatch.setattr(transforms_factory, "str_to_interp_mode", lambda name: name)
+    to_array = lambda: lambda image: np.asarray(image, np.float32) / 255  # noqa: E731
+    monkeypatch.setattr(transforms_factory, "MaybeToTensor", to_array)
+    config = resolve_data_config(pretrained_cfg=fields)
+    size = config.pop("input_size")[1:]
+    theirs = transforms_factory.transforms_imagenet_eval(img_size=size, **config)
+    description = {"architecture": "vit_x", "pretrained_cfg": fields}
+    ours = ours_of_timm.preprocessing(description)
+    for photo in photos():
+        assert np.abs(ours(photo) - theirs(photo)).max() <= 1e-6
+
+
+def test_heads_by_name_and_width_are_timms(timm):
+    names = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
+    models = [f"vit_{n}_patch{14 if n[0] in 'hg' else 16}_224" for n in names]
+    models += ["vit_wee_patch16_reg1_gap_256", "vit_little_patch16_reg4_gap_256"]
+    models += ["vit_medium_patch16_gap_240", "vit_betwixt_patch16_gap_256"]
+    models += ["vit_so150m_patch16_reg4_gap_256", "vit_giant_patch14_dinov2"]
+    for name in models:
+        model = timm.create_model(name, depth=1)
+        heads = ours_of_timm.HEADS[name.split("_")[1], model.embed_dim]
+        assert heads == model.blocks[0].attn.num_heads, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        dict(),
+        dict(in_chans=1),
+        dict(class_token=False, global_pool="avg"),
+        dict(reg_tokens=2, no_embed_class=True, init_values=0.1),
+        dict(qk_norm=True),
+        dict(img_size=(32, 48)),
+    ),
+    ids=str,
+)
+def test_hub_folders(options, timm, torch, tmp_path):
+    from timm.models._hub import save_for_hf
+
+    import vitjax
+
+    arguments = dict(img_size=32, patch_size=8, depth=2, num_classes=7) | options
+    model = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
+    for leaf in model.parameters():
+        leaf.data = leaf.data + 0.1 * torch.randn(leaf.shape)
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
+    ours = vitjax.load(tmp_path)
+    shape = (2, *ours.config.shape, ours.config.channels)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    logits, _ = vitjax.forward(ours, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ("distilled", "deit3", "swiglu", "gated"))
+def test_other_architectures(kind, timm, torch, tmp_path):
+    import tiny
+    from timm.layers import SwiGLU, SwiGLUPacked
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    import vitjax
+
+    shape = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    shape |= dict(num_classes=7, mlp_ratio=1.5)
+    if kind == "distilled":
+        model = VisionTransformerDistilled(**shape)
+    elif kind == "deit3":
+        model = VisionTransformer(**shape, no_embed_class=True, init_values=0.3)
+    elif kind == "swiglu":
+        model = VisionTransformer(**shape | {"mlp_ratio": 3.0}, mlp_layer=SwiGLUPacked)
+    else:
+        model = VisionTransformer(**shape, mlp_layer=SwiGLU)
+    for leaf in model.eval().parameters():
+        leaf.data = leaf.data + 0.2 * torch.randn(leaf.shape)
+    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
+    ours = vitjax.load(vitjax.Config(**tiny.SHAPE), checkpoint=tmp_path / "m.pth")
+    images = tiny.images(ours.config)
+    with torch.no_grad():
+        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    logits, _ = vitjax.forward(ours, images)
+    np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_distilled_deit_of_transformers(transformers, torch, tmp_path):
+    import tiny
+
+    import vitjax
+
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    sizes |= dict(intermediate_size=24, image_size=32, patch_size=8, num_labels=7)
+    config = transformers.DeiTConfig(**sizes)
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    for leaf in model.parameters():
+        leaf.data = leaf.data + 0.2 * torch.randn(leaf.shape)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    (tmp_path / "five").mkdir()
+    torch.save(model.state_dict(), tmp_path / "five" / "pytorch_model.bin")
+    text = (tmp_path / "whole" / "config.json").read_text()
+    (tmp_path / "five" / "config.json").write_text(text)
+    images = tiny.images(tiny.CONFIGS["plain"])
+    with torch.no_grad():
+        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).logits.numpy()
+    for folder in ("whole", "shards", "five"):
+        logits, _ = vitjax.forward(vitjax.load(tmp_path / folder), images)
+        np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-5)
