@@ -33,7 +33,15 @@ Words, one for each concept:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+)
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +56,7 @@ Convention = Literal["paper", "vilas2023_code"]
 CONVENTIONS = get_args(Convention)
 
 if TYPE_CHECKING:
-    Lists = None
+    Lists: TypeAlias = None
 else:
     Lists = list | tuple
 """What a user may give for an array of `Edits`, which makes one of it."""
