@@ -68,15 +68,37 @@ def test_models_of_one_architecture_share_a_program():
     assert run._cache_size() == 1
 
 
-def test_memory_values_are_the_output_kernels():
-    values, block = vitjax.memory_values(MODEL), MODEL.block_params
-    out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
-    np.testing.assert_array_equal(values["attention"][1, 8 + 3], out[1, 1, 3])
-    # Values times coefficients, plus the bias, are the update.
-    _, trace = vitjax.forward(MODEL, IMAGES, capture=("mlp_hidden", "mlp_update"))
-    update = trace.mlp_hidden @ values["mlp"][:, None]
-    bias = block["MlpBlock_0"]["Dense_1"]["bias"][:, None, None]
-    np.testing.assert_allclose(update + bias, trace.mlp_update, atol=1e-4)
+@pytest.mark.parametrize("name", ("plain", "layer_scale", "gap", "post_cls"))
+def test_memories_times_coefficients_are_the_update(name):
+    """With the bias, LayerScale in it; before the norm of a post-norm block."""
+    model = tiny.make(tiny.CONFIGS[name])
+    values, block = vitjax.memory_values(model), model.block_params
+    fields = ("mlp_hidden", "mixed_values", "mlp_update", "attention_update")
+    _, trace = vitjax.forward(model, IMAGES, capture=fields)
+    coefficients = vitjax.memory_coefficients(trace)
+    out = block["MultiHeadDotProductAttention_0"]["out"]
+    layers = {"attention": out, "mlp": block["MlpBlock_0"]["Dense_1"]}
+    for index, (system, layer) in enumerate(layers.items()):
+        update = coefficients[system] @ values[system][:, None]
+        bias = layer["bias"][:, None, None]
+        expected = getattr(trace, f"{system}_update")
+        if model.config.norm == "residual_post":
+            norm = jax.tree.map(np.asarray, block[f"LayerNorm_{index}"])
+            x = np.asarray(update + bias)
+            x = x - x.mean(-1, keepdims=True)
+            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + model.config.epsilon)
+            update = x * norm["scale"][:, None, None]
+            bias = norm["bias"][:, None, None]
+            if model.config.layer_scale:
+                gamma = block[f"LayerScale_{index}"]["gamma"][:, None, None]
+                update, bias = update * gamma, bias * gamma
+        elif model.config.layer_scale:
+            bias = bias * block[f"LayerScale_{index}"]["gamma"][:, None, None]
+        np.testing.assert_allclose(update + bias, expected, atol=1e-4)
+    np.testing.assert_array_equal(
+        vitjax.memory_values(MODEL)["attention"][1, 8 + 3],
+        MODEL.block_params["MultiHeadDotProductAttention_0"]["out"]["kernel"][1, 1, 3],
+    )
 
 
 def test_structs_are_pytrees_with_named_leaves():

@@ -185,7 +185,7 @@ FIRST_EMBEDDING = Family(
     "first_embedding", ("token",), "Class with the largest logit entering block 0."
 )
 AGREEMENT = labeled(
-    "agreement_{}", TOKEN, "Key-value agreement of {}, section 6.2.", (SYSTEMS,)
+    "agreement_{}", TOKEN, "Key-value agreement of {}, section 6.", (SYSTEMS,)
 )
 AGREEMENT_VILAS2023 = labeled(
     "agreement_vilas2023_{}",
@@ -229,7 +229,7 @@ PREDICTION_EDITED = Family(
     "prediction_{}", (), "Class with the largest logit: {}.", (INTERVENTIONS,)
 )
 CLASS_VALUE = static(
-    "class_value_{}", CLASS, "Class-value agreement of {}, section 6.2.", (SYSTEMS,)
+    "class_value_{}", CLASS, "Class-value agreement of {}, section 6.", (SYSTEMS,)
 )
 CLASS_VALUE_CONTROL = static(
     "class_value_{}_{}", CLASS, "Class-value agreement of {}: {}.", (SYSTEMS, CONTROLS)

@@ -150,7 +150,7 @@ FIGURES: FigureTable = {
         class_value_boxes,
         "How class-value agreement is spread over classes",
         "Largest cosine between a class embedding and a value vector of the layer, "
-        f"over classes (section 6.2). {BOX} Star: larger than with random "
+        f"over classes (section 6). {BOX} Star: larger than with random "
         f"initialization (one-sided Wilcoxon {STAR}), whose mean is dashed.",
         {
             "mark": "boxes",
@@ -161,7 +161,7 @@ FIGURES: FigureTable = {
     "agreement_classes": (
         agreement_classes,
         "Key-value agreement, class by class",
-        "Key-value agreement rate (section 6.2). Dot: images of a class; diamonds: "
+        "Key-value agreement rate (section 6). Dot: images of a class; diamonds: "
         "mean over classes. Dashed: chance.",
         {
             "mark": "dots",

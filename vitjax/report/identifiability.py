@@ -44,7 +44,7 @@ FIGURES = {
         ("residual",),
         "identifiability",
         "Identifiability over the blocks",
-        "Class identifiability of the block outputs, 1 - rank/C (section 4, Figure 2).",
+        "Class identifiability of the block outputs, 1 - rank/C (section 5, Figure 2).",
     ),
     "updates": (
         ("attention_update", "mlp_update"),

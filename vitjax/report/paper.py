@@ -125,14 +125,14 @@ FIGURES: FigureTable = {
         change,
         "Who writes towards the class?",
         "Share of tokens whose true class has a larger logit in what is written than "
-        f"in what was read (section 6.1, Figure 3b). {BAND}",
+        f"in what was read (section 6, Figure 3b). {BAND}",
         {"y_label": "class similarity change rate"},
     ),
     "composition": (
         functools.partial(composition, convention="paper"),
         "Where does a block's answer come from?",
         "Share of tokens whose top class after the block is also that of one of its "
-        "input and its two updates, of more than one, or of none (section 6.1, Figure "
+        "input and its two updates, of more than one, or of none (section 6, Figure "
         "3c). Bars: mean over images; thin lines: 95 % bootstrap intervals; pale bars: "
         "by chance, with input and updates of the other tokens of the image.",
         BARS,
@@ -148,7 +148,7 @@ FIGURES: FigureTable = {
         class_value,
         "Do the weights hold classes?",
         "Largest cosine between a class embedding and a value vector of the layer "
-        "(section 6.2, Figure 4a). Line: mean over classes; band: its 95 % bootstrap "
+        "(section 6, Figure 4a). Line: mean over classes; band: its 95 % bootstrap "
         "interval.",
         {"y_label": "class-value agreement"},
     ),
@@ -166,7 +166,7 @@ FIGURES: FigureTable = {
         agreement,
         "Do tokens call memories of their class?",
         "Share of tokens whose five strongest memories have the true class among "
-        "their five best classes (paper, section 6.2, Figure 4b), or are among the "
+        "their five best classes (paper, section 6, Figure 4b), or are among the "
         f"five memories that promote it most (published code). Dashed: chance. {BAND}",
         {"y_label": "key-value agreement rate"},
     ),
@@ -175,7 +175,7 @@ FIGURES: FigureTable = {
         "Is a layer's answer one memory's?",
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories; otherwise it is composed of several "
-        f"(section 6.2). Dashed: chance. {BAND}",
+        f"(section 6). Dashed: chance. {BAND}",
         {"y_label": "share of tokens"},
     ),
 }

@@ -42,7 +42,7 @@ def consensus(
 def mean_rank(
     maps: Float[ArrayLike, "method *batch patch"],
     *,
-    keep: Bool[Array, "#*batch patch"] | None = None,
+    keep: Bool[ArrayLike, "#*batch patch"] | None = None,
 ) -> Float[Array, "*batch patch"]:
     """Mean over maps of each patch's rank in its map, divided by patches - 1.
 
@@ -53,7 +53,7 @@ def mean_rank(
     values = jnp.asarray(maps)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)
     shape = values.shape[1:]
-    keep = jnp.ones(shape, bool) if keep is None else jnp.broadcast_to(keep, shape)
+    keep = jnp.broadcast_to(True if keep is None else jnp.asarray(keep), shape)
     absent_first = jnp.broadcast_to(keep[None], values.shape)
     order = jnp.lexsort((values, absent_first), axis=-1)
     rank = jnp.argsort(order, axis=-1) - (~keep).sum(-1, keepdims=True)[None]
