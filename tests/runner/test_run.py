@@ -478,15 +478,17 @@ def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
     assert steps == [[0, 1, 2]]
 
 
-def test_chunks_are_whole_batches_within_bytes_and_seconds():
-    specs = {"rank": writer.ArraySpec(("image", "x"), (10**6, 2**10), "int32")}
+def test_chunks_are_whole_batches_and_some_for_every_process():
+    def specs(width):
+        return {"rank": writer.ArraySpec(("image", "x"), (10**6, width), "int32")}
 
     def chunk(**changes):
-        known = {"images": 10**6, "batch_size": 32, "batch_seconds": 1, "processes": 1}
-        return writer.images_per_chunk(specs, **(known | changes))
+        known = {"images": 10**6, "batch_size": 32, "processes": 1}
+        width = changes.pop("width", 8)
+        return writer.images_per_chunk(specs(width), **(known | changes))
 
-    assert chunk() == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**10))
-    assert chunk(batch_seconds=25) == 64 and chunk(batch_seconds=1000) == 32
+    assert chunk() == 32 * writer.CHUNK_BATCHES
+    assert chunk(width=2**13) == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**13))
     assert chunk(images=320, processes=1) == 64 and chunk(images=320, processes=4) == 32
     assert chunk(images=1) == 32
 

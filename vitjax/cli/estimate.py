@@ -13,8 +13,8 @@ class Estimate(RecipeCommand):
     """Estimate what a run will take: memory of a device, disk, time.
 
     Compiles the recipe's step and runs the first batches, some ten seconds; writes
-    nothing and skips images that cannot be read. `vitjax run` prints the same before it
-    goes on. Without --checkpoint, weights are random, which are as fast.
+    nothing and skips images that cannot be read. Without --checkpoint, weights are
+    random, which are as fast.
 
     Example: vitjax estimate paper --model vit_b16 --data folder:photos
 

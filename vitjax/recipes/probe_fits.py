@@ -5,7 +5,6 @@ are fitted in groups that fit a given memory, with one sweep over the training i
 for each.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +17,9 @@ from jaxtyping import Array, Float, Int
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Probe, fit_softmax_probe
 from vitjax.data.images import ImageError
-from vitjax.data.records import Record
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
-from vitjax.recipes.recipe import Context
+from vitjax.recipes.recipe import Context, Subset
 from vitjax.types import ArrayLike
 
 Kind = Literal["ridge", "softmax"]
@@ -88,25 +86,6 @@ def bytes_per_probe(kind: Kind, *, dim: int, classes: int, examples: int) -> int
     if kind == "softmax":  # all states are kept
         return weights + states + 2 * 4 * examples * dim
     return weights + states + 8 * (dim + classes) * dim + 4 * dim * dim
-
-
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Some examples of an opened data set; `id` is of the data set and the choice."""
-
-    whole: Any
-    indices: tuple[int, ...]
-    id: str
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.whole[self.indices[index]]
-
-    def name(self, index: int) -> str:
-        """What the data set calls an example."""
-        return self.whole.name(self.indices[index])
 
 
 def first_of_each_class(source: Any, *, shots: int, classes: int) -> Subset:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from vitjax.data.records import Record
 from vitjax.messages import unknown
 from vitjax.models.model import Model
 from vitjax.types import Batch
@@ -31,6 +32,25 @@ class Setup(NamedTuple):
 
     carry: Any = ()
     static: Mapping[str, Array] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some images of a data set; `id` is of the data set and the choice."""
+
+    whole: Any
+    indices: Any
+    id: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Record:
+        return self.whole[int(self.indices[position])]
+
+    def name(self, position: int) -> str:
+        """What the data set calls an image."""
+        return self.whole.name(int(self.indices[position]))
 
 
 @runtime_checkable

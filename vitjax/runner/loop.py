@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import re
 import sys
@@ -28,10 +27,9 @@ from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.loader import Loaded, batches
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Pass, Recipe, Setup
+from vitjax.recipes.recipe import Pass, Recipe, Setup, Subset
 from vitjax.recipes.registry import RECIPES, find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.estimate import RunEstimator
 from vitjax.runner.interrupt import check_interrupt
 from vitjax.runner.manifest import (
     FORMAT,
@@ -81,7 +79,6 @@ class Job:
     batch_size: int
     options: RunOptions
     writer: RunWriter | None = None
-    first_outputs: dict[str, Array] | None = None
     chunks: tuple[int, ...] = ()
     seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -286,32 +283,14 @@ class Job:
                 digest.update(np.asarray(constant).tobytes())
         return digest.hexdigest()
 
-    def choose_chunk(self, images_per_second: float, processes: int = 1) -> int:
-        """Images per chunk of a new run at this rate."""
+    def images_per_chunk(self, processes: int = 1) -> int:
+        """Images per chunk of a new run."""
         return images_per_chunk(
             self.specs,
             images=self.images,
             batch_size=self.batch_size,
-            batch_seconds=self.batch_size / images_per_second,
             processes=processes,
         )
-
-    def measure_rate(self) -> float:
-        """Images per second of the first batch, whose outputs are kept for the run
-        itself; infinite where a recipe has passes.
-        """
-        if self.recipe.passes is not None:
-            return math.inf
-        part, carry = self.passes[0], self.setup.carry
-        stop = min(self.batch_size, self.images)
-        try:
-            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
-        except ImageError:  # the run itself says so
-            return math.inf
-        self.compile(part, carry)
-        started = time.monotonic()
-        self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
-        return self.batch_size / (time.monotonic() - started)
 
 
 @functools.lru_cache(maxsize=8)
@@ -374,24 +353,6 @@ def has_masks(source: Any) -> bool:
     return False
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSubset:
-    """Some images of a data set, under positions of their own."""
-
-    source: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.source[int(self.indices[position])]
-
-    def name(self, position: int) -> str:
-        """What the data set calls an image."""
-        return self.source.name(int(self.indices[position]))
-
-
 def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
     """Images of a chunk in whole batches, which repeat its last image at their end."""
     size = -(-(stop - start) // batch_size) * batch_size
@@ -406,16 +367,14 @@ def run_batches(
     Double buffering: batch n + 1 is dispatched before the rows of batch n are read, so
     that devices compute while the host writes.
     """
-    subset = ImageSubset(job.source, indices)
+    subset = Subset(job.source, indices, job.source.id)
     dispatched, failure = None, None
     try:
         for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
             position = np.minimum(np.asarray(loaded.batch.index), len(indices) - 1)
             index = indices[position].astype(np.int32)
             batch = dataclasses.replace(loaded.batch, index=index)
-            outputs, job.first_outputs = job.first_outputs, None
-            if outputs is None or index[0] != 0:
-                outputs = job.step(part, batch, carry)
+            outputs = job.step(part, batch, carry)
             if dispatched is not None:
                 yield collect(job, part, *dispatched)
             dispatched = loaded._replace(batch=batch), outputs
@@ -472,8 +431,8 @@ def run(
     The step is compiled once; memory depends on the batch, not on the data set. Stopped
     at any moment, also by `kill -9`, the same call resumes and ends with the same
     arrays; a finished run is returned at once. Rows are written in whole chunks, of
-    about a minute each at most; chunk i belongs to process i mod n, and nothing has to
-    be arranged between processes but that they share `out`.
+    eight batches at most; chunk i belongs to process i mod n, and nothing has to be
+    arranged between processes but that they share `out`.
 
     Args:
         recipe: a name out of `vitjax.recipes.registry.RECIPES`, or one of your own.
@@ -508,12 +467,8 @@ def run(
     if not 0 <= number < processes:
         raise ValueError(f"process={number} is out of range [0, {processes}).")
     folder = Folder(out)
-
-    def choose_chunk() -> int:
-        return job.choose_chunk(job.measure_rate(), processes)
-
-    writer = create_or_resume(folder, job.describe(), job.specs, choose_chunk)
-    job.writer = writer
+    manifest = {**job.describe(), "images_per_chunk": job.images_per_chunk(processes)}
+    job.writer = writer = create_or_resume(folder, manifest, job.specs)
     job.chunks = tuple(writer.chunks[number::processes])
     try:
         resume(job, show=show_progress)
@@ -586,9 +541,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
         prepared = time.monotonic()
         job.compile(part, carry)
         progress.start()
-        estimator = None
-        if show and job.recipe.passes is None:
-            estimator = RunEstimator(job, progress, time.monotonic() - prepared)
         indices = [batch_indices(*span, job.batch_size) for span in spans]
         indices[-1] = np.arange(*spans[-1])  # the loader pads these
         results = run_batches(job, part, carry, np.concatenate(indices))
@@ -599,8 +551,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
                 batches.append(rows)
                 errors |= unreadable
                 progress.advance(min(job.batch_size, stop - first))
-                if estimator and (estimate := estimator.observe(rows)):
-                    print(estimate, file=sys.stderr)
             writer.write_chunk(
                 chunk,
                 {name: np.concatenate([b[name] for b in batches]) for name in rows},
