@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from vitjax.checkpoints import download, registry
-from vitjax.cli import compilation_cache, environment
+from vitjax.cli import environment
+from vitjax.cli.main import enable_compilation_cache
 
 
 def test_device_weights_and_data_are_printed(capsys):
@@ -54,15 +55,15 @@ def test_compiled_programs_are_cached_unless_the_user_chose_a_folder(
     tmp_path, monkeypatch
 ):
     chosen = jax.config.jax_compilation_cache_dir  # by this session's environment
-    compilation_cache.enable_compilation_cache()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen
     (tmp_path / "file").touch()
-    folder = tmp_path / "compiled" / compilation_cache.machine()
+    folder = tmp_path / "compiled"
     try:
         for cache, expected in ("", str(folder)), ("file", None):
             jax.config.update("jax_compilation_cache_dir", None)
             monkeypatch.setenv("VITJAX_CACHE", str(tmp_path / cache))
-            compilation_cache.enable_compilation_cache()
+            enable_compilation_cache()
             assert jax.config.jax_compilation_cache_dir == expected
     finally:
         jax.config.update("jax_compilation_cache_dir", chosen)

@@ -19,7 +19,7 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.options import PRECISION
+from vitjax.runner.options import PRECISION, RunOptions
 from vitjax.saliency.methods import METHODS, explain
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
@@ -109,12 +109,14 @@ def bench(
 
     Programs are called in turns, those that take long twice only. `explanations` may
     hold "removal_curve", of every count of kept patches; `against` "flax.linen", the
-    forward pass of its own layers, and "timm" in PyTorch on the CPU. The batch size is
-    over all devices and rounded up to a multiple of them.
+    forward pass of its own layers. The batch size is over all devices and rounded up to
+    a multiple of them.
     """
     check_range("repetitions", repetitions, 1)
+    if "timm" in against:
+        raise ValueError("against='timm' is gone: measure timm in PyTorch itself.")
     for name in against:
-        check_one_of("against", name, ("flax.linen", "timm"))
+        check_one_of("against", name, ("flax.linen",))
     for name in explanations:
         check_one_of("method", name, (*METHODS, "removal_curve"))
     for name in recipes:
@@ -124,11 +126,9 @@ def bench(
             )
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
-            "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
+            "flax.linen has layers of plain ViTs only: with [CLS], pre-norm, without registers, "
             "LayerScale and refinement modules."
         )
-    if "timm" in against and dtype != "float32":
-        raise ValueError(f"dtype={dtype!r}: timm is measured in float32.")
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)
     batch = meshes.shard(noise(model, batch_size), mesh)
@@ -146,12 +146,6 @@ def bench(
         if "flax.linen" in against:
             forward, params = reference_vits.linen_forward(placed)
             programs["flax.linen"] = compile_program(forward, params, batch, mesh=mesh)
-        if "timm" in against:
-            forward = reference_vits.timm_forward(
-                model.config, classes=model.num_classes, batch_size=batch_size
-            )
-            programs["timm"] = Program(forward)
-            forward()
         measure(programs, repetitions)
     plain = programs["forward"]
     timings = {}
@@ -167,7 +161,7 @@ def bench(
             **program.costs,
         )
     first = {name: timings.pop(name) for name in ("forward", *ANALYSES)}
-    packages = ["jax", "jaxlib", "flax"] + ["torch", "timm"] * ("timm" in against)
+    packages = "jax", "jaxlib", "flax"
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
@@ -225,6 +219,36 @@ def measure(programs: dict[str, Program], repetitions: int) -> None:
                 start = time.perf_counter()
                 jax.block_until_ready(program.call())
                 program.seconds.append(time.perf_counter() - start)
+
+
+def measure_input(
+    data: Any, model: Model, *, batch_size: int, workers: int = 0
+) -> dict[str, Any]:
+    """How fast the host reads, decodes and preprocesses images, as for a run."""
+    from vitjax.runner.loop import make_job  # which imports Zarr
+
+    options = RunOptions(
+        batch_size=batch_size, limit=512, on_error="skip", workers=workers
+    )
+    job = make_job("identifiability", model, data, options=options)
+    processes = max(1, workers)
+    least = 2 * batch_size * processes
+    if job.images < least:
+        raise ValueError(
+            f"{job.source.id} gives {job.images} images; a measurement needs {least}, "
+            f"two batches of {batch_size} from each process: a smaller --batch-size?"
+        )
+    loaded = job.load(job.source, 0, job.images, masks=job.has_masks)
+    arrivals = [time.perf_counter() for _ in loaded]
+    # Workers hand over a batch each at once; the first of each also starts it.
+    first = processes * (len(arrivals) // (4 * processes))
+    images = job.batch_size * (len(arrivals) - 1 - first)
+    return {
+        "data": job.source.id,
+        "images": job.images,
+        "workers": workers,
+        "images_per_second": images / (arrivals[-1] - arrivals[first]),
+    }
 
 
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import jax
 
 from vitjax.benchmark import reference_vits
-from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import bench_data
+from vitjax.benchmark.bench import Benchmark, bench, measure_input
 from vitjax.checkpoints import loading
 from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
 from vitjax.saliency.methods import METHODS
@@ -33,8 +32,8 @@ class Bench(ModelCommand):
         explanations: also measure these explanation methods, and removal_curve; all
             for every one of them, which takes long.
         recipes: also measure the steps of these recipes.
-        against: also measure the same forward pass of flax.linen's own layers, or of
-            timm in PyTorch.
+        against: also measure the same forward pass of flax.linen's own layers; timm is
+            gone.
         all: everything: the paper's recipes, all explanations, and flax.linen.
         out: JSON file for the figures; a table in Markdown is written beside it.
     """
@@ -74,16 +73,15 @@ class Bench(ModelCommand):
         )
         figures, text = dataclasses.asdict(result), describe(result)
         if self.data:
-            speed = bench_data(
+            speed = measure_input(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
-            figures["data"] = dataclasses.asdict(speed)
-            ratio = speed.images_per_second / result.identifiability.images_per_second
+            figures["data"], rate = speed, speed["images_per_second"]
+            ratio = rate / result.identifiability.images_per_second
             text += (
-                f"\n\n{speed.data} decoded and preprocessed by "
+                f"\n\n{speed['data']} decoded and preprocessed by "
                 f"{f'{self.workers} processes' if self.workers else 'threads'}: "
-                f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the "
-                "step takes."
+                f"{rate:,.1f} images/s, {ratio:.1f} times what the step takes."
             )
         self.show(figures, text)
         if self.out:
