@@ -126,8 +126,8 @@ def bench(
             )
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
-            "flax.linen has layers of plain ViTs only: with [CLS], pre-norm, without registers, "
-            "LayerScale and refinement modules."
+            "flax.linen has layers of plain ViTs only: with [CLS], pre-norm, without "
+            "registers, LayerScale and refinement modules."
         )
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)

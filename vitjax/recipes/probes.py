@@ -25,16 +25,15 @@ from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.faithfulness import removal_curves
 from vitjax.recipes.probe_fits import (
-    Group,
     Kind,
     Subset,
     bytes_per_probe,
     first_of_each_class,
     fit_ridge,
     fit_softmax,
-    make_groups,
     read_states,
     stream_states,
+    token_ranges,
 )
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
@@ -45,10 +44,10 @@ WINDOW = 1024
 
 
 class RankCarry(NamedTuple):
-    """A group's probes [stream layer token], and its first block and token."""
+    """Probes [stream layer token], and their first token."""
 
     probe: Probe
-    first: tuple[Int[ArrayLike, ""], Int[ArrayLike, ""]]
+    first: Int[ArrayLike, ""]
 
 
 class RemovalCarry(NamedTuple):
@@ -61,38 +60,39 @@ class RemovalCarry(NamedTuple):
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     """Linear probes against the class projection: ranks by both, then token removal.
 
-    One pass for each group of probes, and a last one that removes tokens.
+    A pass for the probes of some tokens each, and a last one that removes tokens.
     """
     options = ProbeOptions(**keywords)
     source, groups = plan(context, options)
     config, classes = context.model.config, context.model.num_classes
 
-    def fit(group: Group) -> Setup:
-        examples = stream_states(context, source, group)
+    def fit(tokens: range) -> Setup:
+        examples = stream_states(context, source, options.streams, tokens)
         if options.probe == "softmax":
             probe = fit_softmax(examples, classes=classes, seed=context.seed)
         else:
             probe = fit_ridge(examples, classes=classes, alpha=options.alpha)
-        return Setup(RankCarry(probe, group.first))
+        return Setup(RankCarry(probe, jnp.int32(tokens.start)))
 
-    def empty(group: Group) -> RankCarry:
+    def empty(tokens: range) -> RankCarry:
+        shape = len(options.streams), config.depth, len(tokens)
         probe = Probe(
-            weights=jnp.zeros((*group.shape, classes, config.dim)),
-            bias=jnp.zeros((*group.shape, classes)),
-            centre=jnp.zeros((*group.shape, config.dim)),
+            weights=jnp.zeros((*shape, classes, config.dim)),
+            bias=jnp.zeros((*shape, classes)),
+            centre=jnp.zeros((*shape, config.dim)),
         )
-        return RankCarry(probe, group.first)
+        return RankCarry(probe, jnp.int32(tokens.start))
 
     fits = [
         Pass(
-            step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
-            dims=dict.fromkeys(map(schema.RANK_PROBE, group.streams), schema.TOKEN),
-            setup=functools.partial(fit, group),
-            carry_shape=jax.eval_shape(functools.partial(empty, group)),
-            region=group.region,
+            step=make_rank_step(options.streams, len(tokens)),
+            dims=dict.fromkeys(map(schema.RANK_PROBE, options.streams), schema.TOKEN),
+            setup=functools.partial(fit, tokens),
+            carry_shape=jax.eval_shape(functools.partial(empty, tokens)),
+            region={"token": (tokens.start, tokens.stop)},
             title=f"fit {number}/{len(groups)}",
         )
-        for number, group in enumerate(groups, start=1)
+        for number, tokens in enumerate(groups, start=1)
     ]
     removal = Pass(
         step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
@@ -129,7 +129,11 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
         "shared_images": shared,
         "probes": count,
         "groups": len(groups),
-        "group": dict(zip(("stream", "layer", "token"), groups[0].shape)),
+        "group": {
+            "stream": len(options.streams),
+            "layer": config.depth,
+            "token": len(groups[0]),
+        },
         "bytes": {
             "states": 4 * dim * count * len(source),  # of all images, never kept
             "sums": 8 * dim * (dim + classes) * count,
@@ -139,8 +143,8 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     }
 
 
-def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]]:
-    """The images to fit on, and the probes that are fitted in one sweep."""
+def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[range]]:
+    """The images to fit on, and the tokens whose probes are fitted in one sweep."""
     if options.train is None:
         raise ValueError(
             "The recipe 'probes' fits probes on other images than --data: pass "
@@ -150,19 +154,17 @@ def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]
     source = first_of_each_class(
         context.open_data(options.train), shots=options.shots, classes=classes
     )
-    size = bytes_per_probe(
+    probes_per_token = len(options.streams) * config.depth
+    size = probes_per_token * bytes_per_probe(
         options.probe, dim=config.dim, classes=classes, examples=len(source)
     )
     limit = parse_bytes(options.max_memory) // size
     if limit < 1:
         raise ValueError(
-            f"max_memory={options.max_memory!r} is too small: one probe takes "
-            f"{size / 2**20:.1f} MiB."
+            f"max_memory={options.max_memory!r} is too small: the probes of one token "
+            f"take {size / 2**20:,.1f} MiB. Give more, or fewer streams."
         )
-    groups = make_groups(
-        options.streams, depth=config.depth, tokens=config.tokens, limit=limit
-    )
-    return source, groups
+    return source, token_ranges(config.tokens, limit)
 
 
 def parse_bytes(size: str | int) -> int:
@@ -188,18 +190,12 @@ def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
-    """The step that ranks classes by a group of probes; groups of one size share it."""
+def make_rank_step(streams: tuple[str, ...], tokens: int):
+    """The step that ranks classes by the probes of so many tokens."""
 
     def step(model: Model, batch: Batch, carry: RankCarry) -> dict[str, Array]:
-        states = read_states(
-            model,
-            jnp.asarray(batch.images),
-            carry.first,
-            streams=streams,
-            layers=layers,
-            tokens=tokens,
-        )
+        images = jnp.asarray(batch.images)
+        states = read_states(model, images, carry.first, streams=streams, tokens=tokens)
         ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
         names = map(schema.RANK_PROBE, streams)
         return {name: ranks[:, place] for place, name in enumerate(names)}
