@@ -37,9 +37,10 @@ def test_programs_are_measured_in_turns():
         assert timing.compile_seconds > 0
         assert timing.peak_bytes > timing.temporary_bytes > 0
         assert timing.device_peak_bytes is None  # the CPU does not count
-    expected = result.identifiability.seconds / result.forward.seconds
-    assert result.ratio == pytest.approx(expected)
-    assert result.one_pass.floor > result.ratio_floor > result.forward.floor == 1
+    forward, identifiability, one_pass = result.programs.values()
+    expected = identifiability.seconds / forward.seconds
+    assert identifiability.passes == pytest.approx(expected)
+    assert one_pass.floor > identifiability.floor > forward.floor == 1
 
 
 @pytest.mark.slow
@@ -54,11 +55,11 @@ def test_programs_of_one_device(monkeypatch):
         against=("flax.linen",),
     )
     assert (result.device, result.batch_size) == ("1 x cpu", 3)
-    curve, relevancy = result.more["removal_curve"], result.more["relevancy"]
-    counts = curve.seconds / result.forward.seconds / CONFIG.patches
+    curve, relevancy = (result.programs[n] for n in ("removal_curve", "relevancy"))
+    counts = curve.seconds / result.programs["forward"].seconds / CONFIG.patches
     assert curve.passes == pytest.approx(counts)
     assert curve.floor == pytest.approx(1, rel=0.01)  # one bucket: nothing is shorter
-    assert relevancy.floor > 1 == result.more["flax.linen"].floor
+    assert relevancy.floor > 1 == result.programs["flax.linen"].floor
 
 
 def test_slow_programs_are_called_twice():

@@ -140,11 +140,10 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
 
 def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
     timing = Timing(images_per_second=400.0, seconds=0.01, passes=1.25, floor=1.1)
-    numbers = dict.fromkeys(("ratio", "one_pass_ratio", "ratio_floor"), 1.25)
-    timings = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
+    programs = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
     words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
     result = Benchmark(
-        batch_size=4, versions={}, repetitions=1, **words, **timings, **numbers
+        batch_size=4, versions={}, repetitions=1, programs=programs, **words
     )
     monkeypatch.setattr("vitjax.cli.bench.bench", lambda model, **options: result)
     out = tmp_path / "figures" / "bench.json"
@@ -153,7 +152,8 @@ def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "relative cost" in shown and "MAC ratio" in shown
     figures = json.loads(out.read_text())
-    assert figures["ratio"] == 1.25 and figures["forward"]["temporary_bytes"] is None
+    forward = figures["programs"]["forward"]
+    assert forward["passes"] == 1.25 and forward["temporary_bytes"] is None
     assert figures["data"]["images_per_second"] > 0
     assert "| `one_pass`  " in out.with_suffix(".md").read_text()
     assert main.main([*words, "--platform", "tpu"]) == 1

@@ -21,7 +21,6 @@ from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
 from vitjax.runner.options import PRECISION, RunOptions
 from vitjax.saliency.methods import METHODS, explain
-from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch
 
@@ -55,12 +54,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A plain forward pass and analyses of the same images, measured in turns.
-
-    `ratio` and `one_pass_ratio` are the relative costs of the steps `identifiability`
-    and `one_pass`; `ratio_floor` is the MAC ratio of the former, which projects onto
-    the classes twice per block. `more` holds other programs by name.
-    """
+    """A plain forward pass and analyses of the same images, measured in turns."""
 
     model: str
     batch_size: int
@@ -69,19 +63,7 @@ class Benchmark:
     device: str
     versions: dict[str, str]
     repetitions: int
-    forward: Timing
-    identifiability: Timing
-    one_pass: Timing
-    ratio: float
-    one_pass_ratio: float
-    ratio_floor: float
-    more: dict[str, Timing] = dataclasses.field(default_factory=dict)
-
-    @property
-    def programs(self) -> dict[str, Timing]:
-        """Every program by name."""
-        first = {name: getattr(self, name) for name in ("forward", *ANALYSES)}
-        return first | self.more
+    programs: dict[str, Timing]
 
 
 @dataclasses.dataclass
@@ -139,10 +121,7 @@ def bench(
             programs[name] = recipe_program(name, placed, batch, mesh)
         for name in explanations:
             function = explanation(name, model.config.patches)
-            images_first = name not in ("relevancy", "removal_curve")
-            programs[name] = compile_program(
-                function, placed, batch, mesh=mesh, images_first=images_first
-            )
+            programs[name] = compile_program(function, placed, batch, mesh=mesh)
         if "flax.linen" in against:
             forward, params = reference_vits.linen_forward(placed)
             programs["flax.linen"] = compile_program(forward, params, batch, mesh=mesh)
@@ -160,7 +139,6 @@ def bench(
             floor=macs and macs / counts,
             **program.costs,
         )
-    first = {name: timings.pop(name) for name in ("forward", *ANALYSES)}
     packages = "jax", "jaxlib", "flax"
     return Benchmark(
         model=model.provenance.name or "unnamed",
@@ -170,23 +148,17 @@ def bench(
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         versions={name: importlib.metadata.version(name) for name in packages},
         repetitions=repetitions,
-        **first,
-        ratio=first["identifiability"].passes,
-        one_pass_ratio=first["one_pass"].passes,
-        ratio_floor=first["identifiability"].floor,
-        more=timings,
+        programs=timings,
     )
 
 
 def compile_program(
-    function: Callable[..., Any], *arguments: Any, mesh: Mesh, images_first: bool = True
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh
 ) -> Program:
     """Compile a function, call it once, and note what the compiler planned."""
-    sharding = meshes.batch_sharding(mesh) if images_first else None
     macs = count_macs(function, *arguments)
     start = time.perf_counter()
-    jitted = jax.jit(function, out_shardings=sharding)
-    compiled = jitted.lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*arguments))
     memory: Any = compiled.memory_analysis()
@@ -261,13 +233,10 @@ def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
             model, batch.images, batch.label, order, keep_counts=counts
         )
 
-    def every_head(model, batch):  # what relevancy gives before it is summed
-        return relevancy(model, batch.images, batch.label)
-
-    def summed(model, batch):
+    def explained(model, batch):
         return explain(model, batch.images, batch.label, method=name)  # pyright: ignore
 
-    return {"removal_curve": curve, "relevancy": every_head}.get(name, summed)
+    return curve if name == "removal_curve" else explained
 
 
 def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:

@@ -77,7 +77,7 @@ class Bench(ModelCommand):
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
             figures["data"], rate = speed, speed["images_per_second"]
-            ratio = rate / result.identifiability.images_per_second
+            ratio = rate / result.programs["identifiability"].images_per_second
             text += (
                 f"\n\n{speed['data']} decoded and preprocessed by "
                 f"{f'{self.workers} processes' if self.workers else 'threads'}: "
@@ -125,5 +125,5 @@ def describe(result: Benchmark) -> str:
         f"{result.model} on {result.device}, batch {result.batch_size}, "
         f"{result.dtype}, matmul precision {result.matmul_precision}, "
         f"{result.repetitions} repetitions ({versions}):\n\n{table}"
-        f"{note if 'removal_curve' in result.more else ''}"
+        f"{note if 'removal_curve' in result.programs else ''}"
     )
