@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis.probes import Probe
+from vitjax.messages import check_range
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
@@ -38,9 +39,6 @@ from vitjax.recipes.probe_fits import (
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
 from vitjax.types import ArrayLike, Batch
-
-WINDOW = 1024
-"""Images whose ranks are read at once."""
 
 
 class RankCarry(NamedTuple):
@@ -205,11 +203,27 @@ def make_rank_step(streams: tuple[str, ...], tokens: int):
 
 @functools.lru_cache(maxsize=16)
 def make_removal_step(counts: tuple[int, ...]):
-    """The step that ranks by projection, and then keeps only `counts` patches."""
+    """The step that ranks by projection, and then asks whether the model is right with
+    only `counts` patches, in five orders of removal.
+    """
 
     def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
-        rows = base.identifiability(model, batch)
-        return rows | removal_rows(model, batch, carry, counts)
+        rows, label = base.identifiability(model, batch), jnp.maximum(batch.label, 0)
+        probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
+        gradient = relevancy(model, batch.images, label).sum((0, 2))
+        gradient = gradient[:, model.config.prefix :]
+        orders = {
+            schema.CORRECT("negative", "probe"): probe,
+            schema.CORRECT("negative", "gradient"): gradient,
+            schema.CORRECT("positive", "probe"): -probe,
+            schema.CORRECT("positive", "gradient"): -gradient,
+            "correct_random": random_importance(
+                carry.seed, batch.index, model.config.patches
+            ),
+        }
+        maps = jnp.stack(list(orders.values()))
+        correct = removal_curves(model, batch, maps, counts, label)
+        return rows | dict(zip(orders, correct))
 
     return step
 
@@ -217,12 +231,8 @@ def make_removal_step(counts: tuple[int, ...]):
 def rank_patches(context: Context) -> Setup:
     """The importance of all patches, once all probes have ranked."""
     ranks = context.rows(schema.RANK_PROBE("residual"))
-    prefix = context.model.config.prefix
-    windows = [
-        importance_of(ranks[start : start + WINDOW, :, prefix:])
-        for start in range(0, len(ranks), WINDOW)
-    ]
-    return Setup(RemovalCarry(np.concatenate(windows), jnp.int32(context.seed)))
+    importance = importance_of(ranks[:, :, context.model.config.prefix :])
+    return Setup(RemovalCarry(importance, jnp.int32(context.seed)))
 
 
 def importance_of(
@@ -230,27 +240,6 @@ def importance_of(
 ) -> Float[np.ndarray, "image patch"]:
     """Minus the sum of a patch's ranks over blocks: small ranks are important."""
     return -ranks.sum(1, dtype=np.int64).astype(np.float32)
-
-
-def removal_rows(
-    model: Model, batch: Batch, carry: RemovalCarry, counts: tuple[int, ...]
-) -> dict[str, Array]:
-    """Whether the model is right with some patches, in five orders of removal."""
-    label = jnp.maximum(batch.label, 0)
-    probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
-    gradient = relevancy(model, batch.images, label).sum((0, 2))
-    gradient = gradient[:, model.config.prefix :]
-    orders = {
-        schema.CORRECT("negative", "probe"): probe,
-        schema.CORRECT("negative", "gradient"): gradient,
-        schema.CORRECT("positive", "probe"): -probe,
-        schema.CORRECT("positive", "gradient"): -gradient,
-        "correct_random": random_importance(
-            carry.seed, batch.index, model.config.patches
-        ),
-    }
-    maps = jnp.stack(list(orders.values()))
-    return dict(zip(orders, removal_curves(model, batch, maps, counts, label)))
 
 
 def random_importance(
@@ -298,9 +287,8 @@ class ProbeOptions:
         object.__setattr__(self, "streams", ordered)
         if not 0 < self.alpha < np.inf:
             raise ValueError(f"alpha={self.alpha} must be above 0, and finite.")
-        for name in ("shots", "steps"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+        check_range("shots", self.shots, 1)
+        check_range("steps", self.steps, 1)
         parse_bytes(self.max_memory)
 
 

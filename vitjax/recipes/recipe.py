@@ -170,14 +170,7 @@ class Recipe:
         }
 
     def with_options(self, options: Any) -> "Recipe":
-        """A copy of the recipe with other options.
-
-        Args:
-            options: a whole options dataclass, or a mapping of those to replace.
-
-        Raises:
-            ValueError: the recipe has no such option, or the option no such choice.
-        """
+        """A copy with other options: all of them, or a mapping of those to replace."""
         if isinstance(options, Mapping):
             types = typing.get_type_hints(type(self.options))
             for name, value in options.items():
