@@ -78,7 +78,7 @@ class Job:
     mesh: Mesh
     batch_size: int
     options: RunOptions
-    writer: RunWriter | None = None
+    writer: RunWriter = dataclasses.field(init=False)
     chunks: tuple[int, ...] = ()
     seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -105,7 +105,6 @@ class Job:
 
     def rows(self, name: str) -> np.ndarray:
         """An array as it is on disk, of this process's chunks; zeros elsewhere."""
-        assert self.writer is not None
         array, spec = self.writer.array(name), self.writer.specs[name]
         values = np.zeros(spec.shape, spec.dtype)
         for start, stop in map(self.writer.span, self.chunks):
@@ -167,6 +166,11 @@ class Job:
             previews=self.recipe.previews,
         )
         return (whole,)
+
+    def make_carry(self, part: Pass) -> Any:
+        """The carry of a pass, on every device."""
+        with jax.default_matmul_precision(self.options.precision):
+            return meshes.replicate(part.setup().carry, self.mesh)
 
     def step(self, part: Pass, batch: Batch, carry: Any) -> dict[str, Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
@@ -285,12 +289,7 @@ class Job:
 
     def images_per_chunk(self, processes: int = 1) -> int:
         """Images per chunk of a new run."""
-        return images_per_chunk(
-            self.specs,
-            images=self.images,
-            batch_size=self.batch_size,
-            processes=processes,
-        )
+        return images_per_chunk(self.specs, self.images, self.batch_size, processes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -485,7 +484,6 @@ def resume(job: Job, *, show: bool) -> None:
     is left of anyone's.
     """
     writer = job.writer
-    assert writer is not None
 
     def pending(chunks: Any, *, verify: bool) -> dict[Pass, list[int]]:
         existing = set(writer.folder.list(ROWS))
@@ -526,7 +524,6 @@ def resume(job: Job, *, show: bool) -> None:
 def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | None:
     """Compute and write the pending chunks of a pass; images per second."""
     writer = job.writer
-    assert writer is not None
     spans = [writer.span(chunk) for chunk in chunks]
     images, mine = (
         sum(stop - start for start, stop in each)
@@ -536,8 +533,7 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     progress = Progress(images, title=title.strip(), before=mine - images, show=show)
     with progress:
         started = time.monotonic()
-        with jax.default_matmul_precision(job.options.precision):
-            carry = meshes.replicate(part.setup().carry, job.mesh)
+        carry = job.make_carry(part)
         prepared = time.monotonic()
         job.compile(part, carry)
         progress.start()
@@ -565,7 +561,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
 
 def is_repaired(job: Job, chunk: int) -> bool:
     """Whether an image of a chunk that could not be read can be read by now."""
-    assert job.writer is not None
     for line in job.writer.skipped(chunk):
         with contextlib.suppress(ImageError):
             _ = job.source[line["index"]]
@@ -576,7 +571,6 @@ def is_repaired(job: Job, chunk: int) -> bool:
 def check_unchanged(job: Job, chunks: list[int]) -> None:
     """Refuse to resume where an image that was run is not what it was."""
     writer, digest_of = job.writer, getattr(job.source.source, "digest", None)
-    assert writer is not None
     if not chunks or digest_of is None:
         return
 
@@ -605,7 +599,6 @@ def check_unchanged(job: Job, chunks: list[int]) -> None:
 def finish(job: Job, rate: float | None) -> None:
     """Write what sums the run up; any process may, and all write the same."""
     writer, recipe = job.writer, job.recipe
-    assert writer is not None
     facts: dict[str, Any] = {}
     if rate is not None:
         facts["images_per_second"] = rate

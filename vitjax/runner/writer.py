@@ -71,11 +71,7 @@ class ArraySpec:
 
 
 def images_per_chunk(
-    specs: Mapping[str, ArraySpec],
-    *,
-    images: int,
-    batch_size: int,
-    processes: int,
+    specs: Mapping[str, ArraySpec], images: int, batch_size: int, processes: int
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
     array and CHUNK_BATCHES at most, and some chunks for every process.
