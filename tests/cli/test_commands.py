@@ -139,7 +139,7 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
 
 
 def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
-    timing = Timing(images_per_second=400.0, seconds=0.01, passes=1.25, floor=1.1)
+    timing = Timing(400.0, 0.01, 1.25, 1.1, 0.5, 2**20, 2**21, None)
     programs = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
     words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
     result = Benchmark(
@@ -153,7 +153,7 @@ def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
     assert "relative cost" in shown and "MAC ratio" in shown
     figures = json.loads(out.read_text())
     forward = figures["programs"]["forward"]
-    assert forward["passes"] == 1.25 and forward["temporary_bytes"] is None
+    assert forward["passes"] == 1.25 and forward["device_peak_bytes"] is None
     assert figures["data"]["images_per_second"] > 0
     assert "| `one_pass`  " in out.with_suffix(".md").read_text()
     assert main.main([*words, "--platform", "tpu"]) == 1

@@ -39,17 +39,17 @@ class Timing:
     does nothing else would reach. Both are per count of kept patches of
     "removal_curve". `temporary_bytes` is scratch memory as the compiler planned it,
     `peak_bytes` the same with arguments and results, `device_peak_bytes` the most that
-    the device's allocator saw in this process. None is what was not counted.
+    the device's allocator saw in this process, None where it does not count.
     """
 
     images_per_second: float
     seconds: float
     passes: float
-    floor: float | None = None
-    compile_seconds: float | None = None
-    temporary_bytes: int | None = None
-    peak_bytes: int | None = None
-    device_peak_bytes: int | None = None
+    floor: float
+    compile_seconds: float
+    temporary_bytes: int
+    peak_bytes: int
+    device_peak_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Program:
     """A function to call, what is known of it, and how long its calls took."""
 
     call: Callable[[], Any]
-    macs: int | None = None
+    macs: int = 0
     costs: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -131,12 +131,11 @@ def bench(
     for name, program in programs.items():
         seconds = statistics.median(program.seconds)
         counts = model.config.patches if name == "removal_curve" else 1
-        macs = program.macs and program.macs / (plain.macs or 1)
         timings[name] = Timing(
             images_per_second=batch_size / seconds,
             seconds=seconds,
             passes=seconds / statistics.median(plain.seconds) / counts,
-            floor=macs and macs / counts,
+            floor=program.macs / plain.macs / counts,
             **program.costs,
         )
     packages = "jax", "jaxlib", "flax"

@@ -92,10 +92,6 @@ class Bench(ModelCommand):
 
 def describe(result: Benchmark) -> str:
     """What was measured, on what, and a row of a Markdown table per program."""
-
-    def text(value, form, divisor=1, unit=""):
-        return "" if value is None else format(value / divisor, form) + unit
-
     header = (
         "program",
         "images/s",
@@ -110,10 +106,10 @@ def describe(result: Benchmark) -> str:
             f"`{name}`",
             f"{timing.images_per_second:,.2f}",
             f"{timing.passes:.3f}",
-            text(timing.floor, ".3f"),
-            text(timing.temporary_bytes, ",.1f", 2**20, " MiB"),
-            text(timing.peak_bytes, ",.1f", 2**20, " MiB"),
-            text(timing.compile_seconds, ".1f"),
+            f"{timing.floor:.3f}",
+            f"{timing.temporary_bytes / 2**20:,.1f} MiB",
+            f"{timing.peak_bytes / 2**20:,.1f} MiB",
+            f"{timing.compile_seconds:.1f}",
         )
         for name, timing in result.programs.items()
     ]
