@@ -18,18 +18,10 @@ def test_device_weights_and_data_are_printed(capsys):
     assert "read from this machine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("platform", "chosen", "words"),
-    [
-        ("gpu", "", "in use"),
-        ("cpu", "", "Change runtime type"),
-        ("cpu", "", f'"jax[cuda13]=={jax.__version__}"'),
-        ("cpu", "cpu", "JAX_PLATFORMS=cpu"),
-    ],
-)
-def test_advice_on_the_device(platform, chosen, words, monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", chosen)
-    assert words in environment.device_advice(platform)
+def test_advice_on_the_device():
+    assert "in use" in environment.device_advice("gpu")
+    for words in "Change runtime type", "vitjax[cuda]", "JAX_PLATFORMS":
+        assert words in environment.device_advice("cpu")
 
 
 def test_weights_to_download_have_a_size(tmp_path, monkeypatch):
