@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from vitjax.checkpoints import download, registry
-from vitjax.cli import compilation_cache, environment
+from vitjax.cli import environment
+from vitjax.cli.main import enable_compilation_cache
 
 
 def test_device_weights_and_data_are_printed(capsys):
@@ -17,18 +18,10 @@ def test_device_weights_and_data_are_printed(capsys):
     assert "read from this machine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("platform", "chosen", "words"),
-    [
-        ("gpu", "", "in use"),
-        ("cpu", "", "Change runtime type"),
-        ("cpu", "", f'"jax[cuda13]=={jax.__version__}"'),
-        ("cpu", "cpu", "JAX_PLATFORMS=cpu"),
-    ],
-)
-def test_advice_on_the_device(platform, chosen, words, monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", chosen)
-    assert words in environment.device_advice(platform)
+def test_advice_on_the_device():
+    assert "in use" in environment.device_advice("gpu")
+    for words in "Change runtime type", "vitjax[cuda]", "JAX_PLATFORMS":
+        assert words in environment.device_advice("cpu")
 
 
 def test_weights_to_download_have_a_size(tmp_path, monkeypatch):
@@ -54,15 +47,15 @@ def test_compiled_programs_are_cached_unless_the_user_chose_a_folder(
     tmp_path, monkeypatch
 ):
     chosen = jax.config.jax_compilation_cache_dir  # by this session's environment
-    compilation_cache.enable_compilation_cache()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen
     (tmp_path / "file").touch()
-    folder = tmp_path / "compiled" / compilation_cache.machine()
+    folder = tmp_path / "compiled"
     try:
         for cache, expected in ("", str(folder)), ("file", None):
             jax.config.update("jax_compilation_cache_dir", None)
             monkeypatch.setenv("VITJAX_CACHE", str(tmp_path / cache))
-            compilation_cache.enable_compilation_cache()
+            enable_compilation_cache()
             assert jax.config.jax_compilation_cache_dir == expected
     finally:
         jax.config.update("jax_compilation_cache_dir", chosen)

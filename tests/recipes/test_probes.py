@@ -15,7 +15,7 @@ from vitjax.data.datasets import open_data
 from vitjax.data.images import ImageError
 from vitjax.data.records import Record
 from vitjax.recipes import probe_fits, probes, schema
-from vitjax.recipes.probe_fits import first_of_each_class, make_groups
+from vitjax.recipes.probe_fits import first_of_each_class, token_ranges
 from vitjax.recipes.probes import PROBES
 
 STREAMS = tuple(schema.STREAMS)
@@ -138,7 +138,7 @@ def test_the_study_is_described(context):
     assert json.loads(json.dumps(study)) == study
 
 
-@pytest.mark.parametrize("memory", tiny.slow_but(("1MB", "400kB"), "400kB"))
+@pytest.mark.parametrize("memory", tiny.slow_but(("1.6MB", "400kB"), "1.6MB"))
 def test_groups_change_nothing_and_share_programs(context, memory):
     recipe = configured(max_memory=memory)
     other = Context(context.model, context.data)
@@ -188,21 +188,13 @@ def test_softmax_probes_are_trained_on_all_states(monkeypatch):
     assert (passed["classes"], passed["seed"]) == (3, 1)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 7, 11, 12, 20, 29, 60, 1000])
-def test_groups_hold_every_probe_once_on_a_regular_grid(limit):
-    groups = make_groups(STREAMS, depth=2, tokens=5, limit=limit)
-    counts = np.zeros((3, 2, 5), int)
-    for group in groups:
-        first = STREAMS.index(group.streams[0])
-        region = [slice(*group.region[axis]) for axis in ("layer", "token")]
-        counts[slice(first, first + len(group.streams)), *region] += 1
-        assert np.prod(group.shape) <= limit
-        for (start, stop), size in zip(group.region.values(), groups[0].shape[1:]):
-            assert start % size == 0 and stop <= start + size
-    assert (counts == 1).all()
-    assert (len(groups) == 1) == (limit >= 30)
-    if limit == 20:  # tokens are split first
-        assert [group.shape for group in groups] == [(3, 2, 3), (3, 2, 2)]
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 19, 20, 1000])
+def test_ranges_hold_every_token_once_and_are_of_one_size(limit):
+    ranges = token_ranges(20, limit)
+    assert sum(map(list, ranges), []) == list(range(20))
+    sizes = [len(tokens) for tokens in ranges]
+    assert max(sizes) <= limit and len(ranges) == -(-20 // max(sizes))
+    assert set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
 
 
 def test_softmax_keeps_states_and_ridge_sums():

@@ -478,15 +478,17 @@ def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
     assert steps == [[0, 1, 2]]
 
 
-def test_chunks_are_whole_batches_within_bytes_and_seconds():
-    specs = {"rank": writer.ArraySpec(("image", "x"), (10**6, 2**10), "int32")}
+def test_chunks_are_whole_batches_and_some_for_every_process():
+    def specs(width):
+        return {"rank": writer.ArraySpec(("image", "x"), (10**6, width), "int32")}
 
     def chunk(**changes):
-        known = {"images": 10**6, "batch_size": 32, "batch_seconds": 1, "processes": 1}
-        return writer.images_per_chunk(specs, **(known | changes))
+        known = {"images": 10**6, "batch_size": 32, "processes": 1}
+        width = changes.pop("width", 8)
+        return writer.images_per_chunk(specs(width), **(known | changes))
 
-    assert chunk() == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**10))
-    assert chunk(batch_seconds=25) == 64 and chunk(batch_seconds=1000) == 32
+    assert chunk() == 32 * writer.CHUNK_BATCHES
+    assert chunk(width=2**13) == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**13))
     assert chunk(images=320, processes=1) == 64 and chunk(images=320, processes=4) == 32
     assert chunk(images=1) == 32
 
@@ -522,7 +524,7 @@ def test_urls_and_folders(tmp_path):
     for url in "gopher://x/run", "https://x/run":
         with pytest.raises(StorageError, match=url):
             Folder(url)
-    assert Folder(f"file://{tmp_path}/a%20b").create("c", b"")
+    Folder(f"file://{tmp_path}/a%20b").create("c", b"")
     assert (tmp_path / "a b" / "c").exists()
     file = tmp_path / "file"
     file.write_text("")
@@ -530,7 +532,8 @@ def test_urls_and_folders(tmp_path):
         Folder(file / "run")
     folder = Folder(tmp_path / "run")
     assert folder.read("a") is None and folder.list("") == []
-    assert folder.create("a", b"1") and not folder.create("a", b"2")
+    folder.create("a", b"1")
+    folder.create("a", b"2")
     assert folder.read("a") == b"1"
     folder.write("a", b"3")
     assert folder.read("a") == b"3" and folder.list("") == ["a"]
@@ -588,9 +591,10 @@ def test_an_empty_data_set_and_unknown_names(tiny, tmp_path):
         vitjax.run("identifiabilty", tiny, "textured_digits", tmp_path / "run")
 
 
-def test_the_rate_is_images_over_wall_time():
+def test_the_rate_is_images_over_wall_time(monkeypatch):
     now = [0.0]
-    rate = Progress(30, clock=lambda: now[0])
+    monkeypatch.setattr("vitjax.runner.progress.time.monotonic", lambda: now[0])
+    rate = Progress(30)
     assert rate.images_per_second is None and str(rate) == "compiling"
     now[0] = 100.0
     rate.start()

@@ -19,9 +19,8 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes.registry import find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.options import PRECISION
+from vitjax.runner.options import PRECISION, RunOptions
 from vitjax.saliency.methods import METHODS, explain
-from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch
 
@@ -40,27 +39,22 @@ class Timing:
     does nothing else would reach. Both are per count of kept patches of
     "removal_curve". `temporary_bytes` is scratch memory as the compiler planned it,
     `peak_bytes` the same with arguments and results, `device_peak_bytes` the most that
-    the device's allocator saw in this process. None is what was not counted.
+    the device's allocator saw in this process, None where it does not count.
     """
 
     images_per_second: float
     seconds: float
     passes: float
-    floor: float | None = None
-    compile_seconds: float | None = None
-    temporary_bytes: int | None = None
-    peak_bytes: int | None = None
-    device_peak_bytes: int | None = None
+    floor: float
+    compile_seconds: float
+    temporary_bytes: int
+    peak_bytes: int
+    device_peak_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A plain forward pass and analyses of the same images, measured in turns.
-
-    `ratio` and `one_pass_ratio` are the relative costs of the steps `identifiability`
-    and `one_pass`; `ratio_floor` is the MAC ratio of the former, which projects onto
-    the classes twice per block. `more` holds other programs by name.
-    """
+    """A plain forward pass and analyses of the same images, measured in turns."""
 
     model: str
     batch_size: int
@@ -69,19 +63,7 @@ class Benchmark:
     device: str
     versions: dict[str, str]
     repetitions: int
-    forward: Timing
-    identifiability: Timing
-    one_pass: Timing
-    ratio: float
-    one_pass_ratio: float
-    ratio_floor: float
-    more: dict[str, Timing] = dataclasses.field(default_factory=dict)
-
-    @property
-    def programs(self) -> dict[str, Timing]:
-        """Every program by name."""
-        first = {name: getattr(self, name) for name in ("forward", *ANALYSES)}
-        return first | self.more
+    programs: dict[str, Timing]
 
 
 @dataclasses.dataclass
@@ -89,7 +71,7 @@ class Program:
     """A function to call, what is known of it, and how long its calls took."""
 
     call: Callable[[], Any]
-    macs: int | None = None
+    macs: int = 0
     costs: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -109,12 +91,14 @@ def bench(
 
     Programs are called in turns, those that take long twice only. `explanations` may
     hold "removal_curve", of every count of kept patches; `against` "flax.linen", the
-    forward pass of its own layers, and "timm" in PyTorch on the CPU. The batch size is
-    over all devices and rounded up to a multiple of them.
+    forward pass of its own layers. The batch size is over all devices and rounded up to
+    a multiple of them.
     """
     check_range("repetitions", repetitions, 1)
+    if "timm" in against:
+        raise ValueError("against='timm' is gone: measure timm in PyTorch itself.")
     for name in against:
-        check_one_of("against", name, ("flax.linen", "timm"))
+        check_one_of("against", name, ("flax.linen",))
     for name in explanations:
         check_one_of("method", name, (*METHODS, "removal_curve"))
     for name in recipes:
@@ -124,11 +108,9 @@ def bench(
             )
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
-            "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
-            "LayerScale and refinement modules."
+            "flax.linen has layers of plain ViTs only: with [CLS], pre-norm, without "
+            "registers, LayerScale and refinement modules."
         )
-    if "timm" in against and dtype != "float32":
-        raise ValueError(f"dtype={dtype!r}: timm is measured in float32.")
     mesh = meshes.make_mesh(devices)
     batch_size = meshes.fit_batch_size(batch_size, mesh)
     batch = meshes.shard(noise(model, batch_size), mesh)
@@ -139,35 +121,24 @@ def bench(
             programs[name] = recipe_program(name, placed, batch, mesh)
         for name in explanations:
             function = explanation(name, model.config.patches)
-            images_first = name not in ("relevancy", "removal_curve")
-            programs[name] = compile_program(
-                function, placed, batch, mesh=mesh, images_first=images_first
-            )
+            programs[name] = compile_program(function, placed, batch, mesh=mesh)
         if "flax.linen" in against:
             forward, params = reference_vits.linen_forward(placed)
             programs["flax.linen"] = compile_program(forward, params, batch, mesh=mesh)
-        if "timm" in against:
-            forward = reference_vits.timm_forward(
-                model.config, classes=model.num_classes, batch_size=batch_size
-            )
-            programs["timm"] = Program(forward)
-            forward()
         measure(programs, repetitions)
     plain = programs["forward"]
     timings = {}
     for name, program in programs.items():
         seconds = statistics.median(program.seconds)
         counts = model.config.patches if name == "removal_curve" else 1
-        macs = program.macs and program.macs / (plain.macs or 1)
         timings[name] = Timing(
             images_per_second=batch_size / seconds,
             seconds=seconds,
             passes=seconds / statistics.median(plain.seconds) / counts,
-            floor=macs and macs / counts,
+            floor=program.macs / plain.macs / counts,
             **program.costs,
         )
-    first = {name: timings.pop(name) for name in ("forward", *ANALYSES)}
-    packages = ["jax", "jaxlib", "flax"] + ["torch", "timm"] * ("timm" in against)
+    packages = "jax", "jaxlib", "flax"
     return Benchmark(
         model=model.provenance.name or "unnamed",
         batch_size=batch_size,
@@ -176,23 +147,17 @@ def bench(
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         versions={name: importlib.metadata.version(name) for name in packages},
         repetitions=repetitions,
-        **first,
-        ratio=first["identifiability"].passes,
-        one_pass_ratio=first["one_pass"].passes,
-        ratio_floor=first["identifiability"].floor,
-        more=timings,
+        programs=timings,
     )
 
 
 def compile_program(
-    function: Callable[..., Any], *arguments: Any, mesh: Mesh, images_first: bool = True
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh
 ) -> Program:
     """Compile a function, call it once, and note what the compiler planned."""
-    sharding = meshes.batch_sharding(mesh) if images_first else None
     macs = count_macs(function, *arguments)
     start = time.perf_counter()
-    jitted = jax.jit(function, out_shardings=sharding)
-    compiled = jitted.lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*arguments))
     memory: Any = compiled.memory_analysis()
@@ -227,6 +192,36 @@ def measure(programs: dict[str, Program], repetitions: int) -> None:
                 program.seconds.append(time.perf_counter() - start)
 
 
+def measure_input(
+    data: Any, model: Model, *, batch_size: int, workers: int = 0
+) -> dict[str, Any]:
+    """How fast the host reads, decodes and preprocesses images, as for a run."""
+    from vitjax.runner.loop import make_job  # which imports Zarr
+
+    options = RunOptions(
+        batch_size=batch_size, limit=512, on_error="skip", workers=workers
+    )
+    job = make_job("identifiability", model, data, options=options)
+    processes = max(1, workers)
+    least = 2 * batch_size * processes
+    if job.images < least:
+        raise ValueError(
+            f"{job.source.id} gives {job.images} images; a measurement needs {least}, "
+            f"two batches of {batch_size} from each process: a smaller --batch-size?"
+        )
+    loaded = job.load(job.source, 0, job.images, masks=job.has_masks)
+    arrivals = [time.perf_counter() for _ in loaded]
+    # Workers hand over a batch each at once; the first of each also starts it.
+    first = processes * (len(arrivals) // (4 * processes))
+    images = job.batch_size * (len(arrivals) - 1 - first)
+    return {
+        "data": job.source.id,
+        "images": job.images,
+        "workers": workers,
+        "images_per_second": images / (arrivals[-1] - arrivals[first]),
+    }
+
+
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
     """A method of `explain`, or a removal curve of all counts, as a program."""
 
@@ -237,13 +232,10 @@ def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
             model, batch.images, batch.label, order, keep_counts=counts
         )
 
-    def every_head(model, batch):  # what relevancy gives before it is summed
-        return relevancy(model, batch.images, batch.label)
-
-    def summed(model, batch):
+    def explained(model, batch):
         return explain(model, batch.images, batch.label, method=name)  # pyright: ignore
 
-    return {"removal_curve": curve, "relevancy": every_head}.get(name, summed)
+    return curve if name == "removal_curve" else explained
 
 
 def plain_forward(model: Model, batch: Batch) -> Float[Array, "batch class"]:

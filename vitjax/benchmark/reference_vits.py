@@ -1,4 +1,4 @@
-"""Reference ViTs for benchmarks: flax.linen's own layers, timm."""
+"""The reference ViT for benchmarks: flax.linen's own layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.model import Model
@@ -51,7 +50,7 @@ class LinenTransformer(nn.Module):
 
 
 def is_plain(config: Config) -> bool:
-    """Whether a model is the plain ViT, which flax.linen and timm can build."""
+    """Whether a model is the plain ViT, which flax.linen's own layers can build."""
     special = config.registers or config.layer_scale or config.refinement
     usual = config.class_token and config.norm == "pre" and config.qkv_bias
     return bool(usual and not special)
@@ -73,31 +72,3 @@ def linen_forward(model: Model) -> tuple[Callable[[Any, Batch], Array], Any]:
         return module.apply({"params": params}, jnp.asarray(batch.images))  # pyright: ignore
 
     return forward, params
-
-
-def timm_forward(
-    config: Config, *, classes: int, batch_size: int
-) -> Callable[[], None]:
-    """A forward pass of timm's plain ViT on the CPU, with random weights and images."""
-    import torch
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = VisionTransformer(
-        img_size=config.shape,
-        patch_size=config.patch_size,
-        embed_dim=config.dim,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_dim / config.dim,
-        num_classes=classes,
-        qkv_bias=config.qkv_bias,
-    ).eval()
-    rng = np.random.default_rng(0)
-    pixels = rng.standard_normal((batch_size, 3, *config.shape), np.float32)
-    images = torch.from_numpy(pixels)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return forward

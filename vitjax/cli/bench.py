@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import jax
 
 from vitjax.benchmark import reference_vits
-from vitjax.benchmark.bench import Benchmark, bench
-from vitjax.benchmark.input_speed import bench_data
+from vitjax.benchmark.bench import Benchmark, bench, measure_input
 from vitjax.checkpoints import loading
 from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
 from vitjax.saliency.methods import METHODS
@@ -33,8 +32,8 @@ class Bench(ModelCommand):
         explanations: also measure these explanation methods, and removal_curve; all
             for every one of them, which takes long.
         recipes: also measure the steps of these recipes.
-        against: also measure the same forward pass of flax.linen's own layers, or of
-            timm in PyTorch.
+        against: also measure the same forward pass of flax.linen's own layers; timm is
+            gone.
         all: everything: the paper's recipes, all explanations, and flax.linen.
         out: JSON file for the figures; a table in Markdown is written beside it.
     """
@@ -74,16 +73,15 @@ class Bench(ModelCommand):
         )
         figures, text = dataclasses.asdict(result), describe(result)
         if self.data:
-            speed = bench_data(
+            speed = measure_input(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
             )
-            figures["data"] = dataclasses.asdict(speed)
-            ratio = speed.images_per_second / result.identifiability.images_per_second
+            figures["data"], rate = speed, speed["images_per_second"]
+            ratio = rate / result.programs["identifiability"].images_per_second
             text += (
-                f"\n\n{speed.data} decoded and preprocessed by "
+                f"\n\n{speed['data']} decoded and preprocessed by "
                 f"{f'{self.workers} processes' if self.workers else 'threads'}: "
-                f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the "
-                "step takes."
+                f"{rate:,.1f} images/s, {ratio:.1f} times what the step takes."
             )
         self.show(figures, text)
         if self.out:
@@ -94,10 +92,6 @@ class Bench(ModelCommand):
 
 def describe(result: Benchmark) -> str:
     """What was measured, on what, and a row of a Markdown table per program."""
-
-    def text(value, form, divisor=1, unit=""):
-        return "" if value is None else format(value / divisor, form) + unit
-
     header = (
         "program",
         "images/s",
@@ -112,10 +106,10 @@ def describe(result: Benchmark) -> str:
             f"`{name}`",
             f"{timing.images_per_second:,.2f}",
             f"{timing.passes:.3f}",
-            text(timing.floor, ".3f"),
-            text(timing.temporary_bytes, ",.1f", 2**20, " MiB"),
-            text(timing.peak_bytes, ",.1f", 2**20, " MiB"),
-            text(timing.compile_seconds, ".1f"),
+            f"{timing.floor:.3f}",
+            f"{timing.temporary_bytes / 2**20:,.1f} MiB",
+            f"{timing.peak_bytes / 2**20:,.1f} MiB",
+            f"{timing.compile_seconds:.1f}",
         )
         for name, timing in result.programs.items()
     ]
@@ -127,5 +121,5 @@ def describe(result: Benchmark) -> str:
         f"{result.model} on {result.device}, batch {result.batch_size}, "
         f"{result.dtype}, matmul precision {result.matmul_precision}, "
         f"{result.repetitions} repetitions ({versions}):\n\n{table}"
-        f"{note if 'removal_curve' in result.more else ''}"
+        f"{note if 'removal_curve' in result.programs else ''}"
     )

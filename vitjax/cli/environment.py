@@ -26,15 +26,12 @@ def print_environment(
 
 def device_advice(platform: str) -> str:
     """How to compute on an accelerator; JAX itself warns of one that it cannot use."""
-    version, chosen = jax.__version__, os.environ.get("JAX_PLATFORMS")
     if platform != "cpu":
         return "The accelerator is in use; nothing to do."
-    if chosen:
-        return f"To use an accelerator, unset JAX_PLATFORMS={chosen} and restart."
     return (
         "The embedded model needs no accelerator. To use one in Colab: Runtime > "
-        f'Change runtime type; elsewhere: `%pip install "jax[cuda13]=={version}"` (or '
-        f'cuda12), for TPUs `%pip install "jax[tpu]=={version}"`. Then restart.'
+        "Change runtime type; elsewhere: install vitjax[cuda] or vitjax[tpu], unset "
+        "JAX_PLATFORMS, and restart."
     )
 
 

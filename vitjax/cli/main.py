@@ -11,6 +11,7 @@ A recipe of your own becomes a subcommand of `run` and `estimate`, its options f
         sys.exit(vitjax.cli.main.main(recipes=[MY_RECIPE]))
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -20,18 +21,18 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union
 
+import jax
 import tyro
 
 import vitjax
+from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.bench import Bench
-from vitjax.cli.command import FLAG_TYPES, Command, check_platform
-from vitjax.cli.compilation_cache import enable_compilation_cache
-from vitjax.cli.estimate import Estimate
+from vitjax.cli.command import FLAG_TYPES, Command, check_platform, make_folder
 from vitjax.cli.explain import Explain
 from vitjax.cli.models import Convert, List
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.report import Report
-from vitjax.cli.run import Demo, RecipeCommand, Run
+from vitjax.cli.run import Demo, Estimate, RecipeCommand, Run
 from vitjax.messages import unknown
 from vitjax.recipes import registry
 from vitjax.recipes.recipe import Recipe
@@ -55,11 +56,13 @@ COMMANDS: dict[str, type[Command]] = {
 REMOVED = registry.REMOVED | {
     "train": "The embedded model is trained by the repository's script "
     "checkpoints/train_textured_digits.py.",
+    "--topology": "--topology is gone: run `vitjax estimate` on the TPUs themselves, "
+    "or compile a recipe's step by jax.experimental.topologies.",
+    "--coordinator": "--coordinator is gone: processes need none. Leave it out.",
 }
-"""Commands and recipes of earlier versions, and what replaced them."""
+"""Commands, recipes and flags of earlier versions, and what replaced them."""
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
-"""Flags of earlier versions of recipes."""
 
 ABOUT = f"""{vitjax.__doc__}
 
@@ -128,13 +131,15 @@ def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
     recipe = choose("recipe", words.pop(0), known)
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
+        if flag in REMOVED:
+            choose("flag", flag, ())
         if flag in RENAMED_FLAGS:
             print(f"{flag} is now {RENAMED_FLAGS[flag]}.", file=sys.stderr)
             words[position] = RENAMED_FLAGS[flag] + equals + value
     return parse_flags(kind.of(recipe), f"vitjax {name} {recipe.name}", words)
 
 
-def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def choose(what: str, name: str, known: Any) -> Any:
     """The command or recipe of a name; exit where there is none."""
     if name not in known:
         reason = REMOVED.get(name) or unknown(what, name, known)
@@ -163,6 +168,19 @@ def show_choices(
         )
     ]
     return tyro.cli(kinds, prog=prog, description=about, args=words)
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the next command starts sooner.
+
+    A folder that the user chose, as by `JAX_COMPILATION_CACHE_DIR`, stays; where none
+    can be written, nothing is cached. JAX's keys tell the kinds of processors apart.
+    """
+    name, folder = "jax_compilation_cache_dir", cache_folder() / "compiled"
+    if getattr(jax.config, name) is None:
+        with contextlib.suppress(ValueError):
+            make_folder(folder)
+            jax.config.update(name, str(folder))
 
 
 def stdout_closed() -> bool:

@@ -1,6 +1,5 @@
 """The command `neurons`: the strongest memories and the classes that they promote."""
 
-import csv
 import dataclasses
 import pathlib
 from typing import Annotated, NamedTuple
@@ -83,12 +82,11 @@ class Neurons(ModelCommand):
         table = format_table(columns, map(describe, rows), right=(0, 1, 2))
         self.show([row._asdict() for row in rows], table)
         if self.out:
-            with self.out.open("w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow((*Neuron._fields[:4], "class", "logit"))
-                for row in rows:
-                    pairs = zip(row.classes, row.logits)
-                    writer.writerows((*row[:4], *pair) for pair in pairs)
+            import pandas
+
+            columns = (*Neuron._fields[:4], "class", "logit")
+            frame = pandas.DataFrame(rows).set_axis(columns, axis=1)
+            frame.explode(["class", "logit"]).to_csv(self.out, index=False)
         return rows
 
 

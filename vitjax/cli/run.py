@@ -1,9 +1,8 @@
-"""The commands `run` and `demo`: recipes over whole data sets."""
+"""The commands `run`, `estimate` and `demo`: recipes over whole data sets."""
 
 import dataclasses
 import pathlib
 import shlex
-import sys
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -30,11 +29,15 @@ class RecipeCommand(ModelCommand):
 
     Args:
         recipe: the recipe, or its name.
+        data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
+            cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
+            commas; paper takes the paper's selection of images.
         options: Options of every run.
         recipe_options: Options of this recipe.
     """
 
     recipe: str | Recipe
+    data: Annotated[str, metavar("SOURCE")]
     options: Annotated[RunOptions, tyro.conf.arg(name="run")] = RunOptions()
     recipe_options: Any = None
 
@@ -60,9 +63,6 @@ class Run(RecipeCommand):
     Example: vitjax run paper --model vit_ti16 --data folder:photos --out rows
 
     Args:
-        data: textured_digits[:SPLIT], folder:PATH, csv:FILE, imagenet_s:PATH[:OPTIONS],
-            cifar100:PATH[:OPTIONS] or tfds:NAME/CONFIG:SPLIT. OPTIONS are separated by
-            commas; paper takes the paper's selection of images.
         out: folder for the rows, local or gs://.
         random_init: run the model with random weights of this seed instead: the paper's
             control, to be reported beside the trained one.
@@ -70,16 +70,13 @@ class Run(RecipeCommand):
             TPU pods and under SLURM it knows which; elsewhere give --process.
         process: number of this process, from 0.
         processes: how many there are.
-        coordinator: not needed, and accepted for scripts that give it.
     """
 
-    data: Annotated[str, metavar("SOURCE")]
     out: Annotated[str, metavar("DIR")]
     random_init: Annotated[int | None, metavar("SEED")] = None
     distributed: bool = False
     process: Annotated[int | None, metavar("I")] = None
     processes: Annotated[int | None, metavar("N")] = None
-    coordinator: Annotated[str | None, metavar("HOST:PORT")] = None
     needs_device: ClassVar[bool] = False  # before its cluster has started JAX
 
     def __call__(self) -> Any:
@@ -113,19 +110,14 @@ class Run(RecipeCommand):
 
     def find_process(self) -> tuple[int, int] | None:
         """Which process of how many this is; None where it is alone."""
-        given = self.process is not None, self.processes is not None
-        if not self.distributed:
-            if any(given) or self.coordinator is not None:
-                raise ValueError(
-                    "--process, --processes and --coordinator require --distributed."
-                )
-            return None
-        if self.coordinator is not None:
-            print("--coordinator is no longer needed: ignored.", file=sys.stderr)
-        if any(given):
-            if self.process is None or self.processes is None:
-                raise ValueError("Give both --process I and --processes N, or neither.")
+        if (self.process is None) != (self.processes is None):
+            raise ValueError("Give both --process I and --processes N, or neither.")
+        if self.process is not None and self.processes is not None:
+            if not self.distributed:
+                raise ValueError("--process and --processes require --distributed.")
             return self.process, self.processes
+        if not self.distributed:
+            return None
         try:
             jax.distributed.initialize()
         except ValueError as error:
@@ -136,6 +128,31 @@ class Run(RecipeCommand):
         process = jax.process_index(), jax.process_count()
         jax.distributed.shutdown()  # else one killed process ends the others
         return process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate(RecipeCommand):
+    """Estimate what a run will take: memory of a device, disk, time.
+
+    Compiles the recipe's step and runs the first batches, some ten seconds; writes
+    nothing and skips images that cannot be read. Without --checkpoint, weights are
+    random, which are as fast.
+
+    Example: vitjax estimate paper --model vit_b16 --data folder:photos
+    """
+
+    def __call__(self) -> Any:
+        from vitjax.runner.estimate import estimate
+
+        result = estimate(
+            self.recipe,
+            loading.init(self.model) if self.weightless else self.load(),
+            self.data,
+            options=self.recipe_options,
+            **dataclasses.asdict(self.options) | {"on_error": "skip"},
+        )
+        self.show(dataclasses.asdict(result), str(result))
+        return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

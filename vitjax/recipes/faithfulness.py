@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.faithfulness import localisation
+from vitjax.messages import check_range
 from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
@@ -195,8 +196,7 @@ class FaithfulnessOptions:
                 f"methods={self.methods} and protocols={self.protocols} must hold at "
                 "least one name each."
             )
-        if self.steps < 2:
-            raise ValueError(f"steps={self.steps}: a curve needs at least 2.")
+        check_range("steps", self.steps, 2)
 
 
 FAITHFULNESS = Recipe(

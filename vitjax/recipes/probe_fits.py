@@ -1,13 +1,12 @@
 """Linear probes of hidden states, fitted on batches of images as they stream by.
 
-The sums of a ridge probe take some megabytes, and there are thousands of probes: they
-are fitted in groups that fit a given memory, with one sweep over the training images
-for each.
+The sums of a ridge probe take some megabytes, and there are thousands of probes: those
+of as many tokens as fit a given memory, on all streams of all blocks, are fitted by one
+sweep over the training images.
 """
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,9 @@ from jaxtyping import Array, Float, Int
 from vitjax.analysis import probes
 from vitjax.analysis.probes import Probe, fit_softmax_probe
 from vitjax.data.images import ImageError
-from vitjax.data.records import Record
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
-from vitjax.recipes.recipe import Context
+from vitjax.recipes.recipe import Context, Subset
 from vitjax.types import ArrayLike
 
 Kind = Literal["ridge", "softmax"]
@@ -31,54 +29,10 @@ NOMINAL_BATCH = 256
 with another one must find the same groups."""
 
 
-class Group(NamedTuple):
-    """Probes that are fitted in one sweep: `streams` are names of `Trace` fields."""
-
-    streams: tuple[str, ...]
-    layers: range
-    tokens: range
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Numbers of streams, blocks and tokens."""
-        return len(self.streams), len(self.layers), len(self.tokens)
-
-    @property
-    def first(self) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """The first block and token, as arrays: groups of one size share a program."""
-        return jnp.int32(self.layers.start), jnp.int32(self.tokens.start)
-
-    @property
-    def region(self) -> dict[str, tuple[int, int]]:
-        """Where its ranks stand in arrays [image layer token]."""
-        layers, tokens = self.layers, self.tokens
-        return {
-            "layer": (layers.start, layers.stop),
-            "token": (tokens.start, tokens.stop),
-        }
-
-
-def make_groups(
-    streams: Sequence[str], *, depth: int, tokens: int, limit: int
-) -> list[Group]:
-    """All probes of a model in groups of at most `limit`, on a regular grid.
-
-    Tokens are split first, since a sweep computes all blocks anyway; streams last.
-    """
-    size = min(len(streams), limit)
-    return [
-        Group(tuple(streams[cut.start : cut.stop]), layer_range, token_range)
-        for cut in split_range(len(streams), size)
-        for layer_range in split_range(depth, limit // size)
-        for token_range in split_range(tokens, limit // (size * depth))
-    ]
-
-
-def split_range(count: int, limit: int) -> list[range]:
-    """0 to count - 1 in as few ranges as can be, of one size <= limit but the last."""
-    parts = -(-count // max(1, limit))
-    size = -(-count // parts)
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def token_ranges(tokens: int, limit: int) -> list[range]:
+    """All tokens in as few ranges as can be, of one size <= limit but the last."""
+    size = -(-tokens // -(-tokens // limit))
+    return [range(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
 def bytes_per_probe(kind: Kind, *, dim: int, classes: int, examples: int) -> int:
@@ -88,25 +42,6 @@ def bytes_per_probe(kind: Kind, *, dim: int, classes: int, examples: int) -> int
     if kind == "softmax":  # all states are kept
         return weights + states + 2 * 4 * examples * dim
     return weights + states + 8 * (dim + classes) * dim + 4 * dim * dim
-
-
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Some examples of an opened data set; `id` is of the data set and the choice."""
-
-    whole: Any
-    indices: tuple[int, ...]
-    id: str
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.whole[self.indices[index]]
-
-    def name(self, index: int) -> str:
-        """What the data set calls an example."""
-        return self.whole.name(self.indices[index])
 
 
 def first_of_each_class(source: Any, *, shots: int, classes: int) -> Subset:
@@ -144,7 +79,9 @@ Examples = Iterable[tuple[Array, np.ndarray]]
 """States [batch *probe dim] and labels, -1 to leave out."""
 
 
-def stream_states(context: Context, source: Subset, group: Group) -> Examples:
+def stream_states(
+    context: Context, source: Subset, streams: tuple[str, ...], tokens: range
+) -> Examples:
     """States and labels of a source, batch by batch."""
     sharding = NamedSharding(context.mesh, PartitionSpec(*context.mesh.axis_names))
     for batch in context.batches(source, 0, len(source)):
@@ -153,10 +90,9 @@ def stream_states(context: Context, source: Subset, group: Group) -> Examples:
         states = jitted_states(
             context.model,
             images,
-            group.first,
-            streams=group.streams,
-            layers=len(group.layers),
-            tokens=len(group.tokens),
+            jnp.int32(tokens.start),
+            streams=streams,
+            tokens=len(tokens),
         )
         yield states, labels
 
@@ -164,28 +100,22 @@ def stream_states(context: Context, source: Subset, group: Group) -> Examples:
 def read_states(
     model: Model,
     images: Float[Array, "batch height width channel"],
-    first: tuple[Int[ArrayLike, ""], Int[ArrayLike, ""]],
+    first: Int[ArrayLike, ""],
     *,
     streams: tuple[str, ...],
-    layers: int,
     tokens: int,
 ) -> Float[Array, "batch stream layer token dim"]:
-    """The states that a group of probes reads; others are not kept.
-
-    `first` are the first block and token; their numbers, `layers` and `tokens`, are
-    static.
-    """
+    """The states of so many tokens from the `first`; others are not kept."""
 
     def read(params, stream_in, trace):
         states = jnp.stack([getattr(trace, name) for name in streams])
-        return jax.lax.dynamic_slice_in_dim(states, first[1], tokens, axis=2)
+        return jax.lax.dynamic_slice_in_dim(states, first, tokens, axis=2)
 
     _, reads = scan_blocks(model, images, read)
-    reads = jax.lax.dynamic_slice_in_dim(reads, first[0], layers, axis=0)
     return reads.transpose(2, 1, 0, 3, 4).astype(jnp.float32)
 
 
-jitted_states = jax.jit(read_states, static_argnames=("streams", "layers", "tokens"))
+jitted_states = jax.jit(read_states, static_argnames=("streams", "tokens"))
 batch_mean = jax.jit(probes.batch_mean)
 batch_sums = jax.jit(probes.batch_sums)
 

@@ -20,35 +20,32 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis.probes import Probe
+from vitjax.messages import check_range
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.faithfulness import removal_curves
 from vitjax.recipes.probe_fits import (
-    Group,
     Kind,
     Subset,
     bytes_per_probe,
     first_of_each_class,
     fit_ridge,
     fit_softmax,
-    make_groups,
     read_states,
     stream_states,
+    token_ranges,
 )
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
 from vitjax.saliency.relevancy import relevancy
 from vitjax.types import ArrayLike, Batch
 
-WINDOW = 1024
-"""Images whose ranks are read at once."""
-
 
 class RankCarry(NamedTuple):
-    """A group's probes [stream layer token], and its first block and token."""
+    """Probes [stream layer token], and their first token."""
 
     probe: Probe
-    first: tuple[Int[ArrayLike, ""], Int[ArrayLike, ""]]
+    first: Int[ArrayLike, ""]
 
 
 class RemovalCarry(NamedTuple):
@@ -61,38 +58,39 @@ class RemovalCarry(NamedTuple):
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     """Linear probes against the class projection: ranks by both, then token removal.
 
-    One pass for each group of probes, and a last one that removes tokens.
+    A pass for the probes of some tokens each, and a last one that removes tokens.
     """
     options = ProbeOptions(**keywords)
     source, groups = plan(context, options)
     config, classes = context.model.config, context.model.num_classes
 
-    def fit(group: Group) -> Setup:
-        examples = stream_states(context, source, group)
+    def fit(tokens: range) -> Setup:
+        examples = stream_states(context, source, options.streams, tokens)
         if options.probe == "softmax":
             probe = fit_softmax(examples, classes=classes, seed=context.seed)
         else:
             probe = fit_ridge(examples, classes=classes, alpha=options.alpha)
-        return Setup(RankCarry(probe, group.first))
+        return Setup(RankCarry(probe, jnp.int32(tokens.start)))
 
-    def empty(group: Group) -> RankCarry:
+    def empty(tokens: range) -> RankCarry:
+        shape = len(options.streams), config.depth, len(tokens)
         probe = Probe(
-            weights=jnp.zeros((*group.shape, classes, config.dim)),
-            bias=jnp.zeros((*group.shape, classes)),
-            centre=jnp.zeros((*group.shape, config.dim)),
+            weights=jnp.zeros((*shape, classes, config.dim)),
+            bias=jnp.zeros((*shape, classes)),
+            centre=jnp.zeros((*shape, config.dim)),
         )
-        return RankCarry(probe, group.first)
+        return RankCarry(probe, jnp.int32(tokens.start))
 
     fits = [
         Pass(
-            step=make_rank_step(group.streams, len(group.layers), len(group.tokens)),
-            dims=dict.fromkeys(map(schema.RANK_PROBE, group.streams), schema.TOKEN),
-            setup=functools.partial(fit, group),
-            carry_shape=jax.eval_shape(functools.partial(empty, group)),
-            region=group.region,
+            step=make_rank_step(options.streams, len(tokens)),
+            dims=dict.fromkeys(map(schema.RANK_PROBE, options.streams), schema.TOKEN),
+            setup=functools.partial(fit, tokens),
+            carry_shape=jax.eval_shape(functools.partial(empty, tokens)),
+            region={"token": (tokens.start, tokens.stop)},
             title=f"fit {number}/{len(groups)}",
         )
-        for number, group in enumerate(groups, start=1)
+        for number, tokens in enumerate(groups, start=1)
     ]
     removal = Pass(
         step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
@@ -129,7 +127,11 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
         "shared_images": shared,
         "probes": count,
         "groups": len(groups),
-        "group": dict(zip(("stream", "layer", "token"), groups[0].shape)),
+        "group": {
+            "stream": len(options.streams),
+            "layer": config.depth,
+            "token": len(groups[0]),
+        },
         "bytes": {
             "states": 4 * dim * count * len(source),  # of all images, never kept
             "sums": 8 * dim * (dim + classes) * count,
@@ -139,8 +141,8 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     }
 
 
-def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]]:
-    """The images to fit on, and the probes that are fitted in one sweep."""
+def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[range]]:
+    """The images to fit on, and the tokens whose probes are fitted in one sweep."""
     if options.train is None:
         raise ValueError(
             "The recipe 'probes' fits probes on other images than --data: pass "
@@ -150,19 +152,17 @@ def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[Group]
     source = first_of_each_class(
         context.open_data(options.train), shots=options.shots, classes=classes
     )
-    size = bytes_per_probe(
+    probes_per_token = len(options.streams) * config.depth
+    size = probes_per_token * bytes_per_probe(
         options.probe, dim=config.dim, classes=classes, examples=len(source)
     )
     limit = parse_bytes(options.max_memory) // size
     if limit < 1:
         raise ValueError(
-            f"max_memory={options.max_memory!r} is too small: one probe takes "
-            f"{size / 2**20:.1f} MiB."
+            f"max_memory={options.max_memory!r} is too small: the probes of one token "
+            f"take {size / 2**20:,.1f} MiB. Give more, or fewer streams."
         )
-    groups = make_groups(
-        options.streams, depth=config.depth, tokens=config.tokens, limit=limit
-    )
-    return source, groups
+    return source, token_ranges(config.tokens, limit)
 
 
 def parse_bytes(size: str | int) -> int:
@@ -188,18 +188,12 @@ def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
-    """The step that ranks classes by a group of probes; groups of one size share it."""
+def make_rank_step(streams: tuple[str, ...], tokens: int):
+    """The step that ranks classes by the probes of so many tokens."""
 
     def step(model: Model, batch: Batch, carry: RankCarry) -> dict[str, Array]:
-        states = read_states(
-            model,
-            jnp.asarray(batch.images),
-            carry.first,
-            streams=streams,
-            layers=layers,
-            tokens=tokens,
-        )
+        images = jnp.asarray(batch.images)
+        states = read_states(model, images, carry.first, streams=streams, tokens=tokens)
         ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
         names = map(schema.RANK_PROBE, streams)
         return {name: ranks[:, place] for place, name in enumerate(names)}
@@ -209,11 +203,27 @@ def make_rank_step(streams: tuple[str, ...], layers: int, tokens: int):
 
 @functools.lru_cache(maxsize=16)
 def make_removal_step(counts: tuple[int, ...]):
-    """The step that ranks by projection, and then keeps only `counts` patches."""
+    """The step that ranks by projection, and then asks whether the model is right with
+    only `counts` patches, in five orders of removal.
+    """
 
     def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
-        rows = base.identifiability(model, batch)
-        return rows | removal_rows(model, batch, carry, counts)
+        rows, label = base.identifiability(model, batch), jnp.maximum(batch.label, 0)
+        probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
+        gradient = relevancy(model, batch.images, label).sum((0, 2))
+        gradient = gradient[:, model.config.prefix :]
+        orders = {
+            schema.CORRECT("negative", "probe"): probe,
+            schema.CORRECT("negative", "gradient"): gradient,
+            schema.CORRECT("positive", "probe"): -probe,
+            schema.CORRECT("positive", "gradient"): -gradient,
+            "correct_random": random_importance(
+                carry.seed, batch.index, model.config.patches
+            ),
+        }
+        maps = jnp.stack(list(orders.values()))
+        correct = removal_curves(model, batch, maps, counts, label)
+        return rows | dict(zip(orders, correct))
 
     return step
 
@@ -221,12 +231,8 @@ def make_removal_step(counts: tuple[int, ...]):
 def rank_patches(context: Context) -> Setup:
     """The importance of all patches, once all probes have ranked."""
     ranks = context.rows(schema.RANK_PROBE("residual"))
-    prefix = context.model.config.prefix
-    windows = [
-        importance_of(ranks[start : start + WINDOW, :, prefix:])
-        for start in range(0, len(ranks), WINDOW)
-    ]
-    return Setup(RemovalCarry(np.concatenate(windows), jnp.int32(context.seed)))
+    importance = importance_of(ranks[:, :, context.model.config.prefix :])
+    return Setup(RemovalCarry(importance, jnp.int32(context.seed)))
 
 
 def importance_of(
@@ -234,27 +240,6 @@ def importance_of(
 ) -> Float[np.ndarray, "image patch"]:
     """Minus the sum of a patch's ranks over blocks: small ranks are important."""
     return -ranks.sum(1, dtype=np.int64).astype(np.float32)
-
-
-def removal_rows(
-    model: Model, batch: Batch, carry: RemovalCarry, counts: tuple[int, ...]
-) -> dict[str, Array]:
-    """Whether the model is right with some patches, in five orders of removal."""
-    label = jnp.maximum(batch.label, 0)
-    probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
-    gradient = relevancy(model, batch.images, label).sum((0, 2))
-    gradient = gradient[:, model.config.prefix :]
-    orders = {
-        schema.CORRECT("negative", "probe"): probe,
-        schema.CORRECT("negative", "gradient"): gradient,
-        schema.CORRECT("positive", "probe"): -probe,
-        schema.CORRECT("positive", "gradient"): -gradient,
-        "correct_random": random_importance(
-            carry.seed, batch.index, model.config.patches
-        ),
-    }
-    maps = jnp.stack(list(orders.values()))
-    return dict(zip(orders, removal_curves(model, batch, maps, counts, label)))
 
 
 def random_importance(
@@ -302,9 +287,8 @@ class ProbeOptions:
         object.__setattr__(self, "streams", ordered)
         if not 0 < self.alpha < np.inf:
             raise ValueError(f"alpha={self.alpha} must be above 0, and finite.")
-        for name in ("shots", "steps"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+        check_range("shots", self.shots, 1)
+        check_range("steps", self.steps, 1)
         parse_bytes(self.max_memory)
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from vitjax.data.records import Record
 from vitjax.messages import unknown
 from vitjax.models.model import Model
 from vitjax.types import Batch
@@ -31,6 +32,25 @@ class Setup(NamedTuple):
 
     carry: Any = ()
     static: Mapping[str, Array] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some images of a data set; `id` is of the data set and the choice."""
+
+    whole: Any
+    indices: Any
+    id: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Record:
+        return self.whole[int(self.indices[position])]
+
+    def name(self, position: int) -> str:
+        """What the data set calls an image."""
+        return self.whole.name(int(self.indices[position]))
 
 
 @runtime_checkable
@@ -150,14 +170,7 @@ class Recipe:
         }
 
     def with_options(self, options: Any) -> "Recipe":
-        """A copy of the recipe with other options.
-
-        Args:
-            options: a whole options dataclass, or a mapping of those to replace.
-
-        Raises:
-            ValueError: the recipe has no such option, or the option no such choice.
-        """
+        """A copy with other options: all of them, or a mapping of those to replace."""
         if isinstance(options, Mapping):
             types = typing.get_type_hints(type(self.options))
             for name, value in options.items():

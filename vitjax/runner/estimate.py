@@ -1,4 +1,4 @@
-"""Estimates of a run's memory, disk and time, before it or from its first batches.
+"""Estimates of a run's memory, disk and time, from its first batches.
 
 memory per device   what is there (weights, the recipe's carry) and what the compiler
                     planned, for the setup or for a step, whichever is more, with two
@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,12 +24,10 @@ from numcodecs.zstd import compress
 
 from vitjax.models.model import Model
 from vitjax.recipes.recipe import Recipe
+from vitjax.runner.loop import Job, make_job, run_batches
 from vitjax.runner.options import RunOptions
-from vitjax.runner.progress import Progress, clock_time
+from vitjax.runner.progress import clock_time
 from vitjax.types import Config
-
-if TYPE_CHECKING:
-    from vitjax.runner.loop import Job
 
 BATCHES, SECONDS = 4, 10.0
 """Batches that are timed: so many, or as many as fit the time."""
@@ -39,20 +37,10 @@ BATCHES, SECONDS = 4, 10.0
 class Estimate:
     """What a run will take.
 
-    Args:
-        images: still to run.
-        batch_size: images per step over all devices.
-        device: number and kind.
-        device_bytes: of memory on each device at the peak.
-        device_limit: what one device has, None where it does not say; of CPUs, what the
-            host leaves of the machine's, in equal parts.
-        host_bytes: of the host's memory at the peak, for images and rows: of one
-            process with its workers, beside Python and its libraries.
-        disk_bytes: of all rows.
-        objects: files, or objects of a bucket.
-        compile_seconds: tracing and compiling the step.
-        images_per_second: of the first batches, from decoding to rows.
-        seconds: from compiling to the last image.
+    `device_limit` is the memory that one device has, None where it does not say; of
+    CPUs, what the host leaves of the machine's, in equal parts. `host_bytes` are of one
+    process with its workers, beside Python and its libraries; `objects` are files, or
+    objects of a bucket; `seconds` go from compiling to the last image.
     """
 
     images: int
@@ -84,43 +72,6 @@ class Estimate:
         return text
 
 
-class RunEstimator:
-    """Watches the first batches of a run and estimates the whole."""
-
-    def __init__(self, job: "Job", progress: Progress, compile_seconds: float):
-        self.job, self.progress = job, progress
-        self.compile_seconds = compile_seconds
-        self.rows: list[Mapping[str, np.ndarray]] | None = []
-
-    def observe(self, rows: Mapping[str, np.ndarray]) -> Estimate | None:
-        """Take a batch's rows, counted by the progress; once, the estimate."""
-        if self.rows is None:
-            return None
-        self.rows.append(rows)
-        job, progress = self.job, self.progress
-        enough = len(self.rows) >= BATCHES or progress.seconds > SECONDS
-        if not enough and progress.done < progress.total:
-            return None
-        batches, self.rows = self.rows, None
-        rate = progress.images_per_second or math.inf
-        chunk = job.writer.images_per_chunk if job.writer else job.choose_chunk(rate)
-        disk, objects = stored(job, batches, chunk=chunk)
-        host = host_bytes(job, chunk=chunk)
-        return Estimate(
-            images=progress.total,
-            batch_size=job.batch_size,
-            device=f"{job.mesh.size} x {job.mesh.devices.flat[0].device_kind}",
-            device_bytes=planned_bytes(job),
-            device_limit=memory_limit(job.mesh, host=host),
-            host_bytes=host,
-            disk_bytes=disk,
-            objects=objects,
-            compile_seconds=self.compile_seconds,
-            images_per_second=rate,
-            seconds=self.compile_seconds + progress.total / rate,
-        )
-
-
 def estimate(
     recipe: str | Recipe,
     model: str | Config | Model,
@@ -131,43 +82,53 @@ def estimate(
 ) -> Estimate:
     """Estimate what `run` with the same arguments would take; nothing is written.
 
-    The first batches of the data are run, about ten seconds.
-
-    Raises:
-        ValueError: an argument is unknown or out of its range, or the recipe has more
-            than one pass.
+    The first batches of the data are run, about ten seconds. ValueError if an argument
+    is unknown or out of its range, or the recipe has more than one pass.
     """
-    from vitjax.runner.loop import make_job, run_batches
-
     settings = RunOptions(**{"on_error": "skip", **run_options})
     job = make_job(recipe, model, data, recipe_options=options, options=settings)
-    if job.recipe.passes is not None:
+    *others, part = job.passes
+    if others:
         raise ValueError(
             f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
             "on what is fitted: run it, its progress tells the time left."
         )
-    part, carry, started = job.passes[0], job.setup.carry, time.monotonic()
+    carry, started = job.make_carry(part), time.monotonic()
     job.compile(part, carry)
-    progress = Progress(job.images)
-    estimator = RunEstimator(job, progress, time.monotonic() - started)
-    progress.start()
+    compiled, seconds, batches = time.monotonic(), 0.0, []
     for rows, _ in run_batches(job, part, carry, np.arange(job.images)):
-        progress.advance(min(job.batch_size, job.images - progress.done))
-        if estimated := estimator.observe(rows):
-            return estimated
-    raise AssertionError("the last batch gives an estimate")
+        batches.append(rows)
+        seconds = time.monotonic() - compiled
+        if len(batches) == BATCHES or seconds > SECONDS:
+            break
+    rate = min(len(batches) * job.batch_size, job.images) / seconds
+    disk, objects = stored(job, batches)
+    host = host_bytes(job)
+    return Estimate(
+        images=job.images,
+        batch_size=job.batch_size,
+        device=f"{job.mesh.size} x {job.mesh.devices.flat[0].device_kind}",
+        device_bytes=planned_bytes(job),
+        device_limit=memory_limit(job.mesh, host=host),
+        host_bytes=host,
+        disk_bytes=disk,
+        objects=objects,
+        compile_seconds=compiled - started,
+        images_per_second=rate,
+        seconds=compiled - started + job.images / rate,
+    )
 
 
-def planned_bytes(job: "Job") -> int:
+def planned_bytes(job: Job) -> int:
     """Peak memory on each device: weights, also as they were loaded where the dtype
     differs, and the setup, or the carry and a step with two batches and their results.
     """
-    model, carry = job.model, job.setup.carry
+    model, part = job.model, job.passes[-1]
+    carry = job.make_carry(part)
     with jax.default_matmul_precision(job.options.precision):
         setup = job.setup_program.lower(model, seed=job.seed).compile()
     preparing, stepping = (
-        program.memory_analysis()
-        for program in (setup, job.compile(job.passes[-1], carry))
+        program.memory_analysis() for program in (setup, job.compile(part, carry))
     )
     batch = total_bytes(job.empty_batch()) // job.mesh.size
     step = stepping.temp_size_in_bytes + 2 * (stepping.output_size_in_bytes + batch)
@@ -176,7 +137,7 @@ def planned_bytes(job: "Job") -> int:
     )
     return total_bytes(weights) + max(
         preparing.temp_size_in_bytes + preparing.output_size_in_bytes,
-        step + total_bytes(job.setup),
+        step + total_bytes((carry, job.setup.static)),
     )
 
 
@@ -185,7 +146,7 @@ def total_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def host_bytes(job: "Job", *, chunk: int) -> int:
+def host_bytes(job: Job) -> int:
     """Peak memory of one process's host for images and rows.
 
     Batches: the one that the devices compute, the next, and those that threads read, or
@@ -195,7 +156,7 @@ def host_bytes(job: "Job", *, chunk: int) -> int:
     batches = 2 + (4 * job.options.workers or 3)
     specs = job.specs.values()
     row = sum(spec.row_bytes for spec in specs if spec.dims[0] == "image")
-    return batches * total_bytes(job.empty_batch()) + 3 * chunk * row
+    return batches * total_bytes(job.empty_batch()) + 3 * job.images_per_chunk() * row
 
 
 def memory_limit(mesh: Mesh, *, host: int) -> int | None:
@@ -207,9 +168,7 @@ def memory_limit(mesh: Mesh, *, host: int) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def stored(
-    job: "Job", batches: list[Mapping[str, np.ndarray]], *, chunk: int
-) -> tuple[int, int]:
+def stored(job: Job, batches: list[Mapping[str, np.ndarray]]) -> tuple[int, int]:
     """Bytes and objects of a whole run, from its first rows as Zarr compresses them."""
     of_images = [name for name, spec in job.specs.items() if spec.dims[0] == "image"]
     others = [spec for spec in job.specs.values() if spec.dims[0] != "image"]
@@ -218,7 +177,11 @@ def stored(
     size, done = sum(len(compress(values, 3)) for values in rows), len(rows[0])
     rest = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in others)
     metadata = 4 + len(job.specs)  # manifest, images.csv, two groups, arrays
-    objects = metadata + -(-job.images // chunk) * len(of_images) + len(others)
+    objects = (
+        metadata
+        + -(-job.images // job.images_per_chunk()) * len(of_images)
+        + len(others)
+    )
     return round(size * job.images / done) + rest, objects
 
 

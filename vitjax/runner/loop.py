@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import re
 import sys
@@ -28,10 +27,9 @@ from vitjax.data.images import ImageError, Preprocess
 from vitjax.data.loader import Loaded, batches
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Pass, Recipe, Setup
+from vitjax.recipes.recipe import Pass, Recipe, Setup, Subset
 from vitjax.recipes.registry import RECIPES, find_recipe
 from vitjax.runner import mesh as meshes
-from vitjax.runner.estimate import RunEstimator
 from vitjax.runner.interrupt import check_interrupt
 from vitjax.runner.manifest import (
     FORMAT,
@@ -80,8 +78,7 @@ class Job:
     mesh: Mesh
     batch_size: int
     options: RunOptions
-    writer: RunWriter | None = None
-    first_outputs: dict[str, Array] | None = None
+    writer: RunWriter = dataclasses.field(init=False)
     chunks: tuple[int, ...] = ()
     seconds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -108,7 +105,6 @@ class Job:
 
     def rows(self, name: str) -> np.ndarray:
         """An array as it is on disk, of this process's chunks; zeros elsewhere."""
-        assert self.writer is not None
         array, spec = self.writer.array(name), self.writer.specs[name]
         values = np.zeros(spec.shape, spec.dtype)
         for start, stop in map(self.writer.span, self.chunks):
@@ -170,6 +166,11 @@ class Job:
             previews=self.recipe.previews,
         )
         return (whole,)
+
+    def make_carry(self, part: Pass) -> Any:
+        """The carry of a pass, on every device."""
+        with jax.default_matmul_precision(self.options.precision):
+            return meshes.replicate(part.setup().carry, self.mesh)
 
     def step(self, part: Pass, batch: Batch, carry: Any) -> dict[str, Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
@@ -286,32 +287,9 @@ class Job:
                 digest.update(np.asarray(constant).tobytes())
         return digest.hexdigest()
 
-    def choose_chunk(self, images_per_second: float, processes: int = 1) -> int:
-        """Images per chunk of a new run at this rate."""
-        return images_per_chunk(
-            self.specs,
-            images=self.images,
-            batch_size=self.batch_size,
-            batch_seconds=self.batch_size / images_per_second,
-            processes=processes,
-        )
-
-    def measure_rate(self) -> float:
-        """Images per second of the first batch, whose outputs are kept for the run
-        itself; infinite where a recipe has passes.
-        """
-        if self.recipe.passes is not None:
-            return math.inf
-        part, carry = self.passes[0], self.setup.carry
-        stop = min(self.batch_size, self.images)
-        try:
-            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
-        except ImageError:  # the run itself says so
-            return math.inf
-        self.compile(part, carry)
-        started = time.monotonic()
-        self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
-        return self.batch_size / (time.monotonic() - started)
+    def images_per_chunk(self, processes: int = 1) -> int:
+        """Images per chunk of a new run."""
+        return images_per_chunk(self.specs, self.images, self.batch_size, processes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -374,24 +352,6 @@ def has_masks(source: Any) -> bool:
     return False
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSubset:
-    """Some images of a data set, under positions of their own."""
-
-    source: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.source[int(self.indices[position])]
-
-    def name(self, position: int) -> str:
-        """What the data set calls an image."""
-        return self.source.name(int(self.indices[position]))
-
-
 def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
     """Images of a chunk in whole batches, which repeat its last image at their end."""
     size = -(-(stop - start) // batch_size) * batch_size
@@ -406,16 +366,14 @@ def run_batches(
     Double buffering: batch n + 1 is dispatched before the rows of batch n are read, so
     that devices compute while the host writes.
     """
-    subset = ImageSubset(job.source, indices)
+    subset = Subset(job.source, indices, job.source.id)
     dispatched, failure = None, None
     try:
         for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
             position = np.minimum(np.asarray(loaded.batch.index), len(indices) - 1)
             index = indices[position].astype(np.int32)
             batch = dataclasses.replace(loaded.batch, index=index)
-            outputs, job.first_outputs = job.first_outputs, None
-            if outputs is None or index[0] != 0:
-                outputs = job.step(part, batch, carry)
+            outputs = job.step(part, batch, carry)
             if dispatched is not None:
                 yield collect(job, part, *dispatched)
             dispatched = loaded._replace(batch=batch), outputs
@@ -472,8 +430,8 @@ def run(
     The step is compiled once; memory depends on the batch, not on the data set. Stopped
     at any moment, also by `kill -9`, the same call resumes and ends with the same
     arrays; a finished run is returned at once. Rows are written in whole chunks, of
-    about a minute each at most; chunk i belongs to process i mod n, and nothing has to
-    be arranged between processes but that they share `out`.
+    eight batches at most; chunk i belongs to process i mod n, and nothing has to be
+    arranged between processes but that they share `out`.
 
     Args:
         recipe: a name out of `vitjax.recipes.registry.RECIPES`, or one of your own.
@@ -508,12 +466,8 @@ def run(
     if not 0 <= number < processes:
         raise ValueError(f"process={number} is out of range [0, {processes}).")
     folder = Folder(out)
-
-    def choose_chunk() -> int:
-        return job.choose_chunk(job.measure_rate(), processes)
-
-    writer = create_or_resume(folder, job.describe(), job.specs, choose_chunk)
-    job.writer = writer
+    manifest = {**job.describe(), "images_per_chunk": job.images_per_chunk(processes)}
+    job.writer = writer = create_or_resume(folder, manifest, job.specs)
     job.chunks = tuple(writer.chunks[number::processes])
     try:
         resume(job, show=show_progress)
@@ -530,7 +484,6 @@ def resume(job: Job, *, show: bool) -> None:
     is left of anyone's.
     """
     writer = job.writer
-    assert writer is not None
 
     def pending(chunks: Any, *, verify: bool) -> dict[Pass, list[int]]:
         existing = set(writer.folder.list(ROWS))
@@ -571,7 +524,6 @@ def resume(job: Job, *, show: bool) -> None:
 def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | None:
     """Compute and write the pending chunks of a pass; images per second."""
     writer = job.writer
-    assert writer is not None
     spans = [writer.span(chunk) for chunk in chunks]
     images, mine = (
         sum(stop - start for start, stop in each)
@@ -581,14 +533,10 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     progress = Progress(images, title=title.strip(), before=mine - images, show=show)
     with progress:
         started = time.monotonic()
-        with jax.default_matmul_precision(job.options.precision):
-            carry = meshes.replicate(part.setup().carry, job.mesh)
+        carry = job.make_carry(part)
         prepared = time.monotonic()
         job.compile(part, carry)
         progress.start()
-        estimator = None
-        if show and job.recipe.passes is None:
-            estimator = RunEstimator(job, progress, time.monotonic() - prepared)
         indices = [batch_indices(*span, job.batch_size) for span in spans]
         indices[-1] = np.arange(*spans[-1])  # the loader pads these
         results = run_batches(job, part, carry, np.concatenate(indices))
@@ -599,8 +547,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
                 batches.append(rows)
                 errors |= unreadable
                 progress.advance(min(job.batch_size, stop - first))
-                if estimator and (estimate := estimator.observe(rows)):
-                    print(estimate, file=sys.stderr)
             writer.write_chunk(
                 chunk,
                 {name: np.concatenate([b[name] for b in batches]) for name in rows},
@@ -615,7 +561,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
 
 def is_repaired(job: Job, chunk: int) -> bool:
     """Whether an image of a chunk that could not be read can be read by now."""
-    assert job.writer is not None
     for line in job.writer.skipped(chunk):
         with contextlib.suppress(ImageError):
             _ = job.source[line["index"]]
@@ -626,7 +571,6 @@ def is_repaired(job: Job, chunk: int) -> bool:
 def check_unchanged(job: Job, chunks: list[int]) -> None:
     """Refuse to resume where an image that was run is not what it was."""
     writer, digest_of = job.writer, getattr(job.source.source, "digest", None)
-    assert writer is not None
     if not chunks or digest_of is None:
         return
 
@@ -655,7 +599,6 @@ def check_unchanged(job: Job, chunks: list[int]) -> None:
 def finish(job: Job, rate: float | None) -> None:
     """Write what sums the run up; any process may, and all write the same."""
     writer, recipe = job.writer, job.recipe
-    assert writer is not None
     facts: dict[str, Any] = {}
     if rate is not None:
         facts["images_per_second"] = rate

@@ -25,11 +25,6 @@ def fit_batch_size(batch_size: int, mesh: Mesh) -> int:
     return -(-batch_size // mesh.size) * mesh.size
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("batch"))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """All of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -42,7 +37,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
 def shard(tree: Tree, mesh: Mesh) -> Tree:
     """Arrays with a leading batch axis, split over the devices."""
-    return jax.device_put(tree, batch_sharding(mesh))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("batch")))
 
 
 def data_parallel(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

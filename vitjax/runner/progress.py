@@ -1,7 +1,6 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 LINE_SECONDS = 15.0
@@ -20,18 +19,17 @@ class Progress:
         title: str = "",
         before: int = 0,
         show: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ):
         self.total, self.title, self.before = total, title, before
-        self.show, self.clock = show, clock
-        self.done, self.started, self.printed = 0, None, clock()
+        self.show, self.done, self.started = show, 0, None
+        self.printed = time.monotonic()
         self.console: Any = None
         self.bar: Any = None
 
     @property
     def seconds(self) -> float:
         """Since `start`."""
-        return 0.0 if self.started is None else self.clock() - self.started
+        return 0.0 if self.started is None else time.monotonic() - self.started
 
     @property
     def images_per_second(self) -> float | None:
@@ -47,12 +45,12 @@ class Progress:
 
     def start(self) -> None:
         """The program is compiled: computing begins."""
-        self.started = self.clock()
+        self.started = time.monotonic()
 
     def advance(self, images: int) -> None:
         """So many images are done."""
         self.done += images
-        due = self.clock() - self.printed >= LINE_SECONDS or self.done == self.total
+        due = time.monotonic() - self.printed >= LINE_SECONDS or self.done == self.total
         if self.bar is not None:
             self.bar.update(0, completed=self.before + self.done, rate=str(self))
         elif self.console is not None and due:
@@ -60,7 +58,7 @@ class Progress:
 
     def print_line(self) -> None:
         """One line on how far the run is."""
-        self.printed = self.clock()
+        self.printed = time.monotonic()
         count = f"{self.before + self.done}/{self.before + self.total} images"
         text = f"{self.title}: {count}, {self}"
         self.console.print(text, highlight=False, soft_wrap=True)

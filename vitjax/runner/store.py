@@ -57,14 +57,12 @@ class Folder:
         with storage_errors(f"write {name} to", self.path):
             obstore.put(self.store, name, content)
 
-    def create(self, name: str, content: bytes) -> bool:
-        """Write an object unless there is one; whether it was written."""
-        with storage_errors(f"write {name} to", self.path):
-            try:
-                obstore.put(self.store, name, content, mode="create")
-                return True
-            except (FileExistsError, obstore.exceptions.AlreadyExistsError):
-                return False
+    def create(self, name: str, content: bytes) -> None:
+        """Write an object unless there is one."""
+        exists = FileExistsError, obstore.exceptions.AlreadyExistsError
+        writing = storage_errors(f"write {name} to", self.path)
+        with writing, contextlib.suppress(*exists):
+            obstore.put(self.store, name, content, mode="create")
 
     def delete(self, names: list[str]) -> None:
         """Remove objects, missing ones too."""

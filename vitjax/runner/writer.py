@@ -37,7 +37,7 @@ FILL = {"b": False, "i": -1, "u": 0, "f": float("nan")}
 """What rows hold where there is no image or no label, by kind of dtype."""
 
 CHUNK_BYTES = 4 << 20
-CHUNK_SECONDS = 60.0
+CHUNK_BATCHES = 8
 CHUNKS_PER_PROCESS = 4
 THREADS = 16
 
@@ -71,25 +71,20 @@ class ArraySpec:
 
 
 def images_per_chunk(
-    specs: Mapping[str, ArraySpec],
-    *,
-    images: int,
-    batch_size: int,
-    batch_seconds: int | float,
-    processes: int,
+    specs: Mapping[str, ArraySpec], images: int, batch_size: int, processes: int
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
-    array and CHUNK_SECONDS at most, and some chunks for every process.
+    array and CHUNK_BATCHES at most, and some chunks for every process.
     """
     rows = [spec for spec in specs.values() if spec.dims[0] == "image"]
     widest = max(spec.row_bytes for spec in rows)
     batches = -(-images // batch_size)
     most = min(
         CHUNK_BYTES // (widest * batch_size),
-        CHUNK_SECONDS // max(batch_seconds, 1e-9),
+        CHUNK_BATCHES,
         batches // (CHUNKS_PER_PROCESS * processes),
     )
-    return batch_size * max(1, int(most))
+    return batch_size * max(1, most)
 
 
 class RunWriter:
@@ -273,10 +268,8 @@ def create_or_resume(
     folder: Folder,
     manifest: dict[str, Any],
     specs: Mapping[str, ArraySpec],
-    choose_chunk: Callable[[], int],
 ) -> RunWriter:
-    """Create a run directory, or resume the same run in it; `choose_chunk` gives the
-    images per chunk of a new one.
+    """Create a run directory, or resume the same run in it.
 
     Raises:
         ValueError: the folder holds another run, or rows without a manifest.
@@ -290,7 +283,6 @@ def create_or_resume(
             "Restore it, or give another --out."
         )
     if existing is None:
-        manifest["images_per_chunk"] = choose_chunk()
         folder.create(MANIFEST, encode_manifest(manifest))
         existing = read_manifest(folder)  # of whoever was first
     assert existing is not None
