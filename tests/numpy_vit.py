@@ -32,6 +32,8 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
             n: (np.einsum("td,dhk->thk", x, q[n]["kernel"]) + bias(n)).swapaxes(0, 1)
             for n in ("query", "key", "value")
         }
+        for n in ("query", "key") if cfg.qk_norm else ():
+            qkv[n] = norm(qkv[n], q[f"{n}_norm"])
         query, key, value = (
             tap(field, qkv[n].swapaxes(0, 1)).swapaxes(0, 1)
             for n, field in zip(qkv, ("queries", "keys", "values"))
@@ -45,7 +47,13 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
 
     def mlp(x, q, tap):
         hidden = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
-        hidden = tap("mlp_hidden", gelu(tap("mlp_preactivation", hidden)))
+        hidden = tap("mlp_preactivation", hidden)
+        if cfg.mlp == "swiglu":
+            up = x @ q["up"]["kernel"] + q["up"]["bias"]
+            hidden = hidden / (1 + np.exp(-hidden)) * up
+        else:
+            hidden = gelu(hidden)
+        hidden = tap("mlp_hidden", hidden)
         return hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
 
     def update(f, x, q, i):
@@ -71,8 +79,11 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
             x = x + tap("mlp_update", update(transform, x, q, 1))
             x = tap("residual", x)
         pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
-        pooled = norm(pooled, p["Transformer"]["encoder_norm"])
-        return pooled @ p["head"]["kernel"] + p["head"]["bias"], x
+        final = p["Transformer"]["encoder_norm"]
+        heads = [(pooled, "head")]
+        heads += [(x[1], "head_dist")] if cfg.distilled else []
+        logits = [norm(y, final) @ p[n]["kernel"] + p[n]["bias"] for y, n in heads]
+        return np.mean(logits, 0), x
 
     results = zip(*map(run, *zip(*enumerate(np.asarray(images, np.float64)))))
     return tuple(map(np.stack, results))
