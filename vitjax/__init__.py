@@ -39,17 +39,20 @@ from vitjax.models.model import Model, memory_values
 from vitjax.types import Batch, ClassSpace, Config, Edits, Trace
 
 if TYPE_CHECKING:
+    from vitjax.data.datasets import open_data
     from vitjax.runner.loop import run
     from vitjax.runner.results import Results, open_results
 
 __version__ = "0.1.0"
 
 LAZY = {
+    "open_data": "vitjax.data.datasets",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
     "open_results": "vitjax.runner.results",
 }
-"""Names whose modules import Zarr and xarray: loaded at their first use."""
+"""Names that are imported at their first use: of the runner, whose Zarr and xarray take
+long, and of data sets."""
 
 
 def __getattr__(name: str) -> Any:
@@ -94,6 +97,7 @@ __all__ = [
     "memory_coefficients",
     "memory_values",
     "no_cls",
+    "open_data",
     "open_results",
     "project",
     "rank",
