@@ -90,9 +90,9 @@ class ImagenetS(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         no_mask = Image.new("RGB", imagenet_s.NO_MASK)
         for index, name in enumerate(source.names):
-            mask = source.masks[index]
+            path, mask = source.paths[index], source.masks[index]
             example = {
-                "image": os.fspath(source.root / name),
+                "image": os.fspath(source.root / path),
                 "segmentation": os.fspath(source.root / mask) if mask else png(no_mask),
                 "label": source.label_names[index],
                 "file_name": name,

@@ -44,6 +44,7 @@ from vitjax.saliency.attribution import attribution_patching
 from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
+    from vitjax.data.datasets import open_data
     from vitjax.report.page import explorer, figures, tables, write_report
     from vitjax.runner.loop import run
     from vitjax.runner.results import Results, open_results
@@ -55,11 +56,12 @@ LAZY = {
     "figures": "vitjax.report.page",
     "tables": "vitjax.report.page",
     "write_report": "vitjax.report.page",
+    "open_data": "vitjax.data.datasets",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
     "open_results": "vitjax.runner.results",
 }
-"""Names whose modules import Zarr, xarray and pandas: loaded at their first use."""
+"""Names whose modules import Zarr, xarray, pandas or PIL: loaded at their first use."""
 
 
 def __getattr__(name: str) -> Any:
@@ -110,6 +112,7 @@ __all__ = [
     "memory_coefficients",
     "memory_values",
     "no_cls",
+    "open_data",
     "open_results",
     "patch",
     "project",

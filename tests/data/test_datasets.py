@@ -1,11 +1,15 @@
 """Data sets by name, their classes, and how labels are matched."""
 
+import json
+import os
+import re
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vitjax
 from vitjax.data.datasets import open_data
 from vitjax.data.image_files import open_csv, open_folder
 from vitjax.data.images import ImageError
@@ -73,6 +77,74 @@ class TestFolder:
         save(tmp_path / "b" / "hen" / "2.png")
         assert open_folder(tmp_path / "b").id != first
 
+    @pytest.mark.parametrize(
+        ("name", "fmt"),
+        [
+            *(("1.jfif", "jpeg"), ("1.jpe", "jpeg"), ("1.AVIF", "avif")),
+            *(("1.pgm", "ppm"), ("1.jp2", "jpeg2000"), ("1.ico", "ico")),
+            *(("no_ending", "png"), ("1.jpg_large", "jpeg"), ("1.2", "webp")),
+        ],
+    )
+    def test_what_pillow_opens_is_read(self, tmp_path, name, fmt):
+        (tmp_path / "hen").mkdir()
+        Image.new("L", (16, 16), 9).save(tmp_path / "hen" / name, fmt)
+        source = open_named(tmp_path)
+        assert source.name(0) == f"hen/{name}" and source[0].image.size == (16, 16)
+        assert source.notes == ()
+
+    def test_what_is_left_out_is_counted_and_named(self, tmp_path):
+        save(tmp_path / "hen" / "a.png")
+        save(tmp_path / "b.png")
+        (tmp_path / "crane").mkdir()
+        others = {
+            "hen/notes.txt": b"P5 results of the photos",
+            "hen/table.csv": b"path,label",
+            "hen/words": b"P1 x",
+            "x.pdf": b"%PDF-1.4",
+            "z.eps": b"%!PS-Adobe",
+        }
+        for name, content in others.items():
+            (tmp_path / name).write_bytes(content)
+        os.mkfifo(tmp_path / "hen" / "1.png")
+        (tmp_path / "hen" / "loop.png").symlink_to(tmp_path / "hen" / "loop.png")
+        (tmp_path / "hen" / ".hidden").write_bytes(b"")
+        source = open_named(tmp_path)
+        assert len(source) == 2
+        unlabeled, left_out, empty = source.notes
+        assert "1 of the 2 images" in unlabeled and "b.png" in unlabeled
+        assert "7 files" in left_out and "hen/1.png, hen/loop.png" in left_out
+        assert "1 folders" in empty and "crane" in empty
+
+    def test_names_of_any_bytes(self, tmp_path):
+        folder = os.fsencode(tmp_path) + b"/hen"
+        os.mkdir(folder)
+        for name in (b"latin1-\xe9.png", "utf8-é.png".encode(), b"new\nline.png"):
+            with open(os.path.join(folder, name), "wb") as file:
+                Image.new("L", (5, 4)).save(file, "png")
+        source = open_named(tmp_path)
+        names = [source[i].name for i in range(3)]
+        assert names == [source.name(i) for i in range(3)]
+        assert set(names) == {
+            "hen/latin1-\\xe9.png",
+            "hen/utf8-é.png",
+            "hen/new\nline.png",
+        }
+        json.dumps(names, ensure_ascii=False).encode()
+        (tmp_path / "t.csv").write_bytes(b"path,label\nhen/latin1-\xe9.png,hen\n")
+        table = open_named(f"csv:{tmp_path}/t.csv")
+        assert table[0].name == "hen/latin1-\\xe9.png" and table.notes == ()
+
+    def test_without_a_model_labels_are_numbered_in_order(self, tmp_path):
+        for name in ("b/1.png", "a/1.png", "x/1.png"):
+            save(tmp_path / name)
+        source = vitjax.open_data(f"folder:{tmp_path}")
+        assert source.classes == ("a", "b", "x") and labels(source) == [0, 1, 2]
+        assert [record.label for record in source] == [0, 1, 2]
+        (tmp_path / "b").rename(tmp_path / "7")
+        (tmp_path / "a").rename(tmp_path / "10")
+        (tmp_path / "x").rename(tmp_path / "-1")
+        assert labels(vitjax.open_data(tmp_path)) == [-1, 10, 7]
+
     def test_errors(self, tmp_path):
         with pytest.raises(SourceError, match="gone"):
             open_data(f"folder:{tmp_path}/gone")
@@ -85,8 +157,13 @@ class TestFolder:
         with pytest.raises(ImageError, match="hen/b.png"):
             source[1]
         save(tmp_path / "henn" / "a.png")
-        with pytest.raises(SourceError, match="'henn'.*hen"):
+        save(tmp_path / "owl" / "a.png")
+        with pytest.raises(SourceError, match="'henn'.*hen.*1 more.*'owl'"):
             open_named(tmp_path)
+        with pytest.raises(ValueError, match="is not a Model"):
+            vitjax.open_data(tmp_path, "vit_ti16")
+        with pytest.raises(SourceError, match="model has none"):
+            open_data(tmp_path, classes=())
 
     def test_real_photos(self, shared):
         names, ids = imagenet1k()
@@ -126,9 +203,97 @@ class TestCsv:
         assert source[1].mask.tolist() == [[0, 1, 255], [0, 0, 255]]
         assert source[2].mask is None
 
+    def test_mask_formats(self, table, tmp_path):
+        mask = np.full((4, 6), 255, np.uint8)
+        mask[0] = 1
+        Image.fromarray(mask).save(tmp_path / "m.png")
+        text = "path,mask,mask_format\nb.png,m.png,labels\nb.png,m.png,\n"
+        spec = table(text)
+        ids = set()
+        for mask_format, expected in (("auto", 0), ("gray", 0), ("labels", 1)):
+            source = open_data(spec, mask_format=mask_format)
+            assert source[0].mask[0, 0] == 1 and source[0].mask[1, 0] == 255
+            assert source[1].mask[0, 0] == expected
+            ids.add(source.id)
+        assert len(ids) == 3
+        with pytest.raises(ImageError, match="b.png.*values 200"):
+            save(tmp_path / "m.png", 200)
+            source[0]
+        with pytest.raises(SourceError, match="Row 2.*'grey'.*gray"):
+            open_data(table(text.replace("labels", "grey")))
+        for spec in (tmp_path, "textured_digits", source.source):
+            with pytest.raises(ValueError, match="mask_format"):
+                open_data(spec, mask_format="gray")
+        with pytest.raises((ValueError, TypeError), match="mask_format"):
+            open_data(spec, mask_format="grey")
+
+    @pytest.mark.parametrize(
+        ("mask_size", "mask_turn", "fits"),
+        [
+            *(((4, 6), 1, True), ((8, 12), 1, True), ((2, 3), 1, True)),
+            *(((6, 4), 6, True), ((6, 4), 1, False), ((4, 6), 6, False)),
+            *(((5, 6), 1, False), ((20, 1), 1, False)),
+        ],
+    )
+    def test_sizes_are_compared_upright(
+        self, table, tmp_path, mask_size, mask_turn, fits
+    ):
+        exif = Image.Exif()
+        for name, size, turn in (("i", (6, 4), 6), ("m", mask_size, mask_turn)):
+            exif[0x0112] = turn
+            Image.new("L", size, 255).save(tmp_path / f"{name}.png", exif=exif)
+        source = open_data(table("path,mask\ni.png,m.png\n"))
+        if fits:
+            assert source[0].mask.shape[0] * 2 == source[0].mask.shape[1] * 3
+        else:
+            with pytest.raises(ImageError, match=r"i.png.*\d+ x \d+.*upright.*4 x 6"):
+                source[0]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Path,Label\nimages/a.png,hen\nb.png,-1\n",
+            " PATH , LABEL \r\nimages/a.png, hen\r\nb.png,\r\n",
+            "label;path\nhen;images/a.png\n;b.png\n",
+            'path\tlabel\n"images/a.png"\then\n\nb.png\n',
+            "path,label,extra\nimages/a.png,hen,\nb.png\n",
+        ],
+    )
+    def test_tables_as_programs_write_them(self, table, text):
+        source = open_named(table(text))
+        assert labels(source) == [4, -1]
+        assert "1 of the 2 images have no label (b.png)" in source.notes[0]
+
+    def test_quoted_newlines_and_absolute_paths(self, table, tmp_path):
+        save(tmp_path / "two\nlines.png")
+        text = f'path,label\n"two\nlines.png",3\n{tmp_path}/b.png,3\n'
+        source = open_named(table(text))
+        assert labels(source) == [3, 3] and source.notes == ()
+
+    @pytest.mark.parametrize(
+        ("text", "note"),
+        [
+            ("path\nb.png\n", "no column label.*columns are path"),
+            ("path,labels\nb.png,hen\n", "no column label.*path, labels"),
+            ("path,label,masks\nb.png,hen,b.png\n", "not read: masks"),
+            ("path,label\nb.png,hen\nc.png,hen\n", "1 files.*do not exist: c.png"),
+            ("path,label,mask\nb.png,3,c.png\n", "1 files.*do not exist: c.png"),
+            ("path,label\nb.png,hen\nb.png,3\n", "one path: b.png"),
+        ],
+    )
+    def test_what_is_said_before_a_run(self, table, text, note):
+        notes = open_named(table(text)).notes
+        assert any(re.search(note, sentence) for sentence in notes)
+
     def test_errors(self, table, tmp_path):
         for text in ("file,label\na.png,hen\n", "path,label\n", ""):
             with pytest.raises(SourceError, match="t.csv.*path and label"):
+                open_data(table(text))
+        for text, match in (
+            ("path,Path\na.png,b.png\n", "several columns path"),
+            ("path,label\na.png,tench, Tinca tinca\n", "Row 2.*3 cells.*quotes"),
+        ):
+            with pytest.raises(SourceError, match=match):
                 open_data(table(text))
         with pytest.raises(SourceError, match="Row 3"):
             open_data(table("path,label\na.png,1\n,2\n"))
@@ -152,23 +317,49 @@ def test_textured_digits_with_the_classes_of_a_model():
         open_named("textured_digits")
 
 
-def test_your_own_object():
+@pytest.fixture
+def own():
+    """Makes a data set of somebody's, with these labels."""
+    return lambda *given: make_own(given)
+
+
+def make_own(given):
     class Own:
         id = "own/1"
 
         def __len__(self):
-            return 3
+            return len(given)
 
         def __getitem__(self, index):
             pixels = np.full((4, 5, 3), index, np.uint8)
-            return Record(pixels, ["hen", None, "owl"][index], f"number {index}")
+            return Record(pixels, given[index], f"number {index}")
 
-    assert isinstance(Own(), Source)
-    source = open_named(Own())
+    return Own()
+
+
+def test_your_own_object(own):
+    assert isinstance(own("hen"), Source)
+    source = open_named(own("hen", None, "owl"))
     assert (source.id, len(source), source.name(1)) == ("own/1", 3, "1")
     assert [source[0].label, source[1].label] == [4, -1]
     with pytest.raises(SourceError, match="own/1.*'owl'"):
         source[2]
+
+
+@pytest.mark.parametrize("classes", [NAMES, None])
+@pytest.mark.parametrize("kind", [int, str, np.int8, np.uint8, np.int64])
+def test_numbers_are_classes_or_unknown(own, kind, classes):
+    source = open_data(own(kind(3), kind(0)), classes=classes)
+    assert labels(source) == [3, 0]
+    assert all(type(label) is int for label in labels(source))
+    if kind is not np.uint8:
+        assert labels(open_data(own(kind(-1)), classes=classes)) == [-1]
+
+
+@pytest.mark.parametrize("label", [5, -2, np.uint8(255), True, "5"])
+def test_labels_outside_the_classes_are_refused(own, label):
+    with pytest.raises(SourceError, match="own/1"):
+        open_named(own(label))[0]
 
 
 @pytest.mark.parametrize("spec", ["cats", "folder:", "csv:"])
@@ -237,6 +428,14 @@ class TestMatching:
     def test_a_name_of_two_classes(self):
         with pytest.raises(SourceError, match="n02012849 and n03126707"):
             match_label("crane", NAMES, IDS)
+
+    @pytest.mark.parametrize("ids", [("crane", "hen", "crane"), ("a", "b", "a")])
+    def test_a_name_and_id_of_two_classes(self, ids):
+        names = ("crane", "hen", "crane")
+        with pytest.raises(SourceError, match="numbers instead: 0 and 2"):
+            match_label("crane", names, ids)
+        assert match_label("2", names, ids) == match_label(2, names, ids) == 2
+        assert match_label("hen", names, ids) == 1
 
     def test_near_ones_are_named(self):
         with pytest.raises(SourceError, match="great white shark"):

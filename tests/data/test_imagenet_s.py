@@ -5,6 +5,7 @@ import collections
 import fabricate
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitjax.data.datasets import open_data, open_spec
 from vitjax.data.imagenet_s import MERGED, draw, from_table, open_imagenet_s
@@ -18,7 +19,7 @@ FIRST, SECOND = imagenet_s()[:2]
 @pytest.mark.parametrize("number", [1, 255, 256, 919])
 def test_numbers_above_a_byte_do_not_overflow_and_masks_are_laid_on_the_image(number):
     segmentation = fabricate.segmentation([[number, 0, 1000, 7]])
-    mask = class_mask(segmentation, number, size=(8, 2))
+    mask = class_mask(segmentation, number, image=Image.new("L", (8, 2)))
     assert mask.tolist() == [[1, 1, 0, 0, 255, 255, 0, 0]] * 2
 
 
@@ -31,6 +32,13 @@ def test_the_official_layout(tmp_path):
     assert record.mask[:, 0].tolist() == [1, 1, 1, 0, 0, 255]
     assert source.names[2] == record.name and None not in source.masks
     assert len(source.id) < 100 and "all" in source.id
+    assert source.notes == ()
+    (tmp_path / f"ImageNetS919/validation/{last}/list.txt").write_text("")
+    masks = tmp_path / f"ImageNetS919/validation-segmentation/{last}"
+    next(masks.iterdir()).unlink()
+    notes = open_imagenet_s(tmp_path).notes
+    assert "1 files" in notes[0] and "list.txt" in notes[0]
+    assert "1 images have no mask" in notes[1]
     names, ids = imagenet1k()
     data = open_data(f"imagenet_s:{tmp_path}", classes=names, class_ids=ids)
     assert data[2].label == ids.index(last)

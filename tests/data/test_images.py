@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import resource
 import struct
 import zlib
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.datasets import open_data
+from vitjax.data import images
 from vitjax.data.images import (
     ImageError,
     Preprocess,
@@ -15,7 +17,6 @@ from vitjax.data.images import (
     open_image,
     to_rgb,
 )
-from vitjax.data.loader import batches
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -151,12 +152,50 @@ class TestModes:
         read = to_rgb(decode_image(content, name="deep.png"))
         assert_same(read, np.stack([gray] * 3, axis=-1))
 
-    def test_floating_point_pixels_have_no_range(self, tmp_path):
-        Image.new("F", (4, 4), 0.5).save(tmp_path / "deep.tif")
-        options = dict(preprocess=Preprocess(8, 8), local_batch_size=1)
-        loaded = batches(open_data(tmp_path), on_error="skip", **options)
-        ((_, (error,), _),) = loaded
-        assert error.name == "deep.tif" and "floating-point" in error.error
+    @pytest.mark.parametrize("fmt", ["tiff", "png", "memory"])
+    @pytest.mark.parametrize("bits", [1, 8, 10, 12, 14, 16])
+    def test_deep_gray_is_scaled_by_its_own_range(self, photo, bits, fmt):
+        gray = np.asarray(photo.convert("L"))
+        gray = np.maximum(gray, 255 * (gray == gray.max()))
+        gray = gray.astype(np.int32)
+        deep = gray << bits >> 8 if bits > 1 else gray // 128
+        if fmt == "memory":
+            read = Image.fromarray(deep)
+            assert read.mode == "I"
+        else:
+            content = encoded(Image.fromarray(deep.astype(np.uint16)), fmt)
+            read = decode_image(content, name="deep")
+        expected = gray if bits > 1 else gray // 128 * 255
+        assert_same(np.asarray(to_rgb(read))[..., 0], expected)
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [(0, 1, 255), (0, 255, 255), (0, 1.05, 255), (-1, 1, 255), (-9, 5000, 255)],
+    )
+    def test_floating_point_pixels(self, low, high, expected):
+        ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+        content = encoded(Image.fromarray(ramp), "tiff")
+        pixels = np.asarray(to_rgb(decode_image(content, name="f")))[..., 0].reshape(-1)
+        assert pixels[0] == 0 and pixels[-1] == expected
+        assert set(np.diff(pixels.astype(int))) <= {3, 4, 5}
+
+    @pytest.mark.parametrize("dtype", [np.int32, np.float32, np.uint16])
+    @pytest.mark.parametrize("value", [0, 7])
+    def test_one_color(self, dtype, value):
+        gray = to_rgb(Image.fromarray(np.full((2, 3), value, dtype)))
+        assert set(np.ravel(gray)) == {0 if value == 0 else 255}
+
+    def test_a_declared_maximum_goes_before_the_own_range(self):
+        dark = np.full((4, 4), 1000, np.uint16)
+        tiff = encoded(Image.fromarray(dark), "tiff", tiffinfo={281: 4092})
+        pgm = b"P5 4 4 4092\n" + dark.astype(">u2").tobytes()
+        jpeg2000 = encoded(Image.fromarray(dark * 16), "jpeg2000")
+        for content in (tiff, pgm, jpeg2000):
+            assert to_rgb(decode_image(content, name="x")).getpixel((1, 1))[0] == 62
+
+    def test_pixels_that_are_no_numbers(self):
+        with pytest.raises(ValueError, match="NaN"):
+            Preprocess(8, 8)(Image.new("F", (4, 4), float("nan")))
 
 
 def test_exif_orientation_only_on_request(photo):
@@ -176,6 +215,54 @@ def with_empty_profile(png):
     return png[:end] + chunk + png[end:]
 
 
+def with_damaged_tag(tiff):
+    """Pillow ends with a TypeError where a tag has a strange type."""
+    at = tiff.index(struct.pack("<HH", 273, 4)) + 2
+    return tiff[:at] + struct.pack("<H", 2) + tiff[at + 2 :]
+
+
+@pytest.mark.parametrize("orient", [False, True])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(2999, 2), (2, 3001), (1, 3000), (3, 2048), (50, 3)])
+def test_a_strip_is_cropped_before_it_is_enlarged(
+    monkeypatch, size, interpolation, orient
+):
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(draw.integers(256, size=(*size[::-1], 3)).astype(np.uint8))
+    options = dict(resize="shorter", resize_size=32, interpolation=interpolation)
+    preprocess = Preprocess(28, 28, orient=orient, **options)
+    expected = preprocess.resized(image)
+    monkeypatch.setattr(images, "MAX_RESIZED", 2**11)
+    difference = np.abs(preprocess.resized(image).astype(int) - expected)
+    if interpolation == "nearest":  # a tie may take the line before
+        assert difference.any(axis=(1, 2)).sum() <= 1
+    else:
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.001
+
+
+def test_a_long_strip_takes_little_memory():
+    strip = Image.new("RGB", (20000, 2), (9, 8, 7))
+    preprocess = Preprocess(224, 224, resize="shorter", resize_size=256)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for image in (strip, strip.transpose(Image.Transpose.ROTATE_90)):
+        assert (preprocess.resized(image) == (9, 8, 7)).all()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**19  # KiB, on Linux
+
+
+def test_what_has_no_pixels_is_an_error():
+    with pytest.raises(ValueError, match="no pixels"):
+        Preprocess(8, 8)(np.zeros((0, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["1.png", "folder.png", "gone.png"])
+def test_only_regular_files_are_read(tmp_path, name):
+    os.mkfifo(tmp_path / "1.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ImageError, match=name):
+        open_image(tmp_path / name)
+
+
 def test_whatever_prevents_decoding_is_that_images_error(photo, tmp_path):
     jpeg, png = encoded(photo, "jpeg"), encoded(photo)
     damaged = bytearray(png)
@@ -186,6 +273,9 @@ def test_whatever_prevents_decoding_is_that_images_error(photo, tmp_path):
         b"words",
         bytes(damaged),
         with_empty_profile(png),
+        with_damaged_tag(encoded(photo, "tiff")),
+        b"P5 4 4 99999\n" + bytes(16),
+        b"",
     ):
         with pytest.raises(ImageError, match="nice.*: .+") as caught:
             decode_image(content, name="nice")

@@ -128,6 +128,23 @@ def test_masks_become_patch_labels():
     assert (batch.patch_label == -1).all()  # one structure, whatever has a mask
 
 
+@pytest.mark.parametrize(
+    "mask", [np.ones((3, 5), bool), np.full((64, 64), 7, np.uint8)]
+)
+def test_a_mask_that_does_not_fit_is_that_images_error(mask):
+    class Own(Numbers):
+        def __getitem__(self, index):
+            pixels = np.zeros((64, 64, 3), np.uint8)
+            return Record(pixels, 1, f"{index}.png", mask if index == 1 else None)
+
+    source = open_data(Own(3), classes=CLASSES)
+    options = dict(preprocess=Preprocess(64, 64), config=CONFIG)
+    ((batch, (error,), _),) = load(source, on_error="skip", **options)
+    assert error.name == "1.png" and batch.valid.tolist() == [True, False, True, False]
+    with pytest.raises(ImageError, match="1.png.*mask"):
+        list(load(source, **options))
+
+
 def test_the_digest_is_of_every_byte_of_image_and_mask(tmp_path):
     pixels = np.zeros((60, 60, 3), np.uint8)
     table = tmp_path / "t.csv"

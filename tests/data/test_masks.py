@@ -1,9 +1,17 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data.images import Preprocess
-from vitjax.data.masks import IGNORE, MaskRule, label_patches
+from vitjax.data.images import Preprocess, transpose
+from vitjax.data.masks import (
+    IGNORE,
+    MaskRule,
+    align_mask,
+    label_patches,
+    object_mask,
+)
 from vitjax.data.textured_digits import TexturedDigits
 
 SQUASH = Preprocess(32, 32)
@@ -102,3 +110,139 @@ def test_rules_that_do_not_exist():
         MaskRule(threshold=0.0)
     with pytest.raises((ValueError, TypeError), match="vilas2023_code"):
         MaskRule("vilas")  # pyright: ignore
+
+
+class TestObjectMask:
+    """Of files: the same tokens whatever the format that a mask was saved in."""
+
+    hard = np.zeros((320, 320), np.uint8)
+    hard[40:200, 100:300] = 255
+
+    def soft(self, kind):
+        """The same object, saved in other ways."""
+        image, content = Image.fromarray(self.hard), io.BytesIO()
+        if kind == "one pixel of 1":
+            image.putpixel((5, 5), 1)
+        elif kind == "a rim of 1":
+            mask = self.hard.copy()
+            mask[38:202, 98:302][self.hard[38:202, 98:302] == 0] = 1
+            image = Image.fromarray(mask)
+        elif kind == "antialiased":
+            image = image.resize((160, 160), Image.Resampling.BOX).resize((320, 320))
+        elif kind == "bicubic":
+            image = image.resize((640, 640), Image.Resampling.BICUBIC)
+        elif kind == "dim":
+            image = image.point(lambda v: v // 2)
+        elif kind == "alpha":
+            cut = Image.new("RGBA", image.size, (200, 30, 90))
+            cut.putalpha(image.resize((320, 320), Image.Resampling.BICUBIC))
+            image = cut
+        elif kind == "opaque":
+            image = image.convert("RGBA")
+        elif kind == "red":
+            zero = Image.new("L", image.size)
+            image = Image.merge("RGB", (image, zero, zero))
+        elif kind == "inverted palette":
+            image = image.point(lambda v: v < 128).convert("P")
+            image.putpalette([255, 255, 255, 0, 0, 0])
+        elif kind == "16 bits":
+            image = Image.fromarray(self.hard.astype(np.uint16) * 16)
+        elif kind == "float":
+            image = Image.fromarray(self.hard.astype(np.float32) / 255)
+        elif kind == "0 and 1":
+            image = Image.fromarray(self.hard // 255)
+        elif kind == "0 and 7":
+            image = Image.fromarray(self.hard // 255 * 7)
+        elif kind == "labels":
+            image = Image.fromarray(self.hard // 255)
+            image.paste(IGNORE, (310, 0, 320, 320))  # a column without any object
+        elif kind == "thin labels in a rim":
+            mask = self.hard // 255
+            mask[310:314, 10:14] = IGNORE
+            mask[311:313, 11:13] = 1
+            image = Image.fromarray(mask)
+        elif kind in ("jpeg", "1", "palette"):
+            mode = {"jpeg": "L", "1": "1", "palette": "P"}[kind]
+            image.convert(mode).save(content, "jpeg" if mode == "L" else "png")
+            image = Image.open(content)
+        return image
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *("hard", "one pixel of 1", "a rim of 1", "antialiased", "bicubic", "dim"),
+            *("alpha", "opaque", "red", "inverted palette", "16 bits", "float"),
+            *("0 and 1", "0 and 7", "jpeg", "1", "palette"),
+            *("labels", "thin labels in a rim"),
+        ],
+    )
+    def test_soft_and_hard_give_the_same_tokens(self, kind):
+        expected = label(self.hard > 0)
+        mask = object_mask(self.soft(kind))
+        assert IGNORE in mask if "labels" in kind else set(np.ravel(mask)) == {0, 1}
+        np.testing.assert_array_equal(label(mask), expected)
+
+    def test_the_data_set_says_what_a_mask_is(self):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[10:50, 10:50] = IGNORE
+        mask[30, 30] = 1
+        image = Image.fromarray(mask)
+        np.testing.assert_array_equal(object_mask(image, "labels"), mask)
+        assert object_mask(image, "gray").sum() == 1599
+        labels = self.soft("labels")
+        assert object_mask(labels, "gray").sum() == 3200
+
+    @pytest.mark.parametrize("values", [(1, 2, 3), (0, 1, 2), (0, 4, 20)])
+    def test_numbers_of_several_labels_are_no_gray(self, values):
+        image = Image.fromarray(np.resize(np.array(values, np.uint8), (9, 9)))
+        with pytest.raises(ValueError, match=f"{values[1]}, {values[2]}.*gray"):
+            object_mask(image)
+        assert object_mask(image, "gray").any()
+
+    def test_several_colors_of_a_palette_are_no_gray(self):
+        image = Image.fromarray(np.resize(np.uint8([0, 15, 255]), (9, 9)), "L")
+        image = image.convert("P")
+        image.putpalette(np.random.default_rng(0).bytes(768))
+        for mask_format in ("auto", "labels"):
+            with pytest.raises(ValueError, match="15"):
+                object_mask(image, mask_format)
+
+    def test_no_object(self):
+        assert not object_mask(Image.new("L", (8, 8))).any()
+        with pytest.raises(ValueError, match="NaN"):
+            object_mask(Image.new("F", (4, 4), float("nan")))
+
+
+@pytest.mark.parametrize("orient", [False, True])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_upright_mask_follows_the_image(turn, orient):
+    """The object is where the image is white, turned by its EXIF tag or not."""
+    upright = np.zeros((40, 60), bool)
+    upright[5:20, 10:50] = True
+    upright[20:32, 10:20] = True  # no symmetry
+    shown = Image.fromarray(upright.astype(np.uint8) * 255).convert("RGB")
+    for stored_turn in range(2, 9):  # find what is shown as `shown`
+        stored = shown if turn == 1 else transpose(shown, stored_turn)
+        back = transpose(stored, turn)
+        if back.size == shown.size and (np.asarray(back) == shown).all():
+            break
+    stored.getexif()[0x0112] = turn
+    preprocess = Preprocess(32, 32, orient=orient)
+    image = preprocess.resized(stored)[..., 0].reshape(4, 8, 4, 8).mean((1, 3)) / 255
+    mask = align_mask(upright.repeat(2, 0).repeat(2, 1), stored, orient=orient)
+    clear = np.abs(image - 0.5) > 0.2
+    labels = label(mask, preprocess)
+    np.testing.assert_array_equal(labels[clear], image[clear] > 0.5)
+    assert clear.sum() > 8 and 0 < labels.sum() < 16
+
+
+@pytest.mark.parametrize("size", [(10, 200), (40, 61), (60, 40), (0, 0)])
+def test_a_mask_of_another_shape_is_refused_with_both_sizes(size):
+    image = Image.new("RGB", (60, 40))
+    with pytest.raises(ValueError, match=f"{size[1]} x {size[0]}.*60 x 40"):
+        align_mask(np.zeros(size, bool), image, orient=False)
+
+
+def test_other_values_of_a_mask_are_refused():
+    with pytest.raises(ValueError, match="254"):
+        label(np.full((32, 32), 254, np.uint8))

@@ -11,7 +11,7 @@ import tyro
 
 from vitjax import api
 from vitjax.cli.command import ModelCommand, make_folder, metavar
-from vitjax.data.images import Preprocess, open_image
+from vitjax.data.images import Preprocess, image_errors, open_image, printable
 from vitjax.data.labels import match_label
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
@@ -61,8 +61,12 @@ class Explain(ModelCommand):
             label = match_label(self.class_, model.classes, model.class_ids)
         preprocess = model.preprocess or Preprocess(*model.config.shape)
         model = model.astype(self.dtype)
-        names = [os.path.basename(path) for path in self.images]
-        images = np.stack([preprocess(open_image(path)) for path in self.images])
+        names = [printable(os.path.basename(path)) for path in self.images]
+        inputs = []
+        for path in self.images:
+            with image_errors(printable(path)):
+                inputs.append(preprocess(open_image(path)))
+        images = np.stack(inputs)
         answers, maps, facts, titles = [], [], [], []
         for name, image in zip(names, images):  # one program for any number of images
             with jax.default_matmul_precision(PRECISION[self.dtype]):

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitjax.data.image_files import ImageFiles, digest_rows, read_csv
+from vitjax.data.image_files import ImageFiles, digest_rows, first_names, read_csv
 from vitjax.data.labels import imagenet_s
 from vitjax.data.records import SourceError
 
@@ -84,13 +84,22 @@ def open_imagenet_s(
     if subset not in SUBSETS or not folder.is_dir():
         raise SourceError(f"There is no folder {folder}. {STEPS}")
     ids = category_list(root, subset)
-    files = [
+    listed = [
         (wnid, name)
         for wnid in sorted(visible_names(folder))
-        if wnid in ids
         for name in sorted(visible_names(folder / wnid))
-        if name.lower().endswith((".jpeg", ".jpg", ".png"))
     ]
+    files = [
+        (wnid, name)
+        for wnid, name in listed
+        if wnid in ids and name.lower().endswith((".jpeg", ".jpg", ".png"))
+    ]
+    notes = []
+    if others := ["/".join(file) for file in sorted({*listed} - {*files})]:
+        notes.append(
+            f"{len(others)} files are left out, being no images (.jpeg, .jpg, .png) of "
+            f"the {subset} classes: {first_names(others)}."
+        )
     chosen = "all"
     if select == "paper":
         count = per_class or PER_CLASS[part]
@@ -110,14 +119,18 @@ def open_imagenet_s(
             f"{folder} holds no matching image ({select}, {subset} classes). {STEPS}"
         )
     masks = find_masks(folder.with_name(f"{part}-segmentation"), files)
+    if part == "validation" and None in masks:
+        without = ["/".join(file) for file, mask in zip(files, masks) if mask is None]
+        notes.append(f"{len(without)} images have no mask: {first_names(without)}.")
     digest = digest_rows(files)
     return ImageFiles(
         id=f"imagenet_s{subset}/{part}:{len(files)} files,{chosen},{digest}",
         root=folder.parent,
-        names=tuple(f"{part}/{wnid}/{name}" for wnid, name in files),
+        paths=tuple(f"{part}/{wnid}/{name}" for wnid, name in files),
         label_names=tuple(wnid for wnid, _ in files),
         masks=masks,
         numbers={wnid: number for number, wnid in enumerate(ids, 1)},
+        notes=tuple(notes),
     )
 
 
@@ -169,7 +182,7 @@ def from_table(
     """The images that a table names, in its order."""
     present = {(wnid, pathlib.PurePath(name).stem): name for wnid, name in files}
     columns = {"imagenet_id", "img_name"}
-    rows = read_csv(table, columns, "imagenet_id and img_name")
+    _, rows = read_csv(table, columns, "imagenet_id and img_name")
     selected = [(r["imagenet_id"], pathlib.PurePath(r["img_name"]).stem) for r in rows]
     missing = [stem for wnid, stem in selected if (wnid, stem) not in present]
     if missing:

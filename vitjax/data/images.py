@@ -3,17 +3,19 @@
 `Preprocess` travels with the model, so that weights get the pixels they expect.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import math
 import os
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitjax.messages import check_one_of
 
@@ -25,6 +27,27 @@ Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
 """Pillow's filters, in the order of its numbers for them."""
 Crop = Literal["round", "floor"]
 
+RADIUS = 4
+"""More pixels than any filter reads to either side."""
+
+MAX_RESIZED = 2**26
+"""Pixels that an image is resized to before it is cropped: 256 MiB. Of a strip of 20000
+x 2 pixels, resized by its shorter side, only what the crop keeps is made."""
+
+LIMITS = (1, 255, 1023, 4095, 16383, 65535)
+"""Largest values of floating-point pixels and of 8, 10, 12, 14 and 16 bits."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes an image upright."""
+
 
 class ImageError(ValueError):
     """An image that cannot be read: its name in the data set, and the reason."""
@@ -35,6 +58,19 @@ class ImageError(ValueError):
 
     def __str__(self) -> str:
         return f"The image {self.name} cannot be read: {self.reason}."
+
+
+@contextlib.contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Turn any exception into the `ImageError` of the image of this name: Pillow's
+    readers of formats, its conversions and clients of remote stores raise almost any.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(name, describe(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +94,9 @@ class Preprocess:
             do not, nor do torchvision and timm.
         crop: how the corner of a crop with an odd margin is rounded: "round", half to
             even, as torchvision and timm do, or "floor", as transformers does.
+
+    Pixels of more than eight bits are scaled to eight by the range that the file
+    declares, else by their own (`to_rgb`).
 
     Raises:
         ValueError: an unknown option, or a crop larger than what it is cut from.
@@ -99,29 +138,39 @@ class Preprocess:
 
     def resized(self, image: Pixels) -> UInt8[np.ndarray, "height width 3"]:
         """The image as the model sees it, before normalization."""
+        turn = orientation(image) if self.orient else 1
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        elif self.orient:
-            image = ImageOps.exif_transpose(image)
-        return np.asarray(self.resize_and_crop(to_rgb(image), self.interpolation))
+        image = transpose(to_rgb(image), turn)
+        return np.asarray(self.resize_and_crop(image, self.interpolation))
 
     def resize_and_crop(self, image: Image.Image, interpolation: str) -> Image.Image:
         """The geometry alone, for an image or a mask, by PIL's name of a filter."""
-        size, side = (self.width, self.height), self.side
+        if 0 in image.size:
+            raise ValueError(f"it has no pixels: its size is {image.size}")
+        width, height, side = self.width, self.height, self.side
         if self.resize == "square":
-            size = (side, side)
+            width = height = side
         elif self.resize == "shorter":  # rounded down, as torchvision does
             short = min(image.size)
-            size = (side * image.width // short, side * image.height // short)
+            width, height = (side * length // short for length in image.size)
+        to_corner = math.floor if self.crop == "floor" else round
+        left, top = (
+            to_corner((resized - kept) / 2)
+            for resized, kept in ((width, self.width), (height, self.height))
+        )
+        columns, rows = (left, left + self.width), (top, top + self.height)
         resample = Image.Resampling[interpolation.upper()]
+        if width * height > MAX_RESIZED:
+            # PIL enlarges rows first, too, and rounds in between: the result is equal.
+            image = resize_axis(image, 0, width, columns, resample)
+            return resize_axis(image, 1, height, rows, resample)
         # An equal size would be resampled to itself; this is quicker, and the same.
-        image = image if image.size == size else image.resize(size, resample)
+        if image.size != (width, height):
+            image = image.resize((width, height), resample)
         if image.size == (self.width, self.height):
             return image
-        to_corner = math.floor if self.crop == "floor" else round
-        left = to_corner((size[0] - self.width) / 2)
-        top = to_corner((size[1] - self.height) / 2)
-        return image.crop((left, top, left + self.width, top + self.height))
+        return image.crop((columns[0], rows[0], columns[1], rows[1]))
 
     def normalize(
         self, pixels: UInt8[np.ndarray, "*any 3"]
@@ -180,28 +229,106 @@ def normalization_table(
     )
 
 
+def resize_axis(
+    image: Image.Image,
+    axis: int,
+    size: int,
+    crop: tuple[int, int],
+    resample: Image.Resampling,
+) -> Image.Image:
+    """The image with its width (axis 0) or height (axis 1) resized to `size`, from
+    crop[0] to before crop[1]; of what is cropped, little is made.
+    """
+    length, other = image.size[axis], image.size[1 - axis]
+
+    def box(start, stop):
+        """From start to stop along the axis, and the whole other one."""
+        return (start, 0, stop, other) if axis == 0 else (0, start, other, stop)
+
+    if size * max(other, 64) <= MAX_RESIZED:  # PIL's weights take as much as 64 lines
+        return image.resize(box(0, size)[2:], resample).crop(box(*crop))
+    if resample == Image.Resampling.NEAREST:
+        indices = ((np.arange(*crop) + 0.5) * length / size).astype(int)
+        return Image.fromarray(np.asarray(image).take(indices, 1 - axis))
+    start, stop = (edge * length / size for edge in crop)
+    margin = RADIUS * max(1, length / size)
+    first, last = math.floor(start - margin), math.ceil(stop + margin)
+    first, last = max(first, 0), min(last, length)
+    image = image.crop(box(first, last))
+    shape = box(0, crop[1] - crop[0])[2:]
+    return image.resize(shape, resample, box(start - first, stop - first))
+
+
+def orientation(image: Pixels) -> int:
+    """The EXIF orientation, a key of `TURNS`; 1 where the image is upright."""
+    exif = {} if isinstance(image, np.ndarray) else image.getexif()
+    turn = exif.get(ExifTags.Base.Orientation)
+    return turn if isinstance(turn, int) and turn in TURNS else 1
+
+
+def transpose(image: Image.Image, turn: int) -> Image.Image:
+    """The image turned by an EXIF orientation."""
+    return image.transpose(TURNS[turn]) if turn in TURNS else image
+
+
+def upright_size(image: Pixels) -> tuple[int, int]:
+    """(width, height) of an image once it is turned as its EXIF tag says."""
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    width, height = image.size
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB, as PIL converts it; 16-bit gray keeps its upper eight bits.
+    """Any mode as RGB, as PIL converts it; deep gray is scaled to eight bits.
 
     Transparency is dropped and the color below it shows, as in the published pipeline.
-    Floating-point pixels, which have no known range, are an `ImageError`.
     """
-    if image.mode == "F":
-        raise ImageError(
-            "in memory",
-            "its pixels are floating-point numbers of no known range; save it as 8-bit",
-        )
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(deep >> 8, 0, 255).astype(np.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(scale_to_bytes(image))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns otherwise; the colors are the same
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def scale_to_bytes(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    """Integer or floating-point pixels of one channel in 256 equal steps.
+
+    White is what the file declares as largest value; else the smallest of `LIMITS` that
+    holds all pixels or, where they stay below a quarter of it, their own maximum.
+    With negative pixels, the range is from their minimum to their maximum.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("some of its pixels are NaN or infinite")
+    low, high, declared = values.min(), values.max(), declared_maximum(image)
+    if declared is not None and 0 <= low <= high <= declared:
+        low, high = 0, declared
+    elif low >= 0:
+        limit = next((limit for limit in LIMITS if high <= limit), high)
+        low, high = 0, limit if 4 * high >= limit else high
+    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny)
+    return (scaled * 256 * (1 - 1e-6)).astype(np.uint8)
+
+
+def declared_maximum(image: Image.Image) -> float | int | None:
+    """The largest value that a file says its pixels may have, where it says so.
+
+    That samples are stored in 16 bits says nothing: scanners store 12 in them.
+    """
+    if image.format in ("PPM", "JPEG2000") and image.mode != "F":
+        return 65535  # PIL has scaled them to it
+    tags = getattr(image, "tag_v2", {})
+    for tag in (ExifTags.Base.SMaxSampleValue, ExifTags.Base.MaxSampleValue):
+        if value := np.max(tags.get(tag, 0)):
+            return float(value)
+    bits = int(np.max(tags.get(ExifTags.Base.BitsPerSample, 16)))
+    return 2.0**bits - 1 if 8 < bits < 16 else None
+
+
 def open_image(path: str | os.PathLike) -> Image.Image:
     """Read and decode an image file, local or `gs://`, in its mode and orientation."""
-    name = os.fspath(path)
+    name = printable(os.fspath(path))
     return decode_image(read_file(path, name=name), name=name)
 
 
@@ -209,20 +336,24 @@ def read_file(path: str | os.PathLike, *, name: str) -> bytes:
     """The bytes of an image file; whatever prevents reading is an `ImageError`."""
     from etils import epath
 
-    try:
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A pipe would wait for its other end, which signals cannot stop.
+        raise ImageError(name, "it is not a regular file")
+    with image_errors(name):
         return epath.Path(path).read_bytes()
-    except Exception as error:  # clients of remote stores have errors of their own
-        raise ImageError(name, describe(error)) from error
 
 
 def decode_image(content: bytes, *, name: str) -> Image.Image:
     """An image from its bytes; whatever prevents decoding is an `ImageError`."""
-    try:
+    with image_errors(name):
         image = Image.open(io.BytesIO(content))
         image.load()
-    except Exception as error:  # Pillow's readers of formats raise almost anything
-        raise ImageError(name, describe(error)) from error
     return image
+
+
+def printable(name: str) -> str:
+    """A file name that can be written anywhere: bytes that are no UTF-8 as `\\xe9`."""
+    return name.encode("utf8", "surrogateescape").decode("utf8", "backslashreplace")
 
 
 def content_digest(*contents: bytes) -> int:
@@ -235,8 +366,6 @@ def content_digest(*contents: bytes) -> int:
 
 def describe(error: Exception) -> str:
     """The reason of a failed decoding, for a person."""
-    if isinstance(error, ImageError):
-        return error.reason
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image in a format that Pillow knows, or it is damaged"
     if isinstance(error, OSError) and error.strerror:

@@ -73,16 +73,21 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
     ids, names = label_tables(tuple(classes), tuple(class_ids))
     text = str(label)
     if isinstance(label, str):
-        numbers = (ids[label],) if label in ids else names.get(normalize(label), ())
+        numbers = ids.get(label) or names.get(normalize(label), ())
         if len(numbers) == 1:
             return numbers[0]
         if numbers:
+            own_ids = {class_ids[number] for number in numbers}
+            distinct = len(own_ids) == len(numbers)
+            others = [class_ids[n] if distinct else str(n) for n in numbers]
             raise SourceError(
                 f"The label {label!r} is the name of {len(numbers)} classes; use their "
-                f"ids instead: {' and '.join(class_ids[n] for n in numbers)}."
+                f"{'ids' if distinct else 'numbers'} instead: {' and '.join(others)}."
             )
-    if re.fullmatch(r"\d+", text) and int(text) < len(classes):
+    if re.fullmatch(r"[0-9]{1,9}", text) and int(text) < len(classes):
         return int(text)
+    if not classes:
+        raise SourceError(f"The label {label!r} has no class: the model has none.")
     hint = did_you_mean(normalize(text), [*map(normalize, ids), *names], n=3)
     examples = ", ".join(dict.fromkeys((*class_ids[:2], *classes[:2])))
     raise SourceError(
@@ -96,15 +101,21 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
 @functools.lru_cache(maxsize=8)
 def label_tables(
     classes: tuple[str, ...], class_ids: tuple[str, ...]
-) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """(id -> number, normalized name -> numbers); whole names override parts."""
-    ids = {key: number for number, key in enumerate(class_ids) if key}
-    whole, parts = collections.defaultdict(set), collections.defaultdict(set)
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """(id -> numbers, normalized name -> numbers); whole names override parts."""
+    ids, whole, parts = (collections.defaultdict(set) for _ in range(3))
+    for number, key in enumerate(class_ids):
+        if key:
+            ids[key].add(number)
     for number, name in enumerate(classes):
         whole[normalize(name)].add(number)
         for part in name.split(","):
             parts[normalize(part)].add(number)
-    return ids, {name: tuple(sorted(rows)) for name, rows in (parts | whole).items()}
+    tables = ids, parts | whole
+    ids, names = (
+        {key: tuple(sorted(rows)) for key, rows in table.items()} for table in tables
+    )
+    return ids, names
 
 
 def normalize(name: str) -> str:

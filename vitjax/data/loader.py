@@ -27,8 +27,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt64
 
-from vitjax.data.images import ImageError, Preprocess, content_digest, describe
-from vitjax.data.masks import MaskRule, label_patches
+from vitjax.data.images import ImageError, Preprocess, content_digest, image_errors
+from vitjax.data.masks import MaskRule, align_mask, label_patches
+from vitjax.data.records import Record
 from vitjax.types import Batch, Config
 
 
@@ -100,22 +101,25 @@ class Loader:
         """Array name -> row of the image at an index, or why there are none."""
         try:
             record = self.source[index]
-            try:
-                pixels = self.preprocess(record.image)
-            except Exception as error:  # Pillow cannot convert every mode
-                raise ImageError(record.name, describe(error)) from error
+            with image_errors(record.name):  # Pillow cannot convert every mode
+                return self.rows(record)
         except ImageError as error:
             if self.on_error == "stop":
                 raise
             return ExampleError(index, error.name, error.reason)
+
+    def rows(self, record: Record) -> dict[str, Any]:
+        """Array name -> row of a record."""
+        pixels = self.preprocess(record.image)
         rows = {"images": pixels, "label": record.label, "valid": True}
         rows["digest"] = record.digest
         if record.digest is None:
             arrays = [a for a in (record.image, record.mask) if a is not None]
             rows["digest"] = content_digest(*(np.asarray(a).tobytes() for a in arrays))
         if record.mask is not None and self.config is not None:
+            orient = self.preprocess.orient
             rows["patch_label"] = label_patches(
-                record.mask,
+                align_mask(record.mask, record.image, orient=orient),
                 preprocess=self.preprocess,
                 grid=self.config.grid,
                 mask_rule=self.mask_rule,

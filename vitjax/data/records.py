@@ -23,10 +23,12 @@ class Record:
 
     Args:
         image: decoded.
-        label: as the data set has it: an id, a name, a number; None where unknown. From
-            `open_data`: the class's number, -1 where unknown.
+        label: as the data set has it: an id, a name, a number; None or -1 where
+            unknown. From `open_data`: the class's number, -1 where unknown.
         name: of the image, relative to the data set.
-        mask: on the image: True or 1 object, False or 0 context, 255 neither.
+        mask: on the image: True or 1 object, False or 0 context, 255 neither. Upright,
+            as the image is once it is turned as its EXIF tag says, and of its size or
+            of the same aspect.
         context: number of the context, where the data set knows it.
         digest: `content_digest` of the files it was decoded from; None where it was
             decoded from none, then the loader takes that of the pixels.
@@ -46,8 +48,9 @@ class Source(Protocol):
 
     `id` identifies the content: another list of images has another id. `getitem` raises
     `ImageError` for an image that cannot be read. Optional attributes: `names`, one per
-    image, `label_names`, all labels that occur, and `masks`, one entry per image and
-    None where there is no mask; they are known before anything is decoded.
+    image, `label_names`, all labels that occur, `masks`, one entry per image and None
+    where there is no mask, and `notes`, sentences that a person should read before a
+    run; they are known before anything is decoded.
     """
 
     @property

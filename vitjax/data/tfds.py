@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from vitjax.data.imagenet_s import NO_MASK
-from vitjax.data.images import content_digest, decode_image
+from vitjax.data.images import content_digest, decode_image, image_errors
 from vitjax.data.masks import class_mask
 from vitjax.data.records import Record, SourceError
 
@@ -49,7 +49,8 @@ class Prepared:
         mask = None
         if known and segmentations and segmentations[0].size != NO_MASK:
             # The classes of such a set are in the order of its masks' numbers.
-            mask = class_mask(segmentations[0], number + 1, size=image.size)
+            with image_errors(name):
+                mask = class_mask(segmentations[0], number + 1, image=image)
         return Record(
             image=image,
             label=self.classes[number] if known else None,

@@ -1,9 +1,9 @@
 """Options that every run has, whatever its recipe."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from vitjax.data.masks import MaskConvention, MaskRule
+from vitjax.data.masks import MaskConvention, MaskFormat, MaskRule
 from vitjax.messages import check_one_of, check_range
 
 PRECISION = {"float32": "highest", "bfloat16": "default"}
@@ -29,6 +29,10 @@ class RunOptions:
             area by the share of their pixels, through the model's own resize and crop;
             vilas2023_code by one pixel, as the published code does.
         mask_threshold: that share, in (0, 1].
+        mask_format: how the mask files of a table are read. gray: the object is where
+            it is at least half as bright as its brightest pixel; labels: 1 object, 0
+            context, 255 neither; auto: labels where the values are 0, 1 and 255 and 1
+            covers an area, else gray.
         workers: processes that decode and preprocess images; 0 for threads.
 
     Raises:
@@ -42,6 +46,7 @@ class RunOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     mask_convention: MaskConvention = "area"
     mask_threshold: float = 0.5
+    mask_format: MaskFormat = "auto"
     workers: int = 0
 
     def __post_init__(self):
@@ -51,6 +56,7 @@ class RunOptions:
             check_range("limit", self.limit, 1)
         check_one_of("dtype", self.dtype, PRECISION)
         check_one_of("on_error", self.on_error, ("stop", "skip"))
+        check_one_of("mask_format", self.mask_format, get_args(MaskFormat))
         _ = self.mask_rule
 
     @property
