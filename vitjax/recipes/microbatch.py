@@ -1,12 +1,10 @@
 """Microbatches of a step whose class logits would not fit in memory as a whole.
 
 Class logits of every token, [batch token class], are by far the largest arrays of a
-step once there are very many classes: for B/16, 32 images and the 21,843 classes of
-ImageNet-21k they take 525 MiB, and several live at once. Images do not depend on each
-other, so a step takes one microbatch after the other inside one program, and only rows
-outlive it: there `identifiability` needs 664 MiB beside the weights instead of 2,185 on
-a CPU, and `one_pass` 1,364 instead of 4,323. Classes are not split: no stream is
-projected more often, and the logits that a rank compares come out of one product.
+step with very many classes, and several live at once. A step takes one microbatch of
+images after the other inside one program, and only rows outlive it: for B/16, 32 images
+and 21,843 classes `identifiability` needs 664 MiB beside the weights instead of 2,185
+on a CPU. Classes are not split: the logits that a rank compares are of one product.
 """
 
 import functools
