@@ -157,6 +157,8 @@ class Config:
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
         if min(*sizes, *self.shape, self.channels) < 1 or self.registers < 0:
             raise ValueError(f"Every size of a Config must be positive: {self}")
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"Config.epsilon={self.epsilon!r} is not in [0, 1].")
         if any(side % self.patch_size for side in self.shape):
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide image_size "

@@ -298,6 +298,8 @@ UNSUPPORTED = (
     ({"image_mean": float("nan")}, "image_mean"),
     ({"rescale_factor": -1}, "rescale_factor"),
     ({"do_rescale": "yes"}, "do_rescale"),
+    ({"do_resize": None}, "do_resize"),
+    *(({key: None}, key) for key in ("size", "image_mean", "image_std", "resample")),
 )
 
 

@@ -36,7 +36,7 @@ PROCESSORS = (
     ("clip", "CLIP", {"size": {"shortest_edge": 65}, "crop_size": 48}),
     ("clip", "CLIP", {"size": 50, "crop_size": {"height": 32, "width": 48}}),
     ("clip", "CLIP", {"size": {"height": 40, "width": 40}, "crop_size": 32}),
-    ("bit", "Bit", {"size": 60, "crop_size": 56, "image_mean": None}),
+    ("bit", "Bit", {"size": 60, "crop_size": 56, "image_mean": 0.4}),
     ("beit", "Beit", {"size": 48}),
     ("siglip", "Siglip", {}),
     ("levit", "Levit", {}),
@@ -108,7 +108,7 @@ def torchvision_stand_in():
 
 
 CONFIGS = (
-    {},
+    {"num_classes": 7},
     {"input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bilinear"},
     {"input_size": [3, 48, 48], "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
     {"input_size": [3, 48, 48], "crop_pct": 0.95, "crop_mode": "squash"},
@@ -169,7 +169,8 @@ def test_hub_folders(options, timm, torch, tmp_path):
     for leaf in model.parameters():
         leaf.data = leaf.data + 0.1 * torch.randn(leaf.shape)
     save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
-    ours = vitjax.load(tmp_path)
+    wide = vitjax.Preprocess(32, 48) if "img_size" in options else None
+    ours = vitjax.load(tmp_path, preprocess=wide)
     shape = (2, *ours.config.shape, ours.config.channels)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     with torch.no_grad():
@@ -194,9 +195,13 @@ def test_other_architectures(kind, timm, torch, tmp_path):
     elif kind == "deit3":
         model = VisionTransformer(**shape, no_embed_class=True, init_values=0.3)
     elif kind == "swiglu":
-        model = VisionTransformer(**shape | {"mlp_ratio": 3.0}, mlp_layer=SwiGLUPacked)
+        model = VisionTransformer(
+            **shape | {"mlp_ratio": 3.0},
+            mlp_layer=SwiGLUPacked,
+            act_layer=torch.nn.SiLU,
+        )
     else:
-        model = VisionTransformer(**shape, mlp_layer=SwiGLU)
+        model = VisionTransformer(**shape, mlp_layer=SwiGLU, act_layer=torch.nn.SiLU)
     for leaf in model.eval().parameters():
         leaf.data = leaf.data + 0.2 * torch.randn(leaf.shape)
     torch.save({"model": model.state_dict()}, tmp_path / "m.pth")

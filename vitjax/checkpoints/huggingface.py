@@ -134,7 +134,11 @@ def preprocessing(
     """
     kind = processor(fields, config_json or {})
     defaults = PROCESSORS[kind]
-    given = {key: value for key, value in fields.items() if value is not None}
+    given = {
+        key: False if value is None and key.startswith("do_") else value
+        for key, value in fields.items()
+        if value is not None or key.startswith("do_") or key in NEEDED
+    }
     off = {key for key in ("do_pad", "use_square_size") if given.get(key) is False}
     if unknown := sorted(set(given) - set(defaults) - WITHOUT_EFFECT - off):
         raise CheckpointError(
@@ -164,14 +168,14 @@ def preprocessing(
             f"rescale_factor={factor} and image_std={std} must be positive."
         )
     scale = factor * 255
-    scale = 1.0 if abs(scale - 1) < 1e-6 else scale
-    return Preprocess(
-        **geometry,
-        interpolation=filters[resample],
-        mean=tuple(value / scale for value in mean),
-        std=tuple(value / scale for value in std),
-    )
+    if abs(scale - 1) > 1e-6:
+        mean, std = (tuple(value / scale for value in each) for each in (mean, std))
+    colors: dict[str, Any] = {"mean": mean, "std": std}
+    return Preprocess(**geometry, interpolation=filters[resample], **colors)
 
+
+NEEDED = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+"""What has no default where a file says null; transformers fails then, too."""
 
 ADVICE = "Pass preprocess= with a vitjax.Preprocess that does what the model expects."
 
@@ -202,7 +206,10 @@ def resize_and_crop(kind: str, values: Mapping[str, Any], crop: bool) -> dict[st
                 f"are not supported of ConvNextImageProcessor. {ADVICE}"
             )
         target, crop = (edge, edge), edge < 384
-        size, edge = (None, int(edge / share)) if crop else (target, None)
+        if crop:
+            edge = int(edge / share)
+        else:
+            size, edge = target, None
     elif crop:
         target = read.height_and_width("crop_size", values["crop_size"])
     if kind == "Levit" and edge is not None:
@@ -215,11 +222,9 @@ def resize_and_crop(kind: str, values: Mapping[str, Any], crop: bool) -> dict[st
     fields: dict[str, Any] = dict(height=target[0], width=target[1])
     if size == target:
         return fields
-    side = size[0] if edge is None else edge
     if edge is None and size[0] != size[1]:
-        raise CheckpointError(
-            f"A crop from {size[0]} x {size[1]} pixels is not supported. {ADVICE}"
-        )
+        raise CheckpointError(f"A crop from {size} pixels is not supported. {ADVICE}")
+    side = size[0] if edge is None else edge
     if side < max(target):
         raise CheckpointError(
             f"A crop of {target[0]} x {target[1]} from {side} pixels pads the image, "
@@ -231,7 +236,7 @@ def resize_and_crop(kind: str, values: Mapping[str, Any], crop: bool) -> dict[st
     return fields
 
 
-def edge_or_size(values: Mapping[str, Any]) -> tuple[Any, Any]:
+def edge_or_size(values: Mapping[str, Any]) -> Any:
     """(the shortest edge, None) or (None, (height, width)) of a size."""
     size = values["size"]
     square = read.boolean("default_to_square", values["default_to_square"])

@@ -215,7 +215,7 @@ def architecture(
     if library == "timm":
         config = dataclasses.replace(config, gelu=timm.gelu(description))
         sources["gelu"] = of_file
-    if row is None:
+    if row is None or library == "vitjax":
         found.check_positions(config)
     elif library == "timm" or library == "huggingface":
         size = (
