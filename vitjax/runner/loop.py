@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from vitjax.checkpoints.describe import describe_preprocessing
 from vitjax.checkpoints.loading import load
 from vitjax.data.datasets import open_data
 from vitjax.data.images import ImageError, Preprocess
@@ -287,6 +288,25 @@ class Job:
                 digest.update(np.asarray(constant).tobytes())
         return digest.hexdigest()
 
+    def notes(self) -> Iterator[str]:
+        """What a person should know before the run: settings in force and where they
+        came from, what the data set leaves out, other batches or versions than asked.
+        """
+        settings: dict[str, list[str]] = {}
+        for fact in describe_preprocessing(self.loaded_model):
+            settings.setdefault(fact.source, []).append(f"{fact.setting} {fact.value}")
+        for source, facts in settings.items():
+            yield f"{'; '.join(facts)} ({source})"
+        yield from getattr(self.source, "notes", ())
+        if self.batch_size != self.options.batch_size:
+            devices = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+            yield (
+                f"Batches of {self.batch_size} images, not {self.options.batch_size}: "
+                f"the run has {self.images} images and {devices}."
+            )
+        for change in session_changes(self.writer.manifest):
+            yield f"{change}: the last bits of new rows may differ."
+
     def images_per_chunk(self, processes: int = 1) -> int:
         """Images per chunk of a new run."""
         return images_per_chunk(self.specs, self.images, self.batch_size, processes)
@@ -430,7 +450,7 @@ def run(
     The step is compiled once; memory depends on the batch, not on the data set. Stopped
     at any moment, also by `kill -9`, the same call resumes and ends with the same
     arrays; a finished run is returned at once. Rows are written in whole chunks, of
-    eight batches at most; chunk i belongs to process i mod n, and nothing has to be
+    eight batches or 1/64 of the run at most; chunk i belongs to process i mod n, and nothing has to be
     arranged between processes but that they share `out`.
 
     Args:
@@ -499,11 +519,8 @@ def resume(job: Job, *, show: bool) -> None:
     left = pending(job.chunks, verify=True)
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
     if any(left.values()) or not writer.has_static():
-        for change in session_changes(writer.manifest) if show else ():
-            print(f"{change}: the last bits of new rows may differ.", file=sys.stderr)
-        if job.batch_size > job.options.batch_size and show:
-            text = f"Batches of {job.batch_size} images on {job.mesh.size} devices."
-            print(text, file=sys.stderr)
+        for line in job.notes() if show else ():
+            print(line, file=sys.stderr)
         writer.create_arrays()
         writer.write_static(
             {

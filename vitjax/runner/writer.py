@@ -38,6 +38,8 @@ FILL = {"b": False, "i": -1, "u": 0, "f": float("nan")}
 
 CHUNK_BYTES = 4 << 20
 CHUNK_BATCHES = 8
+CHUNKS = 64
+"""A kill costs at most so small a part of a run, however slow its recipe is."""
 CHUNKS_PER_PROCESS = 4
 THREADS = 16
 
@@ -74,7 +76,7 @@ def images_per_chunk(
     specs: Mapping[str, ArraySpec], images: int, batch_size: int, processes: int
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
-    array and CHUNK_BATCHES at most, and some chunks for every process.
+    array and CHUNK_BATCHES at most, and CHUNKS of them, or some for every process.
     """
     rows = [spec for spec in specs.values() if spec.dims[0] == "image"]
     widest = max(spec.row_bytes for spec in rows)
@@ -82,6 +84,7 @@ def images_per_chunk(
     most = min(
         CHUNK_BYTES // (widest * batch_size),
         CHUNK_BATCHES,
+        -(-batches // CHUNKS),
         batches // (CHUNKS_PER_PROCESS * processes),
     )
     return batch_size * max(1, most)
