@@ -119,8 +119,16 @@ def read(params, stream_in, trace, label):
     return trace.residual.mean(-1) * label[:, None], trace.attention_weights
 
 
+def written(model):
+    return (*pixels(model), *states(model))
+
+
 def square(logits):
     return (logits**2).sum()
+
+
+def square_each(logits):
+    return (logits**2).sum(-1)
 
 
 def mlp_values(model):
@@ -163,6 +171,21 @@ ROWS = {
     ),
     "attention_gradients": Row(
         lambda m, x: vitjax.attention_gradients(m, x, square), pixels
+    ),
+    "logit_attribution": Row(vitjax.logit_attribution, targets),
+    "attribution_patching": Row(
+        lambda m, x: vitjax.attribution_patching(m, x, x[..., ::-1], square_each),
+        pixels,
+    ),
+    "ablate": edited(
+        lambda m, v: vitjax.ablate(m, "mlp_update", tokens=[2], value=v[None]), written
+    ),
+    "patch": edited(
+        lambda m, v: vitjax.patch(m, Trace(residual=v[None]), "residual", layers=[0]),
+        written,
+    ),
+    "steer": edited(
+        lambda m, v: vitjax.steer(m, v[None, :, 1:2], layers=[-1]), written
     ),
     "refinement_logits": Row(vitjax.refinement_logits, pixels, models=("refined",)),
     "self_only": edited(lambda m: vitjax.self_only(m, layers=(1,), renormalize=True)),

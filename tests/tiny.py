@@ -33,6 +33,12 @@ CONFIGS = {
 CLASSES = tuple("abcdefg")
 
 
+def slow_but(names, *quick):
+    """Parameters of a test, all but some of them slow."""
+    slow = pytest.mark.slow
+    return [n if n in quick else pytest.param(n, marks=slow) for n in names]
+
+
 def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
     """A model whose every parameter, norms and biases too, is random."""
     rng = np.random.default_rng(seed)

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 import vitjax
+from vitjax.benchmark.bench import Benchmark, Timing
 from vitjax.checkpoints import loading
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli import main
-from vitjax.cli.estimate import Estimate
 from vitjax.cli.models import count_parameters
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.run import Run
 from vitjax.data.textured_digits import CLASSES
 from vitjax.models.model import parameter_shapes
+from vitjax.runner.interrupt import Terminated
 from vitjax.runner.loop import Job
 from vitjax.runner.options import RunOptions
 from vitjax.runner.store import StorageError
@@ -47,16 +48,16 @@ def test_run_writes_rows_and_prints_where(converted, tmp_path, capsys):
 
 def test_commands_are_callable_from_python(converted, tmp_path):
     command = Run(
-        recipe="faithfulness",
+        recipe="identifiability",
         model=converted,
         data="textured_digits",
         out=str(tmp_path),
         options=RunOptions(limit=4, batch_size=4),
-        recipe_options={"methods": ("random",), "protocols": ("vilas_removal",)},
+        recipe_options={"top": 3},
     )
     results = command()
-    assert results["prediction"].shape == (4,)
-    assert results.manifest["recipe_options"]["methods"] == ["random"]
+    assert results["top_classes"].shape == (4, 2, 3)
+    assert results.manifest["recipe_options"] == {"top": 3}
 
 
 def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys):
@@ -72,12 +73,13 @@ def test_processes_share_a_run_without_a_coordinator(converted, tmp_path, capsys
     assert run(converted, out, *flags, "--process", "2") == 1
 
 
-def test_random_weights_are_the_papers_control(tmp_path, capsys):
-    flags = ["--random-init", "3"]
-    assert run("textured_digits", tmp_path / "rows", *flags) == 0
-    model = vitjax.open_results(tmp_path / "rows").manifest["model"]
-    assert "random weights, seed 3" in model["checkpoint"]
-    assert run("textured_digits", tmp_path, *flags, "--checkpoint", "x.npz") == 1
+def test_random_weights_are_the_papers_control(tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr("vitjax.runner.loop.run", lambda *a, **o: calls.append(a))
+    flags = ["--random-init", "3", "--distributed", "--process=1", "--processes=2"]
+    assert run("vit_ti16", tmp_path, *flags) == 0
+    assert "random weights, seed 3" in calls[0][1].provenance.path
+    assert run("vit_ti16", tmp_path, *flags, "--checkpoint", "x.npz") == 1
     assert "--random-init" in capsys.readouterr().err
 
 
@@ -92,6 +94,7 @@ def test_report_is_written_beside_the_rows(converted, tmp_path, capsys):
     assert main.main(["report"]) == 1
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_and_where_the_report_is(tmp_path, capsys, monkeypatch):
     pytest.importorskip("vitjax.report.page")
     model = vitjax.init("textured_digits")
@@ -137,17 +140,24 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
         assert hint in capsys.readouterr().err
 
 
-def test_bench_prints_and_writes(converted, tmp_path, capsys):
+def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
+    timing = Timing(images_per_second=400.0, seconds=0.01, passes=1.25, floor=1.1)
+    numbers = dict.fromkeys(("ratio", "one_pass_ratio", "ratio_floor"), 1.25)
+    timings = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
+    words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
+    result = Benchmark(
+        batch_size=4, versions={}, repetitions=1, **words, **timings, **numbers
+    )
+    monkeypatch.setattr("vitjax.cli.bench.bench", lambda model, **options: result)
     out = tmp_path / "figures" / "bench.json"
-    words = ["bench", "--model", converted, "--checkpoint", converted]
-    flags = ["--batch-size", "4", "--repetitions", "1", "--out", str(out)]
-    assert main.main([*words, *flags, "--data", "textured_digits"]) == 0
+    words = ["bench", "--model", converted, "--batch-size", "4", "--out", str(out)]
+    assert main.main([*words, "--data", "textured_digits"]) == 0
     shown = capsys.readouterr().out
     assert "relative cost" in shown and "MAC ratio" in shown
     figures = json.loads(out.read_text())
-    assert figures["ratio"] > 0 and figures["forward"]["temporary_bytes"] > 0
+    assert figures["ratio"] == 1.25 and figures["forward"]["temporary_bytes"] is None
     assert figures["data"]["images_per_second"] > 0
-    assert "| `one_pass` |" in out.with_suffix(".md").read_text()
+    assert "| `one_pass`  " in out.with_suffix(".md").read_text()
     assert main.main([*words, "--platform", "tpu"]) == 1
     assert "tpu" in capsys.readouterr().err
 
@@ -160,21 +170,9 @@ def test_estimate_is_a_sentence_or_json(converted, capsys):
     assert main.main([*words, *flags, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["images"] == 8 and facts["device_bytes"] > 0 < facts["disk_bytes"]
-    assert main.main(words) == 1
-    assert "--topology" in capsys.readouterr().err
-
-
-def test_estimate_for_tpus_needs_no_weights(converted, monkeypatch):
-    calls = []
-
-    def estimate_tpu(recipe, model, *, topology, **options):
-        calls.append(model)
-        return RunOptions()  # a dataclass
-
-    monkeypatch.setattr("vitjax.runner.estimate.estimate_tpu", estimate_tpu)
-    for model in converted, "vit_ti16":
-        Estimate(recipe="tokens", model=model, topology="v5e:2x2")()
-    assert calls[0].classes == CLASSES and calls[1] == "vit_ti16"
+    for more, hint in ([], "--data"), ([*flags, "--topology", "v5e:2x2"], "gone"):
+        assert main.main([*words, *more]) == 1
+        assert hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", ["mlp", "attention"])
@@ -342,7 +340,7 @@ def test_a_full_disk_loses_nothing(converted, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, 130), (main.Terminated, 143)]
+    ("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)]
 )
 def test_a_stopped_run_prints_how_to_resume(
     converted, tmp_path, capsys, monkeypatch, error, status

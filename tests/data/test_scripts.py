@@ -108,6 +108,7 @@ class TestTraining:
             run(folder, Recipe(config=TINY, steps=9, batch_size=8, warmup=2))
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     """On one batch seen again and again, far below that of guessing, log 10."""
     recipe = Recipe(config=TINY, steps=60, batch_size=16, warmup=5, adam_rate=1e-2)

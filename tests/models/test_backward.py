@@ -19,13 +19,8 @@ RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(2, 5, 16)).astype(np.float32)
 
 
-def slow_but(names, *quick):
-    slow = pytest.mark.slow
-    return [n if n in quick else pytest.param(n, marks=slow) for n in names]
-
-
 @pytest.mark.parametrize(
-    "name", slow_but(("plain", "post_cls", "registers_gap"), "plain")
+    "name", tiny.slow_but(("one_block", "post_cls", "registers_gap"), "one_block")
 )
 def test_its_gradients_are_those_of_the_stored_pass(name):
     model = tiny.make(tiny.CONFIGS[name])
@@ -64,7 +59,9 @@ def test_its_gradients_are_those_of_the_stored_pass(name):
     np.testing.assert_allclose(patches.sum((0, 1)), moved, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", slow_but(tiny.CONFIGS, "plain", "gap", "layer_scale"))
+@pytest.mark.parametrize(
+    "name", tiny.slow_but(tiny.CONFIGS, "plain", "gap", "layer_scale")
+)
 def test_values_of_a_block_are_ordinary_under_every_rule(name):
     model = tiny.make(tiny.CONFIGS[name])
     params = jax.tree.map(lambda leaf: leaf[0], model.block_params)

@@ -70,6 +70,7 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
     assert np.abs(apply(0, True) - apply(1, True)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_stochastic_depth_keeps_the_mean():
     config = Config(**tiny.SHAPE | {"depth": 2})
     model = tiny.make(config)

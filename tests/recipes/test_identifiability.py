@@ -36,6 +36,7 @@ def test_rows_equal_the_published(name, oracle, published_model):
     np.testing.assert_array_equal(prediction == source.label, source["base"]["acc"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("setA", "plain"))
 def test_published_rates_follow_from_the_rows(name, oracle, published_model):
     source = oracle(name)
@@ -55,7 +56,7 @@ def test_published_rates_follow_from_the_rows(name, oracle, published_model):
     )
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", tiny.slow_but(tiny.CONFIGS, "gap", "refinement"))
 def test_rows_equal_projecting_every_stream(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
@@ -159,6 +160,7 @@ def test_fewer_classes_than_are_kept():
     np.testing.assert_allclose(rows["token_probabilities"].sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_published_classes_of_every_token(oracle, published_model):
     source, stored = oracle("setA"), oracle("setA")["projections"]
     batch = tiny.batch_of(source.images[:8], source.label[:8])

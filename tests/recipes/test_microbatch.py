@@ -45,10 +45,10 @@ def assert_same_rows(rows, expected):
     ("recipe", "config", "options", "size"),
     [
         ("identifiability", "gap", {}, 5),  # 4 and, padded, 3
-        ("one_pass", "registers", {"k": 3}, 1),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                ("one_pass", "registers", {"k": 3}, 1),
                 ("identifiability", "refinement", {}, 5),
                 ("tokens", "registers", {"top": 3}, 2),
                 ("paper", "plain", {"k": 3}, 1),
@@ -70,6 +70,7 @@ def test_rows_are_those_of_the_whole_batch(recipe, config, options, size, monkey
     assert (rows["rank_residual"][4] == 22).all()
 
 
+@pytest.mark.slow
 def test_every_device_takes_microbatches_of_its_own_images(monkeypatch):
     model = tiny.make(tiny.CONFIGS["gap"], classes=CLASSES)
     whole, split = PartitionSpec(), PartitionSpec("batch")

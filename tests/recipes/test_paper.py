@@ -49,7 +49,7 @@ def images_first(array):
     return np.moveaxis(np.asarray(array), 0, 1)
 
 
-@pytest.fixture(scope="module", params=("gap", "registers"))
+@pytest.fixture(scope="module", params=tiny.slow_but(("gap", "registers"), "registers"))
 def study(request):
     model, batch = case(request.param)
     return model, batch, *compute(model, batch)

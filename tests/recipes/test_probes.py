@@ -102,6 +102,7 @@ def test_the_projection_is_there_to_compare(context, states):
     assert set(context.arrays) <= set(PROBES.dims)
 
 
+@pytest.mark.slow
 def test_rows_keep_the_patches_that_probes_and_gradients_point_at(context, states):
     _, images, labels = states
     model, prefix = context.model, context.model.config.prefix
@@ -137,7 +138,7 @@ def test_the_study_is_described(context):
     assert json.loads(json.dumps(study)) == study
 
 
-@pytest.mark.parametrize("memory", ("1MB", "400kB"))
+@pytest.mark.parametrize("memory", tiny.slow_but(("1MB", "400kB"), "400kB"))
 def test_groups_change_nothing_and_share_programs(context, memory):
     recipe = configured(max_memory=memory)
     other = Context(context.model, context.data)

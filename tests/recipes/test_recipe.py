@@ -22,7 +22,7 @@ def batch_of(config):
     return tiny.batch_of(tiny.images(config), [1, 2, 3], kinds)
 
 
-@pytest.mark.parametrize("name", ONE_SWEEP)
+@pytest.mark.parametrize("name", tiny.slow_but(ONE_SWEEP, "identifiability", "paper"))
 def test_recipes_declare_what_they_return(name):
     recipe, returned, static = RECIPES[name], set(), set()
     if name == "one_pass":

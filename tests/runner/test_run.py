@@ -24,7 +24,7 @@ from vitjax.runner import loop, writer
 from vitjax.runner import mesh as meshes
 from vitjax.runner.manifest import describe_model, hash_parameters
 from vitjax.runner.options import RunOptions
-from vitjax.runner.progress import Rate, clock_time, progress
+from vitjax.runner.progress import Progress, clock_time
 from vitjax.runner.store import DamageError, Folder, StorageError
 
 STREAMS = tuple(schema.STREAMS)
@@ -263,6 +263,23 @@ def test_a_recipe_of_ones_own(run_tiny, tmp_path):
         run_tiny(tmp_path / "d", recipe=undeclared)
 
 
+def test_another_step_of_the_same_name_is_refused(run_tiny, tmp_path):
+    run_tiny(tmp_path / "run", recipe=OWN)
+    run_tiny(tmp_path / "run", recipe=dataclasses.replace(OWN))  # the same program
+    table = np.arange(3.0, dtype=np.float32)
+    changes = (
+        {"step": lambda *a, factor: mean_pixel(*a, factor=factor + 1)},
+        {"setup": lambda m, *, seed, factor: Setup({"offset": seed + jnp.zeros(())})},
+        {"setup": lambda m, **_: Setup({"offset": jnp.zeros(())}, {"table": table})},
+    )
+    for change in changes:
+        with pytest.raises(ValueError, match="recipe_sha256"):
+            run_tiny(tmp_path / "run", recipe=dataclasses.replace(OWN, **change))
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(path.read_text().replace(jax.__version__, "0.0.1"))
+    run_tiny(tmp_path / "run", recipe=dataclasses.replace(OWN, **changes[0]))
+
+
 def halves(context):
     """Two passes that write the two halves of an axis, and one that reads them back."""
 
@@ -420,11 +437,10 @@ def test_a_full_disk_leaves_the_chunk_pending(run_tiny, whole, tmp_path):
 # Devices and processes.
 
 
-@pytest.mark.parametrize("count", [1, 3])
 def test_the_number_of_devices_changes_nothing_but_last_bits(
-    run_tiny, whole, monkeypatch, tmp_path, count
+    run_tiny, whole, monkeypatch, tmp_path
 ):
-    mesh = meshes.make_mesh(jax.local_devices()[:count])
+    mesh = meshes.make_mesh(jax.local_devices()[:3])  # in batches of nine
     monkeypatch.setattr(meshes, "make_mesh", lambda devices=None: mesh)
     results = run_tiny(tmp_path / "run")
     np.testing.assert_array_equal(results["rank_residual"], whole["rank_residual"])
@@ -484,6 +500,7 @@ def test_runs_live_in_any_object_store(run_tiny, whole, assert_same_rows):
     assert_same_rows(vitjax.open_results(store), whole)
 
 
+@pytest.mark.slow
 def test_runs_live_in_a_bucket(
     run_tiny, whole, assert_same_rows, tmp_path, monkeypatch
 ):
@@ -502,8 +519,11 @@ def test_runs_live_in_a_bucket(
 def test_urls_and_folders(tmp_path):
     assert Folder("gs://bucket/some/run").store.prefix == "some/run"
     assert Folder("s3://bucket/run").store.config["bucket"] == "bucket"
-    with pytest.raises(StorageError, match="gopher"):
-        Folder("gopher://x/run")
+    for url in "gopher://x/run", "https://x/run":
+        with pytest.raises(StorageError, match=url):
+            Folder(url)
+    assert Folder(f"file://{tmp_path}/a%20b").create("c", b"")
+    assert (tmp_path / "a b" / "c").exists()
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(StorageError, match="Cannot open"):
@@ -570,23 +590,22 @@ def test_an_empty_data_set_and_unknown_names(tiny, tmp_path):
 
 def test_the_rate_is_images_over_wall_time():
     now = [0.0]
-    rate = Rate(30, clock=lambda: now[0])
+    rate = Progress(30, clock=lambda: now[0])
     assert rate.images_per_second is None and str(rate) == "compiling"
     now[0] = 100.0
     rate.start()
     assert str(rate) == "computing"
     now[0] = 102.0
-    rate.done = 10
+    rate.advance(10)
     assert rate.images_per_second == 5 and str(rate) == "5.0 images/s, 0:00:04 left"
     assert clock_time(3723) == "1:02:03"
 
 
 @pytest.mark.parametrize("show", [True, False])
 def test_progress_is_lines_where_there_is_no_terminal(capsys, show):
-    rate = Rate(4)
-    with progress(rate, title="x", done=2, show=show) as advance:
-        rate.start()
-        advance(4)
+    with Progress(4, title="x", before=2, show=show) as progress:
+        progress.start()
+        progress.advance(4)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (2 if show else 0)
     assert not show or (lines[0].startswith("x: 2/6") and lines[1].startswith("x: 6/6"))

@@ -97,7 +97,7 @@ def test_the_gamma_rule_favors_contributions_of_the_outputs_sign(draw):
     np.testing.assert_allclose(back(cotangent)[0] * x, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ("registers", "registers_gap"))
+@pytest.mark.parametrize("name", tiny.slow_but(("registers", "gap"), "gap"))
 def test_attnlrp_conserves_the_logit(name):
     """Exactly, through stream, norms, MLP and head; softmax would absorb some."""
     model = without_biases_and_values(tiny.make(tiny.CONFIGS[name]))

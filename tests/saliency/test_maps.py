@@ -83,7 +83,7 @@ def test_rollout_is_the_product_of_matrices(name):
     assert_close(attention.rollout(model, images), expected)
 
 
-@pytest.mark.parametrize("target", ("true", "other"))
+@pytest.mark.parametrize("target", tiny.slow_but(("true", "other"), "true"))
 @pytest.mark.parametrize("variant", published.CONFIGS)
 def test_chefer_equals_the_published(variant, target, oracle, published_model):
     source = oracle(variant)
@@ -194,7 +194,7 @@ def test_class_projection_is_what_each_token_writes(name):
     assert_close(actual, expected[..., prefix:])
 
 
-@pytest.mark.parametrize("name", ("plain", "gap"))
+@pytest.mark.parametrize("name", tiny.slow_but(("plain", "gap"), "gap"))
 def test_occlusion_is_the_model_without_the_token(name):
     model, images, _ = setting(name)
     actual = compiled(gradients.occlusion, model, images)
@@ -217,7 +217,9 @@ def test_random_maps_belong_to_the_image():
     assert abs(float(actual.mean()) - 0.5) < 0.15
 
 
-@pytest.mark.parametrize("name", ("plain", "registers_gap", "gap"))
+@pytest.mark.parametrize(
+    "name", tiny.slow_but(("plain", "registers_gap", "gap"), "gap")
+)
 def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     model, images, prefix = setting(name)
     method = functools.partial(integrated_presence.integrated_presence, steps=96)

@@ -49,7 +49,7 @@ def test_every_token_equals_the_published(
     assert_close(actual, source["gradients"][f"grad_{name}_{target}"], name)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", tiny.slow_but(OPTIONS, "paper", "double"))
 def test_the_real_model_equals_the_published(name, oracle, published_model):
     source = oracle("setA")
     actual = compiled(
@@ -85,6 +85,7 @@ def test_the_last_block_is_the_whole_networks_gradient(name):
     assert_last_block_is_the_whole_networks_gradient(model, actual)
 
 
+@pytest.mark.slow
 def test_an_earlier_block_is_the_last_one_of_a_shorter_network():
     model = tiny.make(tiny.CONFIGS["registers"])
     encoder = model.params["Transformer"]

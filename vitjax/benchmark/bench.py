@@ -115,6 +115,13 @@ def bench(
     check_range("repetitions", repetitions, 1)
     for name in against:
         check_one_of("against", name, ("flax.linen", "timm"))
+    for name in explanations:
+        check_one_of("method", name, (*METHODS, "removal_curve"))
+    for name in recipes:
+        if find_recipe(name).step is None:
+            raise ValueError(
+                f"recipes={name!r} has several passes, no step to measure."
+            )
     if against and not reference_vits.is_plain(model.config):
         raise ValueError(
             "Others build plain ViTs only: with [CLS], pre-norm, without registers, "
@@ -204,8 +211,6 @@ def compile_program(
 def recipe_program(name: str, model: Model, batch: Batch, mesh: Mesh) -> Program:
     """The step of a recipe, as a run takes it."""
     recipe = find_recipe(name)
-    if recipe.step is None:
-        raise ValueError(f"recipes={name!r} has several passes and no step to measure.")
     carry = jax.jit(recipe.run_setup, static_argnums=1)(model, 0).carry
     step = meshes.data_parallel(recipe.run_step, mesh)
     return compile_program(step, model, batch, meshes.replicate(carry, mesh), mesh=mesh)
@@ -224,7 +229,6 @@ def measure(programs: dict[str, Program], repetitions: int) -> None:
 
 def explanation(name: str, patches: int) -> Callable[[Model, Batch], Any]:
     """A method of `explain`, or a removal curve of all counts, as a program."""
-    check_one_of("method", name, (*METHODS, "removal_curve"))
 
     def curve(model, batch):
         order = jax.random.uniform(jax.random.key(0), (len(batch.label), patches))

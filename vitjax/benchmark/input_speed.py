@@ -3,10 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
@@ -16,11 +13,10 @@ from vitjax.models.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class InputSpeed:
-    """How fast the host decodes and preprocesses; `threads` are those of a worker."""
+    """How fast the host decodes and preprocesses."""
 
     data: str
     images: int
-    threads: int
     workers: int
     images_per_second: float
 
@@ -44,32 +40,19 @@ def bench_data(
             f"{source.id} gives {stop} images; a measurement needs {least}, two "
             f"batches of {batch_size} from each process. Give a smaller --batch-size."
         )
-    threads = min(16, os.cpu_count() or 1)
-    arrivals = [
-        time.perf_counter()
-        for _ in batches(
-            source,
-            preprocess=model.preprocess or Preprocess(*model.config.shape),
-            local_batch_size=batch_size,
-            stop=stop,
-            config=model.config,
-            on_error="skip",
-            threads=threads,
-            workers=workers,
-        )
-    ]
-    return InputSpeed(
-        data=source.id,
-        images=stop,
-        threads=1 if workers else threads,
+    loaded = batches(
+        source,
+        preprocess=model.preprocess or Preprocess(*model.config.shape),
+        local_batch_size=batch_size,
+        stop=stop,
+        config=model.config,
+        on_error="skip",
+        threads=min(16, os.cpu_count() or 1),
         workers=workers,
-        images_per_second=median_rate(arrivals, batch_size, together=processes),
     )
-
-
-def median_rate(arrivals: Sequence[float], batch_size: int, *, together: int) -> float:
-    """Images per second at the median time between batches after the first few, where
-    so many come together, one from each process.
-    """
-    laps = np.diff(np.asarray(arrivals)[::together])
-    return together * batch_size / float(np.median(laps[len(laps) // 4 :]))
+    arrivals = [time.perf_counter() for _ in loaded]
+    # Workers hand over a batch each at once; the first of each also starts it.
+    first = processes * (len(arrivals) // (4 * processes))
+    seconds = arrivals[-1] - arrivals[first]
+    rate = batch_size * (len(arrivals) - 1 - first) / seconds
+    return InputSpeed(source.id, stop, workers, rate)

@@ -72,10 +72,7 @@ class Bench(ModelCommand):
             recipes=recipes,
             against=against,
         )
-        figures, rows = dataclasses.asdict(result), table_rows(result)
-        text = f"{describe(result)}\n{format_table(COLUMNS, rows, right=range(1, 7))}"
-        if "removal_curve" in result.more:
-            text += "\nremoval_curve: cost and MAC ratio are per count of kept patches."
+        figures, text = dataclasses.asdict(result), describe(result)
         if self.data:
             speed = bench_data(
                 self.data, model, batch_size=self.batch_size, workers=self.workers
@@ -83,7 +80,7 @@ class Bench(ModelCommand):
             figures["data"] = dataclasses.asdict(speed)
             ratio = speed.images_per_second / result.identifiability.images_per_second
             text += (
-                f"\n{speed.data} decoded and preprocessed by "
+                f"\n\n{speed.data} decoded and preprocessed by "
                 f"{f'{self.workers} processes' if self.workers else 'threads'}: "
                 f"{speed.images_per_second:,.1f} images/s, {ratio:.1f} times what the "
                 "step takes."
@@ -91,49 +88,28 @@ class Bench(ModelCommand):
         self.show(figures, text)
         if self.out:
             self.out.write_text(json.dumps(figures, indent=1) + "\n")
-            self.out.with_suffix(".md").write_text(markdown(result, self.command()))
+            self.out.with_suffix(".md").write_text(f"{text}\n\n`{self}`\n")
         return result
-
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        flags = [f"--batch-size {self.batch_size}", f"--dtype {self.dtype}"]
-        flags += [f"--repetitions {self.repetitions}"] + ["--all"] * self.all
-        for name in ("explanations", "recipes", "against"):
-            if values := getattr(self, name):
-                flags.append(f"--{name} {' '.join(values)}")
-        return f"vitjax bench --model {self.model} {' '.join(flags)}"
-
-
-COLUMNS = (
-    "program",
-    "images/s",
-    "relative cost",
-    "MAC ratio",
-    "temporary memory",
-    "with arguments and results",
-    "seconds to compile",
-)
 
 
 def describe(result: Benchmark) -> str:
-    """What was measured, on what."""
-    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
-    return (
-        f"{result.model} on {result.device}, batch {result.batch_size}, "
-        f"{result.dtype}, matmul precision {result.matmul_precision}, "
-        f"{result.repetitions} repetitions ({versions})"
-    )
-
-
-def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
-    """A row per program."""
+    """What was measured, on what, and a row of a Markdown table per program."""
 
     def text(value, form, divisor=1, unit=""):
         return "" if value is None else format(value / divisor, form) + unit
 
-    return [
+    header = (
+        "program",
+        "images/s",
+        "relative cost",
+        "MAC ratio",
+        "temporary memory",
+        "with arguments and results",
+        "seconds to compile",
+    )
+    rows = [
         (
-            name,
+            f"`{name}`",
             f"{timing.images_per_second:,.2f}",
             f"{timing.passes:.3f}",
             text(timing.floor, ".3f"),
@@ -143,11 +119,13 @@ def table_rows(result: Benchmark) -> list[tuple[str, ...]]:
         )
         for name, timing in result.programs.items()
     ]
-
-
-def markdown(result: Benchmark, command: str) -> str:
-    """The table for a README, with the command that repeats it."""
-    rules = ["---"] + ["---:"] * (len(COLUMNS) - 1)
-    rows = [(f"`{name}`", *rest) for name, *rest in table_rows(result)]
-    table = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, rules, *rows)]
-    return "\n".join([f"{describe(result)}:", "", *table, "", f"`{command}`", ""])
+    versions = ", ".join(f"{name} {value}" for name, value in result.versions.items())
+    rows = [["---"] + ["---:"] * 6, *rows]
+    table = format_table(header, rows, right=range(1, 7), separator=" | ")
+    note = "\n\nremoval_curve: cost and MAC ratio are per count of kept patches."
+    return (
+        f"{result.model} on {result.device}, batch {result.batch_size}, "
+        f"{result.dtype}, matmul precision {result.matmul_precision}, "
+        f"{result.repetitions} repetitions ({versions}):\n\n{table}"
+        f"{note if 'removal_curve' in result.more else ''}"
+    )

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import os
-import pathlib
+import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
+import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
@@ -36,6 +37,7 @@ class Command:
 
     json: bool = False
     traceback: bool = False
+    needs_device: ClassVar[bool] = True
 
     def show(self, facts: Any, text: str) -> None:
         """Print facts as JSON where --json is given, else the text."""
@@ -93,10 +95,23 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
     )
 
 
-def make_folder(folder: pathlib.Path) -> None:
-    """Make a folder for results, before anything is computed for it."""
+def check_platform() -> None:
+    """Refuse a JAX_PLATFORMS of which JAX has no device; it only asserts."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
+            "unset it, or install vitjax with the extra for it: cuda or tpu."
+        ) from error
+
+
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder for results, before anything is computed for it."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(folder)):
+        raise ValueError(f"--out {folder} is a URL: only `vitjax run` writes to those.")
+    try:
+        os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError("you may not write there")
     except OSError as error:
@@ -107,20 +122,18 @@ def make_folder(folder: pathlib.Path) -> None:
 
 
 def format_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int]
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int],
+    separator: str = "  ",
 ) -> str:
-    """A table for stdout; columns of the numbers in `right` are set flush right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    width = None if Console().is_terminal else 200
-    console = Console(highlight=False, width=width)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, column in enumerate(columns):
-        justify = "right" if position in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")
+    """A table; columns of the numbers in `right` are set flush right. With " | " it is
+    one of Markdown.
+    """
+    lines = [columns, *rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    forms = [f"{'>' if i in right else '<'}{width}" for i, width in enumerate(widths)]
+    texts = (separator.join(map(format, line, forms)) for line in lines)
+    edge = separator.strip()
+    return "\n".join(f"{edge} {t} {edge}".strip() for t in texts)

@@ -26,18 +26,15 @@ def print_environment(
 
 def device_advice(platform: str) -> str:
     """How to compute on an accelerator; JAX itself warns of one that it cannot use."""
+    version, chosen = jax.__version__, os.environ.get("JAX_PLATFORMS")
     if platform != "cpu":
         return "The accelerator is in use; nothing to do."
-    if chosen := os.environ.get("JAX_PLATFORMS"):
-        return (
-            f"JAX_PLATFORMS={chosen} allows no other: to use an accelerator, unset it "
-            "and restart the runtime."
-        )
+    if chosen:
+        return f"To use an accelerator, unset JAX_PLATFORMS={chosen} and restart."
     return (
         "The embedded model needs no accelerator. To use one in Colab: Runtime > "
-        f'Change runtime type; elsewhere: `%pip install "jax[cuda13]=={jax.__version__}'
-        f'"` (or cuda12), for TPUs `%pip install "jax[tpu]=={jax.__version__}"`. Then '
-        "restart the runtime and run all cells again."
+        f'Change runtime type; elsewhere: `%pip install "jax[cuda13]=={version}"` (or '
+        f'cuda12), for TPUs `%pip install "jax[tpu]=={version}"`. Then restart.'
     )
 
 

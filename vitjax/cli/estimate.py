@@ -16,44 +16,32 @@ class Estimate(RecipeCommand):
     nothing and skips images that cannot be read. `vitjax run` prints the same before it
     goes on. Without --checkpoint, weights are random, which are as fast.
 
-    With --topology the step is compiled for TPUs that are not here, which gives the
-    memory that each of them would need; that needs libtpu and no data.
-
     Example: vitjax estimate paper --model vit_b16 --data folder:photos
 
     Args:
         data: the data set, as of run.
-        topology: TPUs to compile for, such as v5e:4x4, as for data with masks.
+        topology: gone; it compiled for TPUs that are not here.
     """
 
     data: Annotated[str | None, metavar("SOURCE")] = None
     topology: Annotated[str | None, metavar("KIND:SHAPE")] = None
 
     def __call__(self) -> Any:
-        from vitjax.runner.estimate import estimate, estimate_tpu
+        from vitjax.runner.estimate import estimate
 
-        model: Any = self.model if self.weightless else self.load()
         if self.topology is not None:
-            result = estimate_tpu(
-                self.recipe,
-                model,
-                topology=self.topology,
-                batch_size=self.options.batch_size,
-                dtype=self.options.dtype,
-                options=self.recipe_options,
-            )
-        elif self.data is None:
             raise ValueError(
-                "Give --data, whose first images are run, or --topology, the TPUs to "
-                "compile for."
+                "--topology is gone: run `vitjax estimate` on the TPUs themselves, or "
+                "compile a recipe's step by jax.experimental.topologies."
             )
-        else:
-            result = estimate(
-                self.recipe,
-                loading.init(model) if self.weightless else model,
-                self.data,
-                options=self.recipe_options,
-                **dataclasses.asdict(self.options) | {"on_error": "skip"},
-            )
+        if self.data is None:
+            raise ValueError("Give --data, whose first images are run.")
+        result = estimate(
+            self.recipe,
+            loading.init(self.model) if self.weightless else self.load(),
+            self.data,
+            options=self.recipe_options,
+            **dataclasses.asdict(self.options) | {"on_error": "skip"},
+        )
         self.show(dataclasses.asdict(result), str(result))
         return result

@@ -70,28 +70,17 @@ class Explain(ModelCommand):
                 logits = np.asarray(logits, np.float32)[0]
                 prediction = int(logits.argmax())
                 target = prediction if label is None else label
+                options = {"layers": self.blocks or None, "heads": self.heads or None}
+                targets = np.array([target], np.int32)
                 maps += [
-                    api.explain(
-                        model,
-                        image[None],
-                        np.array([target], np.int32),
-                        method=method,
-                        layers=self.blocks or None,
-                        heads=self.heads or None,
-                    )
+                    api.explain(model, image[None], targets, method=method, **options)
                     for method in self.method
                 ]
             probability = float(jax.nn.softmax(logits)[target])
             answers.append((target, prediction, probability))
             explained, answer = model.classes[target], model.classes[prediction]
-            facts.append(
-                {
-                    "name": name,
-                    "class": explained,
-                    "answer": answer,
-                    "probability": probability,
-                }
-            )
+            fact = {"name": name, "class": explained, "answer": answer}
+            facts.append(fact | {"probability": probability})
             titles.append(
                 f"for {explained.split(',')[0]} ({probability:.3f})\n"
                 f"prediction: {answer.split(',')[0]}"

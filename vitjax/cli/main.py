@@ -11,24 +11,20 @@ A recipe of your own becomes a subcommand of `run` and `estimate`, its options f
         sys.exit(vitjax.cli.main.main(recipes=[MY_RECIPE]))
 """
 
-import contextlib
 import dataclasses
 import inspect
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union
 
-import jax
 import tyro
 
 import vitjax
 from vitjax.cli.bench import Bench
-from vitjax.cli.command import FLAG_TYPES, Command, ModelCommand
+from vitjax.cli.command import FLAG_TYPES, Command, check_platform
 from vitjax.cli.compilation_cache import enable_compilation_cache
 from vitjax.cli.estimate import Estimate
 from vitjax.cli.explain import Explain
@@ -39,6 +35,7 @@ from vitjax.cli.run import Demo, RecipeCommand, Run
 from vitjax.messages import unknown
 from vitjax.recipes import registry
 from vitjax.recipes.recipe import Recipe
+from vitjax.runner.interrupt import Terminated, check_interrupt, handle_signals
 
 EXPECTED = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 """Failures whose message says what to do; anything else is a bug of vitjax."""
@@ -70,10 +67,6 @@ Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to 
 2 wrong usage; 130 after Ctrl-C and 143 after SIGTERM, with what was computed kept."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a scheduler sends before it kills."""
-
-
 def main(
     arguments: Sequence[str] | None = None, *, recipes: Sequence[Recipe] = ()
 ) -> int:
@@ -87,34 +80,35 @@ def main(
         The exit status: 0, or 1 after an error, 130 after Ctrl-C, 143 after SIGTERM.
         Wrong usage exits with 2.
     """
+    own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(vitjax.__version__)
         return 0
     command: Any = Command()
-    try:
-        with sigterm_as_interrupt():
+    with handle_signals(restore=not own_process):
+        try:
             command = parse(arguments, recipes)
             enable_compilation_cache()
-            shared = getattr(command, "distributed", False)  # its cluster starts JAX
-            if issubclass(type(command), ModelCommand) and not shared:
+            if command.needs_device:
                 check_platform()
             command()
+            check_interrupt()
             sys.stdout.flush()
-    except KeyboardInterrupt as error:
-        print_error("Stopped.", error)
-        if getattr(error, "__notes__", ()):
-            program = f"python {sys.argv[0]}" if recipes else "vitjax"
-            print(f"  {program} {shlex.join(arguments)}", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
-    except EXPECTED as error:
-        if isinstance(error, BrokenPipeError) and stdout_closed():
+        except KeyboardInterrupt as error:
+            print_error("Stopped.", error)
+            if getattr(error, "__notes__", ()):
+                program = f"python {sys.argv[0]}" if recipes else "vitjax"
+                print(f"  {program} {shlex.join(arguments)}", file=sys.stderr)
+            return 143 if isinstance(error, Terminated) else 130
+        except EXPECTED as error:
+            if isinstance(error, BrokenPipeError) and stdout_closed():
+                return 1
+            if command.traceback:
+                traceback.print_exc()
+            else:
+                print_error(f"vitjax: {format_error(error)}", error)
             return 1
-        if command.traceback:
-            traceback.print_exc()
-        else:
-            print_error(f"vitjax: {format_error(error)}", error)
-        return 1
     return 0
 
 
@@ -169,34 +163,6 @@ def show_choices(
         )
     ]
     return tyro.cli(kinds, prog=prog, description=about, args=words)
-
-
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Stop at SIGTERM as at Ctrl-C, with what was computed kept."""
-
-    def stop(number, frame):
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def check_platform() -> None:
-    """Refuse a JAX_PLATFORMS of which JAX has no device; it only asserts."""
-    try:
-        jax.devices()
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
-            "unset it, or install vitjax with the extra for it: cuda or tpu."
-        ) from error
 
 
 def stdout_closed() -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import tyro
@@ -21,6 +21,8 @@ class List(Command):
 
     Example: vitjax list --json
     """
+
+    needs_device: ClassVar[bool] = False
 
     def __call__(self) -> tuple[str, ...]:
         rows = [describe_model(row) for row in registry.VARIANTS.values()]

@@ -1,11 +1,11 @@
 """The command `report`: figures, tables and a page of runs."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from vitjax.cli.command import Command, metavar
+from vitjax.cli.command import Command, make_folder, metavar
 from vitjax.messages import check_range
 
 
@@ -30,6 +30,7 @@ class Report(Command):
     out: Annotated[str | None, metavar("DIR")] = None
     tests: Literal["images", "within_images", "vilas2023", "published"] = "images"
     subset: int = 500
+    needs_device: ClassVar[bool] = False
 
     def __call__(self) -> Any:
         from vitjax.report.page import write_report
@@ -39,6 +40,7 @@ class Report(Command):
             raise ValueError("Give the folder of at least one run: vitjax report DIR.")
         check_range("subset", self.subset, 1)
         out = self.out or (self.runs[0] if len(self.runs) == 1 else "vitjax-report")
+        make_folder(out)
         page = write_report(
             [open_results(path) for path in self.runs],
             out,

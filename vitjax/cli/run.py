@@ -4,13 +4,19 @@ import dataclasses
 import pathlib
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import tyro
 
 from vitjax.checkpoints import loading
-from vitjax.cli.command import Command, ModelCommand, metavar
+from vitjax.cli.command import (
+    Command,
+    ModelCommand,
+    check_platform,
+    make_folder,
+    metavar,
+)
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner.options import RunOptions
 
@@ -74,11 +80,13 @@ class Run(RecipeCommand):
     process: Annotated[int | None, metavar("I")] = None
     processes: Annotated[int | None, metavar("N")] = None
     coordinator: Annotated[str | None, metavar("HOST:PORT")] = None
+    needs_device: ClassVar[bool] = False  # before its cluster has started JAX
 
     def __call__(self) -> Any:
         from vitjax.runner.loop import run
 
         process = self.find_process()
+        check_platform()
         if self.random_init is None:
             model = self.load()
         elif self.checkpoint is None:
@@ -149,6 +157,7 @@ class Demo(Command):
         from vitjax.report.page import write_report
         from vitjax.runner.loop import run
 
+        make_folder(self.out)
         model, data = loading.load("textured_digits"), "textured_digits"
         results = run(
             "identifiability", model, data, self.out, batch_size=50, limit=self.images

@@ -137,9 +137,9 @@ class Attention(nn.Module):
             return dense(rules, layer, x)
 
         query = Tap(name="queries")(project("query"), taps)
+        query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
         key = Tap(name="keys")(project("key"), taps)
         value = Tap(name="values")(project("value"), taps)
-        query = rules.scaled(query, query / math.sqrt(cfg.head_dim))
         scores = rules.product("bqhk,bthk->bhqt", query, key)
         scores = Tap(name="attention_scores")(scores, taps)
         for mask in masks:

@@ -8,12 +8,14 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +29,10 @@ from vitjax.data.loader import Loaded, batches
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Pass, Recipe, Setup
-from vitjax.recipes.registry import find_recipe
+from vitjax.recipes.registry import RECIPES, find_recipe
 from vitjax.runner import mesh as meshes
 from vitjax.runner.estimate import RunEstimator
+from vitjax.runner.interrupt import check_interrupt
 from vitjax.runner.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -39,11 +42,10 @@ from vitjax.runner.manifest import (
     session_changes,
 )
 from vitjax.runner.options import RunOptions
-from vitjax.runner.progress import Rate, progress
+from vitjax.runner.progress import Progress
 from vitjax.runner.results import Results, open_results
 from vitjax.runner.store import ROWS, Folder, StorageError
 from vitjax.runner.writer import (
-    PREVIEWS,
     ArraySpec,
     RunWriter,
     create_or_resume,
@@ -53,23 +55,19 @@ from vitjax.types import Batch, Config
 
 LABEL, VALID, DIGEST = schema.LABEL(), schema.VALID(), schema.DIGEST()
 PATCH_LABEL = schema.PATCH_LABEL()
+PREVIEW, PREVIEW_INDEX = schema.PREVIEW(), schema.PREVIEW_INDEX()
+
+BatchResult = tuple[dict[str, np.ndarray], dict[int, dict[str, Any]]]
+"""Array name -> rows of a batch; image -> what the manifest says where it was not
+readable."""
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
     """A recipe, a model and a data set, ready to run: the `Context` of its passes.
 
-    Args:
-        recipe: what is computed.
-        loaded_model: the model as it was loaded.
-        model: the same in the dtype of the run, on every device.
-        source: the data set, labels as class numbers.
-        spec: how the user named it.
-        images: how many of it are run.
-        has_masks: whether it has masks.
-        mesh: the devices of this process.
-        batch_size: images per step, a multiple of the devices.
-        options: of the run.
+    `loaded_model` is the model before it took the dtype of the run, `spec` what the
+    user called the data set, whose labels are class numbers in `source`.
     """
 
     recipe: Recipe
@@ -118,16 +116,10 @@ class Job:
         return values
 
     def load(
-        self,
-        source: Any,
-        start: int,
-        stop: int,
-        *,
-        masks: bool,
-        workers: int | None = None,
+        self, source: Any, start: int, stop: int, *, masks: bool
     ) -> Iterator[Loaded]:
-        """Batches of a source as the loader gives them."""
-        return batches(
+        """Batches of a source as the loader gives them, until the user interrupts."""
+        for loaded in batches(
             source,
             preprocess=self.preprocess,
             local_batch_size=self.batch_size,
@@ -137,12 +129,22 @@ class Job:
             on_error=self.options.on_error,
             mask_rule=self.options.mask_rule,
             threads=min(16, os.cpu_count() or 1),
-            workers=self.options.workers if workers is None else workers,
-        )
+            workers=self.options.workers if stop - start > self.batch_size else 0,
+        ):
+            check_interrupt()
+            yield loaded
 
-    def empty_batch(self) -> Batch:
+    def empty_batch(self, size: int | None = None) -> Batch:
         """A batch that holds no image."""
-        return empty_batch(self.model.config, self.batch_size, masks=self.has_masks)
+        config, size = self.model.config, size or self.batch_size
+        no_labels = np.full((size, config.patches), -1, np.int32)
+        return Batch(
+            images=np.zeros((size, *config.shape, 3), np.float32),
+            label=np.full(size, -1, np.int32),
+            valid=np.zeros(size, bool),
+            index=np.zeros(size, np.int32),
+            patch_label=no_labels if self.has_masks else None,
+        )
 
     @functools.cached_property
     def setup_program(self) -> Any:
@@ -156,11 +158,6 @@ class Job:
             return self.setup_program(self.model, seed=self.seed)
 
     @functools.cached_property
-    def setup_shape(self) -> Setup:
-        """Its shapes."""
-        return self.setup_program.eval_shape(self.model, seed=self.seed)
-
-    @functools.cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The sweeps over the images: the recipe's own, or the one of its step."""
         if self.recipe.passes is not None:
@@ -169,7 +166,7 @@ class Job:
             step=self.recipe.run_step,
             dims=self.recipe.dims,
             setup=lambda: self.setup,
-            carry_shape=self.setup_shape.carry,
+            carry_shape=self.setup_program.eval_shape(self.model, seed=self.seed).carry,
             previews=self.recipe.previews,
         )
         return (whole,)
@@ -180,76 +177,77 @@ class Job:
         with jax.default_matmul_precision(self.options.precision):
             return program(self.model, meshes.shard(batch, self.mesh), carry)
 
-    def output_shapes(self, part: Pass) -> dict[str, Any]:
-        """Shapes of what a step returns."""
+    def compile(self, part: Pass, carry: Any) -> Any:
+        """A pass's program for this run's batches."""
+        batch = meshes.shard(self.empty_batch(), self.mesh)
         program = jitted_step(part.step, self.mesh)
-        shapes = program.eval_shape(self.model, self.empty_batch(), part.carry_shape)
-        if undeclared := set(shapes) - set(part.dims):
-            raise ValueError(
-                f"The recipe {self.recipe.name!r} returns {sorted(undeclared)}, whose "
-                "axes its dims do not name."
-            )
-        return shapes
+        with jax.default_matmul_precision(self.options.precision):
+            return program.lower(self.model, batch, carry).compile()
 
     @functools.cached_property
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run; floats are float32 on disk."""
-
-        def spec(axes, shape, dtype, region=None):
-            if jax.numpy.issubdtype(dtype, np.floating):
-                dtype = np.float32
-            return ArraySpec(axes, shape, np.dtype(dtype).name, region or {})
-
-        def of_images(axes, shape, dtype, region=None):
-            return spec(("image", *axes), (self.images, *shape), dtype, region)
-
-        specs: dict[str, ArraySpec] = {}
+        recipe, config, specs = self.recipe, self.model.config, {}
         for part in self.passes:
-            parts = {dim: stop - start for dim, (start, stop) in part.region.items()}
-            for name, output in self.output_shapes(part).items():
-                axes, shape = part.dims[name], output.shape[1:]
+            program = jitted_step(part.step, self.mesh)
+            outputs = program.eval_shape(
+                self.model, self.empty_batch(), part.carry_shape
+            )
+            if undeclared := set(outputs) - set(part.dims):
+                raise ValueError(
+                    f"The recipe {recipe.name!r} returns {sorted(undeclared)}, whose "
+                    "axes its dims do not name."
+                )
+            region = {dim: stop - start for dim, (start, stop) in part.region.items()}
+            for name, output in outputs.items():
                 shape = [
                     part.region[dim][1] if dim in part.region else size
-                    for dim, size in zip(axes, shape)
+                    for dim, size in zip(part.dims[name], output.shape[1:])
                 ]
                 if name in specs:  # the first part of an axis is the size of a chunk
                     shape = np.maximum(specs[name].shape[1:], shape).tolist()
-                    parts = specs[name].region
-                specs[name] = of_images(axes, tuple(shape), output.dtype, parts)
-        specs = {  # in the order that the recipe declares
-            **{name: specs[name] for name in self.recipe.dims if name in specs},
-            **{
-                name: spec(axes, self.setup_shape.static[name].shape, np.float32)
-                for name, axes in self.recipe.static.items()
-                if name in self.setup_shape.static
-            },
-            LABEL: of_images((), (), np.int32),
-            VALID: of_images((), (), np.bool_),
-            DIGEST: of_images((), (), np.uint64),
-        }
-        config = self.model.config
+                    region = specs[name].region
+                is_float = jax.numpy.issubdtype(output.dtype, np.floating)
+                dtype = "float32" if is_float else np.dtype(output.dtype).name
+                dims = ("image", *part.dims[name])
+                specs[name] = ArraySpec(dims, (self.images, *shape), dtype, region)
+        specs = {name: specs[name] for name in recipe.dims if name in specs}
+        if recipe.static:
+            static = self.setup_program.eval_shape(self.model, seed=self.seed).static
+            for name in filter(static.__contains__, recipe.static):
+                axes = tuple(recipe.static[name])
+                specs[name] = ArraySpec(axes, static[name].shape, "float32")
+        dtypes = {LABEL: "int32", VALID: "bool", DIGEST: "uint64", "done": "bool"}
+        for name, dtype in dtypes.items():
+            specs[name] = ArraySpec(("image",), (self.images,), dtype)
         if self.has_masks:
-            specs[PATCH_LABEL] = of_images(("patch",), (config.patches,), np.int8)
-        previews = min(max(part.previews for part in self.passes), self.images)
-        if previews:
-            shape = (previews, *config.shape, 3)
-            for name, size in zip(PREVIEWS, (shape, shape[:1])):
-                axes = schema.SCHEMA[name].axes
-                specs[name] = ArraySpec(
-                    axes, size, "uint8" if size == shape else "int32"
-                )
-        specs["done"] = of_images((), (), np.bool_)
+            shape = (self.images, config.patches)
+            specs[PATCH_LABEL] = ArraySpec(("image", "patch"), shape, "int8")
+        if count := min(max(part.previews for part in self.passes), self.images):
+            axes = schema.SCHEMA[PREVIEW].axes
+            specs[PREVIEW] = ArraySpec(axes, (count, *config.shape, 3), "uint8")
+            specs[PREVIEW_INDEX] = ArraySpec(axes[:1], (count,), "int32")
         return specs
+
+    def row_names(self, part: Pass) -> list[str]:
+        """Arrays that a pass writes for every chunk."""
+        names = {name for name in part.dims if name in self.specs}
+        if part is self.passes[-1]:
+            names |= {LABEL, VALID, DIGEST, PATCH_LABEL, "done"}
+        names |= {PREVIEW, PREVIEW_INDEX} if part.previews else set()
+        return [name for name in self.specs if name in names]
 
     def describe(self) -> dict[str, Any]:
         """The manifest of a new run."""
         options, recipe = self.options, self.recipe
         study = recipe.describe and recipe.describe(self, **recipe.keywords)
+        program = self.hash_programs()
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "recipe": recipe.name,
             "recipe_options": recipe.keywords,
+            **({"recipe_sha256": program} if program else {}),
             "model": describe_model(self.loaded_model),
             "data": {"spec": self.spec, "id": self.source.id, "images": self.images},
             "batch_size": options.batch_size,
@@ -259,6 +257,7 @@ class Job:
             "limit": options.limit,
             "masks": dataclasses.asdict(options.mask_rule) if self.has_masks else None,
             **({"study": study} if study else {}),
+            "arrays": {name: list(spec.dims) for name, spec in self.specs.items()},
             **describe_session(),
             "created": now(),
             "finished": None,
@@ -267,22 +266,33 @@ class Job:
             "no_object_tokens": [],
         }
 
-    def compile(self, part: Pass, carry: Any) -> float:
-        """Compile a pass's program; the seconds that it took."""
-        started = time.monotonic()
-        batch = meshes.shard(self.empty_batch(), self.mesh)
-        program = jitted_step(part.step, self.mesh)
-        with jax.default_matmul_precision(self.options.precision):
-            program.lower(self.model, batch, carry).compile()
-        return time.monotonic() - started
+    def hash_programs(self) -> str | None:
+        """A hash of the jaxprs of setup and steps of a user's own recipe, for one
+        image; vitjax's own recipes are those of its version.
+        """
+        recipe, known = self.recipe, RECIPES.get(self.recipe.name)
+        if known and (recipe.step, recipe.passes) == (known.step, known.passes):
+            return None
+        setup = functools.partial(recipe.run_setup, seed=self.seed)
+        programs = [jax.make_jaxpr(setup)(self.model)]
+        for part in self.passes:
+            batch = self.empty_batch(1)
+            jaxpr = jax.make_jaxpr(part.step)(self.model, batch, part.carry_shape)
+            programs.append(jaxpr)
+        digest = hashlib.sha256()
+        for program in programs:  # without the addresses of functions
+            digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
+            for constant in program.consts:
+                digest.update(np.asarray(constant).tobytes())
+        return digest.hexdigest()
 
-    def choose_chunk(self, rate: float, processes: int = 1) -> int:
-        """Images per chunk of a new run, at so many images per second."""
+    def choose_chunk(self, images_per_second: float, processes: int = 1) -> int:
+        """Images per chunk of a new run at this rate."""
         return images_per_chunk(
             self.specs,
             images=self.images,
             batch_size=self.batch_size,
-            batch_seconds=self.batch_size / max(rate, 1e-9),
+            batch_seconds=self.batch_size / images_per_second,
             processes=processes,
         )
 
@@ -295,26 +305,13 @@ class Job:
         part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
         try:
-            first = self.load(self.source, 0, stop, masks=self.has_masks, workers=0)
-            batch = next(first).batch
+            batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
         except ImageError:  # the run itself says so
             return math.inf
         self.compile(part, carry)
         started = time.monotonic()
         self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
         return self.batch_size / (time.monotonic() - started)
-
-
-def empty_batch(config: Config, size: int, *, masks: bool) -> Batch:
-    """A batch that holds no image."""
-    kinds = np.full((size, config.patches), -1, np.int32) if masks else None
-    return Batch(
-        images=np.zeros((size, *config.shape, 3), np.float32),
-        label=np.full(size, -1, np.int32),
-        valid=np.zeros(size, bool),
-        index=np.zeros(size, np.int32),
-        patch_label=kinds,
-    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -339,13 +336,10 @@ def make_job(
     recipe_options: Any = None,
     options: RunOptions,
 ) -> Job:
-    """Find, load and place what a run needs.
-
-    Raises:
-        ValueError: an argument is unknown or out of its range.
-    """
+    """Find, load and place what a run needs."""
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    recipe = recipe.with_options(recipe_options) if recipe_options else recipe
+    if recipe_options and recipe_options != recipe.options:  # else its program is there
+        recipe = recipe.with_options(recipe_options)
     mesh = meshes.make_mesh()
     model = model if isinstance(model, Model) else load(model)
     source = open_data(data, classes=model.classes, class_ids=model.class_ids)
@@ -398,151 +392,68 @@ class ImageSubset:
         return self.source.name(int(self.indices[position]))
 
 
-class BatchResult(NamedTuple):
-    """The rows of one batch, padding left out.
-
-    Args:
-        rows: array name -> values, one for each image.
-        errors: images that could not be read, as the manifest lists them.
-        previews: image -> pixels, as the model saw it.
-    """
-
-    rows: dict[str, np.ndarray]
-    errors: list[dict[str, Any]]
-    previews: dict[int, np.ndarray]
-
-    @property
-    def images(self) -> int:
-        """How many there are."""
-        return len(next(iter(self.rows.values())))
+def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
+    """Images of a chunk in whole batches, which repeat its last image at their end."""
+    size = -(-(stop - start) // batch_size) * batch_size
+    return np.minimum(np.arange(start, start + size), stop - 1)
 
 
 def run_batches(
     job: Job, part: Pass, carry: Any, indices: np.ndarray
 ) -> Iterator[BatchResult]:
-    """Run a pass over some images.
+    """Run a pass over images, batch by batch; the last may be padded.
 
     Double buffering: batch n + 1 is dispatched before the rows of batch n are read, so
     that devices compute while the host writes.
     """
-    dispatched: tuple[Any, ...] | None = None
     subset = ImageSubset(job.source, indices)
+    dispatched, failure = None, None
     try:
         for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
-            batch = loaded.batch
-            position = np.minimum(np.asarray(batch.index), len(indices) - 1)
-            real = np.asarray(batch.index) < len(indices)
-            index = np.where(real, indices[position], job.images).astype(np.int32)
-            batch = dataclasses.replace(batch, index=index)
+            position = np.minimum(np.asarray(loaded.batch.index), len(indices) - 1)
+            index = indices[position].astype(np.int32)
+            batch = dataclasses.replace(loaded.batch, index=index)
             outputs, job.first_outputs = job.first_outputs, None
             if outputs is None or index[0] != 0:
                 outputs = job.step(part, batch, carry)
             if dispatched is not None:
                 yield collect(job, part, *dispatched)
-            dispatched = loaded._replace(batch=batch), real, outputs
-    except ImageError:  # the chunk before it may be whole
-        if dispatched is not None:
-            yield collect(job, part, *dispatched)
-        raise
+            dispatched = loaded._replace(batch=batch), outputs
+    except ImageError as error:  # the chunk before it may be whole
+        failure = error
     if dispatched is not None:
         yield collect(job, part, *dispatched)
+    if failure is not None:
+        raise failure
 
 
-def collect(
-    job: Job, part: Pass, loaded: Loaded, real: np.ndarray, outputs: Any
-) -> BatchResult:
+def collect(job: Job, part: Pass, loaded: Loaded, outputs: Any) -> BatchResult:
     """The rows of a batch once the devices are through with it: fill values where there
     is no image or, for what is about the true class, no label.
     """
-    batch, outputs = loaded.batch, meshes.to_host(outputs)
-    valid = np.asarray(batch.valid)[real]
-    label = np.where(valid, np.asarray(batch.label)[real], -1)
-
-    def masked(name: str, values: np.ndarray, known: np.ndarray) -> np.ndarray:
-        values = np.array(values[real], job.specs[name].dtype)
-        values[~known] = job.specs[name].fill_value
-        return values
-
-    needs_label = set(job.recipe.needs_label)
-    rows = {
-        name: masked(
-            name, values, valid & (label >= 0) if name in needs_label else valid
-        )
-        for name, values in outputs.items()
+    batch, rows = loaded.batch, dict(outputs)
+    index, valid = np.asarray(batch.index), np.asarray(batch.valid)
+    label = np.where(valid, np.asarray(batch.label), -1).astype(np.int32)
+    last, labeled = part is job.passes[-1], set(job.recipe.needs_label)
+    if last and job.has_masks:
+        rows[PATCH_LABEL] = np.asarray(batch.patch_label)
+    for name, values in rows.items():
+        known = label >= 0 if name in labeled else valid
+        rows[name] = np.array(values, job.specs[name].dtype)
+        rows[name][~known] = job.specs[name].fill_value
+    if last:
+        rows |= {LABEL: label, VALID: valid, DIGEST: loaded.digest}
+    if part.previews:
+        count = int((index < part.previews).sum())
+        images = np.asarray(batch.images)[:count]
+        rows[PREVIEW] = job.preprocess.denormalize(images)
+        rows[PREVIEW][~valid[:count]] = 0
+        rows[PREVIEW_INDEX] = np.where(valid, index, -1)[:count].astype(np.int32)
+    failed = zip(index[~valid].tolist(), loaded.errors)
+    return rows, {
+        i: {"index": i, "name": error.name, "reason": error.error}
+        for i, error in failed
     }
-    indices = np.asarray(batch.index)
-    if part is job.passes[-1]:
-        rows[LABEL] = label.astype(np.int32)
-        rows[VALID] = valid
-        rows[DIGEST] = loaded.digest[real]
-        if job.has_masks:
-            rows[PATCH_LABEL] = masked(
-                PATCH_LABEL, np.asarray(batch.patch_label), valid
-            )
-    shown = np.asarray(batch.valid) & real & (indices < part.previews)
-    images = np.asarray(batch.images)
-    return BatchResult(
-        rows=rows,
-        errors=[
-            {"index": int(indices[row]), "name": error.name, "reason": error.error}
-            for error, row in zip(loaded.errors, np.flatnonzero(real)[~valid])
-        ],
-        previews={
-            int(indices[row]): job.preprocess.denormalize(images[row])
-            for row in np.flatnonzero(shown)
-        },
-    )
-
-
-def run_pass(
-    job: Job,
-    part: Pass,
-    carry: Any,
-    chunks: list[int],
-    advance: Callable[[int], None],
-    observe: Callable[[BatchResult], None],
-) -> None:
-    """Compute and write some chunks, in order."""
-    assert job.writer is not None
-    writer, last = job.writer, part is job.passes[-1]
-    spans = {chunk: np.arange(*writer.span(chunk)) for chunk in chunks}
-    waiting: list[BatchResult] = []
-    left = iter(chunks)
-    chunk = next(left)
-    for result in run_batches(job, part, carry, np.concatenate(list(spans.values()))):
-        observe(result)
-        waiting.append(result)
-        advance(result.images)
-        while waiting and sum(w.images for w in waiting) >= len(spans[chunk]):
-            whole = join(waiting)
-            size = len(spans[chunk])
-            mine, rest = [], []
-            for error in whole.errors:
-                (mine if error["index"] in spans[chunk] else rest).append(error)
-            writer.write_chunk(
-                chunk,
-                {name: values[:size] for name, values in whole.rows.items()},
-                region=part.region,
-                previews=whole.previews if part.previews else None,
-                errors=mine,
-                last=last,
-            )
-            # What is left belongs to the next chunk.
-            rows = {name: values[size:] for name, values in whole.rows.items()}
-            waiting = [BatchResult(rows, rest, whole.previews)]
-            if waiting[0].images == 0:
-                waiting = []
-            chunk = next(left, chunk)
-
-
-def join(results: list[BatchResult]) -> BatchResult:
-    """The results of several batches as one."""
-    names = results[0].rows
-    return BatchResult(
-        {name: np.concatenate([r.rows[name] for r in results]) for name in names},
-        [error for result in results for error in result.errors],
-        {image: pixels for r in results for image, pixels in r.previews.items()},
-    )
 
 
 def run(
@@ -605,7 +516,7 @@ def run(
     job.writer = writer
     job.chunks = tuple(writer.chunks[number::processes])
     try:
-        resume(job, processes, show=show_progress)
+        resume(job, show=show_progress)
     except BaseException as error:
         if isinstance(error, ImageError):
             error.add_note("Repair it, or skip such images: --on-error skip.")
@@ -614,7 +525,7 @@ def run(
     return open_results(out)
 
 
-def resume(job: Job, processes: int, *, show: bool) -> None:
+def resume(job: Job, *, show: bool) -> None:
     """Compute what is pending of this process's chunks, then finish the run if nothing
     is left of anyone's.
     """
@@ -625,7 +536,7 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
         existing = set(writer.folder.list(ROWS))
         return {
             part: writer.pending(
-                chunks, row_names(job, part), part.region, existing, verify=verify
+                chunks, job.row_names(part), part.region, existing, verify=verify
             )
             for part in job.passes
         }
@@ -636,9 +547,10 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
     check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
     if any(left.values()) or not writer.has_static():
         for change in session_changes(writer.manifest) if show else ():
-            report(f"{change}: the last bits of new rows may differ.")
+            print(f"{change}: the last bits of new rows may differ.", file=sys.stderr)
         if job.batch_size > job.options.batch_size and show:
-            report(f"Batches of {job.batch_size} images on {job.mesh.size} devices.")
+            text = f"Batches of {job.batch_size} images on {job.mesh.size} devices."
+            print(text, file=sys.stderr)
         writer.create_arrays()
         writer.write_static(
             {
@@ -649,58 +561,56 @@ def resume(job: Job, processes: int, *, show: bool) -> None:
     rate = None
     for part in job.passes:
         if left[part]:
-            rate = sweep(job, part, left[part], processes, show=show)
+            rate = sweep(job, part, left[part], show=show)
     if rate is None and writer.manifest["finished"]:
         return
     if not any(pending(writer.chunks, verify=False).values()):
         finish(job, rate)
 
 
-def sweep(
-    job: Job, part: Pass, chunks: list[int], processes: int, *, show: bool
-) -> Rate:
-    """Run one pass over its pending chunks, with progress and an estimate."""
+def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | None:
+    """Compute and write the pending chunks of a pass; images per second."""
     writer = job.writer
     assert writer is not None
-    images = sum(stop - start for start, stop in map(writer.span, chunks))
-    mine = sum(stop - start for start, stop in map(writer.span, job.chunks))
-    rate = Rate(images)
-    title = (
-        f"{job.recipe.name} · {writer.manifest['model']['name']} {part.title}".strip()
+    spans = [writer.span(chunk) for chunk in chunks]
+    images, mine = (
+        sum(stop - start for start, stop in each)
+        for each in (spans, map(writer.span, job.chunks))
     )
-    with progress(rate, title=title, done=mine - images, show=show) as advance:
+    title = f"{job.recipe.name} · {writer.manifest['model']['name']} {part.title}"
+    progress = Progress(images, title=title.strip(), before=mine - images, show=show)
+    with progress:
         started = time.monotonic()
         with jax.default_matmul_precision(job.options.precision):
             carry = meshes.replicate(part.setup().carry, job.mesh)
-        seconds = job.compile(part, carry)
-        rate.start()
+        prepared = time.monotonic()
+        job.compile(part, carry)
+        progress.start()
         estimator = None
         if show and job.recipe.passes is None:
-            estimator = RunEstimator(job, images=images, compile_seconds=seconds)
-
-        def observe(result: BatchResult) -> None:
-            if estimator is not None and (estimate := estimator.observe(result.rows)):
-                report(str(estimate))
-
-        run_pass(job, part, carry, chunks, advance, observe)
-    ended, computing = time.monotonic(), rate.started or started
-    job.seconds.append(
-        {
-            "pass": part.title,
-            "setup": computing - started - seconds,
-            "steps": ended - computing,
-        }
-    )
-    return rate
-
-
-def row_names(job: Job, part: Pass) -> list[str]:
-    """Arrays that a pass writes for every chunk."""
-    names = [name for name in part.dims if name in job.specs]
-    if part is job.passes[-1]:
-        names += [LABEL, VALID, DIGEST, "done"]
-        names += [PATCH_LABEL] if job.has_masks else []
-    return names + (list(PREVIEWS) if part.previews else [])
+            estimator = RunEstimator(job, progress, time.monotonic() - prepared)
+        indices = [batch_indices(*span, job.batch_size) for span in spans]
+        indices[-1] = np.arange(*spans[-1])  # the loader pads these
+        results = run_batches(job, part, carry, np.concatenate(indices))
+        for chunk, (start, stop) in zip(chunks, spans):
+            rows, batches, errors = {}, [], {}
+            for first in range(start, stop, job.batch_size):
+                rows, unreadable = next(results)
+                batches.append(rows)
+                errors |= unreadable
+                progress.advance(min(job.batch_size, stop - first))
+                if estimator and (estimate := estimator.observe(rows)):
+                    print(estimate, file=sys.stderr)
+            writer.write_chunk(
+                chunk,
+                {name: np.concatenate([b[name] for b in batches]) for name in rows},
+                region=part.region,
+                errors=list(errors.values()),
+                last=part is job.passes[-1],
+            )
+    seconds = {"setup": prepared - started, "steps": progress.seconds}
+    job.seconds.append({"pass": part.title, **seconds})
+    return progress.images_per_second
 
 
 def is_repaired(job: Job, chunk: int) -> bool:
@@ -714,11 +624,7 @@ def is_repaired(job: Job, chunk: int) -> bool:
 
 
 def check_unchanged(job: Job, chunks: list[int]) -> None:
-    """Refuse to resume where an image that was run is not what it was.
-
-    Raises:
-        ValueError: it names the first images that have changed.
-    """
+    """Refuse to resume where an image that was run is not what it was."""
     writer, digest_of = job.writer, getattr(job.source.source, "digest", None)
     assert writer is not None
     if not chunks or digest_of is None:
@@ -746,13 +652,13 @@ def check_unchanged(job: Job, chunks: list[int]) -> None:
         )
 
 
-def finish(job: Job, rate: Rate | None) -> None:
+def finish(job: Job, rate: float | None) -> None:
     """Write what sums the run up; any process may, and all write the same."""
     writer, recipe = job.writer, job.recipe
     assert writer is not None
     facts: dict[str, Any] = {}
     if rate is not None:
-        facts["images_per_second"] = rate.images_per_second
+        facts["images_per_second"] = rate
     if job.has_masks:
         kinds = np.asarray(writer.array(PATCH_LABEL)[:])
         lost = (kinds >= 0).any(axis=1) & ~(kinds == 1).any(axis=1)
@@ -780,8 +686,3 @@ def progress_note(folder: Folder) -> str:
         f"{done} of {images} images are done and kept in {folder.path}; the same "
         "command resumes from there."
     )
-
-
-def report(message: str) -> None:
-    """Print to stderr what is no result."""
-    print(message, file=sys.stderr)

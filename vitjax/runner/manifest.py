@@ -23,6 +23,7 @@ IDENTITY = (
     "format_version",
     "recipe",
     "recipe_options",
+    "recipe_sha256",
     "model",
     "data",
     "batch_size",
@@ -89,12 +90,8 @@ def describe_session() -> dict[str, Any]:
 
 def session_changes(manifest: dict[str, Any]) -> list[str]:
     """How this session differs from the one that created the run, a phrase each."""
-    return [
-        f"{name} was {manifest[part].get(name)} and is {value}"
-        for part, values in describe_session().items()
-        for name, value in values.items()
-        if manifest[part].get(name) != value
-    ]
+    session = describe_session()
+    return differences("session", {key: manifest[key] for key in session}, session)
 
 
 def now() -> str:
@@ -108,11 +105,7 @@ def encode_manifest(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
-    """The manifest of a run directory, None where there is none.
-
-    Raises:
-        ValueError: it is no manifest, or of a format that this version does not read.
-    """
+    """The manifest of a run directory, None where there is none."""
     content = folder.read(MANIFEST)
     if content is None:
         return None
@@ -136,6 +129,8 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
 def check_same_run(path: str, existing: dict, manifest: dict) -> None:
     """Raise a ValueError that names what differs between two runs."""
     manifest = json.loads(json.dumps(manifest))  # tuples become lists, as on disk
+    if existing["versions"]["jax"] != manifest["versions"]["jax"]:
+        existing = existing | {"recipe_sha256": manifest.get("recipe_sha256")}
     lines = [
         line
         for key in IDENTITY

@@ -59,8 +59,3 @@ def data_parallel(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         out_specs=batch,
         check_vma=False,
     )
-
-
-def to_host(tree: Any) -> Any:
-    """The arrays as numpy, once the devices are through with them."""
-    return jax.tree.map(np.asarray, tree)

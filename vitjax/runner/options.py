@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from vitjax.data.masks import MaskConvention, MaskRule
-from vitjax.messages import unknown
+from vitjax.messages import check_one_of, check_range
 
 PRECISION = {"float32": "highest", "bfloat16": "default"}
 """Matmul precision by dtype. JAX's own default rounds float32 factors to TF32 on GPUs
@@ -45,14 +45,12 @@ class RunOptions:
     workers: int = 0
 
     def __post_init__(self):
-        for name, least in (("batch_size", 1), ("workers", 0), ("limit", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
-        if self.dtype not in PRECISION:
-            raise ValueError(unknown("dtype", self.dtype, PRECISION))
-        if self.on_error not in ("stop", "skip"):
-            raise ValueError(unknown("on_error", self.on_error, ("stop", "skip")))
+        check_range("batch_size", self.batch_size, 1)
+        check_range("workers", self.workers, 0)
+        if self.limit is not None:
+            check_range("limit", self.limit, 1)
+        check_one_of("dtype", self.dtype, PRECISION)
+        check_one_of("on_error", self.on_error, ("stop", "skip"))
         _ = self.mask_rule
 
     @property

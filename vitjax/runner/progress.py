@@ -1,39 +1,42 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 LINE_SECONDS = 15.0
-Advance = Callable[[int], None]
 
 
-class Rate:
-    """Images per second of a session, from its first step to its last result.
+class Progress:
+    """Images done of `total`, besides those `before`; inside `with`, shown on stderr.
 
-    Compiling is told apart: the clock starts when the first batch has been compiled.
-
-    Args:
-        total: images to do.
-        clock: seconds, monotonic.
+    Compiling is told apart: the clock starts when the program has been compiled.
     """
 
-    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic):
-        self.total, self.clock = total, clock
-        self.done = 0
-        self.started: float | None = None
+    def __init__(
+        self,
+        total: int,
+        *,
+        title: str = "",
+        before: int = 0,
+        show: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.title, self.before = total, title, before
+        self.show, self.clock = show, clock
+        self.done, self.started, self.printed = 0, None, clock()
+        self.console: Any = None
+        self.bar: Any = None
 
-    def start(self) -> None:
-        """The program is compiled: computing begins."""
-        if self.started is None:
-            self.started = self.clock()
+    @property
+    def seconds(self) -> float:
+        """Since `start`."""
+        return 0.0 if self.started is None else self.clock() - self.started
 
     @property
     def images_per_second(self) -> float | None:
         """None before the first image is done."""
-        if self.started is None or self.done == 0:
-            return None
-        return self.done / max(self.clock() - self.started, 1e-9)
+        return self.done / max(self.seconds, 1e-9) if self.done else None
 
     def __str__(self) -> str:
         rate = self.images_per_second
@@ -42,58 +45,54 @@ class Rate:
         left = clock_time((self.total - self.done) / rate)
         return f"{rate:.1f} images/s, {left} left"
 
+    def start(self) -> None:
+        """The program is compiled: computing begins."""
+        self.started = self.clock()
+
+    def advance(self, images: int) -> None:
+        """So many images are done."""
+        self.done += images
+        due = self.clock() - self.printed >= LINE_SECONDS or self.done == self.total
+        if self.bar is not None:
+            self.bar.update(0, completed=self.before + self.done, rate=str(self))
+        elif self.console is not None and due:
+            self.print_line()
+
+    def print_line(self) -> None:
+        """One line on how far the run is."""
+        self.printed = self.clock()
+        count = f"{self.before + self.done}/{self.before + self.total} images"
+        text = f"{self.title}: {count}, {self}"
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "Progress":
+        from rich import progress as bars
+        from rich.console import Console
+
+        if not self.show:
+            return self
+        self.console = Console(stderr=True)
+        if not (self.console.is_terminal or self.console.is_jupyter):
+            self.print_line()
+            return self
+        self.bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+            console=self.console,
+        )
+        total = self.before + self.total
+        self.bar.add_task(self.title, total=total, completed=self.before, rate="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
 
 def clock_time(seconds: int | float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-@contextlib.contextmanager
-def progress(rate: Rate, *, title: str, done: int, show: bool) -> Iterator[Advance]:
-    """Show a run's progress on stderr; gives a function to call with images just done.
-
-    Args:
-        rate: counts what this session does.
-        title: what is running.
-        done: images that an earlier session did.
-        show: False for silence.
-    """
-    from rich import progress as bars
-    from rich.console import Console
-
-    console, total = Console(stderr=True), done + rate.total
-    if show and (console.is_terminal or console.is_jupyter):
-        columns = (
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[rate]}"),
-        )
-        with bars.Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total, completed=done, rate=str(rate))
-
-            def advance(images: int) -> None:
-                rate.done += images
-                bar.update(task, advance=images, rate=str(rate))
-
-            yield advance
-        return
-
-    def print_line() -> None:
-        state = f"{title}: {done + rate.done}/{total} images, {rate}"
-        console.print(state, highlight=False, soft_wrap=True)
-
-    printed = rate.clock()
-
-    def advance(images: int) -> None:
-        nonlocal printed
-        rate.done += images
-        due = rate.clock() - printed >= LINE_SECONDS or rate.done == rate.total
-        if show and due:
-            printed = rate.clock()
-            print_line()
-
-    if show:
-        print_line()
-    yield advance

@@ -18,6 +18,9 @@ from zarr.storage import ObjectStore
 from vitjax.runner.manifest import read_manifest
 from vitjax.runner.store import ROWS, CheckedStore, Folder
 
+AXES = ("image", "layer", "token", "top", "patch", "head")
+"""Axes whose coordinates are their indices."""
+
 
 class Results(xarray.Dataset):
     """A run: `results["rank_residual"][:100, -1]` reads just those rows.
@@ -94,6 +97,7 @@ def open_results(path: str | os.PathLike | Any) -> Results:
     done = np.isin(np.arange(images) // size, written)
     opened["done"] = ("image", done, opened["done"].attrs)
     arrays = {name: opened[name] for name in manifest["arrays"]}
-    results = Results(arrays, opened.coords, manifest)
+    axes = {dim: np.arange(size) for dim, size in opened.sizes.items() if dim in AXES}
+    results = Results(arrays, axes, manifest)
     results.encoding["source"] = folder.path
     return results

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,7 @@ import google_crc32c
 import obstore
 import obstore.exceptions
 import obstore.store
-import zarr
-from zarr.storage import ObjectStore, WrapperStore
+from zarr.storage import WrapperStore
 
 ROWS = "rows.zarr"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,13 +32,8 @@ class DamageError(StorageError):
 
 
 class Folder:
-    """A run directory.
-
-    Args:
-        path: a local folder, a URL such as `gs://bucket/run`, or an obstore store.
-
-    Raises:
-        StorageError: a URL of a scheme that obstore does not know.
+    """A run directory: a local folder, a URL such as `gs://bucket/run`, or an obstore
+    store.
     """
 
     def __init__(self, path: Any):
@@ -84,21 +79,19 @@ class Folder:
             pages = obstore.list(self.store, prefix)
             return sorted(meta["path"] for page in pages for meta in page)
 
-    def group(self, *, read_only: bool) -> zarr.Group:
-        """The arrays; for reading, with missing and corrupt chunks as errors."""
-        store: Any = ObjectStore(self.store, read_only=read_only)
-        if read_only:
-            store = CheckedStore(store)
-        with storage_errors("open", self.path):
-            return zarr.open_group(store, path=ROWS, mode="r" if read_only else "r+")
-
 
 def open_url(path: str) -> Any:
     """The obstore store of a local folder or a URL."""
+    scheme, _, rest = path.partition("://")
+    if scheme in ("http", "https"):  # such a server takes no folders
+        raise StorageError(
+            f"{path} is no folder for rows: give a local one, gs:// or s3://."
+        )
     with storage_errors("open", path):
-        if "://" in path:
+        if rest and scheme != "file":
             return obstore.store.from_url(path)
-        return obstore.store.LocalStore(os.path.abspath(path), mkdir=True)
+        folder = urllib.request.url2pathname(rest) if rest else os.path.abspath(path)
+        return obstore.store.LocalStore(folder, mkdir=True)
 
 
 class CheckedStore(WrapperStore):

@@ -8,6 +8,7 @@ of `done` is written last.
 """
 
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -18,6 +19,9 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import ContainsArrayError
+from zarr.storage import ObjectStore
 
 from vitjax.recipes import schema
 from vitjax.runner.manifest import (
@@ -32,8 +36,6 @@ from vitjax.runner.store import ROWS, Folder, is_intact, storage_errors
 FILL = {"b": False, "i": -1, "u": 0, "f": float("nan")}
 """What rows hold where there is no image or no label, by kind of dtype."""
 
-PREVIEWS = (schema.PREVIEW(), schema.PREVIEW_INDEX())
-COORDINATES = ("image", "layer", "token", "top", "patch", "head")
 CHUNK_BYTES = 4 << 20
 CHUNK_SECONDS = 60.0
 CHUNKS_PER_PROCESS = 4
@@ -42,14 +44,8 @@ THREADS = 16
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """One array of a run before it exists.
-
-    Args:
-        dims: names of its axes; `image`, where there is one, is the first.
-        shape: their lengths.
-        dtype: numpy's name for it.
-        region: lengths of the parts that are written at once, of axes that are not
-            written whole.
+    """One array of a run before it exists: `image`, where it is an axis, is the first.
+    `region` has the sizes of chunks along axes that are not written whole.
     """
 
     dims: tuple[str, ...]
@@ -67,37 +63,11 @@ class ArraySpec:
         """Bytes of one image, in memory."""
         return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
 
-    def chunk_shape(self, images_per_chunk: int) -> list[int]:
+    def chunk_shape(self, images_per_chunk: int) -> tuple[int, ...]:
         """Lengths of a chunk's axes."""
         whole = {"image": images_per_chunk, "preview": images_per_chunk, **self.region}
         sizes = zip(self.dims, self.shape)
-        return [max(1, min(whole.get(dim, size), size)) for dim, size in sizes]
-
-    def metadata(self, name: str, images_per_chunk: int) -> bytes:
-        """The array's zarr.json."""
-        meaning = schema.SCHEMA[name].meaning if name in schema.SCHEMA else ""
-        kind = np.dtype(self.dtype).kind
-        chunk = self.chunk_shape(images_per_chunk)
-        metadata = {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(self.shape),
-            "data_type": self.dtype,
-            "dimension_names": list(self.dims),
-            "fill_value": "NaN" if kind == "f" else self.fill_value,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "chunk_key_encoding": {
-                "name": "default",
-                "configuration": {"separator": "/"},
-            },
-            "codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
-                {"name": "crc32c"},
-            ],
-            "attributes": {"description": meaning} if meaning else {},
-        }
-        return json.dumps(metadata).encode()
+        return tuple(max(1, min(whole.get(dim, size), size)) for dim, size in sizes)
 
 
 def images_per_chunk(
@@ -123,13 +93,7 @@ def images_per_chunk(
 
 
 class RunWriter:
-    """A run directory that is being written.
-
-    Args:
-        folder: where it is.
-        manifest: what is run.
-        specs: every array.
-    """
+    """A run directory that is being written."""
 
     def __init__(
         self, folder: Folder, manifest: dict[str, Any], specs: Mapping[str, ArraySpec]
@@ -151,7 +115,9 @@ class RunWriter:
     @functools.cached_property
     def group(self) -> zarr.Group:
         """The open arrays."""
-        return self.folder.group(read_only=False)
+        with storage_errors("open", self.folder.path):
+            store = ObjectStore(self.folder.store)
+            return zarr.open_group(store, path=ROWS, mode="a")
 
     def array(self, name: str) -> Any:
         """An array for writing; a chunk of fill values is written as well."""
@@ -159,25 +125,21 @@ class RunWriter:
         return array.with_config({"write_empty_chunks": True})
 
     def create_arrays(self) -> None:
-        """Write the metadata of group and arrays, and the coordinates."""
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-        self.folder.write(f"{ROWS}/zarr.json", json.dumps(group).encode())
-        sizes = {
-            dim: size
-            for spec in self.specs.values()
-            for dim, size in zip(spec.dims, spec.shape)
-        }
-        axes = {name: sizes[name] for name in COORDINATES if name in sizes}
-        specs = {
-            name: ArraySpec((name,), (size,), "int32") for name, size in axes.items()
-        }
-        for name, spec in {**self.specs, **specs}.items():
-            whole = self.images if name in axes else self.images_per_chunk
-            metadata = spec.metadata(name, max(whole, 1))
-            self.folder.write(f"{ROWS}/{name}/zarr.json", metadata)
-        self.write_static(
-            {n: np.arange(size, dtype=np.int32) for n, size in axes.items()}
-        )
+        """Write the metadata of group and arrays where it is missing."""
+        for name, spec in self.specs.items():
+            meaning = schema.SCHEMA[name].meaning if name in schema.SCHEMA else ""
+            writing = storage_errors("write rows to", self.folder.path)
+            with writing, contextlib.suppress(ContainsArrayError):
+                self.group.create_array(
+                    name,
+                    shape=spec.shape,
+                    dtype=spec.dtype,
+                    chunks=spec.chunk_shape(self.images_per_chunk),
+                    compressors=(ZstdCodec(level=3), Crc32cCodec()),
+                    fill_value=spec.fill_value,
+                    attributes={"description": meaning} if meaning else {},
+                    dimension_names=spec.dims,
+                )
 
     def has_static(self) -> bool:
         """Whether the arrays' metadata and those without an image axis are there."""
@@ -203,53 +165,29 @@ class RunWriter:
         rows: Mapping[str, np.ndarray],
         *,
         region: Mapping[str, tuple[int, int]],
-        previews: Mapping[int, np.ndarray] | None = None,
         errors: Sequence[Mapping[str, Any]] = (),
         last: bool = True,
     ) -> None:
-        """Write a chunk's rows and what belongs to it; `done` after all of it.
-
-        Args:
-            chunk: its number.
-            rows: array name -> values of all its images.
-            region: axis -> (start, stop) of what the rows are a part of.
-            previews: image -> pixels; of the rest there is none.
-            errors: images of it that could not be read.
-            last: whether nothing of the chunk is left to write after this.
-
-        Raises:
-            StorageError: it cannot be written; the chunk stays pending.
+        """Write rows of a chunk's images, of which more are left out, in a `region` of
+        the arrays, axis -> (start, stop); and those of `errors`, which could not be
+        read. After the `last` of its rows the chunk is done; if it cannot be written it
+        stays pending.
         """
         start, stop = self.span(chunk)
         with storage_errors("write rows to", self.folder.path):
             for name, values in rows.items():
-                dims = self.specs[name].dims[1:]
-                index = (
-                    slice(*region[dim]) if dim in region else slice(None)
-                    for dim in dims
-                )
-                self.array(name)[(slice(start, stop), *index)] = values
-            if previews is not None:
-                self.write_previews(start, stop, previews)
+                spec = self.specs[name]
+                size = min(stop, spec.shape[0]) - start  # there are fewer previews
+                index = [slice(*region.get(dim, (None,))) for dim in spec.dims[1:]]
+                if size > 0:
+                    where = (slice(start, start + size), *index)
+                    self.array(name)[where] = values[:size]
             if errors:
                 self.folder.write(
                     skipped_name(chunk), json.dumps(list(errors)).encode()
                 )
             if last:
                 self.array("done")[start:stop] = np.ones(stop - start, bool)
-
-    def write_previews(
-        self, start: int, stop: int, previews: Mapping[int, np.ndarray]
-    ) -> None:
-        """Write the first images as the model saw them, each at its own index."""
-        stop = min(stop, self.specs[PREVIEWS[0]].shape[0])
-        if start >= stop:
-            return
-        blank = np.zeros(self.specs[PREVIEWS[0]].shape[1:], np.uint8)
-        pixels = [previews.get(i, blank) for i in range(start, stop)]
-        index = [i if i in previews else -1 for i in range(start, stop)]
-        self.array(PREVIEWS[0])[start:stop] = np.stack(pixels)
-        self.array(PREVIEWS[1])[start:stop] = np.array(index, np.int32)
 
     def chunk_keys(
         self, chunk: int, names: Sequence[str], region: Mapping[str, tuple[int, int]]
@@ -307,12 +245,7 @@ class RunWriter:
         return json.loads(self.folder.read(skipped_name(chunk)) or b"[]")
 
     def finalize(self, name_of: Callable[[int], str], facts: Mapping[str, Any]) -> None:
-        """Write images.csv and the finished manifest.
-
-        Args:
-            name_of: what the data set calls an image.
-            facts: further entries of the manifest.
-        """
+        """Write images.csv, with names of images, and the manifest with more facts."""
         with storage_errors("read rows of", self.folder.path):
             label: np.ndarray = np.asarray(self.array(schema.LABEL())[:])
         classes, text = self.manifest["model"]["classes"], io.StringIO()
@@ -342,25 +275,14 @@ def create_or_resume(
     specs: Mapping[str, ArraySpec],
     choose_chunk: Callable[[], int],
 ) -> RunWriter:
-    """Create a run directory, or resume the same run in it.
-
-    Args:
-        folder: where.
-        manifest: what is to be run.
-        specs: every array.
-        choose_chunk: gives the images per chunk of a new run.
-
-    Returns:
-        The run, with the manifest that is in the folder.
+    """Create a run directory, or resume the same run in it; `choose_chunk` gives the
+    images per chunk of a new one.
 
     Raises:
         ValueError: the folder holds another run, or rows without a manifest.
-        StorageError: the folder cannot be written.
     """
-    manifest["arrays"] = {name: list(spec.dims) for name, spec in specs.items()}
-    rows = folder.read(
-        f"{ROWS}/zarr.json"
-    )  # before the manifest, which is written first
+    # Read before the manifest, which is written first.
+    rows = folder.read(f"{ROWS}/zarr.json")
     existing = read_manifest(folder)
     if existing is None and rows is not None:
         raise ValueError(
