@@ -28,7 +28,9 @@ class Photos:
         return 13
 
     def __getitem__(self, index):
-        pixels = np.random.default_rng([self.seed, index]).integers(256, size=(32, 32, 3))
+        pixels = np.random.default_rng([self.seed, index]).integers(
+            256, size=(32, 32, 3)
+        )
         label = None if index == 3 else CLASSES[index % 4]
         return vitjax.data.records.Record(
             image=pixels.astype(np.uint8), label=label, name=str(index)
@@ -114,9 +116,10 @@ def test_random_sets_are_nested_and_depend_on_the_seed_alone():
     config = tiny.CONFIGS["registers"]
     orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32)
     sets = [
-        np.asarray(ablation.head_sets(config, order, 7, (1, 2, 3), 5)).reshape(6, 3, 4)
+        np.asarray(ablation.head_sets(config, order, np.int32(7), (1, 2, 3), 5))
         for order in jax.numpy.asarray(orders)
     ]
+    sets = [each.reshape(6, 3, 4) for each in sets]
     assert (sets[0].sum(-1) == [1, 2, 3]).all()
     assert (sets[0][:, :-1] <= sets[0][:, 1:]).all()
     np.testing.assert_array_equal(sets[0][0, 1], [True, False, True, False])

@@ -60,13 +60,12 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     many random ones. About half a forward pass for each part.
     """
     options = AblationOptions(**keywords)
-    shapes = jax.eval_shape(lambda: empty_carry(context.model.config, options))
+    empty = jax.eval_shape(lambda: empty_carry(context.model.config, options))
     whole = Pass(
         step=make_step(options),
         dims=ABLATION.dims,
         setup=functools.cache(lambda: Setup(prepare(context, options))),
-        carry_shape=shapes,
-        previews=ABLATION.previews,
+        carry_shape=empty,
     )
     return [whole]
 
@@ -129,7 +128,7 @@ def head_counts(config: Config) -> tuple[int, ...]:
 
 def head_sets(
     config: Config,
-    order: Int[Array, " head"],
+    order: Int[Array, " place"],
     seed: Int[ArrayLike, ""],
     counts: tuple[int, ...],
     draws: int,
@@ -285,6 +284,7 @@ ABLATION = Recipe(
         schema.CORRECT_RANDOM_HEADS,
     ),
     options=AblationOptions(),
+    previews=0,
     setup=setup,
     static=schema.dims(schema.ABLATED),
     passes=make_passes,

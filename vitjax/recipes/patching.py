@@ -46,7 +46,7 @@ class Carry(NamedTuple):
 
     images: Float[ArrayLike, "partner height width channel"]
     label: Int[ArrayLike, " partner"]
-    index: Int[ArrayLike, " partner"]
+    position: Int[ArrayLike, " partner"]
     seed: Int[ArrayLike, ""]
 
 
@@ -60,19 +60,20 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     options, model = PatchingOptions(**keywords), context.model
     token_groups(model.config, options.tokens)  # a wrong option is an error by now
     chosen = choose_partners(context, options.partners)
-    images, count = (len(chosen), *model.config.shape, 3), (len(chosen),)
-    shapes = Carry(
-        jax.ShapeDtypeStruct(images, np.float32),
-        jax.ShapeDtypeStruct(count, np.int32),
-        jax.ShapeDtypeStruct(count, np.int32),
-        jax.ShapeDtypeStruct((), np.int32),
+    count, shape = len(chosen), (len(chosen), *model.config.shape, 3)
+    empty = jax.eval_shape(
+        lambda: Carry(
+            images=jnp.zeros(shape),
+            label=jnp.zeros(count, jnp.int32),
+            position=jnp.zeros(count, jnp.int32),
+            seed=jnp.int32(0),
+        )
     )
     whole = Pass(
         step=make_step(options.tokens),
         dims=PATCHING.dims,
         setup=functools.cache(lambda: Setup(prepare(context, chosen))),
-        carry_shape=shapes,
-        previews=PATCHING.previews,
+        carry_shape=empty,
     )
     return [whole]
 
@@ -91,9 +92,8 @@ def prepare(context: Context, chosen: Any) -> Carry:
         for b in context.batches(chosen, 0, len(chosen))
     ]
     images, label = (np.concatenate(each)[: len(chosen)] for each in zip(*batches))
-    return Carry(
-        images, label, np.asarray(chosen.indices, np.int32), np.int32(context.seed)
-    )
+    position = np.asarray(chosen.indices, np.int32)
+    return Carry(images, label, position, jnp.int32(context.seed))
 
 
 def draw_partner(
@@ -133,12 +133,12 @@ def make_step(tokens: Tokens):
         clean, corrupted = metric(clean_logits), metric(corrupted_logits)
         gap = jnp.where(exists & (clean != corrupted), clean - corrupted, jnp.nan)
         restored = ((patched - corrupted[None]) / gap[None]).T  # [batch site]
-        groups = token_groups(config, tokens).max() + 1
+        groups = int(token_groups(config, tokens).max()) + 1
         sizes = config.depth * np.array([groups, config.heads, 1])
         residual, head, attention, mlp = jnp.split(restored, np.cumsum(sizes), axis=1)
         return {
             schema.PREDICTION(): jnp.argmax(clean_logits, -1).astype(jnp.int32),
-            schema.PARTNER(): jnp.where(exists, jnp.asarray(carry.index)[place], -1),
+            schema.PARTNER(): jnp.where(exists, jnp.asarray(carry.position)[place], -1),
             schema.METRIC("clean"): jnp.where(exists, clean, jnp.nan),
             schema.METRIC("corrupted"): jnp.where(exists, corrupted, jnp.nan),
             schema.RESTORED_RESIDUAL(): residual.reshape(-1, config.depth, groups),
@@ -155,7 +155,7 @@ def patched_sites(
 ) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
     """Groups of tokens after each block, then heads, attention and MLPs."""
     group, parts = token_groups(config, tokens), single_parts(config)
-    groups = group.max() + 1
+    groups = int(group.max()) + 1
     residual = one_by_one(residual=(config.depth, groups))["residual"]
     residual = (residual[..., None] & (group == np.arange(groups)[:, None])).any(2)
     count, others = len(residual), len(parts["mlp_update"])
@@ -221,6 +221,7 @@ PATCHING = Recipe(
         schema.RESTORED,
     ),
     options=PatchingOptions(),
+    previews=0,
     setup=setup,
     static=schema.dims(schema.TOKEN_GROUP),
     passes=make_passes,

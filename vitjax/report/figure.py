@@ -222,6 +222,14 @@ class Figure:
         # Names of runs may be long: about 44 characters fit.
         axes.set_title(title, fontsize=max(5, min(9.5, 9.5 * 44 / len(title))))
         axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        if self.mark == "grid":
+            whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)
+            axes.xaxis.set_major_locator(whole)
+            axes.yaxis.set_major_locator(whole)
+            axes.set_xlim(-0.5, rows[self.x].max() + 0.5)
+            axes.set_ylim(rows["layer"].max() + 0.5, -0.5)
+            axes.grid(visible=False)
+            return handles
         if self.x == "layer":
             axes.set_xlim(-0.5, rows["layer"].max() + 0.5)
             whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)
@@ -263,6 +271,12 @@ class Figure:
     def _numbers(self, rows: Frame) -> Frame:
         """Means with their intervals, a column per series."""
         columns = {}
+        if self.mark == "grid":
+            cells = map(with_interval, rows[self.y], rows["low"], rows["high"])
+            table = rows.assign(cell=list(cells)).pivot(
+                index="layer", columns=self.x, values="cell"
+            )
+            return table.fillna("–").rename_axis(self.y_label).reset_index()
         for name, line in self.series(rows).items():
             line = line.drop_duplicates(self.x)
             cells = zip(line[self.y], line["low"], line["high"])

@@ -3,8 +3,8 @@
 from vitjax.report.notebook import explorer, pictures, tables
 pictures(run)["change"]        # as the last line of a cell
 
-Runs are of any recipe with ranks, others raise ValueError; an entry has the name of the
-file that `vitjax report` would write.
+Runs are of any recipe with predictions, others raise ValueError; an entry has the name
+of the file that `vitjax report` would write.
 """
 
 import dataclasses

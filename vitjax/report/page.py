@@ -30,7 +30,8 @@ def write_report(
     `tokens` beside another one of the same model and data only adds its explorer to it.
 
     Args:
-        runs: rows of recipes with ranks, such as `identifiability`, finished or not.
+        runs: rows of recipes with predictions, such as `identifiability`, finished or
+            not.
         out: folder to write to, local or gs://; created where it is missing.
         tests: what tests take for independent, see `ReportOptions`: "images",
             "within_images" or "vilas2023".
@@ -38,7 +39,7 @@ def write_report(
         names: of the runs; by default what tells them apart.
 
     Raises:
-        ValueError: there is no run, or one holds no ranks.
+        ValueError: there is no run, or one holds no predictions.
         OSError: the folder cannot be written.
     """
     from etils import epath
@@ -131,4 +132,6 @@ def title(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
     where = f" on {data.pop()}" if len(data) == 1 else ""
-    return f"Class identifiability: {', '.join(names)}{where}"
+    ranked = any(run.streams for run in runs)
+    what = "Class identifiability" if ranked else "Interventions"
+    return f"{what}: {', '.join(names)}{where}"

@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vitjax.report import appendix, faithfulness, identifiability, paper
+from vitjax.report import (
+    appendix,
+    faithfulness,
+    identifiability,
+    interventions,
+    paper,
+)
 from vitjax.report.figure import Figure, ReportOptions, Section
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run, as_runs
@@ -17,12 +23,14 @@ SECTIONS = (
     faithfulness.probes,
     appendix.tests,
 )
-"""(runs, options) -> Section, or None where no run has the rows; in order."""
+"""(runs with ranks, options) -> Section, or None where none has the rows; in order."""
 
 
 def sections(runs: Sequence[Run], options: ReportOptions) -> list[Section]:
     """The sections that some runs have the rows for."""
-    made = [section(runs, options) for section in SECTIONS]
+    ranked = [run for run in runs if run.streams]
+    made = [section(ranked, options) for section in SECTIONS]
+    made += [interventions.ablation(runs), interventions.patching(runs)]
     return [section for section in made if section is not None]
 
 
@@ -32,8 +40,8 @@ def figures(
     """Every figure that `vitjax report` draws of the numbers of some runs.
 
     Args:
-        results: rows of any recipe with ranks, finished or not; several runs stand side
-            by side.
+        results: rows of any recipe with predictions, finished or not; several runs
+            stand side by side.
         options: see `ReportOptions`.
 
     Returns:
@@ -41,7 +49,7 @@ def figures(
         `figure.data` are its numbers.
 
     Raises:
-        ValueError: no run, or one without ranks.
+        ValueError: no run, or one without predictions.
     """
     made = sections(as_runs(results, options.names), options)
     return {figure.key: figure for section in made for figure in section.figures}

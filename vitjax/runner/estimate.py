@@ -141,12 +141,13 @@ def estimate(
 
     settings = RunOptions(**{"on_error": "skip", **run_options})
     job = make_job(recipe, model, data, recipe_options=options, options=settings)
-    if job.recipe.passes is not None:
+    *others, part = job.passes
+    if others:
         raise ValueError(
             f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
             "on what is fitted: run it, its progress tells the time left."
         )
-    part, carry, started = job.passes[0], job.setup.carry, time.monotonic()
+    carry, started = job.make_carry(part), time.monotonic()
     job.compile(part, carry)
     progress = Progress(job.images)
     estimator = RunEstimator(job, progress, time.monotonic() - started)
@@ -162,12 +163,12 @@ def planned_bytes(job: "Job") -> int:
     """Peak memory on each device: weights, also as they were loaded where the dtype
     differs, and the setup, or the carry and a step with two batches and their results.
     """
-    model, carry = job.model, job.setup.carry
+    model, part = job.model, job.passes[-1]
+    carry = job.make_carry(part)
     with jax.default_matmul_precision(job.options.precision):
         setup = job.setup_program.lower(model, seed=job.seed).compile()
     preparing, stepping = (
-        program.memory_analysis()
-        for program in (setup, job.compile(job.passes[-1], carry))
+        program.memory_analysis() for program in (setup, job.compile(part, carry))
     )
     batch = total_bytes(job.empty_batch()) // job.mesh.size
     step = stepping.temp_size_in_bytes + 2 * (stepping.output_size_in_bytes + batch)
@@ -176,7 +177,7 @@ def planned_bytes(job: "Job") -> int:
     )
     return total_bytes(weights) + max(
         preparing.temp_size_in_bytes + preparing.output_size_in_bytes,
-        step + total_bytes(job.setup),
+        step + total_bytes((carry, job.setup.static)),
     )
 
 

@@ -171,6 +171,11 @@ class Job:
         )
         return (whole,)
 
+    def make_carry(self, part: Pass) -> Any:
+        """The carry of a pass, on every device."""
+        with jax.default_matmul_precision(self.options.precision):
+            return meshes.replicate(part.setup().carry, self.mesh)
+
     def step(self, part: Pass, batch: Batch, carry: Any) -> dict[str, Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
         program = jitted_step(part.step, self.mesh)
@@ -298,16 +303,17 @@ class Job:
 
     def measure_rate(self) -> float:
         """Images per second of the first batch, whose outputs are kept for the run
-        itself; infinite where a recipe has passes.
+        itself; infinite where a recipe has several passes.
         """
-        if self.recipe.passes is not None:
+        *others, part = self.passes
+        if others:
             return math.inf
-        part, carry = self.passes[0], self.setup.carry
         stop = min(self.batch_size, self.images)
         try:
             batch = next(self.load(self.source, 0, stop, masks=self.has_masks)).batch
         except ImageError:  # the run itself says so
             return math.inf
+        carry = self.make_carry(part)
         self.compile(part, carry)
         started = time.monotonic()
         self.first_outputs = jax.block_until_ready(self.step(part, batch, carry))
@@ -581,13 +587,12 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     progress = Progress(images, title=title.strip(), before=mine - images, show=show)
     with progress:
         started = time.monotonic()
-        with jax.default_matmul_precision(job.options.precision):
-            carry = meshes.replicate(part.setup().carry, job.mesh)
+        carry = job.make_carry(part)
         prepared = time.monotonic()
         job.compile(part, carry)
         progress.start()
         estimator = None
-        if show and job.recipe.passes is None:
+        if show and len(job.passes) == 1:
             estimator = RunEstimator(job, progress, time.monotonic() - prepared)
         indices = [batch_indices(*span, job.batch_size) for span in spans]
         indices[-1] = np.arange(*spans[-1])  # the loader pads these

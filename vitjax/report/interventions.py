@@ -1,0 +1,320 @@
+"""Ablation and activation patching: what parts of the model do to the prediction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from vitjax.recipes import schema
+from vitjax.report.figure import (
+    FigureTable,
+    Rows,
+    Section,
+    Table,
+    figures_of,
+    with_interval,
+)
+from vitjax.report.marks import Frame
+from vitjax.report.per_image import BAND, Run, intervals
+
+SHOWN = 12
+"""Parts of each kind of ablation that the table shows; its CSV has all."""
+
+CELLS = "A dot: its 95 % bootstrap interval over images, by itself, does not hold 0."
+
+
+def ablation(runs: Sequence[Run]) -> Section | None:
+    """Effects of every part, and of the most important heads together."""
+    runs = [run for run in runs if ablations(run) and len(run.image)]
+    if not runs:
+        return None
+    tables = [part_table(pd.concat([part_rows(run) for run in runs]))]
+    if sets := [rows for run in runs for rows in set_rows(run)]:
+        tables.append(set_table(pd.DataFrame(sets)))
+    return Section(
+        key="ablation",
+        title="Ablation",
+        figures=list(figures_of(runs, ABLATION_FIGURES)),
+        tables=tables,
+    )
+
+
+def ablations(run: Run) -> list[str]:
+    """Kinds of ablation that a run holds."""
+    return [kind for kind in schema.ABLATIONS if schema.EFFECT_HEAD(kind) in run]
+
+
+def cells(
+    run: Run,
+    panel: str,
+    values: Float[np.ndarray, "image layer column"],
+    signs: tuple[str, str],
+    column: str = "head",
+) -> Rows:
+    """The rows of a `grid`: positive means, then negative ones."""
+    layer, place = np.indices(values.shape[1:])
+    columns = {"layer": layer.ravel(), column: place.ravel(), **intervals(values)}
+    rows: Frame = pd.DataFrame(
+        {"run": run.name, "panel": panel, **columns, "chance": np.nan}
+    )
+    for style, (name, chosen) in enumerate(
+        zip(signs, (rows["mean"] >= 0, rows["mean"] < 0))
+    ):
+        if chosen.any():
+            yield rows[chosen].assign(series=name, style=style)
+
+
+EFFECTS = ("the logit falls", "the logit rises")
+
+
+def head_effects(run: Run) -> Rows:
+    """Effect of every head on the true class's logit."""
+    for kind in ablations(run):
+        values = run.read(schema.EFFECT_HEAD(kind))
+        yield from cells(run, f"a head {schema.ABLATIONS[kind]}", values, EFFECTS)
+
+
+def block_effects(run: Run) -> Rows:
+    """Effect of every block's attention and MLP on the true class's logit."""
+    for kind in ablations(run):
+        for style, (system, name) in enumerate(schema.SYSTEMS.items()):
+            values = run.read(schema.EFFECT(kind, system))
+            panel = f"an update {schema.ABLATIONS[kind]}"
+            yield run.line(panel, name, style, values)
+
+
+def part_rows(run: Run) -> Frame:
+    """All parts of a run: effects on both logits and on accuracy, with intervals."""
+    tables = []
+    for kind in ablations(run):
+        for part in ("head", *schema.SYSTEMS):
+            keys = (kind,) if part == "head" else (kind, part)
+            effect, predicted, prediction = (
+                run.read(family(*keys)) for family in PARTS[part == "head"]
+            )
+            one = (slice(None), *[None] * (effect.ndim - 1))
+            right = prediction == run.label[one]
+            changes = right.astype(float) - run.correct[one]
+            layer, *head = (place.ravel() for place in np.indices(effect.shape[1:]))
+            columns = {
+                "run": run.name,
+                "ablation": kind,
+                "part": part,
+                "layer": layer,
+                "head": head[0] if head else np.nan,
+            }
+            measured = {
+                "effect": effect,
+                "effect_predicted": predicted,
+                "accuracy": changes,
+            }
+            for name, values in measured.items():
+                interval = intervals(values)
+                columns |= {"images": interval["images"], name: interval["mean"]}
+                columns |= {f"{name}_{end}": interval[end] for end in ("low", "high")}
+            tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+PARTS = {
+    True: (schema.EFFECT_HEAD, schema.EFFECT_PREDICTED_HEAD, schema.PREDICTION_HEAD),
+    False: (schema.EFFECT, schema.EFFECT_PREDICTED, schema.PREDICTION_ABLATED),
+}
+"""Rows of a head, or of an update."""
+
+
+def part_table(rows: Frame) -> Table:
+    """The parts of the largest effect, whichever its sign."""
+    largest = rows.reset_index(drop=True)
+    order = largest["effect"].abs().sort_values(ascending=False).index
+    largest = largest.loc[order].groupby(["run", "ablation"], sort=False).head(SHOWN)
+    head = largest["head"].map("head {:.0f}".format)
+    shown = {
+        "run": largest["run"],
+        "ablation": largest["ablation"],
+        "block": largest["layer"],
+        "part": head.where(largest["part"] == "head", largest["part"]),
+    }
+    headings = {
+        "effect": "true class's logit, before − after",
+        "effect_predicted": "predicted class's",
+        "accuracy": "accuracy, after − before",
+    }
+    for name, heading in headings.items():
+        ends = [largest[column] for column in (name, f"{name}_low", f"{name}_high")]
+        shown[heading] = list(map(with_interval, *ends))
+    return Table(
+        key="ablation",
+        title="Parts of the largest effect",
+        caption="Means over images with 95 % bootstrap intervals, not corrected for "
+        f"their number; the {SHOWN} largest of each kind of ablation. The CSV has all.",
+        data=rows,
+        shown=pd.DataFrame(shown),
+    )
+
+
+def set_curves(run: Run) -> Rows:
+    """Accuracy without the most important heads, and without as many random ones."""
+    for kind in ablations(run):
+        if schema.CORRECT_TOP_HEADS(kind) not in run:
+            continue
+        top, random = head_sets(run, kind)
+        counts = np.array([0, *run.results[schema.ABLATED()].values.astype(int)])
+        axis = {"heads": counts, "x": counts / (run.config.depth * run.config.heads)}
+        panel = f"heads {schema.ABLATIONS[kind]}"
+        for style, (name, values) in enumerate(
+            {"the most important": top, "random": random.mean(1)}.items()
+        ):
+            whole = np.hstack([run.correct[:, None].astype(float), values])
+            yield run.line(panel, name, style, whole, axis=axis)
+
+
+def head_sets(run: Run, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Right or wrong without the most important heads, [image count], and without
+    random ones, [image draw count].
+    """
+    families = schema.CORRECT_TOP_HEADS, schema.CORRECT_RANDOM_HEADS
+    top, random = (run.read(family(kind)).astype(float) for family in families)
+    return top, random
+
+
+def set_rows(run: Run) -> list[dict]:
+    """Accuracy without sets of heads, and the paired difference, with intervals."""
+    rows = []
+    for kind in ablations(run):
+        if schema.CORRECT_TOP_HEADS(kind) not in run:
+            continue
+        top, random = head_sets(run, kind)
+        draws, mean = random.mean(0), random.mean(1)
+        for place, count in enumerate(run.results[schema.ABLATED()].values):
+            row = {"run": run.name, "ablation": kind, "heads": int(count)}
+            measured = {"top": top, "random": mean, "difference": mean - top}
+            for name, values in measured.items():
+                interval = intervals(values[:, place : place + 1])
+                row["images"] = int(interval["images"][0])
+                row[name] = interval["mean"][0]
+                row |= {f"{name}_{end}": interval[end][0] for end in ("low", "high")}
+            row["draws"] = random.shape[1]
+            row["lowest_draw"] = draws[:, place].min()
+            row["highest_draw"] = draws[:, place].max()
+            rows.append(row)
+    return rows
+
+
+def set_table(rows: Frame) -> Table:
+    """Accuracy without the most important heads beside that without random ones."""
+    shown = rows[["run", "ablation", "heads"]].copy()
+    headings = {
+        "top": "without the most important",
+        "random": "without random ones",
+        "difference": "difference",
+    }
+    for name, heading in headings.items():
+        ends = [rows[column] for column in (name, f"{name}_low", f"{name}_high")]
+        shown[heading] = list(map(with_interval, *ends))
+    ends = rows["lowest_draw"], rows["highest_draw"]
+    shown["lowest and highest draw"] = [f"{a:.3f} to {b:.3f}" for a, b in zip(*ends)]
+    return Table(
+        key="ablation_sets",
+        title="Most important heads against random ones",
+        caption="Accuracy with so many heads ablated, of random ones the mean of all "
+        "draws; 95 % bootstrap intervals over images, of the difference paired. "
+        "Importance is the mean effect on reference images.",
+        data=rows,
+        shown=shown,
+    )
+
+
+def patching(runs: Sequence[Run]) -> Section | None:
+    """Where clean activations restore the answer of a corrupted pass."""
+    runs = [run for run in runs if schema.RESTORED_HEAD() in run and len(run.image)]
+    if not runs:
+        return None
+    figures = list(figures_of(runs, PATCHING_FIGURES))
+    return Section(key="patching", title="Activation patching", figures=figures)
+
+
+def restored(run: Run, name: str) -> Float[np.ndarray, "image ..."]:
+    """Shares of the mean gap between both passes: an image counts by its own gap, or
+    those of hardly any would decide.
+    """
+    clean, corrupted = (run.read(schema.METRIC(each)) for each in schema.RUNS)
+    gap = clean.astype(float) - corrupted
+    gap[~np.isfinite(gap)] = 0
+    scale = gap / (gap[gap != 0].mean() if gap.any() else 1)
+    values = run.read(name)
+    return values * scale.reshape(-1, *[1] * (values.ndim - 1))
+
+
+RESTORED = ("toward the clean answer", "away from it")
+
+
+def residual_cells(run: Run) -> Rows:
+    """The residual stream, by block and group of tokens."""
+    values = restored(run, schema.RESTORED_RESIDUAL())
+    yield from cells(run, "residual stream", values, RESTORED, "group")
+
+
+def restoring_heads(run: Run) -> Rows:
+    """Heads, at all tokens."""
+    yield from cells(run, "heads", restored(run, schema.RESTORED_HEAD()), RESTORED)
+
+
+def restoring_blocks(run: Run) -> Rows:
+    """Attention and MLP of every block, at all tokens."""
+    for style, (system, name) in enumerate(schema.SYSTEMS.items()):
+        values = restored(run, schema.RESTORED(system))
+        yield run.line("updates at all tokens", name, style, values)
+
+
+HEADS = {"mark": "grid", "x": "head", "x_label": "head", "y_label": "block"}
+ABLATION_FIGURES: FigureTable = {
+    "ablation_heads": (
+        head_effects,
+        "What heads are worth",
+        "Effect of ablating a single head: the true class's logit before minus after, "
+        f"mean over images; the fuller the color, the larger. {CELLS}",
+        HEADS,
+    ),
+    "ablation_blocks": (
+        block_effects,
+        "What attention and MLPs are worth",
+        "The same for all that a block's attention or MLP adds to the residual stream. "
+        f"{BAND}",
+        {"y_label": "true class's logit, before − after"},
+    ),
+    "ablation_sets": (
+        set_curves,
+        "Most important heads against random ones",
+        "Accuracy with more and more heads ablated, by their mean effect on reference "
+        f"images or, as the control, at random (mean over draws). {BAND}",
+        {"x": "x", "x_label": "share of heads ablated", "y_label": "accuracy"},
+    ),
+}
+PATCHED = (
+    "Activations of an image are put into the pass of one of another class; how much "
+    "of the difference of the two classes' logits returns, 0 none, 1 all, as a share "
+    "of the mean difference"
+)
+PATCHING_FIGURES: FigureTable = {
+    "patching_residual": (
+        residual_cells,
+        "Where the answer is, block by block",
+        f"{PATCHED}. Groups of tokens: prefix tokens first, then patches from the "
+        f"upper left. {CELLS}",
+        HEADS | {"x": "group", "x_label": "group of tokens"},
+    ),
+    "patching_heads": (
+        restoring_heads,
+        "Which heads carry it",
+        f"{PATCHED}. Each head at all tokens. {CELLS}",
+        HEADS,
+    ),
+    "patching_blocks": (
+        restoring_blocks,
+        "Which updates carry it",
+        f"{PATCHED}. {BAND}",
+        {"y_label": "restored"},
+    ),
+}
