@@ -14,6 +14,7 @@ from vitjax.recipes import ablation, schema
 from vitjax.recipes.ablation import ABLATION, FIELDS
 from vitjax.types import Edits
 
+NAMES = ("plain", "registers_gap", pytest.param("post_cls", marks=pytest.mark.slow))
 OPTIONS = {"reference_images": 9, "order_images": 5, "draws": 2}
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 
@@ -62,7 +63,7 @@ def edited(context, images, edits):
         return np.asarray(FORWARD(context.model, images, edits))
 
 
-@pytest.mark.parametrize("name", ("plain", "post_cls", "registers_gap"))
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_are_those_of_whole_passes(name):
     context, images, label, means = swept(name)
     rows, depth = context.arrays, context.model.config.depth
@@ -116,7 +117,9 @@ def test_random_sets_are_nested_and_depend_on_the_seed_alone():
     config = tiny.CONFIGS["registers"]
     orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32)
     sets = [
-        np.asarray(ablation.head_sets(config, order, np.int32(7), (1, 2, 3), 5))
+        np.asarray(
+            ablation.head_sets(config, order, np.array(7, np.int32), (1, 2, 3), 5)
+        )
         for order in jax.numpy.asarray(orders)
     ]
     sets = [each.reshape(6, 3, 4) for each in sets]

@@ -16,6 +16,7 @@ from vitjax.models.forward import scan_blocks
 from vitjax.recipes import patching, schema, sites
 from vitjax.recipes.patching import PATCHING
 
+NAMES = ("plain", "registers_gap", pytest.param("post_cls", marks=pytest.mark.slow))
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 CAPTURE = tuple(sites.AXES)
 
@@ -45,7 +46,7 @@ def patched(name="plain", tokens="grid"):
     return context, images, np.concatenate([b.label for b in batches])[:16]
 
 
-@pytest.mark.parametrize("name", ("plain", "registers_gap", "post_cls"))
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_are_those_of_whole_passes(name):
     context, images, label = patched(name)
     rows, model = context.arrays, context.model

@@ -9,10 +9,9 @@ from vitjax.recipes import schema
 from vitjax.report import page
 from vitjax.statistics import bootstrap_mean
 
-CHANGE = {}
-for kind in schema.ABLATIONS:
-    draw = np.random.default_rng(1)
-    CHANGE[schema.EFFECT_HEAD(kind)] = draw.normal(size=(9, 3, 2)).astype(np.float32)
+EFFECTS = np.random.default_rng(1).normal(size=(9, 3, 2)).astype(np.float32)
+EFFECTS[:, 0, 0] += 3
+CHANGE = {schema.EFFECT_HEAD(kind): EFFECTS for kind in schema.ABLATIONS}
 
 
 @pytest.fixture(scope="module")
