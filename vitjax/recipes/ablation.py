@@ -25,9 +25,10 @@ from vitjax.recipes import schema
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
 from vitjax.recipes.sites import (
     Values,
+    one_by_one,
+    part_shapes,
     placed_batches,
     read_stream,
-    single_parts,
     spread,
     sweep,
 )
@@ -78,7 +79,7 @@ def make_step(options: "AblationOptions"):
         config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
         logits, streams = scan_blocks(model, batch.images, read_stream)
         prediction = jnp.argmax(logits, -1).astype(jnp.int32)
-        parts, counts = single_parts(config), head_counts(config)
+        parts, counts = one_by_one(part_shapes(config)), head_counts(config)
 
         def read(logits):
             best = jnp.argmax(logits, -1).astype(jnp.int32)

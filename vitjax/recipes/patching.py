@@ -29,8 +29,8 @@ from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
 from vitjax.recipes.sites import (
     AXES,
     one_by_one,
+    part_shapes,
     read_stream,
-    single_parts,
     subset,
     sweep,
 )
@@ -154,17 +154,10 @@ def patched_sites(
     config: Config, tokens: Tokens
 ) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
     """Groups of tokens after each block, then heads, attention and MLPs."""
-    group, parts = token_groups(config, tokens), single_parts(config)
-    groups = int(group.max()) + 1
-    residual = one_by_one(residual=(config.depth, groups))["residual"]
-    residual = (residual[..., None] & (group == np.arange(groups)[:, None])).any(2)
-    count, others = len(residual), len(parts["mlp_update"])
-    padded = {
-        field: np.concatenate([np.zeros((count, *mask.shape[1:]), bool), mask])
-        for field, mask in parts.items()
-    }
-    none = np.zeros((others, config.depth, config.tokens), bool)
-    return {"residual": np.concatenate([residual, none]), **padded}
+    group = token_groups(config, tokens)
+    groups = {"residual": (config.depth, int(group.max()) + 1)}
+    sites = one_by_one(groups | part_shapes(config))
+    return sites | {"residual": sites["residual"][:, :, group] & (group >= 0)}
 
 
 def token_groups(config: Config, tokens: Tokens) -> Int[np.ndarray, " token"]:

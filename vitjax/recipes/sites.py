@@ -34,18 +34,17 @@ Sites = Mapping[str, Bool[ArrayLike, "site layer ..."]]
 Values = Mapping[str, Float[Array, "..."]]
 
 
-def single_parts(config: Config) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
-    """One site for every head, every block's attention and every MLP, in this order."""
-    depth, heads = config.depth, config.heads
-    return one_by_one(
-        mixed_values=(depth, heads), attention_update=(depth,), mlp_update=(depth,)
-    )
+def part_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of masks for every head, every block's attention and every MLP."""
+    depth = config.depth
+    blocks = {"attention_update": (depth,), "mlp_update": (depth,)}
+    return {"mixed_values": (depth, config.heads), **blocks}
 
 
 def one_by_one(
-    **shapes: tuple[int, ...],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
-    """One site for every entry of masks of these shapes, in order."""
+    """One site for every entry of masks of these shapes, in their order."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     masks = np.split(np.eye(sum(sizes), dtype=bool), np.cumsum(sizes)[:-1], axis=1)
     return {

@@ -1,6 +1,6 @@
 """Ablation and activation patching: what parts of the model do to the prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def ablation(runs: Sequence[Run]) -> Section | None:
         return None
     tables = [part_table(pd.concat([part_rows(run) for run in runs]))]
     if sets := [rows for run in runs for rows in set_rows(run)]:
-        tables.append(set_table(pd.DataFrame(sets)))
+        tables.append(set_table(pd.concat(sets)))
     return Section(
         key="ablation",
         title="Ablation",
@@ -58,9 +58,8 @@ def cells(
     rows: Frame = pd.DataFrame(
         {"run": run.name, "panel": panel, **columns, "chance": np.nan}
     )
-    for style, (name, chosen) in enumerate(
-        zip(signs, (rows["mean"] >= 0, rows["mean"] < 0))
-    ):
+    sides = rows["mean"] >= 0, rows["mean"] < 0
+    for style, (name, chosen) in enumerate(zip(signs, sides)):
         if chosen.any():
             yield rows[chosen].assign(series=name, style=style)
 
@@ -94,27 +93,14 @@ def part_rows(run: Run) -> Frame:
                 run.read(family(*keys)) for family in PARTS[part == "head"]
             )
             one = (slice(None), *[None] * (effect.ndim - 1))
-            right = prediction == run.label[one]
-            changes = right.astype(float) - run.correct[one]
+            accuracy = (prediction == run.label[one]) - run.correct[one].astype(float)
             layer, *head = (place.ravel() for place in np.indices(effect.shape[1:]))
-            columns = {
-                "run": run.name,
-                "ablation": kind,
-                "part": part,
-                "layer": layer,
-                "head": head[0] if head else np.nan,
-            }
-            measured = {
-                "effect": effect,
-                "effect_predicted": predicted,
-                "accuracy": changes,
-            }
-            for name, values in measured.items():
-                interval = intervals(values)
-                columns |= {"images": interval["images"], name: interval["mean"]}
-                columns |= {f"{name}_{end}": interval[end] for end in ("low", "high")}
+            columns = {"run": run.name, "ablation": kind, "part": part, "layer": layer}
+            columns |= {"head": head[0] if head else np.nan}
+            measured = {"effect": effect, "effect_predicted": predicted}
+            columns |= summarize(**measured, accuracy=accuracy)
             tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables)
 
 
 PARTS = {
@@ -124,97 +110,104 @@ PARTS = {
 """Rows of a head, or of an update."""
 
 
+def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table: images, and each mean with the ends of its interval."""
+    columns = {}
+    for name, values in measured.items():
+        mean = intervals(values)
+        columns |= {"images": mean["images"], name: mean["mean"]}
+        columns |= {f"{name}_{end}": mean[end] for end in ("low", "high")}
+    return columns
+
+
+def cells_of(rows: Frame, headings: Mapping[str, str]) -> dict[str, list[str]]:
+    """What people read of columns of `summarize`: heading -> means with intervals."""
+    return {
+        heading: list(
+            map(with_interval, rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
+        )
+        for name, heading in headings.items()
+    }
+
+
 def part_table(rows: Frame) -> Table:
     """The parts of the largest effect, whichever its sign."""
-    largest = rows.reset_index(drop=True)
-    order = largest["effect"].abs().sort_values(ascending=False).index
-    largest = largest.loc[order].groupby(["run", "ablation"], sort=False).head(SHOWN)
+    largest = rows.sort_values("effect", key=abs, ascending=False, kind="stable")
+    largest = largest.groupby(["run", "ablation"]).head(SHOWN)
     head = largest["head"].map("head {:.0f}".format)
-    shown = {
-        "run": largest["run"],
-        "ablation": largest["ablation"],
-        "block": largest["layer"],
-        "part": head.where(largest["part"] == "head", largest["part"]),
-    }
-    headings = {
-        "effect": "true class's logit, before − after",
-        "effect_predicted": "predicted class's",
-        "accuracy": "accuracy, after − before",
-    }
-    for name, heading in headings.items():
-        ends = [largest[column] for column in (name, f"{name}_low", f"{name}_high")]
-        shown[heading] = list(map(with_interval, *ends))
+    shown = largest[["run", "ablation"]].assign(
+        block=largest["layer"],
+        part=head.where(largest["part"] == "head", largest["part"]),
+        **cells_of(largest, PART_HEADINGS),
+    )
     return Table(
         key="ablation",
         title="Parts of the largest effect",
         caption="Means over images with 95 % bootstrap intervals, not corrected for "
         f"their number; the {SHOWN} largest of each kind of ablation. The CSV has all.",
         data=rows,
-        shown=pd.DataFrame(shown),
+        shown=shown,
     )
+
+
+PART_HEADINGS = {
+    "effect": "true class's logit, before − after",
+    "effect_predicted": "predicted class's",
+    "accuracy": "accuracy, after − before",
+}
+SET_HEADINGS = {
+    "top": "without the most important",
+    "random": "without random ones",
+    "difference": "difference",
+}
+
+
+def head_sets(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind of ablation, and right or wrong without the most important heads, [image
+    count], and without random ones, [image draw count].
+    """
+    for kind in ablations(run):
+        if schema.CORRECT_TOP_HEADS(kind) in run:
+            top = run.read(schema.CORRECT_TOP_HEADS(kind)).astype(float)
+            yield kind, top, run.read(schema.CORRECT_RANDOM_HEADS(kind)).astype(float)
 
 
 def set_curves(run: Run) -> Rows:
     """Accuracy without the most important heads, and without as many random ones."""
-    for kind in ablations(run):
-        if schema.CORRECT_TOP_HEADS(kind) not in run:
-            continue
-        top, random = head_sets(run, kind)
+    for kind, top, random in head_sets(run):
         counts = np.array([0, *run.results[schema.ABLATED()].values.astype(int)])
         axis = {"heads": counts, "x": counts / (run.config.depth * run.config.heads)}
-        panel = f"heads {schema.ABLATIONS[kind]}"
+        panel, sets = f"heads {schema.ABLATIONS[kind]}", (top, random.mean(1))
         for style, (name, values) in enumerate(
-            {"the most important": top, "random": random.mean(1)}.items()
+            zip(("the most important", "random"), sets)
         ):
-            whole = np.hstack([run.correct[:, None].astype(float), values])
+            whole = np.hstack([run.correct[:, None], values])
             yield run.line(panel, name, style, whole, axis=axis)
 
 
-def head_sets(run: Run, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Right or wrong without the most important heads, [image count], and without
-    random ones, [image draw count].
-    """
-    families = schema.CORRECT_TOP_HEADS, schema.CORRECT_RANDOM_HEADS
-    top, random = (run.read(family(kind)).astype(float) for family in families)
-    return top, random
-
-
-def set_rows(run: Run) -> list[dict]:
+def set_rows(run: Run) -> Rows:
     """Accuracy without sets of heads, and the paired difference, with intervals."""
-    rows = []
-    for kind in ablations(run):
-        if schema.CORRECT_TOP_HEADS(kind) not in run:
-            continue
-        top, random = head_sets(run, kind)
+    for kind, top, random in head_sets(run):
         draws, mean = random.mean(0), random.mean(1)
-        for place, count in enumerate(run.results[schema.ABLATED()].values):
-            row = {"run": run.name, "ablation": kind, "heads": int(count)}
-            measured = {"top": top, "random": mean, "difference": mean - top}
-            for name, values in measured.items():
-                interval = intervals(values[:, place : place + 1])
-                row["images"] = int(interval["images"][0])
-                row[name] = interval["mean"][0]
-                row |= {f"{name}_{end}": interval[end][0] for end in ("low", "high")}
-            row["draws"] = random.shape[1]
-            row["lowest_draw"] = draws[:, place].min()
-            row["highest_draw"] = draws[:, place].max()
-            rows.append(row)
-    return rows
+        columns = {
+            "run": run.name,
+            "ablation": kind,
+            "heads": run.results[schema.ABLATED()].values.astype(int),
+            **summarize(top=top, random=mean, difference=mean - top),
+            "draws": len(draws),
+            "lowest_draw": draws.min(0),
+            "highest_draw": draws.max(0),
+        }
+        yield pd.DataFrame(columns)
 
 
 def set_table(rows: Frame) -> Table:
     """Accuracy without the most important heads beside that without random ones."""
-    shown = rows[["run", "ablation", "heads"]].copy()
-    headings = {
-        "top": "without the most important",
-        "random": "without random ones",
-        "difference": "difference",
-    }
-    for name, heading in headings.items():
-        ends = [rows[column] for column in (name, f"{name}_low", f"{name}_high")]
-        shown[heading] = list(map(with_interval, *ends))
-    ends = rows["lowest_draw"], rows["highest_draw"]
-    shown["lowest and highest draw"] = [f"{a:.3f} to {b:.3f}" for a, b in zip(*ends)]
+    ends = zip(rows["lowest_draw"], rows["highest_draw"])
+    shown = rows[["run", "ablation", "heads"]].assign(
+        **cells_of(rows, SET_HEADINGS),
+        **{"lowest and highest draw": [f"{a:.3f} to {b:.3f}" for a, b in ends]},
+    )
     return Table(
         key="ablation_sets",
         title="Most important heads against random ones",
