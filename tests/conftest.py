@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COMPILED = tempfile.TemporaryDirectory(prefix="vitjax-tests-")
 """Programs that this session compiled: its own processes need not do it again."""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 FLAGS = ["--xla_force_host_platform_device_count=4"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Compiling takes most of the time; XLA ends where it does not know a flag.

@@ -261,6 +261,7 @@ HOST = {
     **dict.fromkeys(("load", "save", "open_results"), "files"),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "run": "a loop over a data set, which jits its own step",
+    **dict.fromkeys(("figures", "tables", "explorer", "write_report"), "rows on disk"),
     **dict.fromkeys(("fit_ridge_probe", "fit_softmax_probe"), "float64 on the host"),
 }
 """Functions that nothing can be composed with, and why."""

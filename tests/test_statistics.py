@@ -246,3 +246,63 @@ def test_small_quantities_beside_large_ones_are_tested_by_themselves():
     values = np.random.default_rng(0).normal(1, 0.1, size=(30, 2)) * [1e-13, 1]
     p = sign_flip_test(values, resamples=999)
     assert p[0] == p[1] == 0.001
+
+
+@pytest.mark.parametrize("test", ("within", "pooled", "by image", "signs", "pairs"))
+def test_values_that_are_missing_are_never_significant(test):
+    """One NaN in noise: as without it, not the smallest p."""
+    draw = np.random.default_rng(1)
+    values, member = draw.normal(size=(12, 9)), draw.random((12, 9)) < 0.4
+    member[:, 0], member[:, 1] = True, False
+    values[2, 0] = np.nan
+
+    def p(values):
+        if test == "within":
+            return within_image_test(values, member)[0]
+        if test == "pooled":
+            return vilas2023_permutation_test(values[member], values[~member])
+        if test == "by image":
+            return vilas2023_accuracy_test(values[:, :1], np.arange(12) < 6)[0]
+        if test == "signs":
+            return sign_flip_test(values[:, :1])[0]
+        return wilcoxon_test(values[:, :1], values[:, 1:2])[0]
+
+    assert p(values) > 0.01
+    assert np.isnan(p(np.full_like(values, np.nan)))
+
+
+def test_tokens_without_a_value_are_tokens_that_do_not_count():
+    draw = np.random.default_rng(0)
+    values, member = draw.normal(size=(8, 12)), draw.random((8, 12)) < 0.5
+    member[:, 0], member[:, 1] = True, False
+    missing = values.copy()
+    missing[:, 9:] = np.nan
+    expected = within_image_test(values[:, :9], member[:, :9])
+    assert within_image_test(missing, member) == expected
+
+
+@pytest.mark.parametrize("rate", (0.05, 0.5, 0.97))
+def test_intervals_of_rates_hold_them_also_with_few_images(rate):
+    draws = (np.random.default_rng(0).random((10, 2000)) < rate).astype(float)
+    interval = bootstrap_mean(draws, resamples=9)
+    covered = (interval.low <= rate) & (rate <= interval.high)
+    assert covered.mean() > 0.9
+    assert (interval.low <= interval.mean).all()
+    assert (interval.mean <= interval.high).all()
+    plain = bootstrap_mean(np.ones((10, 1)), rates=False)
+    assert plain.low == plain.high == 1
+
+
+def test_wilsons_interval_is_scipys():
+    from scipy import stats
+
+    values = np.repeat([1.0, 0.0], [7, 23])[:, None]
+    expected = stats.binomtest(7, 30).proportion_ci(0.9, method="wilson")
+    interval = bootstrap_mean(values, level=0.9)
+    np.testing.assert_allclose([interval.low[0], interval.high[0]], expected)
+
+
+def test_equal_pairs_say_nothing():
+    left = np.random.default_rng(0).normal(size=(9, 2))
+    left[0, 1] = np.nan
+    np.testing.assert_array_equal(wilcoxon_test(left, left), 1.0)

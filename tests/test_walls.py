@@ -11,16 +11,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "vitjax"
 
 ARROWS = {
     "types": set(),
+    "checks": {"types", "messages"},
     "messages": set(),
     "statistics": {"messages"},
-    "models": {"types", "messages"},
-    "analysis": {"types", "messages"},
+    "models": {"types", "messages", "checks"},
+    "analysis": {"types", "messages", "checks"},
     "data": {"types", "messages"},
     "checkpoints": {"types", "messages", "models", "data"},
-    "saliency": {"types", "messages", "models", "analysis"},
+    "saliency": {"types", "messages", "checks", "models", "analysis"},
     "recipes": {"types", "messages", "models", "analysis", "data", "saliency"},
     "runner": {"types", "messages", "models", "data", "checkpoints", "recipes"},
-    "api": {"types", "models", "analysis", "saliency"},
+    "api": {"types", "checks", "models", "analysis", "saliency"},
     "report": {"types", "messages", "analysis", "statistics"},
 }
 """Room -> rooms that it may import from. The rest may import from all."""
@@ -37,7 +38,7 @@ ONLY = {
     "statistics": {"numpy", "scipy", "jaxtyping"},
     "analysis": {"jax", "numpy", "jaxtyping", "optax", "scipy"},
     "report": {
-        *("numpy", "pandas", "xarray", "matplotlib"),
+        *("jax", "numpy", "pandas", "xarray", "matplotlib"),
         *("jinja2", "jaxtyping", "PIL", "etils"),
     },
 }

@@ -44,17 +44,22 @@ from vitjax.saliency.attribution import attribution_patching
 from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
+    from vitjax.report.page import explorer, figures, tables, write_report
     from vitjax.runner.loop import run
     from vitjax.runner.results import Results, open_results
 
 __version__ = "0.1.0"
 
 LAZY = {
+    "explorer": "vitjax.report.page",
+    "figures": "vitjax.report.page",
+    "tables": "vitjax.report.page",
+    "write_report": "vitjax.report.page",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
     "open_results": "vitjax.runner.results",
 }
-"""Names whose modules import Zarr and xarray: loaded at their first use."""
+"""Names whose modules import Zarr, xarray and pandas: loaded at their first use."""
 
 
 def __getattr__(name: str) -> Any:
@@ -87,6 +92,8 @@ __all__ = [
     "class_value_agreement",
     "compositionality",
     "explain",
+    "explorer",
+    "figures",
     "fit_ridge_probe",
     "fit_softmax_probe",
     "forward",
@@ -118,5 +125,7 @@ __all__ = [
     "self_only",
     "similarity_change",
     "steer",
+    "tables",
     "top_k",
+    "write_report",
 ]

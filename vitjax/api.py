@@ -6,20 +6,27 @@ user's function, `scan_blocks`, `attention_gradients` and `attribution_patching`
 compiled: a function that closes over changing data would go on using the first call's.
 """
 
+from typing import Any
+
 import jax
 
+from vitjax.checks import checked
 from vitjax.models import forward as passes
 from vitjax.saliency import attribution, methods, relevancy, removal
 
-forward = jax.jit(passes.forward, static_argnames=("capture",))
-refinement_logits = jax.jit(passes.refinement_logits)
-explain = jax.jit(
-    methods.explain,
-    static_argnames=("method", "layers", "heads", "of", "loss", "steps", "seed"),
-)
-logit_attribution = jax.jit(attribution.logit_attribution, static_argnames=("neurons",))
-helpful_minus_attended = jax.jit(
-    relevancy.helpful_minus_attended, static_argnames=("of", "loss")
-)
-removal_curve = jax.jit(removal.removal_curve, static_argnames=("keep_counts", "order"))
-relevancy = jax.jit(relevancy.relevancy, static_argnames=("of", "loss", "query"))
+
+def compiled(function: Any, *static: str) -> Any:
+    """A function compiled, its arguments checked outside of the program."""
+    program: Any = jax.jit(function, static_argnames=static)
+    call: Any = checked(program)
+    call.lower, call._cache_size = program.lower, program._cache_size
+    return call
+
+
+forward = compiled(passes.forward, "capture")
+refinement_logits = compiled(passes.refinement_logits)
+explain = compiled(methods.explain, "method", "layers", "heads", "of", "loss", "steps")
+helpful_minus_attended = compiled(relevancy.helpful_minus_attended, "of", "loss")
+removal_curve = compiled(removal.removal_curve, "keep_counts", "order")
+relevancy = compiled(relevancy.relevancy, "of", "loss", "query")
+logit_attribution = compiled(attribution.logit_attribution, "neurons")

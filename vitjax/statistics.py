@@ -1,9 +1,10 @@
 """Statistics over images: bootstrap intervals, permutation tests, corrections.
 
 Shared by all functions: arrays hold one value per image and quantity, images first; NaN
-where an image has none. `resamples` is the number m of random draws, at least 1, `seed`
-that of the draws. A permutation test returns p = (b + 1) / (m + 1) in (0, 1], b the
-draws at least as extreme as the data, uncorrected (see `holm`, `benjamini_hochberg`);
+where an image has none, which is left out. `resamples` is the number m of random draws,
+at least 1, `seed` that of the draws. A permutation test returns p = (b + 1) / (m + 1)
+in (0, 1], b the draws at least as extreme as the data, uncorrected (see `holm`,
+`benjamini_hochberg`);
 `alternative` says which mean would speak against chance: "greater", "less", or either
 ("two-sided"). Images, not tokens, are the independent units. One draw serves all
 quantities, so that the tokens and blocks of one image stay together and one matrix
@@ -13,6 +14,7 @@ product tests them all.
 import functools
 import math
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -37,13 +39,18 @@ def bootstrap_mean(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    rates: bool = True,
 ) -> Interval:
     """Mean over images with its percentile bootstrap interval.
 
     Images are drawn with replacement, as many as there are; the interval holds the
     middle `level`, in (0, 1), of the means of these draws. Every quantity has its own
     interval: nothing is corrected for their number. The mean is NaN without any image,
-    the bounds are with fewer than two.
+    the bounds are with fewer than two. Few images make it too narrow: 95 % intervals of
+    ten normal values hold the mean in 90 % of cases.
+
+    With `rates`, a quantity that is 0 or 1 in every image is a rate and has Wilson's
+    interval: a bootstrap of ten images that are all right knows no wrong one.
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level} is out of range (0, 1).")
@@ -60,7 +67,20 @@ def bootstrap_mean(
         means = np.concatenate(list(_resampled(filled, present, resamples, seed)))
         edges = (0.5 - level / 2, 0.5 + level / 2)
         low[enough], high[enough] = np.nanquantile(means, edges, axis=0)
+    if rates:
+        binary = enough & ((values == 0) | (values == 1) | ~present).all(0)
+        low[binary], high[binary] = wilson(mean[binary], count[binary], level)
     return Interval(*(part.reshape(shape) for part in (mean, low, high)))
+
+
+def wilson(rate: np.ndarray, count: np.ndarray, level: float):
+    """Wilson's score interval (low, high) of a rate of that many images."""
+    square = NormalDist().inv_cdf(0.5 + level / 2) ** 2
+    center = rate + square / (2 * count)
+    spread = np.sqrt(square * (rate * (1 - rate) + square / (4 * count)) / count)
+    low, high = (center - spread), (center + spread)
+    scale = 1 + square / count
+    return np.clip(low / scale, 0, rate), np.clip(high / scale, rate, 1)
 
 
 def as_columns(values) -> np.ndarray:
@@ -173,11 +193,12 @@ def within_image_test(
     The tokens of the kind, `member`, are permuted within each image, among those that
     are `counted`; the mean over images of the difference of both means is compared with
     its value under permutations. Returns p, NaN without images that have tokens of
-    either kind, and their number. It treats tokens as exchangeable, which neighbors in
+    either kind, and their number; a token whose value is NaN is not counted. It treats
+    tokens as exchangeable, which neighbors in
     an image are not: prefer `sign_flip_test` of per-image differences.
     """
     check_test(alternative, resamples)
-    counted = np.ones_like(member) if counted is None else counted
+    counted = np.isfinite(values) & (True if counted is None else counted)
     member = member & counted
     inside, total = member.sum(1), counted.sum(1)
     rows = np.flatnonzero((inside > 0) & (inside < total))
@@ -231,14 +252,22 @@ def wilcoxon_test(
 ) -> Float[np.ndarray, "..."]:
     """Wilcoxon's signed-rank test of pairs, as scipy computes it.
 
-    p of each quantity that left is larger, over the pairs that have both values.
+    p of each quantity that left is larger, over the pairs that have both values and
+    differ; 1 where all pairs are equal, NaN where none has both.
     """
     from scipy import stats
 
     test: Any = stats.wilcoxon
-    with np.errstate(invalid="ignore", divide="ignore"):
-        result = test(left, right, alternative=alternative, axis=0, nan_policy="omit")
-    return np.asarray(result.pvalue)
+    shape, columns = left.shape[1:], (len(left), math.prod(left.shape[1:]))
+    left, right = left.reshape(columns), right.reshape(columns)
+    both = np.isfinite(left) & np.isfinite(right)
+    p = np.where(both.any(0), 1.0, np.nan)
+    differ = (both & (left != right)).any(0)
+    if differ.any():
+        pairs = np.where(both, left, np.nan)[:, differ], right[:, differ]
+        result = test(*pairs, alternative=alternative, axis=0, nan_policy="omit")
+        p[differ] = result.pvalue
+    return p.reshape(shape)
 
 
 def vilas2023_permutation_test(
@@ -252,9 +281,11 @@ def vilas2023_permutation_test(
 
     Tokens of all images are pooled and shuffled; p is the fraction of shuffles whose
     difference of means is larger than the true one, in [0, 1]; NaN where there are no
-    tokens of either kind. It takes tokens for independent, can be 0, and calls ties
-    significant: use `sign_flip_test`. The code leaves the seed open.
+    tokens of either kind. Tokens without a value are left out. It takes tokens for
+    independent, can be 0, and calls ties significant: use `sign_flip_test`. The code
+    leaves the seed open.
     """
+    inside, outside = inside[np.isfinite(inside)], outside[np.isfinite(outside)]
     if not len(inside) or not len(outside):
         return float("nan")
     pooled = np.concatenate([inside, outside]).astype(np.float64)

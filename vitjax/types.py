@@ -33,7 +33,7 @@ Words, one for each concept:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,12 @@ ArrayLike = jax.Array | np.ndarray
 Convention = Literal["paper", "vilas2023_code"]
 """Whose definition: that of the paper's text, or of its published code."""
 CONVENTIONS = get_args(Convention)
+
+if TYPE_CHECKING:
+    Lists = None
+else:
+    Lists = list | tuple
+"""What a user may give for an array of `Edits`, which makes one of it."""
 
 Struct = TypeVar("Struct")
 
@@ -355,18 +361,31 @@ class Edits:
         keep: False removes a patch from the sequence by masking. Prefix tokens always
             stay. States of removed tokens are finite and meaningless.
         select: only these patches run, in this order: a sequence really shorter,
-            chosen after the position embedding.
+            chosen after the position embedding. A number that is no patch is an error,
+            or, inside a `jit` of yours, makes the logits of its image NaN.
         taps: field of `Trace` -> its edit, applied where the field is captured, so that
             what is captured is the edited one. Attention scores are edited before
             `attend`, the weights after `scale`.
 
+    Raises:
+        ValueError: a negative number in `select`.
     """
 
-    attend: Float[ArrayLike, LINKS] | None = None
-    scale: Float[ArrayLike, LINKS] | None = None
-    keep: Bool[ArrayLike, "... #batch patch"] | None = None
-    select: Int[ArrayLike, "... #batch kept"] | None = None
+    attend: Float[ArrayLike, LINKS] | Lists | None = None
+    scale: Float[ArrayLike, LINKS] | Lists | None = None
+    keep: Bool[ArrayLike, "... #batch patch"] | Lists | None = None
+    select: Int[ArrayLike, "... #batch kept"] | Lists | None = None
     taps: dict[str, TapEdit] | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(self, field.name), list | tuple):
+                object.__setattr__(self, field.name, np.asarray(value))
+        select = self.select
+        if isinstance(select, np.ndarray) and (select < 0).any():
+            raise ValueError(
+                f"Edits.select holds {select.min()}; patch numbers count from 0."
+            )
 
     def __and__(self, other: "Edits") -> "Edits":
         """Both interventions: masks multiply, keeps are "and"; it commutes, but for

@@ -47,10 +47,21 @@ def test_rank_at_the_extremes():
     assert rank(logits, np.int32(4)) == 0
     assert rank(logits, np.int32(0)) == 4
     assert identifiability(logits, np.int32(0)) == pytest.approx(1 / 5)
-    assert rank(np.zeros(5, np.float32), np.int32(3)) == 0  # ties take the best
     assert rank(np.array([1, np.nan, 3], np.float32), np.int32(1)) == 2  # NaN is last
     assert rank(np.array([1, np.nan, 3], np.float32), np.int32(2)) == 0
     assert rank(np.ones(1, np.float32), np.int32(0)) == 0  # one class
+
+
+def test_ties_share_their_ranks():
+    """Half of the equal ones count: a head of zeros is at chance."""
+    logits = np.array([2, 0, 2, 2, 1, 2], np.float32)
+    expected = [1, 5, 1, 1, 4, 1]
+    ranks = rank(np.tile(logits, (6, 1)), np.arange(6))
+    np.testing.assert_array_equal(ranks, expected)
+    for classes in (2, 5, 1000):
+        score = identifiability(np.zeros((3, classes), np.float32), np.arange(3) % 2)
+        chance = (classes + 1) / (2 * classes)
+        np.testing.assert_allclose(score, chance, atol=0.5 / classes + 1e-6)
 
 
 def test_labels_broadcast_by_numpys_rules():

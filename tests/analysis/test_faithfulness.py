@@ -37,6 +37,21 @@ def test_the_ends_of_an_area():
         area_under_curve(np.ones(2), (1, 2), tokens=4, convention="code")
 
 
+def test_the_area_of_a_part_is_over_the_counts_given():
+    perfect, kept = np.ones(3), (13, 5, 8)
+    assert area_under_curve(perfect, kept, tokens=16) == 1
+    half = area_under_curve([0.0, 1.0], [4, 8], tokens=16)
+    assert half == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "value"), (((0, 1, 9), "9"), ((-1, 1, 2), "-1"), ((3, 3, 3), "3, 3"))
+)
+def test_counts_that_make_no_area_are_refused(kept, value):
+    with pytest.raises(ValueError, match=value):
+        area_under_curve(np.ones(3), kept, tokens=4)
+
+
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(3)
@@ -95,3 +110,23 @@ def test_masks_without_an_object_and_maps_without_a_shape():
     assert np.isnan(actual["average_precision"]).all()
     assert np.isnan(actual["mean_iou"]).all()  # no object in either
     assert (actual["pixel_accuracy"] == 1).all()  # a flat map has no object
+
+
+def test_a_map_that_is_nan_has_no_measure(case):
+    maps, mask = case
+    maps = np.array(maps)
+    maps[1, 3] = maps[2, 15] = np.nan
+    where = np.arange(16)[None].repeat(5, 0) < 15
+    for name, values in localisation(maps, mask, where=where).items():
+        assert np.isnan(values).tolist() == [False, True, False, False, False], name
+
+
+@pytest.mark.parametrize("dtype", (np.int8, np.uint8, np.float32))
+def test_masks_are_true_or_false(case, dtype):
+    maps, mask = case
+    with pytest.raises(ValueError, match=f"mask .*{np.dtype(dtype)}"):
+        localisation(maps, mask.astype(dtype))
+    with pytest.raises(ValueError, match=f"where .*{np.dtype(dtype)}"):
+        localisation(maps, mask, where=mask.astype(dtype))
+    with pytest.raises((ValueError, TypeError), match=r"one shape|5,15"):
+        localisation(maps, mask[:, :15])

@@ -60,3 +60,19 @@ def test_a_label_never_counts_against_itself():
         np.sort(np.stack(ranks), axis=0),
         np.broadcast_to(np.arange(7)[:, None, None], (7, 7, 4)),
     )
+
+
+@pytest.mark.parametrize("dtype", ("uint8", "int8", "int64"))
+def test_labels_of_any_integers_and_classes_that_tie(dtype):
+    """More classes than a byte holds; ranks of a head of zeros are at chance."""
+    model = tiny.make(tiny.CONFIGS["plain"], classes=tuple(map(str, range(300))))
+    space = fused_projection.fold(model.class_space)
+    states = np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float32)
+    label = np.array([0, 100, 127], dtype)
+    products = fused_projection.product(space, states)
+    ranks, _ = fused_projection.rank_and_logit(space, products, states, label)
+    direct = rank(project(model.class_space, states), label[:, None])
+    assert np.abs(np.asarray(ranks) - np.asarray(direct)).max() <= 1
+    empty = space._replace(weight=0 * space.weight, beta=0 * space.beta)
+    ranks, _ = fused_projection.rank_and_logit(empty, 0 * products, states, label)
+    assert (np.asarray(ranks) == 299 // 2).all()

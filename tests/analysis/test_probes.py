@@ -136,6 +136,19 @@ def test_rank_counts_larger_scores_under_jit():
     assert actual.shape == (30, 2)
 
 
+def test_fewer_examples_than_dimensions_and_hardly_a_penalty():
+    """Sums in float32 are not positive definite there."""
+    rng = np.random.default_rng(0)
+    states = (300 * rng.normal(size=(20, 64)) + 1e3).astype(np.float32)
+    labels = np.arange(20) % CLASSES
+    probe = fit_ridge_probe(states, labels, classes=CLASSES, alpha=1e-3)
+    assert (np.asarray(probe.rank(states, labels)) == 0).all()
+    scores = np.asarray(probe.scores(states))
+    np.testing.assert_allclose(scores[np.arange(20), labels], 1, atol=0.05)
+    with pytest.raises(ValueError, match="alpha=1e-30"):
+        fit_ridge_probe(states, labels, classes=CLASSES, alpha=1e-30)
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
 def test_alpha_out_of_range(alpha):
     features, labels = examples(5)
@@ -146,13 +159,17 @@ def test_alpha_out_of_range(alpha):
 def test_examples_that_do_not_fit():
     features, labels = examples(5)
     with pytest.raises(ValueError, match="5 states have 4 labels"):
-        probes.check_examples(features, labels[:-1], classes=CLASSES)
-    with pytest.raises(ValueError, match=r"labels=.*\[-1, 0\]"):
+        probes.check_examples(features, labels[:-1])
+    with pytest.raises(ValueError, match=r"labels=\d is out of range \[-1, 0\]"):
         fit_ridge_probe(features, labels, classes=1)
     with pytest.raises(ValueError, match="at least one example"):
         fit_ridge_probe(features, np.full(5, -1), classes=CLASSES)
     with pytest.raises(ValueError, match="NaN or infinite"):
         fit_ridge_probe(features * np.float32(np.inf), labels, classes=CLASSES)
+    features[2, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fit_softmax_probe(features, labels, classes=CLASSES)
+    features[2, 3] = 0
     probe = fit_ridge_probe(features, labels, classes=CLASSES)
     with pytest.raises(ValueError, match="do not end with"):
         probe.scores(features[:, :-1])

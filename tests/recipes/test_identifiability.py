@@ -169,3 +169,16 @@ def test_published_classes_of_every_token(oracle, published_model):
     classes = np.asarray(rows["token_classes"])
     np.testing.assert_array_equal(classes[clear], stored["top5_hs"][:8][clear])
     assert clear.mean() > 0.9
+
+
+def test_edits_are_those_of_forward():
+    """Also where the residual stream is no longer the sum of its updates."""
+    model = tiny.make(tiny.CONFIGS["registers"])
+    images, label = tiny.images(model.config), np.array([1, 2, 3])
+    edits = vitjax.ablate(model, "residual", layers=[0], tokens=[4], value=0.5)
+    edits &= vitjax.ablate(model, "mixed_values", layers=[1], heads=[0])
+    rows = identifiability(model, tiny.batch_of(images, label), edits=edits)
+    _, trace = vitjax.forward(model, images, capture=("residual",), edits=edits)
+    logits = vitjax.project(model.class_space, trace.residual)
+    ranks = vitjax.rank(logits, label[:, None])
+    np.testing.assert_array_equal(rows["rank_residual"].swapaxes(0, 1), ranks)

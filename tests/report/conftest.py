@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from fake_runs import fake_run
 
-from vitjax.report.figure import ReportOptions
+from vitjax.report.page import sections
 from vitjax.report.per_image import Run, as_runs
-from vitjax.report.section import sections
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def report():
     """report(*results, ...) -> (key -> figure, key -> table, sentences)."""
 
     def make(*results, **options):
-        made = sections(as_runs(results), ReportOptions(**options))
+        made = sections(as_runs(results), **options)
         figures = {figure.key: figure for each in made for figure in each.figures}
         tables = {table.key: table for each in made for table in each.tables}
         return figures, tables, [line for each in made for line in each.sentences]

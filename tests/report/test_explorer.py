@@ -9,7 +9,6 @@ from fake_runs import fake_run
 from PIL import Image
 
 from vitjax.report import explorer
-from vitjax.report.page import pair_token_runs
 from vitjax.report.per_image import Run
 
 
@@ -93,19 +92,3 @@ def test_shares_of_a_peaked_head_survive():
 def test_large_images_are_jpeg():
     _, packs = read(fake_run(image_size=(160, 320), patch_size=80))
     assert all(url.startswith("data:image/jpeg;base64,") for url, _ in packs.values())
-
-
-def test_a_tokens_run_beside_another_adds_its_explorer_only():
-    other, tokens = fake_run(classes=7), tokens_run()
-    assert pair_token_runs([other, tokens]) == {0: tokens}
-    assert pair_token_runs([tokens, other]) == {1: tokens}
-    assert pair_token_runs([tokens]) == {0: tokens}
-    for change in (
-        {"data": {"id": "sha256:other"}},
-        {"model": {"parameters_sha256": "other"}},
-        {"dtype": "bfloat16"},
-    ):
-        elsewhere = fake_run(classes=7, manifest=change)
-        assert list(pair_token_runs([elsewhere, tokens])) == [0, 1]
-    bare = fake_run("tokens", classes=7, previews=0)
-    assert pair_token_runs([other, bare])[0] is other

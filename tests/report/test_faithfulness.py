@@ -8,7 +8,6 @@ from vitjax.report.faithfulness import COLUMNS, Curve, read_curve
 from vitjax.report.per_image import Run
 
 IMAGES = 9
-SPEEDS = {"measured": {"images_per_second": {"chefer": 123.4, "random": 850.0}}}
 
 
 @pytest.fixture
@@ -134,24 +133,22 @@ def test_columns_are_those_of_which_there_are_rows(report):
     figures, tables, _ = report(without("pixel", "mean", "average"))
     headings = list(COLUMNS.values())
     shown = tables["faithfulness"].shown
-    assert list(shown)[2:] == [*headings[:3], "images/s"]
+    assert list(shown)[2:] == headings[:3]
     assert "faithfulness_removal" in figures and "faithfulness_pixels" not in figures
     nothing = np.full(IMAGES, np.nan, np.float32)
     change = {f"mean_iou_{method}": nothing for method in METHODS}
     figures, tables, _ = report(without("removal", "pixels", change=change))
     shown = tables["faithfulness"].shown
-    assert list(shown)[2:] == [headings[5], headings[7], "images/s"]
+    assert list(shown)[2:] == [headings[5], headings[7]]
     assert not any(key.startswith("faithfulness") for key in figures)
 
 
 def test_table_and_curves_of_several_runs(report):
-    one = fake_run("faithfulness", manifest=SPEEDS)
+    one = fake_run("faithfulness")
     two = fake_run("faithfulness", seed=1)
     figures, tables, _ = report(one, two, fake_run())
     table = tables["faithfulness"]
     assert len(table.data) == 2 * len(COLUMNS) * len(METHODS)
-    speeds = table.shown["images/s"].tolist()
-    assert speeds == ["123", "–", "850", "–", "–", "–"]
     starred = table.shown[COLUMNS["mean_iou"]].str.endswith("*")
     p = table.data[table.data["column"] == "mean_iou"]["p_chefer"]
     assert starred.tolist() == (p < 0.05).tolist()

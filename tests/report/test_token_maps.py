@@ -10,12 +10,12 @@ from matplotlib import colormaps
 from PIL import Image
 
 from vitjax.report import map_grid, token_maps
-from vitjax.report.page import render_page
-from vitjax.report.per_image import Run
+from vitjax.report.per_image import Run, as_runs
 
 
 def figure_of(*results):
-    return token_maps.map_figure([Run(run, name) for run, name in zip(results, "abc")])
+    (figure,) = token_maps.section(as_runs(results)).figures
+    return figure
 
 
 def read_csv(figure):
@@ -64,7 +64,7 @@ def test_previews_are_done_valid_and_shown_once():
         pixels = run.results["preview_image"][place]
         np.testing.assert_array_equal(preview.pixels, pixels)
     assert [one.index for one in token_maps.previews(run, limit=1)] == [0]
-    assert figure_of(fake_run(previews=0)) is None
+    assert not token_maps.section([Run(fake_run(previews=0))]).figures
 
 
 def test_absent_tokens_have_no_identifiability():
@@ -73,14 +73,12 @@ def test_absent_tokens_have_no_identifiability():
     figure = figure_of(fake_run(change={"rank_residual": ranks}))
     table = read_csv(figure)
     assert (table["identifiability"].isna() == (table["row"] == 0)).all()
-    assert table["on_object"].isna().all() and "gray: absent token" in figure.caption
+    assert table["on_object"].isna().all()
 
 
 def test_without_labels_there_is_no_map():
-    figure = figure_of(fake_run(change={"label": np.full(9, -1, np.int32)}))
-    assert figure.data.empty
-    html = render_page((), (), figure, {})
-    assert "predicted" in html and "after block" not in html
+    unlabeled = Run(fake_run(change={"label": np.full(9, -1, np.int32)}))
+    assert not token_maps.section([unlabeled]).figures
 
 
 def test_the_border_does_not_hide_a_small_image():
@@ -90,12 +88,11 @@ def test_the_border_does_not_hide_a_small_image():
     assert image.image is image.pixels
 
 
-def test_an_image_of_several_runs_is_one_card():
+def test_an_image_of_several_runs_stands_together():
     figure = figure_of(fake_run(), fake_run(seed=1, depth=5))
-    assert [[one.run.name for one in card] for card in figure.cards] == [["a", "b"]] * 2
-    assert render_page((), (), figure, {}).count("<img") == 2 * (1 + 3 + 5)
-    other = fake_run(manifest={"data": {"id": "sha256:other"}})
-    assert len(figure_of(fake_run(), other).cards) == 4
+    assert [one.index for one in figure.previews] == [0, 0, 1, 1]
+    assert [len(one.row()) for one in figure.previews] == [4, 6] * 2
+    assert '<img src="data:image/png' in figure.html()
 
 
 def test_a_map_has_colors_dots_and_absences():

@@ -125,17 +125,6 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     assert_close(compiled(gradients.gradcam, model, images), expected)
 
 
-def test_legrad_is_the_positive_part_of_each_blocks_own_gradient():
-    model, images, prefix = setting("plain")
-    relevancy = vitjax.relevancy(model, images, TARGET, loss="negative_logit")
-    expected = np.maximum(relevancy[..., prefix:], 0) / 17
-    assert_close(compiled(gradients.legrad, model, images), expected)
-    model, images, prefix = setting("registers_gap")
-    whole = attention_gradients(model, images)[-1]
-    expected = np.maximum(whole[:, :, prefix:], 0).sum(2)[..., prefix:] / 18
-    assert_close(compiled(gradients.legrad, model, images)[-1], expected)
-
-
 @pytest.mark.parametrize("name", ("plain", SLOW_GAP))
 def test_integrated_gradients_are_complete(name):
     model, images, _ = setting(name)
@@ -235,6 +224,14 @@ def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     np.testing.assert_allclose(actual.sum(1), whole - nothing, atol=2e-3)
 
 
+def test_presence_without_prefix_tokens_is_relative():
+    """All patches of equal presence are the model itself, whatever the presence."""
+    model, images, _ = setting("gap")
+    actual = vitjax.explain(model, images, TARGET, method="integrated_presence")
+    assert np.abs(actual.sum(1)).max() < 1e-4 * np.abs(actual).max()
+    assert np.abs(actual).max() > 1e-3
+
+
 def test_integrated_presence_is_the_derivative_of_the_mask():
     model, images, prefix = setting("registers")
 
@@ -267,6 +264,10 @@ def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
     np.testing.assert_array_equal(consensus.mean_rank(moved), actual)
     np.testing.assert_array_equal(consensus.mean_rank(maps[..., :1]), np.zeros((2, 1)))
+    keep = np.array([True, False, True, True])
+    kept = consensus.mean_rank(maps[..., :4], keep=keep[None])
+    np.testing.assert_allclose(kept[:, keep], ordinal(maps[..., :4][..., keep]).mean(0))
+    assert not kept[:, ~keep].any()
     last = consensus.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
     np.testing.assert_allclose(last, [[1, 0, 1 / 3, 2 / 3]], atol=1e-6)
 

@@ -40,8 +40,8 @@ def test_maps_are_of_the_patches_that_run(case, method):
     model, edits, patches = tiny.make(tiny.CONFIGS.get(case, MODEL.config)), None, 16
     if case == "half":
         model = model.astype("bfloat16")
-    elif case == "selection" and method not in ("random", "occlusion"):
-        patches = 8  # those two are of the whole image
+    elif case == "selection":
+        patches = 8
         kept = np.arange(0, 16, 2, dtype=np.int32)
         edits = vitjax.select_tokens(np.tile(kept, (3, 1)))
     actual = vitjax.explain(model, IMAGES, TARGET, method=method, edits=edits)
@@ -49,34 +49,45 @@ def test_maps_are_of_the_patches_that_run(case, method):
 
 
 KEPT = np.arange(16) % 3 != 0
-SCALED = ("legrad", "gradcam")
-"""Methods that divide by the number of tokens, absent ones included."""
-NOT_PATCH_BY_PATCH = ("random", "occlusion", "consensus", "helpful_minus_attended")
 
 
+@pytest.mark.parametrize("name", ("plain", "gap"))
 @pytest.mark.parametrize(
     "method",
     [
-        name if name in ("relevancy", "chefer") else pytest.param(name, marks=SLOW)
+        name if name in ("relevancy", "legrad") else pytest.param(name, marks=SLOW)
         for name in methods.METHODS
-        if name not in NOT_PATCH_BY_PATCH
     ],
 )
-def test_a_patch_that_is_masked_is_no_patch_of_the_mean(method):
-    model = tiny.make(tiny.CONFIGS["gap"])
+def test_a_patch_that_is_masked_is_as_if_it_were_not_there(method, name):
+    model = tiny.make(tiny.CONFIGS[name])
     places = np.tile(np.flatnonzero(KEPT).astype(np.int32), (3, 1))
     run = jax.jit(
         lambda e: methods.explain(model, IMAGES, TARGET, method=method, edits=e)
     )
     masked = np.asarray(run(vitjax.keep_tokens(np.tile(KEPT, (3, 1)))))
     chosen = np.asarray(run(vitjax.select_tokens(places)))
+    assert (masked[:, ~KEPT] == 0).all()
     top = np.abs(chosen).max()
-    if method not in ("relevancy", *SCALED):  # what attention to it would do
-        assert np.abs(masked[:, ~KEPT]).max() <= 1e-6 * top
-    scale = np.abs(masked[:, KEPT]).max() / top if method in SCALED else 1
-    np.testing.assert_allclose(
-        masked[:, KEPT], chosen * scale, atol=tolerance(method) * top
+    np.testing.assert_allclose(masked[:, KEPT], chosen, atol=tolerance(method) * top)
+
+
+def test_relevancy_of_removed_tokens_is_zero():
+    edits = vitjax.keep_tokens(KEPT[None])
+    row = np.asarray(vitjax.relevancy(MODEL, IMAGES, TARGET, edits=edits))
+    every = np.asarray(
+        vitjax.relevancy(MODEL, IMAGES, TARGET, query="all", edits=edits)
     )
+    exists = np.r_[True, KEPT]
+    assert not row[..., ~exists].any() and row[..., exists].all()
+    assert not every[..., ~exists].any() and not every[..., ~exists, :].any()
+    np.testing.assert_allclose(every[:, :, :, 0], row, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_no_image_has_no_map(method):
+    maps = vitjax.explain(MODEL, IMAGES[:0], [], method=method)
+    assert maps.shape == (0, 16)
 
 
 def test_blocks_and_heads_are_chosen_and_added():
@@ -110,8 +121,26 @@ def test_the_target_may_be_one_for_all():
         ({"method": "relevancy", "layers": (2,)}, r"layers=\(2,\)"),
         ({"method": "relevancy", "heads": (-3,)}, r"heads=\(-3,\)"),
         ({"method": "relevancy", "heads": ()}, r"heads=\(\)"),
+        ({"method": "chefer", "loss": "nonsense"}, "'chefer'.*loss"),
+        ({"method": "relevancy", "loss": "nonsense"}, "nonsense"),
+        ({"method": "rollout", "steps": 3}, "'rollout'.*steps"),
+        ({"method": "legrad", "seed": 0}, "'legrad'.*seed"),
+        ({"method": "random", "of": "residual"}, "'random'.*of"),
     ),
 )
 def test_what_does_not_exist_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         methods.explain(MODEL, IMAGES, TARGET, **options)
+
+
+def test_a_seed_is_data_and_lists_are_tuples():
+    options = {"method": "random"}
+    maps = [vitjax.explain(MODEL, IMAGES, TARGET, **options, seed=0)]
+    programs = vitjax.explain._cache_size()
+    maps += [vitjax.explain(MODEL, IMAGES, TARGET, **options, seed=n) for n in (1, 2)]
+    assert vitjax.explain._cache_size() == programs
+    assert len(np.unique(maps)) == 3 * 48
+    expected = vitjax.explain(MODEL, IMAGES, TARGET, layers=(0,), heads=(1, 0))
+    for layers, heads in (([0], [1, 0]), (np.array([0]), range(1, -1, -1))):
+        actual = vitjax.explain(MODEL, IMAGES, TARGET, layers=layers, heads=heads)
+        np.testing.assert_array_equal(actual, expected)

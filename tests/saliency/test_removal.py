@@ -94,6 +94,32 @@ def test_no_intermediate_is_longer_than_its_bucket():
     assert "17,17]" not in text
 
 
+@pytest.mark.parametrize("spoil", ("pixels", "head"))
+def test_no_prediction_and_ties_are_wrong(spoil):
+    """Whatever the label, class 0 too, which argmax would call the largest."""
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, importance = tiny.images(model.config), np.zeros((3, 16), np.float32)
+    if spoil == "pixels":
+        images[:] = np.nan
+    else:
+        head = jax.tree.map(np.zeros_like, model.params["head"])
+        model = model.replace(params=model.params | {"head": head})
+    for label in (0, [0, 3, 6]):
+        actual = vitjax.removal_curve(
+            model, images, label, importance, keep_counts=[0, 5, 16]
+        )
+        assert actual.shape == (3, 3) and not actual.any()
+
+
+def test_no_image_has_no_curve():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images = tiny.images(model.config)[:0]
+    curve = vitjax.removal_curve(
+        model, images, [], np.zeros((0, 16)), keep_counts=(1, 3)
+    )
+    assert curve.shape == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("patches", "counts", "value"),
     ((16, (), r"\(\)"), (16, (17,), "17"), (16, (-1,), "-1"), (17, (1,), r"\(3, 17\)")),

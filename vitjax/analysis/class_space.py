@@ -2,17 +2,20 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vitjax.analysis.top_k import top_k_indices
+from vitjax.checks import checked
 from vitjax.types import ArrayLike, ClassSpace
 
-Labels = Int[ArrayLike, "..."] | int | np.integer
-"""Class numbers, of any shape that broadcasts."""
+Labels = Integer[ArrayLike, "..."] | int | np.integer
+"""Class numbers in [0, class), of any shape that broadcasts; see `vitjax.checks`."""
 
 
+@checked
 def project(
     class_space: ClassSpace, states: Float[ArrayLike, "*any dim"]
 ) -> Float[Array, "*any class"]:
@@ -40,32 +43,56 @@ def project(
 
 
 def broadcast_labels(label: Labels, shape: tuple[int, ...]) -> Int[Array, "..."]:
-    """Class numbers, broadcast by numpy's rules against leading axes."""
+    """Class numbers in int32, broadcast by numpy's rules against leading axes."""
     label = jnp.asarray(label).astype(jnp.int32)
     if label.ndim > len(shape):
         raise ValueError(
             f"label of shape {label.shape} has more axes than the leading axes {shape} "
             "of the class logits."
         )
-    label = label.reshape((1,) * (len(shape) - label.ndim) + label.shape)
-    return jnp.broadcast_to(label, shape)
+    sizes = (1,) * (len(shape) - label.ndim) + label.shape
+    if any(size not in (1, of) for size, of in zip(sizes, shape)):
+        raise ValueError(
+            f"label of shape {label.shape} does not broadcast against {shape}, the "
+            "leading axes of the class logits, or the number of images."
+        )
+    return jnp.broadcast_to(label.reshape(sizes), shape)
+
+
+def is_class(label: Int[Array, "*any"], classes: int) -> Bool[Array, "*any"]:
+    """Whether a number is a class."""
+    return (label >= 0) & (label < classes)
+
+
+def nan_without_class(
+    values: Float[Array, "..."], label: Int[Array, " batch"], classes: int, *, axis: int
+) -> Float[Array, "..."]:
+    """Values of images, NaN where the label of an image is no class."""
+    shape = [1] * values.ndim
+    shape[axis] = len(label)
+    return jnp.where(is_class(label, classes).reshape(shape), values, jnp.nan)
 
 
 def take_label(
     class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Float[Array, "*any"]:
-    """The logit of a label; labels broadcast against the leading axes."""
+    """The logit of a label, NaN where that is no class; labels broadcast."""
     class_logits = jnp.asarray(class_logits)
     label = broadcast_labels(label, class_logits.shape[:-1])
+    label = jnp.where(label < 0, class_logits.shape[-1], label)  # not from the end
     return jnp.take_along_axis(class_logits, label[..., None], axis=-1)[..., 0]
 
 
+@checked
 def rank(
     class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Int[Array, "*any"]:
     """Number of classes with a larger logit than the label's.
 
-    rank(p, c) = #{k : p_k > p_c} (Vilas et al. 2023, section 3, equation 1).
+    rank(p, c) = #{k : p_k > p_c} (Vilas et al. 2023, section 3, equation 1). Of logits
+    that equal the label's, half count too, rounded down: #{k != c : p_k = p_c} // 2. So
+    a model that cannot tell classes apart, such as one whose head is zero, is at chance
+    and not at the top.
 
     Args:
         class_logits: logits, any leading axes.
@@ -73,18 +100,37 @@ def rank(
             leading axes: for [batch token class] pass `label[:, None]`.
 
     Returns:
-        0 for the best, class - 1 for the worst. Ties take the best rank; a true logit
-        that is NaN ranks last.
+        0 for the best, class - 1 for the worst; a true logit that is NaN ranks last.
 
     Raises:
-        ValueError: the label has more axes than the logits have leading ones.
+        ValueError: the label does not broadcast, or is no class.
     """
-    true = take_label(class_logits, label)
-    larger = jnp.asarray(class_logits) > true[..., None]
-    count = larger.sum(-1, dtype=jnp.int32)
-    return jnp.where(jnp.isnan(true), class_logits.shape[-1] - 1, count)
+    logits = jnp.asarray(class_logits)
+    label = broadcast_labels(label, logits.shape[:-1])
+    return rank_of(logits, take_label(logits, label), label)
 
 
+def rank_of(
+    logits: Float[Array, "*any class"],
+    true: Float[Array, "*any"],
+    label: Int[Array, "*#any"],
+) -> Int[Array, "*any"]:
+    """`rank` of a label whose logit is known.
+
+    It is left out of the count: the compiler may round it differently inside and
+    outside of the comparison.
+    """
+    classes = jax.lax.broadcasted_iota(
+        jnp.int32, (1,) * true.ndim + logits.shape[-1:], true.ndim
+    )
+    others = classes != label[..., None]
+    larger, equal = logits > true[..., None], logits == true[..., None]
+    halves = 2 * larger.astype(jnp.int32) + equal.astype(jnp.int32)
+    count = jnp.where(others, halves, 0).sum(-1, dtype=jnp.int32) // 2
+    return jnp.where(jnp.isnan(true), logits.shape[-1] - 1, count)
+
+
+@checked
 def identifiability(
     class_logits: Float[ArrayLike, "*any class"], label: Labels
 ) -> Float[Array, "*any"]:
@@ -98,7 +144,7 @@ def identifiability(
 
     Returns:
         In [1/C, 1]: 1 where the label has the largest logit, 1/C where the smallest;
-        (C+1)/(2C) at chance.
+        (C+1)/(2C) at chance, and, up to 1/(2C), where all logits are equal.
     """
     classes = class_logits.shape[-1]
     return 1 - rank(class_logits, label).astype(jnp.float32) / classes
@@ -111,6 +157,7 @@ class TopK(NamedTuple):
     classes: Int[Array, "*any top"]
 
 
+@checked
 def top_k(class_logits: Float[ArrayLike, "*any class"], *, k: int = 5) -> TopK:
     """The k classes with the largest logits, in descending order.
 

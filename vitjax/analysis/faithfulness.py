@@ -5,9 +5,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax import messages
+from vitjax.checks import checked
 from vitjax.types import CONVENTIONS, ArrayLike, Convention
 
 
+@checked
 def area_under_curve(
     correct: Bool[ArrayLike, "*any step"] | Float[ArrayLike, "*any step"],
     kept: Int[ArrayLike, " step"] | tuple[int, ...],
@@ -17,8 +19,9 @@ def area_under_curve(
 ) -> Float[Array, "*any"]:
     """Area under a removal curve (Vilas et al. 2023, section 7).
 
-    "paper": the integral of accuracy over the fraction of patches kept, by trapezoids
-    between the counts given; give 0 and `tokens` among them, else the ends are missing.
+    "paper": the mean of accuracy over the fraction of patches kept, by trapezoids from
+    the smallest to the largest of the counts given; give 0 and `tokens` among them for
+    the area of the whole curve.
     "vilas2023_code": sum of the accuracies / (largest accuracy x tokens), over counts
     1 to tokens - 1, as the published numbers have it: it cannot reach 1, and depends on
     the curve's own maximum.
@@ -26,7 +29,7 @@ def area_under_curve(
     Args:
         correct: of images, or accuracies of curves; steps in any order. For the
             published area average over images first: the maximum is the mean curve's.
-        kept: how many patches each step keeps.
+        kept: how many patches each step keeps, in [0, tokens]. Static.
         tokens: how many there are.
         convention: see above.
 
@@ -34,7 +37,8 @@ def area_under_curve(
         In [0, 1]; 1 for a curve that is 1 from end to end.
 
     Raises:
-        ValueError: the steps do not fit, or an unknown convention.
+        ValueError: the steps do not fit, the counts are out of range or one and the
+            same, or an unknown convention.
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     values, counts = jnp.asarray(correct), np.asarray(kept)
@@ -43,17 +47,21 @@ def area_under_curve(
             f"{values.shape[-1]} steps of a curve need as many counts of kept patches; "
             f"got {counts.shape}."
         )
+    messages.check_range("kept", counts.tolist(), 0, tokens)
     values = values.astype(np.promote_types(values.dtype, jnp.float32))
     if convention == "vilas2023_code":
         largest = values.max(-1)
         divisor = jnp.where(largest > 0, largest, 1) * tokens
         return jnp.where(largest > 0, values.sum(-1) / divisor, 0)
-    order = np.argsort(counts, kind="stable")
-    widths = jnp.asarray(np.diff(counts[order]) / tokens, values.dtype)
+    order, span = np.argsort(counts, kind="stable"), np.ptp(counts)
+    if not span:
+        raise ValueError(f"kept={counts.tolist()} must hold two different counts.")
+    widths = jnp.asarray(np.diff(counts[order]) / span, values.dtype)
     ends = values[..., order]
     return jnp.einsum("...s,s->...", (ends[..., 1:] + ends[..., :-1]) / 2, widths)
 
 
+@checked
 def localisation(
     maps: Float[ArrayLike, "batch patch"],
     mask: Bool[ArrayLike, "batch patch"],
@@ -76,8 +84,18 @@ def localisation(
 
     Returns:
         Each measure in [0, 1], and the four counts (true_positives, ...); NaN where it
-        is undefined: no object, no background, or no patch that counts.
+        is undefined: no object, no background, or no patch that counts. All are NaN for
+        an image whose map is NaN at a patch that counts.
+
+    Raises:
+        ValueError: shapes that differ, or a mask that is not of True and False: give
+            patches that are neither object nor background by `where`.
     """
+    if not maps.shape == mask.shape == (mask if where is None else where).shape:
+        raise ValueError(
+            f"maps of shape {maps.shape}, mask and where must have one shape; got "
+            f"{mask.shape} and {None if where is None else where.shape}."
+        )
     values = jnp.asarray(maps)
     values = values.astype(np.promote_types(values.dtype, jnp.float32))
     mask = jnp.asarray(mask)
@@ -91,7 +109,7 @@ def localisation(
 
     tp, fp = count(on_object & mask), count(on_object & ~mask)
     fn, tn = count(~on_object & mask), count(~on_object & ~mask)
-    return {
+    measures = {
         "pixel_accuracy": (tp + tn) / (tp + fp + fn + tn),
         "mean_iou": (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2,
         "average_precision": average_precision(scaled, mask, counted),
@@ -105,6 +123,8 @@ def localisation(
         "false_negatives": fn,
         "true_negatives": tn,
     }
+    undefined = (jnp.isnan(values) & counted).any(-1)
+    return {k: jnp.where(undefined, jnp.nan, v) for k, v in measures.items()}
 
 
 def to_unit_range(values, counted):

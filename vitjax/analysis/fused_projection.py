@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vitjax.analysis.class_space import broadcast_labels, rank_of
 from vitjax.types import ClassSpace, along_last
 
 
@@ -59,17 +60,9 @@ def logits(space: FoldedClassSpace, products, states) -> Float[Array, "*any clas
 def rank_and_logit(
     space: FoldedClassSpace, products, states, label
 ) -> tuple[Int[Array, "batch token"], Float[Array, "batch token"]]:
-    """Rank and logit of each image's label at every token.
-
-    The label itself is left out of the count: the compiler may round its logit
-    differently inside and outside the comparison.
-    """
-    label = jnp.asarray(label)
+    """Rank and logit of each image's label at every token."""
+    label = broadcast_labels(label, products.shape[:1])
     index = label[:, None, None]
     true = jnp.take_along_axis(products, index, axis=-1)[..., 0]
     true = true * inverse_sigma(space, states) + space.beta[label][:, None]
-    classes = jax.lax.broadcasted_iota(label.dtype, (1, 1, products.shape[-1]), 2)
-    others = classes != index
-    larger = (logits(space, products, states) > true[..., None]) & others
-    rank = larger.sum(-1, dtype=jnp.int32)
-    return jnp.where(jnp.isnan(true), products.shape[-1] - 1, rank), true
+    return rank_of(logits(space, products, states), true, label[:, None]), true

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitjax import messages
+from vitjax.checks import checked
 from vitjax.types import (
     CONVENTIONS,
     FIELD_AXES,
@@ -21,6 +22,7 @@ from vitjax.types import (
 )
 
 
+@checked
 def self_only(
     model: Any,
     *,
@@ -61,6 +63,7 @@ def self_only(
     return Edits(attend=mask) if renormalize else Edits(scale=mask)
 
 
+@checked
 def no_cls(
     model: Any,
     *,
@@ -111,6 +114,7 @@ def members(name: str, numbers, count: int) -> np.ndarray:
     return chosen
 
 
+@checked
 def keep_tokens(keep: Bool[ArrayLike, "batch patch"]) -> Edits:
     """Only these patches exist; the others are masked, shapes stay.
 
@@ -123,21 +127,20 @@ def keep_tokens(keep: Bool[ArrayLike, "batch patch"]) -> Edits:
     return Edits(keep=keep)
 
 
+@checked
 def select_tokens(indices: Int[ArrayLike, "batch kept"]) -> Edits:
     """Only these patches run, in this order: a really shorter sequence.
 
     Args:
         indices: patch numbers in [0, patch), row-major; chosen after the position
-            embedding. One that is too large makes its image's logits NaN.
+            embedding.
 
     Returns:
-        Edits.
+        Edits; see there for numbers that are no patch.
 
     Raises:
-        ValueError: a number is negative, in a numpy array.
+        ValueError: a number is negative.
     """
-    if isinstance(indices, np.ndarray) and (indices < 0).any():
-        raise ValueError("Patch numbers of select_tokens must not be negative.")
     return Edits(select=indices)
 
 

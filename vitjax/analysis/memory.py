@@ -3,7 +3,10 @@
 A sub-layer's output is a sum over memories, sum_m a_m v_m + bias: v_m are the rows of
 its output matrix (`vitjax.memory_values`), a_m the coefficients with which a token
 calls them. In class space a memory is `E.v_m`, raw: without bias and without norm
-(Vilas et al. 2023, sections 3 and 6.2).
+(Vilas et al. 2023, sections 3 and 6). In a residual-post-norm block the update is a
+norm of that sum. There memories are rows before the norm, as the published code takes
+them: an agreement says that a memory points to a class, not how much of it the norm
+leaves in the stream.
 """
 
 from typing import Literal
@@ -14,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels
+from vitjax.analysis.class_space import Labels, broadcast_labels, is_class
 from vitjax.analysis.top_k import fast_top_k_indices
+from vitjax.checks import checked
 from vitjax.types import CONVENTIONS, ArrayLike, ClassSpace, Convention, Trace, pytree
 
 System = Literal["attention", "mlp"]
@@ -34,6 +38,7 @@ class MemoryClasses:
     memories: Int[ArrayLike, "*any class top"]
 
 
+@checked
 def memory_coefficients(
     trace: Trace, *, convention: Convention = "paper"
 ) -> dict[System, Float[Array, "*layer batch token memory"]]:
@@ -78,6 +83,7 @@ def memory_logits(class_space: ClassSpace, values) -> Float[Array, "class memory
     )
 
 
+@checked
 def memory_classes(
     class_space: ClassSpace, values: Float[ArrayLike, "*any memory dim"], *, k: int = 5
 ) -> MemoryClasses:
@@ -117,12 +123,13 @@ def over_leading(function, values):
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), flat)
 
 
+@checked
 def class_value_agreement(
     class_space: ClassSpace, values: Float[ArrayLike, "*any memory dim"]
 ) -> Float[Array, "*any class"]:
     """How well the best memory of a layer agrees with each class.
 
-    max_m cos(E_c, v_m) (Vilas et al. 2023, section 6.2).
+    max_m cos(E_c, v_m) (Vilas et al. 2023, section 6).
 
     Args:
         class_space: `model.class_space`.
@@ -154,6 +161,7 @@ Values = Float[ArrayLike, "memory dim"] | MemoryClasses
 """Value vectors of one layer, or what `memory_classes` makes of them."""
 
 
+@checked
 def key_value_agreement(
     class_space: ClassSpace,
     coefficients: Float[ArrayLike, "*any memory"],
@@ -166,7 +174,7 @@ def key_value_agreement(
     """Whether a token's strongest memories promote its class.
 
     With M the k memories of largest coefficient: "paper": the label is among the k
-    classes of largest logit of any memory in M (Vilas et al. 2023, section 6.2).
+    classes of largest logit of any memory in M (Vilas et al. 2023, section 6).
     "vilas2023_code": a memory in M is among the k memories that promote the label most.
     Its mean over tokens is the agreement rate. Chance differs by layer and is best
     measured with permuted labels; roughly it is k^2/class and k^2/memory.
@@ -200,10 +208,13 @@ def agreement(
     if convention == "paper":
         classes = jnp.asarray(known.classes)[..., :k][strongest]
         return (classes == label[..., None, None]).any((-2, -1))
-    memories = jnp.asarray(known.memories)[..., :k][label]
+    memories = jnp.asarray(known.memories)[..., :k]
+    classes = memories.shape[-2]
+    memories = jnp.where(is_class(label, classes)[..., None], memories[label], -1)
     return (strongest[..., :, None] == memories[..., None, :]).any((-2, -1))
 
 
+@checked
 def compositionality(
     class_space: ClassSpace,
     coefficients: Float[ArrayLike, "*any memory"],
@@ -212,10 +223,11 @@ def compositionality(
     *,
     k: int = 5,
 ) -> Bool[Array, "*any"]:
-    """Whether a layer's top class is that of one of its strongest memories.
+    """Whether a layer's top class is NOT composed: one strong memory has it too.
 
+    Named after the question, not after the answer: True speaks against composition.
     argmax_c E.v_m = predicted for any of the k memories of largest coefficient (Vilas
-    et al. 2023, section 6.2; Geva et al. 2021). False: the layer composes its top class
+    et al. 2023, section 6; Geva et al. 2021). False: the layer composes its top class
     of several memories.
 
     Args:

@@ -3,7 +3,8 @@
 A ridge probe is fitted from three sums over examples, which need not be kept: the Gram
 matrix of the states, the sum of the states of each class, and the number of examples of
 each. An offset near their mean is subtracted first, so that the sums of one batch keep
-their digits in float32; batches are added up in float64 on the host.
+their digits in float32; batches are added up in float64 on the host. States that are on
+the host anyway, as in `fit_ridge_probe`, are summed in float64 from the start.
 
 Shared by all functions: `features` are states, examples first; further leading axes are
 probes of their own. `labels` are their classes; those below 0 leave an example out,
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vitjax import messages
 from vitjax.analysis.class_space import rank
+from vitjax.checks import checked
 from vitjax.types import ArrayLike, along_last, pytree
 
 BATCH = 1024
@@ -44,6 +45,7 @@ class Probe:
     bias: Float[ArrayLike, "*probe class"]
     centre: Float[ArrayLike, "*probe dim"]
 
+    @checked
     def scores(
         self, states: Float[ArrayLike, "*any dim"]
     ) -> Float[Array, "*any class"]:
@@ -72,7 +74,7 @@ class Probe:
     ) -> Int[Array, " batch *any"]:
         """Number of classes with a larger score than the label's, images first.
 
-        0 for the best, class - 1 for the worst; ties take the best rank.
+        As `vitjax.rank`: 0 for the best, class - 1 for the worst.
         """
         scores = self.scores(states)
         return rank(scores, jnp.reshape(label, (-1,) + (1,) * (scores.ndim - 2)))
@@ -86,8 +88,8 @@ def expand_trailing(per_example: Array, features: Array) -> Array:
 class BatchSums(NamedTuple):
     """Gram matrix of one batch, and its states less the offset, 0 without a label."""
 
-    gram: Float[Array, "*probe dim dim"]
-    states: Float[Array, "batch *probe dim"]
+    gram: Float[ArrayLike, "*probe dim dim"]
+    states: Float[ArrayLike, "batch *probe dim"]
 
 
 class SufficientStatistics(NamedTuple):
@@ -115,6 +117,14 @@ def batch_sums(features: ArrayLike, labels: ArrayLike, offset: ArrayLike) -> Bat
     states = jnp.where(known, states, 0.0)
     gram = jnp.einsum("n...d,n...e->...de", states, states, precision="highest")
     return BatchSums(gram, states)
+
+
+def exact_batch_sums(features, labels, offset) -> BatchSums:
+    """`batch_sums` in float64, of numpy arrays."""
+    states = features.astype(np.float64) - np.asarray(offset, np.float64)
+    states[labels < 0] = 0.0
+    by_probe = np.moveaxis(states, 0, -2)
+    return BatchSums(by_probe.swapaxes(-1, -2) @ by_probe, states)
 
 
 def empty_statistics(offset: ArrayLike, *, classes: int) -> SufficientStatistics:
@@ -149,7 +159,7 @@ def solve_ridge(statistics: SufficientStatistics, *, alpha: float) -> Probe:
 
     One Cholesky factor serves all classes. A class without examples has w = 0, b = -1.
     """
-    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     if not 0 < alpha < np.inf:
         raise ValueError(f"alpha={alpha} is out of range (0, inf).")
@@ -167,12 +177,20 @@ def solve_ridge(statistics: SufficientStatistics, *, alpha: float) -> Probe:
         gram[np.diag_indices_from(gram)] += alpha
         targets = 2 * (sums[index][present] - np.outer(counts[present], mean))
         solution = np.zeros_like(sums[index])
-        solution[present] = cho_solve(cho_factor(gram, lower=True), targets.T).T
+        try:
+            factor = cho_factor(gram, lower=True)
+        except LinAlgError as error:
+            raise ValueError(
+                f"alpha={alpha} is lost in the rounding of states whose squares sum to "
+                f"{np.trace(gram):.3g}; give a larger one, or scale the states."
+            ) from error
+        solution[present] = cho_solve(factor, targets.T).T
         weights[index] = solution
         bias[index] = 2 * counts / count - 1 - solution @ mean
     return Probe(weights=weights, bias=bias, centre=offset)
 
 
+@checked
 def fit_ridge_probe(
     features: Float[ArrayLike, "n *probe dim"],
     labels: Int[ArrayLike, " n"],
@@ -191,8 +209,9 @@ def fit_ridge_probe(
         features: states, examples first; further leading axes are probes of their own.
         labels: their classes, in [0, classes); -1 for examples to leave out.
         classes: how many there are, C. A class without examples scores -1 everywhere.
-        alpha: weight of the penalty; the intercept is not penalized. Above 0; far below
-            1e-5 of the states' summed squares, float32's rounding shows.
+        alpha: weight of the penalty; the intercept is not penalized. Above 0. Sums are
+            in float64 here; in those of `vitjax run probes`, float32's rounding shows
+            far below 1e-5 of the states' summed squares.
 
     Returns:
         The probe; its scores are about 1 for the class of a state and -1 for others.
@@ -200,27 +219,27 @@ def fit_ridge_probe(
     Raises:
         ValueError: shapes, labels or alpha do not fit, or a state is not finite.
     """
-    features, labels = check_examples(features, labels, classes=classes)
+    features, labels = check_examples(features, labels)
     offset = batch_mean(features[:BATCH], labels[:BATCH])
     statistics = empty_statistics(offset, classes=classes)
     for start in range(0, len(labels), BATCH):
         rows = slice(start, start + BATCH)
-        sums = batch_sums(features[rows], labels[rows], offset)
+        sums = exact_batch_sums(features[rows], labels[rows], offset)
         add_batch(statistics, sums, labels[rows])
     return solve_ridge(statistics, alpha=alpha)
 
 
-def check_examples(features, labels, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Examples as host arrays, once their shapes and labels fit."""
+def check_examples(features, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Examples as host arrays; ValueError unless they are pairs of finite states."""
     features, labels = np.asarray(features), np.asarray(labels)
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} states have {len(labels)} labels.")
-    if len(labels):
-        ends = (int(labels.min()), int(labels.max()))
-        messages.check_range("labels", ends, -1, classes - 1)
+    if not np.isfinite(features[labels >= 0]).all():
+        raise ValueError("Some states are NaN or infinite; a probe cannot be fitted.")
     return features, labels
 
 
+@checked
 def fit_softmax_probe(
     features: Float[ArrayLike, "n *probe dim"],
     labels: Int[ArrayLike, " n"],
@@ -256,9 +275,10 @@ def fit_softmax_probe(
         The probe; its scores are logits.
 
     Raises:
-        ValueError: shapes, labels or options do not fit; there are not two examples.
+        ValueError: shapes, labels or options do not fit, a state is not finite, or
+            there are not two examples.
     """
-    features, labels = check_examples(features, labels, classes=classes)
+    features, labels = check_examples(features, labels)
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation} is out of range (0, 1).")
     features, labels = features[labels >= 0], labels[labels >= 0]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, take_label
+from vitjax.checks import checked
 from vitjax.types import CONVENTIONS, ArrayLike, Convention
 
 Composition = dict[
@@ -17,6 +18,7 @@ Composition = dict[
 """Where the top class of a block's output comes from."""
 
 
+@checked
 def similarity_change(
     logits_before: Float[ArrayLike, "*any class"],
     logits_after: Float[ArrayLike, "*any class"],
@@ -24,7 +26,7 @@ def similarity_change(
 ) -> Bool[Array, "*any"]:
     """Whether a step brings a state nearer to its class.
 
-    p'_c > p_c (Vilas et al. 2023, section 6.1: class similarity change), where p' are
+    p'_c > p_c (Vilas et al. 2023, section 6: class similarity change), where p' are
     the class logits of what a layer writes, or of the residual stream after it, and p
     those of its input. Its mean over tokens is the change rate, 0.5 by chance. The
     published code compares both sub-layers with the block's input; the MLP's input is
@@ -52,6 +54,7 @@ def similarity_change(
     return after.astype(dtype) > before.astype(dtype)
 
 
+@checked
 def residual_composition(
     after: Int[ArrayLike, "*any"],
     *,
@@ -63,7 +66,7 @@ def residual_composition(
     """Where a block's top class comes from: its input, an update, or neither.
 
     With t the top class of a state, "previous" is t_after = t_before, "attention" and
-    "mlp" t_after = t of what that sub-layer writes (Vilas et al. 2023, section 6.1;
+    "mlp" t_after = t of what that sub-layer writes (Vilas et al. 2023, section 6;
     Geva et al. 2022). "paper": exactly one of them; "several" more than one;
     "composed" none: the class is new. The five exclude each other and add to one.
     "vilas2023_code": the three overlap, "composed" is neither previous nor attention,
@@ -78,7 +81,7 @@ def residual_composition(
         One array of True and False for each of the five.
 
     Raises:
-        ValueError: an unknown convention.
+        ValueError: an unknown convention, or numbers that are no integers.
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     ids = [jnp.asarray(x).astype(jnp.int32) for x in (after, before, attention, mlp)]

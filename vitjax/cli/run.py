@@ -153,8 +153,7 @@ class Demo(Command):
     images: Annotated[int | None, metavar("INT")] = None
 
     def __call__(self) -> Any:
-        from vitjax.report.identifiability import summary
-        from vitjax.report.page import write_report
+        from vitjax.report.page import tables, write_report
         from vitjax.runner.loop import run
 
         make_folder(self.out)
@@ -172,7 +171,8 @@ class Demo(Command):
             show_progress=False,
         )
         page = write_report([results, tokens], self.out).resolve()
-        table = summary(results).set_index("quantity").drop(columns="images")
+        table = tables(results)["summary"].set_index("quantity")
+        table = table.drop(columns=["run", "images"])
         table.columns = ["mean", "95 % low", "95 % high", "chance"]
         table = table.rename_axis(None).to_string(
             float_format="{:.3f}".format, na_rep=""

@@ -89,7 +89,7 @@ def dense(rules: Rules, layer: Any, x: Float[Array, "..."]) -> Float[Array, "...
     leading, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
     width = math.prod(outputs)
     y = rules.dense(
-        x.reshape(*leading, -1),
+        x.reshape(*leading, math.prod(kernel.shape[:inputs])),
         kernel.reshape(-1, width),
         None if bias is None else bias.reshape(width),
     )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vitjax.models.backward_rules import Rules
+from vitjax.checks import checked
+from vitjax.models.backward_rules import Rules, cached_mlp
 from vitjax.models.edits import BlockEdits, join_taps, split_edits
 from vitjax.models.layers import Block, Tap
 from vitjax.models.model import Model
@@ -17,6 +18,7 @@ Read = Callable[..., Any]
 Offsets = Mapping[str, Float[Array, "..."]]
 
 
+@checked
 def scan_blocks(
     model: Model,
     images: Float[ArrayLike, "batch height width channel"],
@@ -178,6 +180,26 @@ def resume_forward(
     return model.apply(x, edits, method="unembed")
 
 
+def after_attention(
+    model: Model, params: Any, mixed, stream_in, trace: Trace, edits, rows: slice
+) -> tuple[Float[Array, "batch row dim"], Trace]:
+    """A block at some rows as a function of the values mixed there, before their tap.
+
+    `stream_in`, `trace` and `edits` are those of the whole block, whose MLP need not be
+    multiplied by again where no tap edits what is known of it.
+    """
+    edited = {field for each in edits for field in each.taps}
+    known = not edited & {"mlp_preactivation", "mlp_update"}
+    return apply_block(
+        model,
+        params,
+        stream_in[:, rows],
+        tuple(each.at_rows(rows) for each in edits),
+        mixed=mixed,
+        rules=cached_mlp(model.config, trace, rows) if known else Rules(),
+    )
+
+
 def tapped(tree: Any) -> dict[str, Array]:
     """Flax's nested intermediates as {tap name: array}."""
     arrays = {}
@@ -226,6 +248,7 @@ def forward(
     return logits, Trace(**fields)
 
 
+@checked
 def attention_gradients(
     model: Model,
     images: Float[ArrayLike, "batch height width channel"],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from vitjax.checks import check_images
 from vitjax.models.vit import VisionTransformer
 from vitjax.types import ArrayLike, ClassSpace, Config, pytree, static
 
@@ -95,21 +96,16 @@ class Model:
         """Call a method of the Linen module on the parameters."""
         return self.module.apply({"params": self.params}, *args, method=method)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return (*self.config.shape, self.params["embedding"]["kernel"].shape[2])
+
     def check_images(
         self, images: Float[ArrayLike, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
-        """The images in the model's dtype.
-
-        Raises:
-            ValueError: their size is not the model's.
-        """
-        expected = (*self.config.shape, 3)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"Images of shape {images.shape} do not fit the model, which takes "
-                f"[batch {' '.join(map(str, expected))}]; use model.preprocess, or "
-                "load the model with another image_size."
-            )
+        """The images in the model's dtype; ValueError if their shape is not its own."""
+        check_images("images", images, self.image_shape)
         return jnp.asarray(images, self.dtype)
 
 
@@ -122,14 +118,22 @@ def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:
     Returns:
         "attention": rows of the output projection, head-major, `head * key` of them;
         "mlp": rows of the second dense layer, `mlp_dim` of them. Biases are left out.
+        Times LayerScale, where the model has it: with their coefficients they add up to
+        the update, less what biases add. In a residual-post-norm block they are raw, as
+        in the published code: they add up to what its norm then takes.
     """
     block = model.block_params
     out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
     depth, heads, width, dim = out.shape
-    return {
+    values = {
         "attention": jnp.reshape(out, (depth, heads * width, dim)),
         "mlp": jnp.asarray(block["MlpBlock_0"]["Dense_1"]["kernel"]),
     }
+    if model.config.layer_scale and model.config.norm == "pre":
+        for index, system in enumerate(values):
+            gamma = block[f"LayerScale_{index}"]["gamma"]
+            values[system] = values[system] * gamma[:, None]
+    return values
 
 
 def initialize(

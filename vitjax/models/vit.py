@@ -92,7 +92,9 @@ class VisionTransformer(nn.Module):
         prefix = self.config.prefix
         x = x + self.pos_embedding[:, prefix:]
         if edits.select is not None:
-            x = jnp.take_along_axis(x, jnp.asarray(edits.select)[:, :, None], axis=1)
+            select = jnp.asarray(edits.select)[:, :, None]
+            select = jnp.where(select < 0, x.shape[1], select)  # NaN, not the last one
+            x = jnp.take_along_axis(x, select, axis=1)
         if prefix:
             tokens = [self.cls] if self.config.class_token else []
             tokens += [self.registers] if self.config.registers else []

@@ -20,22 +20,27 @@ from vitjax.types import Batch, Edits, Trace
 
 @microbatched
 def identifiability(
-    model: Model, batch: Batch, *, top: int = 5
+    model: Model, batch: Batch, *, top: int = 5, edits: Edits | None = None
 ) -> dict[str, jax.Array]:
     """Rank the true class in every token's class logits, block by block.
 
     Class logits are those of `project(model.class_space, state)`; the residual stream's
-    are carried through the blocks, see `analysis.fused_projection`.
+    are carried through the blocks, see `analysis.fused_projection`. `edits` hold for
+    all images alike: their batch axis is 1. An edited residual stream is no sum of
+    updates and is projected anew.
     """
     space = fused_projection.fold(model.class_space)
     label = jnp.maximum(batch.label, 0)
+    is_sum = "residual" not in ((edits and edits.taps) or {})
 
     def read(state, params, stream_in, trace):
-        products, rows = read_block(model, space, state, trace, label, top=top)
+        products, rows = read_block(
+            model, space, state, trace, label, top=top, is_sum=is_sum
+        )
         return (products["residual"], state[1] + 1), rows
 
     embed = functools.partial(first_state, space)
-    logits, reads = scan_blocks(model, batch.images, read, state=embed)
+    logits, reads = scan_blocks(model, batch.images, read, state=embed, edits=edits)
     prediction = jnp.argmax(logits, -1).astype(jnp.int32)
     return images_first(reads) | {"prediction": prediction}
 
@@ -59,6 +64,7 @@ def read_block(
     label: Int[Array, " batch"],
     *,
     top: int,
+    is_sum: bool = True,
 ) -> tuple[dict[str, Float[Array, "batch token class"]], dict[str, Array]]:
     """Products of a block's streams by name, and rows, for two matrix products."""
     (before, index), rows = state, {}
@@ -68,6 +74,8 @@ def read_block(
         for update in (trace.attention_update, trace.mlp_update)
     )
     after = before + attention + mlp
+    if not is_sum:
+        after = fused_projection.product(space, stream)
     products = {"residual": after, "attention_update": attention, "mlp_update": mlp}
     for name, product in products.items():
         rows[schema.RANK(name)], rows[schema.LOGIT(name)] = (

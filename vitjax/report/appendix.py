@@ -18,13 +18,12 @@ from vitjax.recipes import schema
 from vitjax.recipes.schema import CONTROLS, KINDS, SYSTEMS
 from vitjax.report.figure import (
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
     figures_of,
 )
-from vitjax.report.marks import KIND_STYLES, Frame
+from vitjax.report.marks import BOX_COLUMNS, KIND_STYLES, Frame
 from vitjax.report.paper_metrics import COMPARED, CONVENTIONS, UPDATES
 from vitjax.report.per_image import Run, mean
 from vitjax.statistics import (
@@ -43,11 +42,11 @@ BINS = 50
 """At most, of a histogram."""
 
 
-def distributions(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def distributions(runs: Sequence[Run]) -> Section:
     """Every distribution that the runs have rows for, in the published order."""
     figures = list(figures_of(runs, FIGURES))
     title = "Distributions over images and classes"
-    return Section(key="appendix", title=title, figures=figures) if figures else None
+    return Section(key="appendix", title=title, figures=figures)
 
 
 def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows:
@@ -74,29 +73,15 @@ def class_value_boxes(run: Run) -> Rows:
 
 
 def box_rows(rows: Frame, values: np.ndarray, p_holm: Any) -> Frame:
-    """Rows with the boxes of their values, [unit, layer], and with p-values.
+    """Rows with boxes of their values, [unit, layer], and with p-values."""
+    from matplotlib.cbook import boxplot_stats
 
-    Whiskers are the most extreme values within 1.5 interquartile ranges of the box.
-    """
-    boxes = np.full((5, values.shape[1]), np.nan)
-    for layer, column in enumerate(values.astype(np.float64).T):
-        column = column[np.isfinite(column)]
-        if len(column):
-            q25, median, q75 = np.quantile(column, (0.25, 0.5, 0.75))
-            reach = 1.5 * (q75 - q25)
-            # A quartile between two values may have none of them beyond it.
-            low = min(column[column >= q25 - reach].min(), q25)
-            high = max(column[column <= q75 + reach].max(), q75)
-            boxes[:, layer] = median, q25, q75, low, high
-    names = ("median", "q25", "q75", "whisker_low", "whisker_high")
+    columns = [column[np.isfinite(column)] for column in values.T.astype(np.float64)]
+    boxes: Frame = pd.DataFrame([boxplot_stats(column)[0] for column in columns])
+    boxes = boxes[list(BOX_COLUMNS)].rename(columns=BOX_COLUMNS)
     place = rows.columns.get_loc("mean")
-    for name, column in zip(reversed(names), reversed(boxes)):
-        rows.insert(place, name, column)
-    return rows.assign(p_holm=p_holm)
-
-
-DOT = ["run", "panel", "class", "layer", "images", "mean", "chance"]
-AVERAGE = ["series", "style", "average", "low", "high", "average_chance"]
+    parts = rows.iloc[:, :place], boxes, rows.iloc[:, place:]
+    return pd.concat(parts, axis=1).assign(p_holm=p_holm)
 
 
 def agreement_classes(run: Run) -> Rows:
@@ -106,25 +91,22 @@ def agreement_classes(run: Run) -> Rows:
     labels, images = np.unique(run.label, return_counts=True)
     names, depth = [run.classes[label] for label in labels], run.config.depth
     for system, panel in SYSTEMS.items():
-        rates, chance = (
-            np.stack([values[run.label == label].mean(0) for label in labels])
-            for values in (
-                run.metric(name, system=system, convention="paper").astype(np.float64)
-                for name in ("agreement", "agreement_chance")
-            )
-        )
-        dots = {
+        columns = {
+            "run": run.name,
+            "panel": panel,
             "class": np.repeat(names, depth),
             "layer": np.tile(np.arange(depth), len(labels)),
             "images": np.repeat(images, depth),
-            "mean": rates.ravel(),
-            "chance": chance.ravel(),
         }
-        series = "each class, and their mean"
-        average = run.line(panel, series, 0, rates, chance=chance.mean(0))
-        renamed = {"mean": "average", "chance": "average_chance"}
-        average = average.drop(columns="images").rename(columns=renamed)
-        yield pd.DataFrame(dots).merge(average, on="layer")[[*DOT, *AVERAGE]]
+        for column, name in (("mean", "agreement"), ("chance", "agreement_chance")):
+            values = run.metric(name, system=system, convention="paper")
+            by_class = [
+                values[run.label == label].mean(0, dtype=np.float64) for label in labels
+            ]
+            columns[column] = np.ravel(by_class)
+        yield pd.DataFrame(
+            columns | {"series": "each class, and their mean", "style": 0}
+        )
 
 
 def identifiable_tokens(run: Run) -> Rows:
@@ -140,11 +122,9 @@ def identifiable_tokens(run: Run) -> Rows:
     inside = identifiable[:, None] // width == start // width
     style = KIND_STYLES["image"]
     rows = run.line("last block", "images", style, inside, axis=axis)
-    yield rows.drop(columns="chance").assign(
-        images=inside.sum(0),
-        mean_number=identifiable.mean(),
-        chance_number=total * run.chance("rate"),
-    )
+    chance = total * run.chance("rate")
+    number = {"mean_number": identifiable.mean(), "chance_number": chance}
+    yield rows.assign(images=inside.sum(0), **number, chance=chance)
 
 
 BOX = "Box: quartiles and median; whiskers: values within 1.5 lengths of the box."
@@ -182,14 +162,12 @@ FIGURES: FigureTable = {
         agreement_classes,
         "Key-value agreement, class by class",
         "Key-value agreement rate (section 6.2). Dot: images of a class; diamonds: "
-        "mean over classes; bars: its 95 % bootstrap interval. Dashed: chance.",
+        "mean over classes. Dashed: chance.",
         {
             "mark": "dots",
             "y_label": "key-value agreement rate",
-            "y": "average",
-            "chance": "average_chance",
             "chance_label": "classes permuted, mean",
-            "hidden": AVERAGE,
+            "hidden": ("series", "style"),
         },
     ),
     "identifiable_tokens": (
@@ -203,7 +181,7 @@ FIGURES: FigureTable = {
             "y_label": "share of images",
             "x": "from",
             "x_label": "identifiable image tokens",
-            "chance": "chance_number",
+            "hidden": ("style", "chance"),
         },
     ),
 }
@@ -218,20 +196,20 @@ WORDS = {
 """Keys in the names of tested quantities, as people read them."""
 
 
-def tests(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def tests(runs: Sequence[Run], units: str, subset: int) -> Section:
     """Every p-value as CSV, and in words where a quantity is larger than chance."""
-    kind = "vilas2023" if options.tests == "published" else options.tests
+    units = "vilas2023" if units == "published" else units
     rows = []
     for run in runs:
         rows += object_tests(run)
         rows += paper_tests(run) if run.has_paper else []
-        if kind != "images":
-            rows += token_tests(run, kind=kind, subset=options.subset)
-        if kind == "vilas2023" and run.has_paper:
+        if units != "images":
+            rows += token_tests(run, units=units, subset=subset)
+        if units == "vilas2023" and run.has_paper:
             rows += accuracy_tests(run)
     rows += control_tests(runs)
     if not rows:
-        return None
+        return Section(key="tests", title="Tests")
     data: Frame = pd.concat(rows, ignore_index=True)
     blocks = data["layer"].astype(str).where(data["p_holm"] <= 0.05)
     words = blocks.groupby([data["run"], data["quantity"]], sort=False).agg(
@@ -321,7 +299,7 @@ def right_minus_wrong(run: Run, values: Differences) -> Layers:
     return values[run.correct].mean(0) - values[~run.correct].mean(0)
 
 
-def token_tests(run: Run, *, kind: str, subset: int) -> Rows:
+def token_tests(run: Run, *, units: str, subset: int) -> Rows:
     """Object against context tokens by tests that take tokens for exchangeable.
 
     "within_images" permutes tokens within each of the first `subset` images;
@@ -340,12 +318,12 @@ def token_tests(run: Run, *, kind: str, subset: int) -> Rows:
             inside, outside = values[member], values[counted & ~member]
             if len(inside) and len(outside):
                 difference[layer] = inside.mean() - outside.mean()
-            if kind == "vilas2023":
+            if units == "vilas2023":
                 p[layer] = vilas2023_permutation_test(inside, outside)
             else:
                 p[layer], _ = within_image_test(values, member, counted=counted)
         name = f"identifiability of object minus context tokens, {stream} "
-        name += f"({kind.replace('_', ' ')}, {len(images)} images)"
+        name += f"({units.replace('_', ' ')}, {len(images)} images)"
         yield tested(run, name, difference, p)
 
 

@@ -16,7 +16,6 @@ from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
 from vitjax.report.figure import (
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
@@ -62,10 +61,10 @@ class Curve(NamedTuple):
 
     def areas(self) -> Float[np.ndarray, " image"]:
         """Area under each image's own curve, over the range it covers; in [0, 1]."""
-        tokens = int(self.kept[0] - self.kept[-1])
-        areas = area_under_curve(self.correct, self.kept, tokens=tokens)
+        span = int(self.kept[0] - self.kept[-1])
+        areas = area_under_curve(self.correct, self.kept, tokens=int(self.kept[0]))
         # Multiples of half a token: as float32, equal sums of them would differ.
-        return np.rint(np.asarray(areas, np.float64) * 2 * tokens) / (2 * tokens)
+        return np.rint(np.asarray(areas, np.float64) * 2 * span) / (2 * span)
 
     def vilas2023_area(self) -> float:
         """The published code's area; counts between those run are interpolated."""
@@ -91,17 +90,15 @@ class Curve(NamedTuple):
         return float(share(self.correct.mean(0))), float(low), float(high)
 
 
-def maps(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
     runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
     rows = [row for run in runs if len(run.image) for row in method_rows(run)]
-    if not rows:
-        return None
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
         figures=list(figures_of(runs, MAP_FIGURES)),
-        tables=[method_table(runs, pd.DataFrame(rows))],
+        tables=[method_table(runs, pd.DataFrame(rows))] if rows else [],
     )
 
 
@@ -153,7 +150,9 @@ def method_rows(run: Run) -> Iterator[dict[str, Any]]:
             if column == "removable":
                 interval = curves[method].removable()
             else:
-                interval = [bound[0] for bound in bootstrap_mean(own[:, None])]
+                interval = [
+                    bound[0] for bound in bootstrap_mean(own[:, None], rates=False)
+                ]
             row |= zip(("value", "low", "high"), interval)
             for name, other in (("p", "random"), ("p_chefer", "chefer")):
                 row[name] = np.nan
@@ -182,13 +181,8 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     shown["cell"] += stars
     shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
     shown = shown[[column for column in COLUMNS.values() if column in shown]]
-    speeds = {}
-    for run in runs:
-        measured = (run.manifest.get("measured") or {}).get("images_per_second", {})
-        for name in methods(run):
-            speed = f"{measured[name]:.3g}" if name in measured else "–"
-            speeds[run.name, name] = speed
-    shown = shown.reindex(list(speeds)).fillna("–")
+    order = [(run.name, name) for run in runs for name in methods(run)]
+    shown = shown.reindex(order).fillna("–")
     return Table(
         key="faithfulness",
         title="How faithful each method is",
@@ -200,7 +194,7 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
         "0.05, paired two-sided sign-flip test, uncorrected. The CSV also has p-values "
         "against random orders, and removal areas as in the published code.",
         data=rows,
-        shown=shown.assign(**{"images/s": speeds.values()}).reset_index(),
+        shown=shown.reset_index(),
     )
 
 
@@ -211,11 +205,11 @@ RANKERS = {"probe": "probes' ranks", "gradient": "gradients of the projection"}
 COSTS = ("probes", "projection")
 
 
-def probes(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
     runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
     if not runs:
-        return None
+        return Section(key="probes", title="Linear probes")
     costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
     shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
     table = Table(

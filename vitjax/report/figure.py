@@ -1,8 +1,7 @@
 """Figures, tables and sections: what a report consists of.
 
 A figure is a table in long form with a mark; it writes itself as PNG, SVG, CSV and
-HTML, and a notebook shows it by itself, as it does a table. Whatever a run says in
-text is escaped here.
+HTML, and a notebook shows it. Whatever a run says in text is escaped here.
 """
 
 import base64
@@ -11,7 +10,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +26,7 @@ DPI, SCREEN = 144, 96
 """Dots per inch in a notebook: drawn with, shown at."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """Numbers of a report, in a file named `key`.
 
@@ -42,30 +41,28 @@ class Table:
     shown: Frame | None = None
 
     def csv(self) -> str:
-        """All its numbers; missing ones are left empty."""
+        """All its numbers."""
         return to_csv(self.data)
 
     def html(self) -> str:
-        """The table with its caption and a link to its CSV."""
+        """The table with its caption and a link to its CSV; fractions as `number`."""
         shown = self.data if self.shown is None else self.shown
         if "run" in shown and shown["run"].nunique() == 1:
             shown = shown.drop(columns="run")
+        shown = shown.rename_axis(columns=None)  # a pivot's would be one more column
+        table = shown.to_html(
+            classes="numbers", index=False, border=0, na_rep="–", float_format=number
+        )
         caption = f"{csv_link(self)}. {html.escape(self.caption)}"
-        return f'{to_html(shown, "sortable")}<p class="muted">{caption}</p>'
-
-    def __repr__(self) -> str:
-        return f"Table({self.key!r}: {self.title})"
-
-    def _repr_html_(self) -> str:
-        return f"<b>{html.escape(self.title)}</b>{self.html()}"
+        return f'<div class="scroll">{table}</div><p class="muted">{caption}</p>'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Figure:
     """A table in long form and how it is drawn, in files named `key`.
 
-    Rows, at least one, hold the columns named below, `panel`, `series`, what the mark
-    draws, and `style`: which color and marker, modulo their number.
+    Rows, at least one, hold the columns named below, `panel`, `series`, `chance`, what
+    the mark draws, and `style`: which color and marker, modulo their number.
     """
 
     key: str
@@ -77,113 +74,68 @@ class Figure:
     """How rows are drawn, a key of `marks.MARKS`."""
     x: str = "layer"
     x_label: str = "block"
-    y: str = "mean"
-    facets: Sequence[str] = ("panel", "run")
-    """Columns whose combinations have axes; titles name the run if there are more."""
-    chance: str = "chance"
     chance_label: str = ""
     """If chance differs along the horizontal axis, and is not one level: its legend."""
-    limits: tuple[float, float] | None = None
-    """Of the vertical axis; by default what holds all that is drawn."""
     share_y: bool = True
-    quartiles: bool = False
-    """Whether to draw the band from column `q25` to `q75` too."""
     hidden: Sequence[str] = ("style",)
     """Columns that are drawn and are not in the CSV."""
 
     def panels(self) -> dict[str, Frame]:
-        """Title -> rows of each pair of axes."""
-        several = "run" in self.facets and self.data["run"].nunique() > 1
-        panels = {}
-        for (panel, *run), rows in self.data.groupby(list(self.facets), sort=False):
-            panels[f"{panel} ({run[0]})" if several else panel] = rows
-        return panels
+        """Title -> rows of each pair of axes, those of each run unless it is a line."""
+        runs = self.data["run"]
+        if runs.nunique() == 1 or (self.data["series"] == runs).all():
+            titles = self.data["panel"]
+        else:
+            titles = self.data["panel"] + " (" + runs + ")"
+        return dict(list(self.data.groupby(titles, sort=False)))
 
     def series(self, rows: Frame) -> dict[str, Frame]:
         """Name -> rows of each series."""
         return {str(name): line for name, line in rows.groupby("series", sort=False)}
 
     def csv(self) -> str:
-        """All its numbers; missing ones are left empty."""
-        return to_csv(self.data.drop(columns=list(self.hidden), errors="ignore"))
+        """All its numbers."""
+        return to_csv(self.data.drop(columns=list(self.hidden)))
 
     def png(self, *, dpi: int = 200) -> bytes:
-        """All panels for print, with a legend below."""
-        from matplotlib.figure import Figure as Canvas
+        """The drawing for print."""
+        return self._save(format="png", dpi=dpi)
 
-        panels = self.panels()
-        columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-        names = [*self.series(self.data), *self._chance_text]
-        width = columns * CELL[0] + 0.1
-        # About 15 characters an inch, in rows as even as possible.
-        fit = max(1, int(15 * width / (max(map(len, names)) + 7)))
-        lines = -(-len(names) // fit)
-        foot = 0.21 * lines + 0.12
-        with marks.settings():
-            height = -(-len(panels) // columns) * CELL[1] + foot
-            canvas, handles, buffer = Canvas(figsize=(width, height)), {}, io.BytesIO()
-            for place, (title, rows) in enumerate(panels.items()):
-                row, column = divmod(place, columns)
-                corner = CELL[0] * column, height - CELL[1] * (row + 1)
-                handles |= self._draw(_axes(canvas, *corner), title, rows)
-            names = [name for name in names if name in handles]
-            canvas.legend(
-                [handles[name] for name in names],
-                names,
-                loc="lower center",
-                ncols=-(-len(names) // lines),
-                borderpad=0.6,
-            )
-            canvas.savefig(buffer, format="png", dpi=dpi)
-        return buffer.getvalue()
-
-    def svg(self) -> list[str]:
-        """Each panel as an element of a page: its font, and its variables as colors."""
-        from matplotlib.figure import Figure as Canvas
-
-        drawings = []
-        for place, (title, rows) in enumerate(self.panels().items()):
-            key, buffer = f"{self.key}{place}", io.StringIO()
-            with marks.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
-                canvas = Canvas(figsize=CELL)
-                self._draw(_axes(canvas, 0.0, 0.0), title, rows)
-                canvas.savefig(
-                    buffer, format="svg", transparent=True, metadata={"Date": None}
-                )
-            text = buffer.getvalue()
-            text = text[text.index("<svg") :]
-            unused = r"<metadata>.*?</metadata>|<style.*?</style>"
-            text = re.sub(unused, "", text, flags=re.S)
-            text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-            text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
-            text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-            for color, variable in marks.VARIABLES.items():
-                text = text.replace(color, variable)
-            label = html.escape(f"{self.y_label} by {self.x_label}, {title}")
-            label = f'<svg role="img" aria-label="{label}"'
-            drawings.append(text.replace("<svg", label, 1))
-        return drawings
+    def svg(self) -> str:
+        """The drawing as an element of a page, with its font and its colors."""
+        key = f"{self.key}-"
+        with marks.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
+            metadata: Any = {"Date": None}
+            text = self._save(
+                format="svg", transparent=True, metadata=metadata
+            ).decode()
+        text = text[text.index("<svg") :]
+        text = re.sub(
+            r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S
+        )
+        text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}", text)
+        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+        for color, variable in marks.VARIABLES.items():
+            text = text.replace(color, variable)
+        label = html.escape(
+            f"{self.y_label} by {self.x_label}: {', '.join(self.panels())}"
+        )
+        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
     def html(self) -> str:
-        """The figure for a page: legend, panels, caption, numbers, link to its CSV."""
-        panels = "".join(f"<div>{drawing}</div>" for drawing in self.svg())
-        numbers = "".join(
-            f"<h3>{html.escape(title)}</h3>{to_html(self._numbers(rows))}"
-            for title, rows in self.panels().items()
-        )
+        """The figure for a page, where a wide one scrolls; a link to its CSV."""
+        size = "max-width: {0}rem; min-width: min({0}rem, {1}rem)"
+        columns = self._columns
+        size = size.format(36 if columns == 1 else 64, 19 * columns)
         return (
-            f'<figure>{self._legend()}<div class="panels">{panels}</div>'
-            f"<figcaption><p>{html.escape(self.caption)}</p></figcaption>"
-            f"<details><summary>The numbers</summary><p>{csv_link(self)}, also in "
-            f"<code>figures/</code> with <code>{self.key}.png</code></p>{numbers}"
-            "</details></figure>"
+            f'<figure><div class="scroll"><div style="{size}">{self.svg()}</div></div>'
+            f"<figcaption><p>{html.escape(self.caption)} {csv_link(self)}</p>"
+            "</figcaption></figure>"
         )
 
     def __repr__(self) -> str:
         return f"Figure({self.key!r}: {self.title})"
-
-    def _repr_png_(self) -> bytes:
-        return self.png(dpi=DPI)
 
     def _repr_html_(self) -> str:
         png = self.png(dpi=DPI)
@@ -195,9 +147,45 @@ class Figure:
             f'<figcaption style="max-width:50rem">{caption}</figcaption></figure>'
         )
 
+    @property
+    def _columns(self) -> int:
+        count = len(self.panels())
+        return count if count < 4 else 2 if count == 4 else 3
+
+    def _save(self, **options: Any) -> bytes:
+        """All panels, with a legend below, in a format of matplotlib's."""
+        from matplotlib.figure import Figure as Canvas
+
+        panels, columns, handles = self.panels(), self._columns, {}
+        rows, width = -(-len(panels) // columns), columns * CELL[0] + 0.1
+        names = [*self.series(self.data), *self._chance_text]
+        # About 15 characters an inch, in lines as even as possible.
+        fit = max(1, int(15 * width / (max(map(len, names)) + 7)))
+        lines = -(-len(names) // fit)
+        height = rows * CELL[1] + 0.21 * lines + 0.12
+        with marks.settings():
+            canvas, buffer = Canvas(figsize=(width, height)), io.BytesIO()
+            for place, (title, data) in enumerate(panels.items()):
+                # Axes in inches: solving a layout takes seconds.
+                left = CELL[0] * (place % columns) + MARGIN[0]
+                bottom = height - CELL[1] * (place // columns + 1) + MARGIN[1]
+                wide, high = (CELL[i] - MARGIN[i] - MARGIN[i + 2] for i in (0, 1))
+                box = left / width, bottom / height, wide / width, high / height
+                handles |= self._draw(canvas.add_axes(box), title, data)
+            names = [name for name in names if name in handles]
+            canvas.legend(
+                [handles[name] for name in names],
+                names,
+                loc="lower center",
+                ncols=-(-len(names) // lines),
+                borderpad=0.6,
+            )
+            canvas.savefig(buffer, **options)
+        return buffer.getvalue()
+
     def _levels(self, rows: Frame) -> list[float]:
         """Chance levels of some rows, one for each number of classes."""
-        levels = [] if self.chance_label else rows[self.chance].dropna().unique()
+        levels = [] if self.chance_label else rows["chance"].dropna().unique()
         return sorted(map(float, levels))
 
     @property
@@ -241,54 +229,12 @@ class Figure:
 
     def _limits(self, rows: Frame) -> tuple[float, float]:
         """Vertical range from zero that holds all that is drawn, and a margin."""
-        if self.limits is not None:
-            return self.limits
         if self.mark == "stacked":
-            sums = rows.groupby([*self.facets, self.x], sort=False)[self.y].sum()
+            sums = rows.groupby(["panel", "run", self.x], sort=False)["mean"].sum()
             return 0.0, 1.02 * max(1.0, sums.max())
         values = rows[marks.MARKS[self.mark][1]].stack().dropna()
         low, high = min(0.0, values.min()), max(0.01, values.max())
         return low - 0.04 * (low < 0) * (high - low), high + 0.08 * (high - low)
-
-    def _legend(self) -> str:
-        """The legend of a page: signs in the colors of its variables."""
-        entries = []
-        for name, rows in self.series(self.data).items():
-            kind = int(rows["style"].iloc[0])
-            ends = "╌" if kind >= len(marks.COLORS) else "━"
-            sign = marks.SIGNS[kind % len(marks.SIGNS)]
-            sign = {"line": f"{ends}{sign}{ends}", "dots": "●"}.get(self.mark, "■")
-            entries.append((marks.VARIABLES[marks.color(rows)], sign, name))
-        entries += [("var(--muted)", "╌╌╌", text) for text in self._chance_text]
-        items = "".join(
-            f'<li><i style="color: {color}" aria-hidden="true">{sign}</i>'
-            f"{html.escape(name)}</li>"
-            for color, sign, name in entries
-        )
-        return f'<ul class="legend">{items}</ul>'
-
-    def _numbers(self, rows: Frame) -> Frame:
-        """Means with their intervals, a column per series."""
-        columns = {}
-        if self.mark == "grid":
-            cells = map(with_interval, rows[self.y], rows["low"], rows["high"])
-            table = rows.assign(cell=list(cells)).pivot(
-                index="layer", columns=self.x, values="cell"
-            )
-            return table.fillna("–").rename_axis(self.y_label).reset_index()
-        for name, line in self.series(rows).items():
-            line = line.drop_duplicates(self.x)
-            cells = zip(line[self.y], line["low"], line["high"])
-            columns[name] = pd.Series([with_interval(*c) for c in cells], line[self.x])
-        return pd.DataFrame(columns).fillna("").rename_axis(self.x_label).reset_index()
-
-
-def _axes(canvas: Any, left: float, bottom: float) -> Any:
-    """Axes in a cell with this corner, in inches: solving a layout takes seconds."""
-    width, height = canvas.get_size_inches()
-    x, y = left + MARGIN[0], bottom + MARGIN[1]
-    wide, high = CELL[0] - MARGIN[0] - MARGIN[2], CELL[1] - MARGIN[1] - MARGIN[3]
-    return canvas.add_axes((x / width, y / height, wide / width, high / height))
 
 
 def number(value: float) -> str:
@@ -309,15 +255,6 @@ def to_csv(data: Frame) -> str:
     return data.to_csv(index=False, float_format="%.8g", lineterminator="\n")
 
 
-def to_html(data: Frame, *classes: str) -> str:
-    """Rows as a table; fractions with three digits."""
-    options: dict[str, Any] = {"index": False, "border": 0, "na_rep": "–"}
-    classes = ("numbers", *classes)
-    data = data.rename_axis(columns=None)  # a pivot's would be a column of its own
-    table = data.to_html(classes=[*classes], float_format=number, **options)
-    return f'<div class="scroll">{table}</div>'
-
-
 def data_url(content: bytes, kind: str = "image/png") -> str:
     """A file within a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
@@ -331,32 +268,13 @@ def csv_link(item: Table | Figure) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Section:
-    """A part of the page: sentences stand at its beginning, notes below the title."""
+    """A part of the page; its sentences stand at the beginning of the page."""
 
     key: str
     title: str
     sentences: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
-    notes: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Choices of who writes a report.
-
-    Args:
-        tests: units of tests: "images"; besides, where object tokens are compared with
-            context tokens, tokens "within_images"; or tokens of all images as in the
-            published code, "vilas2023", which also tests right against wrong images.
-            "published" is another name of it.
-        subset: number of images in tests whose units are tokens.
-        names: of the runs; by default what tells them apart.
-    """
-
-    tests: Literal["images", "within_images", "vilas2023", "published"] = "images"
-    subset: int = 500
-    names: Sequence[str] = ()
 
 
 Rows = Iterator[Frame]

@@ -1,6 +1,7 @@
 """Class identifiability over the blocks, and the numbers to quote for a run."""
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,6 @@ from vitjax.recipes.schema import KINDS, RANK_REFINED, STREAMS
 from vitjax.report.figure import (
     Figure,
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
@@ -20,55 +20,25 @@ from vitjax.report.figure import (
 )
 from vitjax.report.marks import KIND_STYLES, Frame
 from vitjax.report.per_image import BAND, MEASURES, Run, intervals
-from vitjax.runner.results import Results
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def section(runs: Sequence[Run]) -> Section:
     """Curves over the blocks, the summary, and what both say."""
-    used = [run for run in runs if len(run.image)]
-    if not used:
-        return None
-    curves = {run.name: curve_rows(run) for run in used}
     summaries = {run.name: summary_rows(run) for run in runs}
+    used = [run for run in runs if len(run.image)]
     return Section(
         key="identifiability",
         title="Class identifiability",
         sentences=[
             (f"{run.name}: " if len(runs) > 1 else "") + sentence
             for run in used
-            for sentence in describe(run, curves[run.name], summaries[run.name])
+            for sentence in describe(run, summaries[run.name])
         ],
-        figures=[
-            *curve_figures(pd.concat(curves.values(), ignore_index=True)),
-            *figures_of(runs, REFINEMENT),
-        ],
-        tables=[summary_table(runs, pd.concat(summaries.values()))],
+        figures=[*curve_figures(used), *figures_of(runs, REFINEMENT)],
+        tables=[summary_table(pd.concat(summaries.values()))] if used else [],
     )
 
 
-def curve_rows(run: Run) -> Frame:
-    """The numbers of every curve of a run: stream, measure, kind of tokens, block."""
-    values = run.curves.values
-    axes = [run.streams, MEASURES, run.tokens, range(run.config.depth)]
-    names = ["stream", "measure", "tokens", "layer"]
-    rows: Frame = pd.MultiIndex.from_product(axes, names=names).to_frame(index=False)
-    rows = rows[["stream", "tokens", "measure", "layer"]]
-    rows.insert(0, "run", run.name)
-    quartiles = np.full((2, *values.shape[1:]), np.nan)
-    measured = np.isfinite(values).any(0)
-    quartiles[:, measured] = np.nanquantile(values[:, measured], (0.25, 0.75), axis=0)
-    return rows.assign(
-        **intervals(values),
-        q25=quartiles[0].ravel(),
-        q75=quartiles[1].ravel(),
-        chance=rows["measure"].map(run.chance),
-    )
-
-
-QUARTILES = (
-    "Line: mean over images; dark band: its 95 % bootstrap interval; light band: the "
-    "middle half of the images."
-)
 FIGURES = {
     "identifiability": (
         ("residual",),
@@ -92,61 +62,51 @@ FIGURES = {
 }
 """Key: (streams, measure, title, what is drawn)."""
 
-SHARED_AXES = {
-    "identifiability": [("cls", "register", "image"), ("object", "context")],
-    "rate": [("object", "context")],
+MASKED = dict.fromkeys(("object", "context"), "image tokens by mask")
+PANELS = {
+    "identifiability": dict.fromkeys(("cls", "register", "image"), "all tokens")
+    | MASKED,
+    "rate": KINDS | MASKED,
 }
-"""Measure -> kinds of tokens in one panel; rates often differ tenfold."""
+"""Measure -> panel of each kind of tokens; rates often differ tenfold."""
 
 
-def curve_figures(curves: Frame) -> Iterator[Figure]:
+def curve_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     """Identifiability and its rate: kinds of tokens side by side, or several runs."""
-    runs = list(curves["run"].unique())
-    single = len(runs) == 1
-    depth = curves["run"].map(curves.groupby("run")["layer"].max() + 1)
-    relative = depth.nunique() > 1
-    curves = curves.assign(fraction=(curves["layer"] + 1) / depth)
-    measured = curves.groupby([*curves.columns[:4]])["images"].transform("max") > 0
-    for key, (streams, measure, title, caption) in FIGURES.items():
-        shown = curves["stream"].isin(streams) & (curves["measure"] == measure)
-        rows = curves[shown & measured]
-        if rows.empty:
-            continue
-        if single:
-            series, style = rows["tokens"].map(KINDS), rows["tokens"].map(KIND_STYLES)
-        else:
-            series, style = rows["run"], rows["run"].map(runs.index)
-        panel = panel_titles(rows, SHARED_AXES[measure] if single else [])
-        rate = measure == "rate"  # of one token it is 0 or 1: quartiles say nothing
-        lowest = 0.0 if single else np.floor(10 * rows["low"].min()) / 10
+    relative = len({run.config.depth for run in runs}) > 1
+    for key, (streams, measure, title, caption) in FIGURES.items() if runs else ():
         yield Figure(
             key=key,
             title=title,
-            caption=f"{caption} {QUARTILES if single and not rate else BAND} Dashed: "
-            "chance." + " Blocks are shown as fractions of the depth." * relative,
-            data=rows.assign(panel=panel, series=series, style=style),
+            caption=f"{caption} {BAND} Dashed: chance."
+            + " Blocks are shown as fractions of the depth." * relative,
+            data=pd.concat(curves(runs, streams, measure), ignore_index=True),
             y_label=MEASURES[measure],
             x="fraction" if relative else "layer",
             x_label="fraction of depth" if relative else "block",
-            facets=("panel",),
-            limits=None if rate else (np.nan_to_num(lowest), 1.03),
-            share_y=not rate,
-            quartiles=single and not rate,
+            share_y=measure != "rate",
             hidden=("panel", "series", "style", "fraction"),
         )
 
 
-def panel_titles(rows: Frame, groups: Sequence[Sequence[str]]) -> pd.Series:
-    """Stream, where there are several, and kinds of tokens of each row's panel."""
-    titles = dict(KINDS)
-    for group in groups:
-        kinds = [KINDS[k] for k in rows["tokens"].unique() if k in group]
-        words = ", ".join(kinds).replace("object tokens,", "object,")
-        titles |= dict.fromkeys(group, words)
-    words = rows["tokens"].map(titles)
-    if rows["stream"].nunique() > 1:
-        words = rows["stream"].map(STREAMS).str.removesuffix(" update") + ": " + words
-    return words
+def curves(runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
+    """A series per stream and kind of tokens that some image has."""
+    for place, run in enumerate(runs):
+        for stream, kind in itertools.product(streams, run.tokens):
+            values = run.curve(kind, measure, stream)
+            if not np.isfinite(values).any():
+                continue
+            panel, series, style = KINDS[kind], run.name, place
+            if len(runs) == 1:
+                panel = PANELS[measure][kind]
+                series, style = KINDS[kind], KIND_STYLES[kind]
+            if len(streams) > 1:
+                panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
+            line = run.line(panel, series, style, values, chance=run.chance(measure))
+            q25, q75 = np.nanquantile(values, (0.25, 0.75), axis=0)
+            names = {"stream": stream, "tokens": kind, "measure": measure}
+            fraction = (line["layer"] + 1) / run.config.depth
+            yield line.assign(**names, q25=q25, q75=q75, fraction=fraction)
 
 
 def refined(run: Run, measure: str) -> Rows:
@@ -182,17 +142,11 @@ TOP1 = "top-1 accuracy"
 DIFFERENCE = "identifiability of object minus context tokens, last block"
 
 
-def summary(results: Results) -> Frame:
+def summary_rows(run: Run) -> Frame:
     """The numbers to quote for a run, with 95 % bootstrap intervals over images.
 
-    Fractions in [0, 1], NaN where nothing was measured or there is no such level, in
-    columns quantity, value, low, high, chance and images.
+    Fractions in [0, 1]; NaN where nothing was measured or there is no such level.
     """
-    return summary_rows(Run(results)).drop(columns="run")
-
-
-def summary_rows(run: Run) -> Frame:
-    """`summary`, with a column of the run's name before the others."""
     rate, score = run.chance("rate"), run.chance("identifiability")
     rates, scores = (
         {kind: run.curve(kind, measure)[:, -1] for kind in run.tokens}
@@ -219,18 +173,15 @@ def summary_rows(run: Run) -> Frame:
     return rows[["run", "quantity", "value", "low", "high", "chance", "images"]]
 
 
-def summary_table(runs: Sequence[Run], data: Frame) -> Table:
+def summary_table(data: Frame) -> Table:
     """A line per quantity, a column per run."""
     cells = map(with_interval, data["value"], data["low"], data["high"])
-    shown = data.assign(cell=list(cells)).pivot(
-        index="quantity", columns="run", values="cell"
-    )
+    shown = data.assign(cell=list(cells))
+    shown = shown.pivot(index="quantity", columns="run", values="cell")
     levels = data.dropna(subset="chance").groupby("quantity")["chance"].unique()
     levels = levels.map(lambda own: ", ".join(f"{level:.4g}" for level in sorted(own)))
-    shown = shown[[run.name for run in runs]].assign(chance=levels)
+    shown = shown[data["run"].unique()].assign(chance=levels)
     shown = shown.loc[data["quantity"].unique()].fillna("–")
-    shown.loc["images"] = [*(f"{len(r.image)} of {r.total}" for r in runs), ""]
-    shown.loc["classes, C"] = [*(str(len(run.classes)) for run in runs), ""]
     return Table(
         key="summary",
         title="In numbers",
@@ -242,8 +193,8 @@ def summary_table(runs: Sequence[Run], data: Frame) -> Table:
     )
 
 
-def describe(run: Run, curves: Frame, summary: Frame) -> Iterator[str]:
-    """What `curve_rows` and `summary_rows` of a run say, in sentences."""
+def describe(run: Run, summary: Frame) -> Iterator[str]:
+    """What a run says of its model, in sentences."""
     rows = summary.set_index("quantity")
     bounds = rows[["value", "low", "high"]]
     share = {name: with_interval(*row) for name, *row in bounds.itertuples()}
@@ -251,27 +202,23 @@ def describe(run: Run, curves: Frame, summary: Frame) -> Iterator[str]:
         f"{run.manifest['model']['name']} answers {share[TOP1]} of "
         f"{rows['images'][TOP1]:,} images right, among {len(run.classes):,} classes."
     )
-    where = "stream == 'residual' and measure == 'identifiability' and tokens == @kind"
     for kind in ("cls", "image") if "cls" in run.tokens else ("image",):
-        line = curves.query(where)
-        first, last = line.iloc[0], line.iloc[-1]
-        below = np.flatnonzero(~(line["low"] > line["chance"]))
-        start = below.max(initial=-1) + 1
+        line, chance = intervals(run.curve(kind)), run.chance("identifiability")
+        start = np.flatnonzero(~(line["low"] > chance)).max(initial=-1) + 1
         stays = f"stays above chance from block {start} on"
+        stays = stays if start < run.config.depth else "does not end above chance"
         yield (
             f"Mean identifiability of the class at {KINDS[kind]} goes from "
-            f"{number(first['mean'])} after block 0 to {number(last['mean'])} after "
-            f"block {last['layer']} (chance {number(last['chance'])}); its interval "
-            f"{stays if start < len(line) else 'does not end above chance'}."
+            f"{number(line['mean'][0])} after block 0 to {number(line['mean'][-1])} "
+            f"after block {run.config.depth - 1} (chance {number(chance)}); its "
+            f"interval {stays}."
         )
     yield (
         f"In the last block {share[RATE]} of the image tokens put it first (chance "
         f"{rows['chance'][RATE]:.4g}); {share[ANY]} of the images have such a token."
     )
     if "object" in run.tokens and not np.isnan(rows["value"][DIFFERENCE]):
-        low, high = rows.loc[DIFFERENCE, ["low", "high"]]
-        order = "more" if low > 0 else "less" if high < 0 else "not clearly more"
         yield (
-            f"Object tokens are {order} identifiable than context tokens: their "
-            f"difference within images is {share[DIFFERENCE]} in the last block."
+            "Object tokens minus context tokens of the same image: identifiability "
+            f"{share[DIFFERENCE]} in the last block."
         )

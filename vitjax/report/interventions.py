@@ -24,14 +24,13 @@ SHOWN = 12
 CELLS = "A dot: its 95 % bootstrap interval over images, by itself, does not hold 0."
 
 
-def ablation(runs: Sequence[Run]) -> Section | None:
+def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
     runs = [run for run in runs if ablations(run) and len(run.image)]
-    if not runs:
-        return None
-    tables = [part_table(pd.concat([part_rows(run) for run in runs]))]
-    if sets := [rows for run in runs for rows in set_rows(run)]:
-        tables.append(set_table(pd.concat(sets)))
+    parts = [rows for run in runs for rows in part_rows(run)]
+    sets = [rows for run in runs for rows in set_rows(run)]
+    tables = [part_table(pd.concat(parts))] if parts else []
+    tables += [set_table(pd.concat(sets))] if sets else []
     return Section(
         key="ablation",
         title="Ablation",
@@ -83,9 +82,8 @@ def block_effects(run: Run) -> Rows:
             yield run.line(panel, name, style, values)
 
 
-def part_rows(run: Run) -> Frame:
+def part_rows(run: Run) -> Rows:
     """All parts of a run: effects on both logits and on accuracy, with intervals."""
-    tables = []
     for kind in ablations(run):
         for part in ("head", *schema.SYSTEMS):
             keys = (kind,) if part == "head" else (kind, part)
@@ -99,8 +97,7 @@ def part_rows(run: Run) -> Frame:
             columns |= {"head": head[0] if head else np.nan}
             measured = {"effect": effect, "effect_predicted": predicted}
             columns |= summarize(**measured, accuracy=accuracy)
-            tables.append(pd.DataFrame(columns))
-    return pd.concat(tables)
+            yield pd.DataFrame(columns)
 
 
 PARTS = {
@@ -219,11 +216,9 @@ def set_table(rows: Frame) -> Table:
     )
 
 
-def patching(runs: Sequence[Run]) -> Section | None:
+def patching(runs: Sequence[Run]) -> Section:
     """Where clean activations restore the answer of a corrupted pass."""
-    runs = [run for run in runs if schema.RESTORED_HEAD() in run and len(run.image)]
-    if not runs:
-        return None
+    runs = [run for run in runs if schema.RESTORED_HEAD() in run]
     figures = list(figures_of(runs, PATCHING_FIGURES))
     return Section(key="patching", title="Activation patching", figures=figures)
 

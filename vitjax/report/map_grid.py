@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,21 +21,28 @@ LEGEND = (
 )
 
 
+class Png(bytes):
+    """A PNG file that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
 def png(
-    images: UInt8[np.ndarray, "image height width 3"],
+    images: Iterable[UInt8[np.ndarray, "height width 3"]],
     titles: Sequence[str],
     maps: Mapping[str, Float[np.ndarray, "image row column"]],
     *,
     dpi: int = 150,
-) -> bytes:
-    """Draw a row per image and a column per method, as a PNG file.
+) -> Png:
+    """Draw a row per image and a column per method.
 
     Each map is scaled by itself (`to_colors`): colors of two maps do not compare.
     """
-    rows = [[cell] for cell in zip(images, titles)]
-    for name, values in maps.items():
-        for row, one in zip(rows, values):
-            row.append((to_colors(one), name))
+    rows = [
+        [(image, title), *((to_colors(one), name) for name, one in zip(maps, values))]
+        for image, title, values in zip(images, titles, zip(*maps.values()))
+    ]
     return grid_png(rows, legend=LEGEND, dpi=dpi)
 
 
@@ -46,8 +53,8 @@ def grid_png(
     side: float = 1.7,
     bar_label: str = "",
     dpi: int = 150,
-) -> bytes:
-    """Draw rows of (image, words above it), as a PNG file.
+) -> Png:
+    """Draw rows of (image, words above it).
 
     Images are `side` inches wide; with a label for it, a color bar from 0 to 1 stands
     to the right.
@@ -89,7 +96,7 @@ def grid_png(
             bar.outline.set_visible(False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+    return Png(buffer.getvalue())
 
 
 def to_colors(

@@ -33,9 +33,6 @@ SERIES = {
 
 COLORS, DARK = zip(*SERIES.values())
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
-"""The markers as characters, for legends in a page."""
-
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6670", "#dfe3e8", "#fefeff"
 
 VARIABLES = {
@@ -104,18 +101,14 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
     handles = {}
     for name, rows in series.items():
         shade, kind = color(rows), rows["style"].iloc[0]
-        x, bands = rows[figure.x], [("low", "high", 0.32, 1.5)]
-        if figure.quartiles:
-            bands.insert(0, ("q25", "q75", 0.13, 9))
-        for low, high, alpha, width in bands:
-            if len(x) == 1:  # a band has no width there
-                draw, look = axes.vlines, {"alpha": 2 * alpha, "linewidth": width}
-            else:
-                draw, look = axes.fill_between, {"alpha": alpha, "linewidth": 0}
-            draw(x, rows[low], rows[high], color=shade, **look)
+        x, look = rows[figure.x], {"alpha": 0.32, "linewidth": 0}
+        draw = axes.fill_between
+        if len(x) == 1:  # a band has no width there
+            draw, look = axes.vlines, {"alpha": 0.64, "linewidth": 1.5}
+        draw(x, rows["low"], rows["high"], color=shade, **look)
         (handles[name],) = axes.plot(
             x,
-            rows[figure.y],
+            rows["mean"],
             color=shade,
             linewidth=1.6,
             linestyle="-" if kind < len(COLORS) else "--",
@@ -134,7 +127,7 @@ def stacked(axes: Any, series: Series, figure: Any) -> Handles:
     handles, bottom, chance_bottom = {}, 0.0, 0.0
     for name, rows in series.items():
         x = rows[figure.x].to_numpy()
-        mean, chance = rows[figure.y].to_numpy(), rows[figure.chance].to_numpy()
+        mean, chance = rows["mean"].to_numpy(), rows["chance"].to_numpy()
         center, width = x, 0.8
         if np.isfinite(chance).all():
             center, width = x - 0.1, 0.58
@@ -157,17 +150,25 @@ def stacked(axes: Any, series: Series, figure: Any) -> Handles:
     return handles
 
 
+BOX_COLUMNS = {
+    "med": "median",
+    "q1": "q25",
+    "q3": "q75",
+    "whislo": "whisker_low",
+    "whishi": "whisker_high",
+}
+"""What matplotlib says of a box -> its column."""
+
+
 def boxes(axes: Any, series: Series, figure: Any) -> Handles:
     """Box plots side by side; a star where the corrected p-value is at most 0.05."""
     handles, width = {}, 0.8 / len(series)
-    keys = {"med": "median", "q1": "q25", "q3": "q75"}
-    keys |= {"whislo": "whisker_low", "whishi": "whisker_high"}
     for place, (name, rows) in enumerate(series.items()):
         shade = color(rows)
         present = rows[rows["median"].notna()]
         if present.empty:
             continue
-        stats = present[list(keys.values())].set_axis(list(keys), axis=1)
+        stats = present.rename(columns={v: k for k, v in BOX_COLUMNS.items()})
         parts = axes.bxp(
             stats.to_dict("records"),
             positions=present[figure.x] + (place - (len(series) - 1) / 2) * width,
@@ -189,7 +190,7 @@ def boxes(axes: Any, series: Series, figure: Any) -> Handles:
 
 
 def dots(axes: Any, series: Series, figure: Any) -> Handles:
-    """A dot for every row; a line through their average and its interval."""
+    """A dot for every row; a line through their means."""
     handles = {}
     for name, rows in series.items():
         # Multiples of the golden ratio spread any number of dots evenly.
@@ -207,20 +208,9 @@ def dots(axes: Any, series: Series, figure: Any) -> Handles:
             rasterized=many,
             zorder=2,
         )
-        points = rows.drop_duplicates(figure.x)
-        x = points[figure.x]
-        axes.vlines(x, points["low"], points["high"], color=INK, linewidth=1.2)
+        means = rows.groupby(figure.x)["mean"].mean()
         (handles[name],) = axes.plot(
-            x,
-            points[figure.y],
-            color=INK,
-            linewidth=1.1,
-            marker="D",
-            markersize=4,
-            markerfacecolor=color(rows),
-            markeredgewidth=0.8,
-            zorder=4,
-            clip_on=False,
+            means, color=INK, marker="D", markerfacecolor=color(rows), zorder=4
         )
     return handles
 
@@ -232,7 +222,7 @@ def histogram(axes: Any, series: Series, figure: Any) -> Handles:
         left, width = rows["from"], rows["to"] - rows["from"] + 1
         handles[name] = axes.bar(
             left - 0.5,
-            rows[figure.y],
+            rows["mean"],
             width,
             align="edge",
             color=color(rows),
@@ -255,10 +245,10 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
     """
     from matplotlib.patches import Patch
 
-    handles, scale = {}, max(rows[figure.y].abs().max() for rows in series.values())
+    handles, scale = {}, max(rows["mean"].abs().max() for rows in series.values())
     for name, rows in series.items():
         shade, x, layer = color(rows), rows[figure.x], rows["layer"]
-        shares = rows[figure.y].abs() / (scale or 1)
+        shares = rows["mean"].abs() / (scale or 1)
         fills = [(shade, share) for share in shares]
         axes.bar(x, 1, 1, layer - 0.5, color=fills, rasterized=len(rows) > MANY_DOTS)
         sure = (rows["low"] > 0) | (rows["high"] < 0)
@@ -286,7 +276,6 @@ def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:
 
         look = {"facecolor": (MUTED, PALE), "edgecolor": MUTED, "linestyle": "--"}
         return Patch(linewidth=0.6, **look)
-    rows = rows.drop_duplicates(figure.x)
-    x, chance = rows[figure.x], rows[figure.chance]
-    (handle,) = axes.plot(x, chance, color=MUTED, zorder=3.5, **DASHED)
+    chance = rows.groupby(figure.x)["chance"].mean()
+    (handle,) = axes.plot(chance, color=MUTED, zorder=3.5, **DASHED)
     return handle

@@ -1,61 +1,158 @@
-"""The page of a report: figures, maps and numbers of runs in one file to read."""
+"""The report of runs: figures and tables by name, a page to read, an explorer."""
 
+import dataclasses
+import html
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from vitjax.report import marks, token_maps
-from vitjax.report.explorer import color_table, explorer_data
-from vitjax.report.figure import Figure, ReportOptions, Section, number
-from vitjax.report.map_grid import POSITIVE
+from vitjax.report import (
+    appendix,
+    faithfulness,
+    identifiability,
+    interventions,
+    marks,
+    paper,
+    token_maps,
+)
+from vitjax.report.explorer import explorer_data
+from vitjax.report.figure import Figure, Section
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run, as_runs, short_data
-from vitjax.report.section import provenance, sections
-from vitjax.report.token_maps import MapFigure
 from vitjax.runner.results import Results
+
+Units = Literal["images", "within_images", "vilas2023", "published"]
+
+
+def figures(results: Results | Sequence[Results]) -> dict[str, Figure]:
+    """Every figure that `vitjax report` draws of some runs.
+
+    Args:
+        results: rows of any recipe with predictions, finished or not; several runs stand side
+            by side.
+
+    Returns:
+        Name of its file -> the figure. A notebook shows it as the last line of a cell;
+        `figure.data` are its numbers, `figure.png()` is its file.
+
+    Raises:
+        ValueError: no run, or one without predictions.
+
+    Example:
+        >>> vitjax.figures(run)["identifiability"]
+    """
+    made = sections(as_runs(results))
+    return {figure.key: figure for section in made for figure in section.figures}
+
+
+def tables(
+    results: Results | Sequence[Results], *, tests: Units = "images", subset: int = 500
+) -> dict[str, Frame]:
+    """Every table that `vitjax report` writes of some runs.
+
+    Args:
+        results: as for `figures`.
+        tests, subset: as for `write_report`.
+
+    Returns:
+        Name of its file -> the numbers, a data frame.
+
+    Raises:
+        ValueError: no run, or one without predictions.
+
+    Example:
+        >>> vitjax.tables(run)["summary"]
+    """
+    made = sections(as_runs(results), tests, subset)
+    return {table.key: table.data for section in made for table in section.tables}
+
+
+@dataclasses.dataclass(frozen=True)
+class Html:
+    """HTML that a notebook shows."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+
+def explorer(
+    results: Results | Sequence[Results], *, limit: int = 50, height: int = 900
+) -> Html:
+    """The images of some runs and what every token of them says, for a notebook.
+
+    Args:
+        results: as for `figures`; only the recipe `tokens` writes all that can be
+            shown.
+        limit: show at most so many images of each run.
+        height: of the frame, in pixels.
+
+    Returns:
+        An object that a notebook shows as the last line of a cell.
+
+    Raises:
+        ValueError: no run kept an image, or one is without predictions.
+
+    Example:
+        >>> vitjax.explorer(run, limit=10)
+    """
+    content = explorer_data(as_runs(results), limit=limit)
+    if not content:
+        raise ValueError("Expected runs that kept images; these kept none.")
+    page = html.escape(render_page((), (), content))
+    size = f"width:100%;height:{height}px;border:0"
+    return Html(
+        f'<iframe srcdoc="{page}" title="token explorer" style="{size}"></iframe>'
+    )
 
 
 def write_report(
     runs: Sequence[Results],
     out: str | os.PathLike,
     *,
-    tests: Any = "images",
+    tests: Units = "images",
     subset: int = 500,
     names: Sequence[str] = (),
 ) -> Any:
     """Write a page about one run, or about several side by side; return its path.
 
     `report.html` needs no other file; `figures/` receives every figure as PNG and its
-    numbers as CSV. Files of an earlier report are replaced. A run of the recipe
-    `tokens` beside another one of the same model and data only adds its explorer to it.
+    numbers as CSV. Files of an earlier report are replaced. Runs of the recipe `tokens`
+    beside others only add the explorer.
 
     Args:
         runs: rows of recipes with predictions, such as `identifiability`, finished or
             not.
         out: folder to write to, local or gs://; created where it is missing.
-        tests: what tests take for independent, see `ReportOptions`: "images",
-            "within_images" or "vilas2023".
-        subset: on how many images tests with tokens as units rest.
+        tests: units of tests: "images"; besides, where object tokens are compared with
+            context tokens, tokens "within_images"; or tokens of all images as in the
+            published code, "vilas2023", which also tests right against wrong images.
+            "published" is another name of it.
+        subset: number of images in tests whose units are tokens.
         names: of the runs; by default what tells them apart.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
         ValueError: there is no run, or one holds no predictions.
         OSError: the folder cannot be written.
+
+    Example:
+        >>> vitjax.write_report([vitjax.open_results("results")], "report")
     """
     from etils import epath
 
-    explored = pair_token_runs(runs)
-    names = [name for place, name in enumerate(names) if place in explored]
-    shown = as_runs([runs[place] for place in explored], names)
-    made = sections(shown, ReportOptions(tests=tests, subset=subset))
-    maps = token_maps.map_figure(shown)
-    tokens = [Run(run, each.name) for run, each in zip(explored.values(), shown)]
-    content = render_page(shown, made, maps, explorer_data(tokens))
+    opened = as_runs(runs, names)
+    tokens = [run for run in opened if run.manifest["recipe"] == "tokens"]
+    shown = [run for run in opened if run not in tokens] or opened
+    made = sections(shown, tests, subset)
+    content = render_page(shown, made, explorer_data(tokens) or explorer_data(shown))
     folder = epath.Path(out) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    items = [item for each in made for item in (*each.figures, *each.tables)]
-    items += [maps] if maps and maps.labeled else []
-    for item in items:
+    for item in (item for each in made for item in (*each.figures, *each.tables)):
         (folder / f"{item.key}.csv").write_bytes(item.csv().encode())
         if isinstance(item, Figure):
             (folder / f"{item.key}.png").write_bytes(item.png())
@@ -64,29 +161,28 @@ def write_report(
     return page
 
 
-def pair_token_runs(runs: Sequence[Results]) -> dict[int, Results]:
-    """Place of each run that the page is about -> the run that its explorer shows."""
-
-    def key(run: Results) -> tuple:
-        model, data = run.manifest["model"], run.manifest["data"]
-        computed = run.manifest.get("dtype"), str(run.manifest.get("masks"))
-        return model.get("parameters_sha256"), data["id"], *computed
-
-    tokens = [run for run in runs if run.manifest["recipe"] == "tokens"]
-    shown = {key(run): run for run in tokens if token_maps.previews(Run(run), limit=1)}
-    others = {key(run) for run in runs if run.manifest["recipe"] != "tokens"}
-    return {
-        place: shown.get(key(run), run) if key(run) in others else run
-        for place, run in enumerate(runs)
-        if run.manifest["recipe"] != "tokens" or key(run) not in others
-    }
+def sections(
+    runs: Sequence[Run], tests: Units = "images", subset: int = 500
+) -> list[Section]:
+    """The sections that some runs have the rows for, in the order of the page."""
+    ranked = [run for run in runs if run.streams]
+    every = [interventions.ablation(runs), interventions.patching(runs)]
+    if ranked:
+        every = [
+            identifiability.section(ranked),
+            paper.section(ranked),
+            appendix.distributions(ranked),
+            faithfulness.maps(ranked),
+            faithfulness.probes(ranked),
+            *every,
+            appendix.tests(ranked, tests, subset),
+            token_maps.section(ranked),
+        ]
+    return [section for section in every if section.figures or section.tables]
 
 
 def render_page(
-    runs: Sequence[Run],
-    made: Sequence[Section],
-    maps: MapFigure | None,
-    explorer: Mapping[str, Any],
+    runs: Sequence[Run], made: Sequence[Section], explorer: Mapping[str, Any]
 ) -> str:
     """The page as HTML; every text that is not marked safe is escaped."""
     import jinja2
@@ -98,40 +194,47 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tables = {table.key: table.data for section in made for table in section.tables}
-    tiled = len(runs) == 1 and "summary" in tables
-    return environment.get_template("report.html.jinja").render(
-        title=title(runs),
-        runs=runs,
-        tiles=tables["summary"].head(3).to_dict("records") if tiled else [],
-        sentences=sentences(runs, made),
-        sections=made,
-        maps=maps,
-        explorer=explorer,
-        provenance=provenance,
-        colors=list(zip(marks.COLORS, marks.DARK)),
-        number=number,
-        short=token_maps.short_name,
-        image_url=token_maps.image_url,
-        ramp=color_table(POSITIVE),
-    )
-
-
-def sentences(runs: Sequence[Run], made: Sequence[Section]) -> dict[str, list[str]]:
-    """Name of each run -> what its numbers say, without that name before each line."""
-    every, lines = [line for section in made for line in section.sentences], {}
-    for run in runs:
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        own = [line.removeprefix(prefix) for line in every if line.startswith(prefix)]
-        lines |= {run.name: own} if own else {}
-    return lines
-
-
-def title(runs: Sequence[Run]) -> str:
-    """Which models on which data."""
     names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
     where = f" on {data.pop()}" if len(data) == 1 else ""
     ranked = any(run.streams for run in runs)
     what = "Class identifiability" if ranked else "Interventions"
-    return f"{what}: {', '.join(names)}{where}"
+    return environment.get_template("report.html.jinja").render(
+        title=f"{what}: {', '.join(names)}{where}",
+        runs=runs,
+        sections=made,
+        sentences=[line for section in made for line in section.sentences],
+        explorer=explorer,
+        provenance=provenance,
+        colors=list(zip(marks.COLORS, marks.DARK)),
+    )
+
+
+LONG = 20
+"""More values than these are told by their number."""
+
+
+def provenance(run: Run) -> dict[str, str]:
+    """What the manifest says of how a run was computed, in lines."""
+    used = f"{run.done} of {run.total} done, {len(run.image)} used"
+    lines = {"images": used}
+    hidden = {"format", "format_version", "arrays", "skipped", "no_object_tokens"}
+    for name, value in run.manifest.items():
+        whole = not isinstance(value, Mapping) or name not in ("model", "data")
+        parts = {name: value} if whole else {f"{name} {k}": v for k, v in value.items()}
+        lines |= {key: listed(part) for key, part in parts.items() if key not in hidden}
+    return {key: text for key, text in lines.items() if text}
+
+
+def listed(value: Any) -> str:
+    """A value of a manifest in a line; empty where there is none."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {listed(part)}" for key, part in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        values = list(value)
+        return (
+            ", ".join(map(listed, values)) if len(values) < LONG else f"{len(values)}"
+        )
+    return (
+        "" if value is None else f"{value:.4g}" if type(value) is float else str(value)
+    )

@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
     FigureTable,
-    ReportOptions,
     Rows,
     Section,
     Table,
     figures_of,
-    number,
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
@@ -34,26 +31,15 @@ DASHED = len(COLORS)
 """Added to a style: the same color, dashed."""
 
 
-def section(runs: Sequence[Run], options: ReportOptions) -> Section | None:
+def section(runs: Sequence[Run]) -> Section:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
     with_rows = [run for run in runs if run.has_paper]
     edits = {r.name: edit_rows(r) for r in with_rows if r.paper["intervention"].size}
     figures = list(figures_of(with_rows, FIGURES))
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
-    if not figures and not tables:
-        return None
-    return Section(
-        key="paper",
-        title="What blocks write, and with which memories",
-        sentences=[
-            (f"{name}: " if len(runs) > 1 else "") + sentence
-            for name, rows in edits.items()
-            for sentence in describe_edits(rows)
-        ],
-        figures=figures,
-        tables=tables,
-    )
+    title = "What blocks write, and with which memories"
+    return Section(key="paper", title=title, figures=figures, tables=tables)
 
 
 def change(run: Run) -> Rows:
@@ -129,30 +115,6 @@ def simple(run: Run) -> Rows:
         yield from permuted(run, "all tokens", name, style, "simple", system=system)
 
 
-def accuracy(run: Run) -> Rows:
-    """Agreement on correctly minus wrongly classified images, resampled together."""
-    if 1 < run.correct.sum() < len(run.correct) - 1:
-        for style, (system, name) in enumerate(SYSTEMS.items()):
-            values = run.metric("agreement_pooled", system=system).astype(np.float64)
-            values = contrast(values, run.correct)
-            yield run.line("pooled token", name, style, values, chance=0.0)
-
-
-def contrast(
-    values: Float[np.ndarray, "image layer"], group: Bool[np.ndarray, " image"]
-) -> Float[np.ndarray, "image layer"]:
-    """Values whose mean, and its bootstrap, is that of a difference of two means.
-
-    Each image's deviation from the mean of its own group, weighted by the inverse of
-    the group's share: the linear part of the difference.
-    """
-    inside, outside = values[group].mean(0), values[~group].mean(0)
-    share = group.mean()
-    weights = np.where(group, 1 / share, -1 / (1 - share))[:, None]
-    means = np.where(group[:, None], inside, outside)
-    return inside - outside + weights * (values - means)
-
-
 BARS = {
     "y_label": "share of tokens",
     "mark": "stacked",
@@ -208,13 +170,6 @@ FIGURES: FigureTable = {
         f"five memories that promote it most (published code). Dashed: chance. {BAND}",
         {"y_label": "key-value agreement rate"},
     ),
-    "accuracy": (
-        accuracy,
-        "Is agreement larger where the model is right?",
-        "Key-value agreement rate of the tokens that the head reads, on correctly "
-        f"minus on wrongly classified images (section 6.2). {BAND} Tests: tests.csv.",
-        {"y_label": "agreement rate, correct - wrong"},
-    ),
     "simple": (
         simple,
         "Is a layer's answer one memory's?",
@@ -230,8 +185,6 @@ CONTROLLED = {
     "random_as_context": "without_class",
 }
 """Random removal -> the intervention that removes as many tokens."""
-
-DESCRIBED = ("self_only", "no_cls", *CONTROLLED.values(), *CONTROLLED)
 
 
 def edit_rows(run: Run) -> Frame:
@@ -280,19 +233,6 @@ def edit_table(rows: Frame) -> Table:
         data=rows,
         shown=shown.rename(columns=headings),
     )
-
-
-def describe_edits(rows: Frame) -> Iterator[str]:
-    """What interventions of one run do."""
-    numbers = ["before", "after", "accuracy_before", "accuracy_after"]
-    for row in rows.dropna(subset="change").to_dict("records"):
-        if row["intervention"] in DESCRIBED:
-            before, after, accuracy, edited = (number(row[name]) for name in numbers)
-            words = row["words"][:1].upper() + row["words"][1:]
-            yield (
-                f"{words}: the share of identifiable image tokens goes from {before} "
-                f"to {after} (p {row['p']:.2g}), accuracy from {accuracy} to {edited}."
-            )
 
 
 def published_rows(

@@ -6,7 +6,10 @@ figures begin at the second.
 """
 
 import functools
+from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -39,12 +42,8 @@ AGREEMENTS = (schema.AGREEMENT, schema.AGREEMENT_VILAS2023)
 CHANCES = (schema.CHANCE, schema.CHANCE_VILAS2023)
 """In the order of `CONVENTIONS`."""
 
-HEAD_METRICS = (
-    schema.AGREEMENT_HEAD,
-    schema.CHANCE_HEAD,
-    schema.SIMPLE_HEAD,
-    schema.CHANCE_SIMPLE_HEAD,
-)
+HEADS = ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
+"""Arrays that are metrics as they are."""
 
 
 def paper_metrics(run: Run) -> xr.Dataset:
@@ -129,7 +128,7 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         ),
         "composition_chance": (
             ("image", "convention", "category", "layer"),
-            composition_chance(after, *sources.values()),
+            composition_chance(after, sources),
         ),
         "agreement": (
             ("convention", *by_system),
@@ -150,7 +149,7 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         ),
         "correct": (by_edit, [answer == label for answer in answers]),
     }
-    for name in (family() for family in HEAD_METRICS if family() in run):
+    for name in filter(run.__contains__, HEADS):
         metrics[name] = ("image", "layer", "head"), read(name)
     return xr.Dataset(
         {n: (dims, np.array(v)) for n, (dims, v) in metrics.items() if len(v)}
@@ -175,38 +174,31 @@ def over_tokens(
 
 def composition_chance(
     after: Int[np.ndarray, "image layer token"],
-    before: Int[np.ndarray, "image layer token"],
-    attention: Int[np.ndarray, "image layer token"],
-    mlp: Int[np.ndarray, "image layer token"],
+    sources: Mapping[str, Int[np.ndarray, "image layer token"]],
 ) -> Float[np.ndarray, "image convention category layer"]:
     """The composition that is left where answers and sources are of different tokens.
 
-    The exact mean over all pairs of tokens of an image, without a draw: what remains
+    The exact mean over all pairs of tokens of an image, as cyclic shifts: what remains
     because the tokens of an image tend to the same classes. NaN where an image has a
     single token.
     """
+    tokens = after.shape[-1]
+    total = np.asarray(_count_pairs(after, sources)).transpose(2, 0, 1, 3)
+    return total / (tokens * (tokens - 1) or np.nan)
+
+
+@jax.jit
+def _count_pairs(after, sources) -> Int[jax.Array, "convention category image layer"]:
+    """Pairs of different tokens in every category, one cyclic shift after another."""
+
+    def add(shift, total):
+        shifted = {name: jnp.roll(tops, shift, -1) for name, tops in sources.items()}
+        hits = [
+            list(residual_composition(after, **shifted, convention=convention).values())
+            for convention in CONVENTIONS.values()
+        ]
+        return total + jnp.array(hits).sum(-1, dtype=jnp.int32)
+
     images, depth, tokens = after.shape
-    total = tokens * (tokens - 1)
-    classes = 1 + max(part.max(initial=0) for part in (after, before, attention, mlp))
-    row = np.arange(images)[:, None]
-    chance = np.zeros((images, len(CONVENTIONS), len(CATEGORIES), depth))
-    for layer in range(depth):
-        answer = after[:, layer]
-        counts = np.zeros((images, classes), np.int64)
-        np.add.at(counts, (row, answer), 1)
-        p, a, m = sources = [source[:, layer] for source in (before, attention, mlp)]
-        # How many other tokens of the image answer with each token's source.
-        from_p, from_a, from_m = (counts[row, s] - (s == answer) for s in sources)
-        paper = [
-            np.where((p == a) | (p == m), 0, from_p),
-            np.where((p == a) | (a == m), 0, from_a),
-            np.where((p == m) | (a == m), 0, from_m),
-            np.where((p == a) | (p == m), from_p, np.where(a == m, from_a, 0)),
-        ]
-        either = from_p + np.where(p == a, 0, from_a)
-        parts = [
-            [*paper, (tokens - 1) - sum(paper)],
-            [from_p, from_a, from_m, 0 * from_p, (tokens - 1) - either],
-        ]
-        chance[..., layer] = np.array(parts).sum(-1).transpose(2, 0, 1)
-    return chance / (total or np.nan)
+    start = jnp.zeros((len(CONVENTIONS), len(CATEGORIES), images, depth), jnp.int32)
+    return jax.lax.fori_loop(1, tokens, add, start)

@@ -39,7 +39,7 @@ BAND = "Line: mean over images; band: its 95 % bootstrap interval."
 
 def intervals(values: np.ndarray) -> dict[str, np.ndarray]:
     """images, mean, low and high over the first axis, each flat."""
-    interval = bootstrap_mean(values.astype(np.float64))
+    interval = bootstrap_mean(values.astype(np.float64), rates=False)
     columns = {"images": np.isfinite(values).sum(0), **interval._asdict()}
     return {name: np.ravel(column) for name, column in columns.items()}
 

@@ -1,5 +1,5 @@
 "use strict";
-// Tables: numbers stand to the right; a click on a column's head sorts "sortable" ones.
+// Tables: numbers stand to the right; a click on a column's head sorts.
 (() => {
   const textOf = (row, column) => row.cells[column]?.textContent.trim() ?? "";
   const isMissing = (text) => text === "" || text === "–";
@@ -30,7 +30,7 @@
       const texts = rows.map((row) => textOf(row, column));
       const numeric = texts.every((text) => isMissing(text) || /^[−\d]/.test(text));
       for (const row of table.rows) row.cells[column].classList.toggle("n", numeric);
-      if (!table.classList.contains("sortable") || !head.textContent.trim()) return;
+      if (!head.textContent.trim()) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);

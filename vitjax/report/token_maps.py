@@ -7,7 +7,7 @@ there is one, and a gray cell an absent token.
 
 import csv
 import dataclasses
-import functools
+import html
 import io
 from collections.abc import Sequence
 
@@ -16,8 +16,9 @@ import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
-from vitjax.report.figure import Figure, data_url
+from vitjax.report.figure import Figure, Section, data_url
 from vitjax.report.map_grid import POSITIVE, grid_png
+from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 
 ABSENT = (128, 128, 128)
@@ -47,20 +48,14 @@ class Preview:
         """The row of an array."""
         return self.run.read(name, np.array([self.index]))[0]
 
-    @functools.cached_property
-    def layers(self) -> Int[np.ndarray, " shown"]:
-        """Blocks that have a map; none without a label."""
-        depth = self.run.config.depth
-        return shown_layers(depth)[: depth * (self.label >= 0)]
-
-    @functools.cached_property
+    @property
     def ranks(self) -> Int[np.ndarray, "shown row column"]:
         """Of the label after each shown block, -1 where absent."""
         config = self.run.config
-        ranks = self.read(schema.RANK("residual"))[self.layers, config.prefix :]
-        return ranks.reshape(-1, *config.grid)
+        ranks = self.read(schema.RANK("residual"))[shown_layers(config.depth)]
+        return ranks[:, config.prefix :].reshape(-1, *config.grid)
 
-    @functools.cached_property
+    @property
     def mask(self) -> Bool[np.ndarray, "row column"] | None:
         """Image tokens that lie on the object; None without masks."""
         if schema.PATCH_LABEL() not in self.run:
@@ -70,39 +65,47 @@ class Preview:
     @property
     def image(self) -> UInt8[np.ndarray, "height width 3"]:
         """The pixels with the border of the object's mask, where there is one."""
-        if self.mask is None:
+        mask = self.mask
+        if mask is None:
             return self.pixels
-        cell = self.pixels.shape[0] // self.mask.shape[0]
+        cell = self.pixels.shape[0] // mask.shape[0]
         scale = -(-12 // cell)  # a line on a small image must not hide it
         image = np.repeat(np.repeat(self.pixels, scale, 0), scale, 1)
-        draw_border(image, self.mask, cell * scale)
+        draw_border(image, mask, cell * scale)
         return image
 
-    @functools.cached_property
-    def maps(self) -> list[tuple[int, str, UInt8[np.ndarray, "height width 3"]]]:
-        """(layer, top class of the pooled token after it, map) of every shown block."""
-        classes = self.run.classes
-        tops = self.read(schema.TOP_CLASSES())[self.layers, 0]
-        names = [classes[top] for top in tops]
-        maps = [draw_map(r, classes=len(classes), mask=self.mask) for r in self.ranks]
-        return list(zip(self.layers.tolist(), names, maps))
+    def row(self) -> list[tuple[np.ndarray, str]]:
+        """The image and its maps, each with the words above it."""
+        run, mask = self.run, self.mask
+        names = [self.class_name(n) for n in (self.label, self.prediction)]
+        label, prediction = map(short_name, names)
+        words = f"{short_name(run.name)}\nlabel: {label}\nprediction: {prediction}"
+        cells = [(self.image, words)]
+        tops = self.read(schema.TOP_CLASSES())[:, 0]
+        for layer, ranks in zip(shown_layers(run.config.depth), self.ranks):
+            image = draw_map(ranks, classes=len(run.classes), mask=mask)
+            cells.append(
+                (image, f"block {layer}\n{short_name(run.classes[tops[layer]])}")
+            )
+        return cells
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> Frame:
         """The numbers of the maps, a row per block and image token."""
-        place, row, column = np.indices(self.ranks.shape).reshape(3, -1)
-        rank, classes = self.ranks.ravel(), len(self.run.classes)
+        ranks, mask, classes = self.ranks, self.mask, len(self.run.classes)
+        place, row, column = np.indices(ranks.shape).reshape(3, -1)
+        rank = ranks.ravel()
         columns = {
             "run": self.run.name,
             "image": self.index,
             "name": self.name,
             "label": self.class_name(self.label),
             "prediction": self.class_name(self.prediction),
-            "layer": self.layers[place],
+            "layer": shown_layers(self.run.config.depth)[place],
             "row": row,
             "column": column,
             "rank": rank,
             "identifiability": np.where(rank >= 0, 1 - rank / classes, np.nan),
-            "on_object": "" if self.mask is None else 1 * self.mask[row, column],
+            "on_object": "" if mask is None else 1 * mask[row, column],
         }
         return pd.DataFrame(columns)
 
@@ -142,60 +145,45 @@ def shown_layers(depth: int, *, count: int = 6) -> Int[np.ndarray, " shown"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class MapFigure(Figure):
-    """Previews and their maps; as HTML they are part of the page's template.
+    """A row per labeled preview: the image and its maps."""
 
-    A card holds the previews of one image by each run that kept it. `labeled` are all
-    previews with a label: only they have maps. `several` says that there are several
-    runs to tell apart.
-    """
-
-    cards: Sequence[Sequence[Preview]]
-    labeled: Sequence[Preview]
-    several: bool
+    previews: Sequence[Preview]
 
     def png(self, *, dpi: int = 150) -> bytes:
-        """Labeled images and their maps for print."""
-        rows = []
-        for one in self.labeled:
-            label = f"label: {one.class_name(one.label)}"
-            prediction = f"prediction: {one.class_name(one.prediction)}"
-            cells = [(one.image, [one.run.name] * self.several + [label, prediction])]
-            cells += [(image, [f"block {n}", top]) for n, top, image in one.maps]
-            rows.append([(i, "\n".join(map(short_name, words))) for i, words in cells])
+        """All rows and a color bar."""
+        rows = [preview.row() for preview in self.previews]
         options = {"side": 1.35, "bar_label": self.y_label, "dpi": dpi}
-        return grid_png(rows, legend=self.caption, **options)
+        return grid_png(rows, legend="", **options)
+
+    def html(self) -> str:
+        """The PNG; on a narrow page it scrolls."""
+        return (
+            f'<figure><div class="scroll maps"><img src="{data_url(self.png())}" '
+            f'alt="{self.title}"></div><figcaption><p>{html.escape(self.caption)} '
+            "Numbers: <code>figures/maps.csv</code>.</p></figcaption></figure>"
+        )
 
 
-def map_figure(runs: Sequence[Run]) -> MapFigure | None:
-    """Previews of every run with their maps; None where no run kept an image."""
-    cards: dict[tuple, list[Preview]] = {}
-    for run in runs:
-        for preview in previews(run, limit=max(2, 8 // len(runs))):
-            key = run.manifest["data"]["id"], preview.index
-            cards.setdefault(key, []).append(preview)
-    if not cards:
-        return None
-    labeled = [one for card in cards.values() for one in card if one.label >= 0]
-    caption = (
-        "Each cell is an image token, its color the identifiability of the label after "
-        "the block; below the block's number stands the class that would be predicted "
-        "from it. Dot: identifiable token (rank 0)"
-    )
-    if any(preview.mask is not None for preview in labeled):
-        caption += "; line: border of the object's mask"
-    if any((preview.ranks < 0).any() for preview in labeled):
-        caption += "; gray: absent token"
-    unlabeled = "The first images as the model saw them, with the predicted class"
-    return MapFigure(
+def section(runs: Sequence[Run]) -> Section:
+    """Maps of the labeled images that runs kept, those of one image together."""
+    shown = [one for run in runs for one in previews(run, limit=max(2, 8 // len(runs)))]
+    shown = [one for one in shown if one.label >= 0]
+    if not shown:
+        return Section(key="maps", title="Image by image")
+    shown.sort(key=lambda one: (one.run.manifest["data"]["id"], one.index))
+    figure = MapFigure(
         key="maps",
         title="Image by image",
-        caption=f"{caption if labeled else unlabeled}.",
-        data=pd.concat([preview.table() for preview in labeled] or [pd.DataFrame()]),
+        caption="Each cell is an image token, its color the identifiability of the "
+        "label after the block; below the block's number stands the class that would "
+        "be predicted from it. Dot: identifiable token (rank 0); line: border of the "
+        "object's mask; gray: absent token.",
+        data=pd.concat([preview.table() for preview in shown]),
         y_label="class identifiability",
-        cards=list(cards.values()),
-        labeled=labeled,
-        several=len(runs) > 1,
+        hidden=(),
+        previews=shown,
     )
+    return Section(key="maps", title=figure.title, figures=[figure])
 
 
 def draw_map(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vitjax.models.edits import patch_mask
 from vitjax.models.forward import scan_blocks
 from vitjax.models.heads import pool_weights
 from vitjax.models.model import Model
@@ -32,6 +33,11 @@ def cls_attention(trace: Trace, edits: Edits, config: Config):
     return jnp.einsum("bq,bhqt->bht", pooled, weights)
 
 
+def zero_absent(maps: Map, edits: Edits) -> Map:
+    """Maps with 0 at patches that `keep` removed."""
+    return maps if edits.keep is None else jnp.where(patch_mask(edits), maps, 0)
+
+
 def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -> Maps:
     """Attention weights A[layer, head, [CLS], patch], in [0, 1].
 
@@ -50,7 +56,8 @@ def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
 
     The row of [CLS] of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
     mixed with the residual path, block after block. Computed as a row vector from the
-    last block down. With the prefix tokens, which are left out, rows sum to one.
+    last block down. With the prefix tokens, which are left out, rows sum to one, unless
+    edits scale the weights after the softmax.
     """
 
     def read(params, stream_in, trace):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels
+from vitjax.checks import checked
 from vitjax.models.forward import forward, run_blocks, scan_forward
 from vitjax.models.heads import pool, pool_weights, pooled_rows
 from vitjax.models.model import Model
@@ -147,6 +148,7 @@ def deviation(x, epsilon: float):
     return jnp.sqrt(jnp.square(center(x)).mean(-1) + epsilon)
 
 
+@checked
 def attribution_patching(
     model: Model,
     clean: Images,

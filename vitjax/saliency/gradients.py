@@ -4,19 +4,25 @@ Methods with one map per block and head return [layer batch head patch];
 `saliency.methods` adds them up.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import take_label
 from vitjax.models.backward import block_inputs, scan_backward
-from vitjax.models.edits import split_edits
-from vitjax.models.forward import apply_block, final_residual, scan_blocks
-from vitjax.models.heads import pool_weights, pooled_rows
+from vitjax.models.edits import patch_mask, split_edits, token_mask
+from vitjax.models.forward import (
+    after_attention,
+    apply_block,
+    final_residual,
+    run_blocks,
+)
+from vitjax.models.heads import pool_weights
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images, Map, Maps, Target
@@ -73,8 +79,8 @@ def gradcam(
     """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last block's input.
 
     relu(sum over channels d of a_d x_d), where x is the residual stream entering the
-    last block and a_d the mean over patches of dz/dx_d; later, patches no longer reach
-    [CLS].
+    last block and a_d the mean over patches that exist of dz/dx_d; later, patches no
+    longer reach [CLS].
     """
     edits = edits or Edits()
     _, inputs = block_inputs(model, images, edits)
@@ -87,7 +93,19 @@ def gradcam(
 
     states = inputs[-1][:, model.config.prefix :]
     gradient = jax.grad(logit)(inputs[-1])[:, model.config.prefix :]
-    return jax.nn.relu(jnp.einsum("bpd,bd->bp", states, gradient.mean(1)))
+    keep = None if edits.keep is None else patch_mask(edits)
+    weights = mean_weights(gradient, keep)
+    mean = jnp.einsum("bpd,bp->bd", gradient, weights)
+    return jax.nn.relu(jnp.einsum("bpd,bd->bp", states, mean))
+
+
+def mean_weights(
+    x: Float[Array, "batch token _"], exists
+) -> Float[Array, "batch token"]:
+    """Weights of a mean over the tokens that exist, None for all; of x's dtype."""
+    exists = True if exists is None else exists
+    exists = jnp.broadcast_to(jnp.asarray(exists), x.shape[:2]).astype(x.dtype)
+    return exists / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
 def legrad(
@@ -95,27 +113,32 @@ def legrad(
 ) -> Maps:
     """LeGrad (Bousselham et al. 2024, arXiv 2404.03214), at least 0.
 
-    mean over query rows of relu(dz_l / dA_l), where z_l is the target's logit of block
-    l's own output (projected as the head would); that of [CLS] depends on its own row
-    alone. Their map is the mean over blocks and heads.
+    mean over heads and query rows of relu(dz_l / dA_l), where z_l is the target's logit
+    of the mean of all tokens, prefix tokens too, of block l's own output. So their code
+    has it (github.com/WalBouss/LeGrad), which adds up the last two blocks; its maps are
+    these enlarged and scaled to [0, 1]. A head's map is its share of the mean.
     """
     cfg, edits = model.config, edits or Edits()
-    rows = pooled_rows(cfg)
+    every = slice(None)
 
-    def read(params, stream_in, trace):
-        pool_weight = pool_weights(stream_in, edits, cfg)[:, rows, None]
+    def read(params, stream_in, trace, block_edits):
+        exists = None if edits.keep is None else token_mask(edits, cfg)
+        of_mean = mean_weights(stream_in, exists)
 
         def logit(weights):
             mixed = mix(weights, trace.values)
-            states, _ = apply_block(model, params, stream_in[:, rows], (), mixed=mixed)
-            state = (states * pool_weight).sum(1)
+            states, _ = after_attention(
+                model, params, mixed, stream_in, trace, block_edits, every
+            )
+            state = jnp.einsum("btd,bt->bd", states, of_mean)
             return target_logit(target)(model.class_space.logits(state))
 
-        gradient = jax.grad(logit)(trace.attention_weights[:, :, rows])
-        fraction = gradient.shape[2] / gradient.shape[3]  # the other rows' are zero
-        return jax.nn.relu(gradient).mean(2)[..., cfg.prefix :] * fraction
+        gradient = jax.nn.relu(jax.grad(logit)(jnp.asarray(trace.attention_weights)))
+        return (
+            jnp.einsum("bhqt,bq->bht", gradient, of_mean)[..., cfg.prefix :] / cfg.heads
+        )
 
-    return scan_blocks(model, images, read, edits=edits)[1]
+    return run_blocks(model, images, read, edits=edits, pass_edits=True)[-1]
 
 
 def integrated_gradients(
@@ -123,7 +146,7 @@ def integrated_gradients(
     images: Images,
     target: Target,
     *,
-    steps: int = 16,
+    steps: int = 64,
     edits: Edits | None = None,
 ) -> Map:
     """Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365).
@@ -169,20 +192,23 @@ def occlusion(
     """What the target's logit loses when a patch does not exist: z - z without it.
 
     The patch is removed after its position was added (Zeiler and Fergus 2014, arXiv
-    1311.2901, cover it instead); one forward pass per patch, some at a time.
+    1311.2901, cover it instead); one forward pass per patch, some at a time. Of a
+    selection, the selected patches.
     """
     patches, batch = model.config.patches, images.shape[0]
     others = edits or Edits()
+    places = jnp.arange(patches)[None]
+    occluded = places if others.select is None else jnp.asarray(others.select)
 
     def logit(edits):
         return take_label(final_residual(model, images, edits=edits)[0], target)
 
-    def without_patch(keep):
-        keep = jnp.broadcast_to(keep, (batch, patches))
+    def without_patch(patch):
+        keep = jnp.broadcast_to(places != patch[:, None], (batch, patches))
         return logit(others & Edits(keep=keep))
 
-    keeps = ~jnp.eye(patches, dtype=bool)[:, None]
-    without = jax.lax.map(without_patch, keeps, batch_size=max(1, CHUNK // batch))
+    together = max(1, CHUNK // batch) if batch else None
+    without = jax.lax.map(without_patch, occluded.T, batch_size=together)
     return logit(others)[:, None] - without.T
 
 
@@ -197,9 +223,11 @@ def random(
     """Noise, uniform in [0, 1): the control that every table needs.
 
     Drawn from the seed and the image's own bits, so that an image has the same map
-    wherever it stands in a batch. `target` and `edits` are not used.
+    wherever it stands in a batch. Of a selection, the selected patches; `target` is
+    not used.
     """
-    pixels = jnp.asarray(images, jnp.float32).reshape(images.shape[0], -1)
+    pixels = jnp.asarray(images, jnp.float32)
+    pixels = pixels.reshape(len(images), math.prod(images.shape[1:]))
     bits = jax.lax.bitcast_convert_type(pixels, jnp.uint32)
     factors = jnp.arange(bits.shape[1], dtype=jnp.uint32) * 2 + 1
     digests = (bits * factors[None]).sum(1, dtype=jnp.uint32)
@@ -208,4 +236,7 @@ def random(
         key = jax.random.fold_in(jax.random.key(seed), digest)
         return jax.random.uniform(key, (model.config.patches,))
 
-    return jax.vmap(draw)(digests)
+    maps = jax.vmap(draw)(digests)
+    if edits is None or edits.select is None:
+        return maps
+    return jnp.take_along_axis(maps, jnp.asarray(edits.select), axis=1)

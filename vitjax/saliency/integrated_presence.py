@@ -18,7 +18,7 @@ def integrated_presence(
     images: Images,
     target: Target,
     *,
-    steps: int = 8,
+    steps: int = 24,
     edits: Edits | None = None,
 ) -> Map:
     """The contribution of each patch to the target's logit, from no patches to all.
@@ -34,8 +34,11 @@ def integrated_presence(
                          A_qt (g_qt - sum_u A_qu g_qu),   g = dz / dA.
 
     Not from a paper. `steps` (static) are Gauss-Legendre nodes of the integral over
-    sqrt(a); each costs about three forward passes. Signed, in units of logits; sums to
-    z with all patches less z without any, up to the integral's error.
+    sqrt(a); each costs about three forward passes. Signed, in units of logits. Up to
+    the integral's error it sums to z with all patches less the limit of z as the
+    presence of all goes to 0. With prefix tokens and [CLS], that is z without any
+    patch. Without prefix tokens presence only counts against that of other patches, so
+    that the map sums to 0: it says which patches matter more than others.
     """
     messages.check_range("steps", steps, 1)
     batch, tokens = images.shape[0], model.config.tokens

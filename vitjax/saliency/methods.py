@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels
+from vitjax.analysis.class_space import Labels, broadcast_labels, nan_without_class
 from vitjax.models.model import Model
 from vitjax.saliency import (
     attention,
@@ -18,8 +18,9 @@ from vitjax.saliency import (
     integrated_presence,
     lrp,
 )
+from vitjax.saliency.attention import zero_absent
 from vitjax.saliency.gradients import Seed
-from vitjax.saliency.relevancy import Loss, Of, helpful_minus_attended, relevancy
+from vitjax.saliency.relevancy import helpful_minus_attended, relevancy
 from vitjax.types import ArrayLike, Edits
 
 
@@ -63,14 +64,20 @@ if TYPE_CHECKING:
 else:
     Method = Literal[METHODS]
 
+PARTS = ("layers", "heads")
 METHOD_OPTIONS = {
-    "relevancy": ("of", "loss"),
-    "helpful_minus_attended": ("of", "loss"),
+    **dict.fromkeys(PER_HEAD, PARTS),
+    "relevancy": (*PARTS, "of", "loss"),
+    "helpful_minus_attended": (*PARTS, "of", "loss"),
     "integrated_gradients": ("steps",),
     "integrated_presence": ("steps",),
     "consensus": ("steps",),
     "random": ("seed",),
 }
+"""Options that a method has besides edits; the others have none."""
+
+LAST_LAYERS = {"raw_attention": 1, "legrad": 2}
+"""How many blocks are added up where none are chosen; of other methods, all."""
 
 
 def explain(
@@ -81,10 +88,10 @@ def explain(
     method: str = "relevancy",
     layers: tuple[int, ...] | None = None,
     heads: tuple[int, ...] | None = None,
-    of: Of = "residual",
-    loss: Loss = "cross_entropy",
-    steps: int = 8,
-    seed: Seed = 0,
+    of: str | None = None,
+    loss: str | None = None,
+    steps: int | None = None,
+    seed: Seed | None = None,
     edits: Edits | None = None,
 ) -> Float[Array, "batch patch"]:
     """A map of which patches are evidence for a class, by a choice of methods.
@@ -94,8 +101,8 @@ def explain(
     "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam", "integrated_gradients",
     "integrated_presence" (new here: the path integral of removing patches), "consensus"
     (new here: its mean rank with "chefer"), "class_projection" (each patch's direct
-    contribution to the logit), "occlusion" (a patch is removed), "raw_attention" (by
-    default of the last block), "rollout", "random" (the control), and
+    contribution to the logit), "occlusion" (a patch is removed), "raw_attention",
+    "rollout", "random" (the control), and
     "helpful_minus_attended" (where relevancy exceeds attention, which is not an
     importance map). See `vitjax.saliency` for the formulas.
 
@@ -103,40 +110,49 @@ def explain(
         model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
         method: see above. Static.
-        layers, heads: only these, negative ones from the end; None for all. For methods
-            with a map of every block and head: relevancy, raw_attention, legrad,
-            class_projection, helpful_minus_attended. Static.
-        of, loss: of "relevancy" and what is made of it. Static.
-        steps: nodes of the integrals of "integrated_gradients", "integrated_presence"
-            and "consensus". Static.
-        seed: of "random". Static.
+        layers, heads: only these, negative ones from the end; None for all, of
+            "raw_attention" for the last block and of "legrad" for the last two. For
+            methods with a map of every block and head: relevancy, raw_attention,
+            legrad, class_projection, helpful_minus_attended. Static.
+        of, loss: of "relevancy" and what is made of it, see `vitjax.relevancy`. Static.
+        steps: nodes of the integrals of "integrated_gradients" (by default 64),
+            "integrated_presence" and "consensus" (24). Static.
+        seed: of "random", by default 0.
         edits: interventions.
 
     Returns:
         [batch patch], signed and not normalized; larger is more evidence. Read
         at [CLS], or averaged over query rows where there is none; registers are prefix
-        tokens and never in the map.
+        tokens and never in the map. 0 at patches that `edits.keep` removed; of
+        `edits.select`, the selected patches.
 
     Raises:
-        ValueError: an unknown method, block or head, or blocks and heads of a method
-            that has one map of the whole model.
+        ValueError: an unknown method, block or head, an option that the method does not
+            have, or images or a target that do not fit.
     """
     messages.check_one_of("method", method, METHODS)
     target = broadcast_labels(target, images.shape[:1])
-    options = dict(of=of, loss=loss, steps=steps, seed=seed)
-    own = {name: options[name] for name in METHOD_OPTIONS.get(method, ())}
+    edits = edits or Edits()
+    options = dict(layers=layers, heads=heads, of=of, loss=loss, steps=steps, seed=seed)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in METHOD_OPTIONS.get(method, ()):
+            others = [key for key, names in METHOD_OPTIONS.items() if name in names]
+            raise ValueError(
+                f"method={method!r} has no option {name}, which is one of "
+                f"{', '.join(others)}."
+            )
+    function = (PER_HEAD | WHOLE_MODEL)[method]
     if method in PER_HEAD:
-        if method == "raw_attention" and layers is None:
-            layers = (-1,)
-        parts = PER_HEAD[method](model, images, target, edits=edits, **own)
-        parts = select_parts("layers", parts, layers, axis=0)
-        return select_parts("heads", parts, heads, axis=2).sum((0, 2))
-    if layers is not None or heads is not None:
-        raise ValueError(
-            f"{method!r} is one map of the whole model; layers and heads can be chosen "
-            f"for {', '.join(PER_HEAD)}."
-        )
-    return WHOLE_MODEL[method](model, images, target, edits=edits, **own)
+        last = range(model.config.depth)[-LAST_LAYERS.get(method, model.config.depth) :]
+        chosen = given.pop("layers", tuple(last)), given.pop("heads", None)
+        parts = function(model, images, target, edits=edits, **given)
+        parts = select_parts("layers", parts, chosen[0], axis=0)
+        maps = select_parts("heads", parts, chosen[1], axis=2).sum((0, 2))
+    else:
+        maps = function(model, images, target, edits=edits, **given)
+    maps = zero_absent(maps, edits)
+    return nan_without_class(maps, target, model.num_classes, axis=0)
 
 
 def select_parts(name: str, parts, numbers, *, axis: int) -> Float[Array, "..."]:

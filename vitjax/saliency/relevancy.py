@@ -7,9 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
-from vitjax.models.backward_rules import Rules, cached_mlp
-from vitjax.models.forward import apply_block, run_blocks
+from vitjax.analysis.class_space import (
+    Labels,
+    broadcast_labels,
+    nan_without_class,
+    take_label,
+)
+from vitjax.models.edits import token_mask
+from vitjax.models.forward import after_attention, run_blocks
 from vitjax.models.heads import pool_weights, pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
@@ -62,10 +67,11 @@ def relevancy(
 
     Returns:
         [layer batch head token]; with query="all" [layer batch head query token].
-        Positive where more attention would help the class; signed, not normalized.
+        Positive where more attention would help the class; signed, not normalized; 0 at
+        tokens that the edits removed.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, images or a target that do not fit.
     """
     messages.check_one_of("of", of, get_args(Of))
     messages.check_one_of("loss", loss, get_args(Loss))
@@ -77,15 +83,8 @@ def relevancy(
 
     def loss_of_rows(mixed, params, stream_in, trace, block_edits, pool_weight=None):
         """The sum of the losses at some rows, or the loss of their weighted sum."""
-        x, edited = stream_in[:, rows], edits.taps or {}
-        known = not {"mlp_preactivation", "mlp_update"} & edited.keys()
-        state, block = apply_block(
-            model,
-            params,
-            x,
-            tuple(each.at_rows(rows) for each in block_edits),
-            mixed=mixed,
-            rules=cached_mlp(config, trace, rows) if known else Rules(),
+        state, block = after_attention(
+            model, params, mixed, stream_in, trace, block_edits, rows
         )
         state: Any = state if of == "residual" else block.attention_update
         if pool_weight is not None:
@@ -116,7 +115,12 @@ def relevancy(
         return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
     *_, gradients = run_blocks(model, images, read, edits=edits, pass_edits=True)
-    return -gradients
+    if edits.keep is not None:
+        exists = token_mask(edits, config)[None, :, None]  # layer batch head token
+        if every_row:
+            exists = exists[..., None] & exists[..., None, :]
+        gradients = jnp.where(exists, gradients, 0)
+    return nan_without_class(-gradients, target, model.num_classes, axis=1)
 
 
 def helpful_minus_attended(
@@ -141,14 +145,16 @@ def helpful_minus_attended(
         edits: interventions.
 
     Returns:
-        In [-1, 1]; each map sums to 0. Positive where more attention would help,
-        negative where attention goes without helping. A head in which no patch would
-        help is minus its attention.
+        In [-1, 1]. Positive where more attention would help, negative where attention
+        goes without helping. Each map sums to 0; where no patch of a head would help,
+        it is minus the attention and sums to -1.
     """
     prefix = model.config.prefix
     helpful = relevancy(model, images, target, of=of, loss=loss, edits=edits)
     attended = raw_attention(model, images, edits=edits)
-    return shares(jax.nn.relu(helpful[..., prefix:])) - shares(attended)
+    maps = shares(jax.nn.relu(helpful[..., prefix:])) - shares(attended)
+    target = broadcast_labels(target, images.shape[:1])
+    return nan_without_class(maps, target, model.num_classes, axis=1)
 
 
 def shares(values: Float[Array, "*any patch"]) -> Float[Array, "*any patch"]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels
+from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
 from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
@@ -28,41 +28,45 @@ def removal_curve(
     *,
     keep_counts: tuple[int, ...],
     order: Order = "negative",
+    edits: Edits | None = None,
 ) -> Bool[Array, "batch step"]:
     """Whether the prediction is right with n patches kept (Vilas et al. 2023, 7).
 
-    correct[i, s] = (argmax of the logits of image i with n = keep_counts[s] patches) ==
-    label[i]. Patches are removed after their position was added; prefix tokens always
-    stay. Sequences really get shorter: at most eight lengths, each a bucket of
-    neighboring counts whose surplus patches no token can attend to.
+    correct[i, s]: the logit of label[i] is larger than all others of image i with n =
+    keep_counts[s] patches. Where it ties with another, or a logit is NaN, the
+    prediction is wrong. Patches are removed after their position was added; prefix
+    tokens always stay. Sequences really get shorter: at most eight lengths, each a
+    bucket of neighboring counts whose surplus patches no token can attend to.
 
     Args:
         model, images: the model, and preprocessed pixels.
-        label: true class of each image, or one for all.
+        label: true class of each image, in [0, class), or one for all.
         importance: of each patch, any finite numbers; only their order counts. Ties go
             by position; NaN counts as least important.
         keep_counts: how many patches stay, each in [0, patches], in any order. Static.
         order: "negative" keeps the n most important ones (the least important go
             first), "positive" the n least important. Static.
+        edits: interventions on every pass, but for a selection of tokens.
 
     Returns:
         [batch step], steps in the order of `keep_counts`.
 
     Raises:
-        ValueError: a count or the order does not exist, or importance does not fit.
+        ValueError: a count, the order or a label does not exist, or images or
+            importance do not fit.
     """
     patches, counts = model.config.patches, tuple(map(int, keep_counts))
     if not counts:
         raise ValueError("keep_counts=() must hold at least one count.")
     messages.check_range("keep_counts", counts, 0, patches)
     messages.check_one_of("order", order, ("negative", "positive"))
-    if importance.shape[-1] != patches:
+    if importance.shape != (len(images), patches):
         raise ValueError(
-            f"importance of shape {importance.shape} must have one number per patch: "
-            f"{patches}. Prefix tokens have none."
+            f"importance of shape {importance.shape} must have one number per image "
+            f"and patch, {(len(images), patches)}; prefix tokens have none."
         )
     label = broadcast_labels(label, images.shape[:1])
-    kept_first = patch_order(importance, order)
+    kept_first, others = patch_order(importance, order), edits or Edits()
     position = jnp.argsort(kept_first, axis=1).astype(jnp.int32)  # of each patch
     steps: dict[int, Array] = {}
     for bucket in buckets(counts):
@@ -72,13 +76,20 @@ def removal_curve(
 
         def step(count, select=select, exact=exact):
             keep = None if exact else position < count
-            edits = Edits(select=select, keep=keep)
-            logits, _ = final_residual(model, images, edits=edits)
-            return jnp.argmax(logits, -1).astype(jnp.int32) == label
+            kept = others & Edits(select=select, keep=keep)
+            logits, _ = final_residual(model, images, edits=kept)
+            return is_largest(logits, label)
 
         correct = jax.lax.map(step, jnp.asarray(bucket, jnp.int32))
         steps |= dict(zip(bucket, correct))
     return jnp.stack([steps[count] for count in counts], axis=1)
+
+
+def is_largest(logits: Float[Array, "batch class"], label) -> Bool[Array, " batch"]:
+    """Whether the label's logit is larger than all others; none that is NaN."""
+    itself = jnp.arange(logits.shape[-1])[None] == label[:, None]
+    others = jnp.where(itself, -jnp.inf, logits).max(-1)
+    return take_label(logits, label) > others
 
 
 def patch_order(importance, order: Order) -> Int[Array, "batch patch"]:
