@@ -29,8 +29,8 @@ def figures(results: Results | Sequence[Results]) -> dict[str, Figure]:
     """Every figure that `vitjax report` draws of some runs.
 
     Args:
-        results: rows of any recipe with predictions, finished or not; several runs stand side
-            by side.
+        results: rows of any recipe with predictions, finished or not; several runs
+            stand side by side.
 
     Returns:
         Name of its file -> the figure. A notebook shows it as the last line of a cell;
