@@ -62,6 +62,8 @@ class FakeContext:
                 passes = [Pass(step=step, dims=dims, setup=lambda: setup(self.model))]
             else:
                 passes = recipe.passes(self, **recipe.keywords)
+                static = recipe.run_setup(self.model, self.seed).static
+                self.static |= jax.device_get(dict(static))
             for sweep in passes:
                 self.run_pass(sweep, recipe.needs_label)
         return self.arrays

@@ -58,9 +58,31 @@ FAMILIES = {
         schema.PREDICTION_EMPTY,
         schema.KEPT,
     ),
+    "ablation": (
+        schema.EFFECT_HEAD,
+        schema.EFFECT,
+        schema.EFFECT_PREDICTED_HEAD,
+        schema.EFFECT_PREDICTED,
+        schema.PREDICTION_HEAD,
+        schema.PREDICTION_ABLATED,
+        schema.CORRECT_TOP_HEADS,
+        schema.CORRECT_RANDOM_HEADS,
+        schema.ABLATED,
+    ),
+    "patching": (
+        schema.PARTNER,
+        schema.METRIC,
+        schema.RESTORED_RESIDUAL,
+        schema.RESTORED_HEAD,
+        schema.RESTORED,
+        schema.TOKEN_GROUP,
+    ),
     "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM, schema.KEPT),
 }
 """Recipe -> what it writes beside `BASE`."""
+
+UNRANKED = ("ablation", "patching")
+"""Recipes whose rows hold predictions, and nothing else of `BASE`."""
 
 METHODS = ("chefer", "class_projection", "random")
 KEPT = (4, 8, 12)
@@ -108,7 +130,8 @@ def fake_run(
     config = Config(**{**config, "heads": 2, "mlp_dim": 16, **fields})
     draw = np.random.default_rng(seed)
     previews = min(previews, images)
-    families = [*BASE, *FAMILIES[recipe]]
+    base = BASE[:3] if recipe in UNRANKED else BASE
+    families = [*base, *FAMILIES[recipe]]
     families += [schema.PATCH_LABEL] if masks else []
     families += [schema.PREVIEW, schema.PREVIEW_INDEX] if previews else []
     families += [schema.RANK_REFINED] if config.refinement else []
@@ -122,6 +145,9 @@ def fake_run(
         "top": min(5, classes),
         "step": len(KEPT),
         "level": 9,
+        "count": 2,
+        "draw": 4,
+        "group": 5,
         "refined": config.depth - 1,
         "preview": previews,
         "height": config.shape[0],
@@ -162,6 +188,7 @@ def fake_run(
         "token_classes": ordered[..., : sizes["top"]].astype(np.int32),
         "token_probabilities": shares,
         "kept": np.asarray(KEPT, np.float32),
+        "ablated": np.asarray([1, 2], np.float32),
     }
     arrays |= {name: value for name, value in special.items() if name in arrays}
     if "rank_without_context" in arrays and masks:

@@ -75,8 +75,8 @@ def test_chance_is_the_mean_of_random_ranks(make_run):
 
 
 def test_refuses_other_rows_and_no_run():
-    with pytest.raises(ValueError, match="rank|identifiability"):
-        Run(fake_run().drop_vars("rank_residual"))
+    with pytest.raises(ValueError, match="prediction.*identifiability"):
+        Run(fake_run().drop_vars("prediction"))
     with pytest.raises(ValueError, match="one run"):
         as_runs([])
 

@@ -39,8 +39,20 @@ def test_disk_and_objects_are_those_of_the_run(tiny, photos, whole):
     small = dataclasses.replace(estimated, device_limit=1)
     assert "smaller --batch-size" in str(small)
     with pytest.raises(ValueError, match="several passes"):
-        options = {"train": "textured_digits"}
+        options = {"train": f"folder:{photos}"}
         estimate("probes", tiny, f"folder:{photos}", options=options)
+
+
+def test_a_recipe_of_one_pass_is_estimated_and_run(tiny, photos, run_tiny, tmp_path):
+    options = {"ablations": ("mean",), "draws": 0, "reference_images": 8}
+    source = f"folder:{photos}"
+    estimated = estimate("ablation", tiny, source, options=options, batch_size=8)
+    run = run_tiny(tmp_path / "run", recipe="ablation", options=options)
+    assert estimated.images == 29 and estimated.disk_bytes > 0
+    assert run["effect_mean_head"].dims == ("image", "layer", "head")
+    assert run["done"].all() and run.manifest["study"]["reference"].endswith("8 images")
+    images_per_chunk = run.manifest["images_per_chunk"]
+    assert images_per_chunk == 8  # as many chunks as a recipe of a step has
 
 
 def test_memory_grows_with_the_batch_by_what_a_batch_takes(tiny, photos):

@@ -1,6 +1,7 @@
 """The guide: everything that the README leaves out, a Markdown file each.
 
 .. include:: methods.md
+.. include:: interventions.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md

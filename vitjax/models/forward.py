@@ -154,6 +154,32 @@ def apply_block(
     return x, Trace(**tapped(captured["intermediates"]))
 
 
+def resume_forward(
+    model: Model,
+    streams: Float[Array, "layer batch token dim"],
+    start: Int[ArrayLike, ""] | int,
+    *,
+    edits: Edits = Edits(),
+) -> Float[Array, "batch class"]:
+    """Class logits of an edited pass, run from block `start` on.
+
+    `streams` enter the blocks of the same pass without these edits, which must leave
+    earlier blocks alone. `start` may be traced: passes of any length are one program.
+    """
+    shared, layered = split_edits(edits, model.config)
+
+    def step(index, x):
+        params, of_block = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+            (model.block_params, layered),
+        )
+        return apply_block(model, params, x, (shared, of_block))[0]
+
+    x = jax.lax.dynamic_index_in_dim(streams, start, keepdims=False)
+    x = jax.lax.fori_loop(start, model.config.depth, step, x)
+    return model.apply(x, edits, method="unembed")
+
+
 def after_attention(
     model: Model, params: Any, mixed, stream_in, trace: Trace, edits, rows: slice
 ) -> tuple[Float[Array, "batch row dim"], Trace]:

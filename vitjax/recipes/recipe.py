@@ -2,8 +2,8 @@
 
 A recipe is `setup(model) -> carry, static arrays` and `step(model, batch, carry) ->
 rows`. Both are pure and traceable; neither knows disks, processes or devices. A recipe
-that needs more than one sweep over the images, such as one that fits something on other
-images first, gives `passes` instead of a step.
+whose setup reads images, or that needs more than one sweep over them, such as one that
+fits something first, gives `passes` instead of a step.
 """
 
 import dataclasses

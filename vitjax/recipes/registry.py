@@ -1,16 +1,27 @@
 """The recipes of `vitjax run`, by name."""
 
 from vitjax.messages import unknown
+from vitjax.recipes.ablation import ABLATION
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
 from vitjax.recipes.paper import ONE_PASS, PAPER
+from vitjax.recipes.patching import PATCHING
 from vitjax.recipes.probes import PROBES
 from vitjax.recipes.recipe import Recipe
 from vitjax.recipes.tokens import TOKENS
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (IDENTIFIABILITY, ONE_PASS, PAPER, FAITHFULNESS, PROBES, TOKENS)
+    for recipe in (
+        IDENTIFIABILITY,
+        ONE_PASS,
+        PAPER,
+        FAITHFULNESS,
+        PROBES,
+        TOKENS,
+        ABLATION,
+        PATCHING,
+    )
 }
 
 

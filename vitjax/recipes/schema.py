@@ -81,17 +81,27 @@ MEASURES = {
 RANKERS = {"probe": "ranks of the linear probes", "gradient": "gradients"}
 """What orders tokens for removal in the recipe `probes`."""
 
+ABLATIONS = {
+    "zero": "set to zero",
+    "mean": "replaced by the mean over reference images",
+}
+"""What an ablated part of the model becomes."""
+
+RUNS = {"clean": "the image", "corrupted": "its partner"}
+"""The two forward passes of activation patching."""
+
 CONTROLS = {
     "control": "a randomly initialized model",
     "shuffled": "value vectors with permuted components",
 }
 
 if TYPE_CHECKING:
-    Stream = Intervention = Method = str
+    Stream = Intervention = Method = Ablation = str
 else:  # choices of the command line
     Stream = Literal[tuple(STREAMS)]
     Intervention = Literal[tuple(INTERVENTIONS)]
     Method = Literal[tuple(METHODS)]
+    Ablation = Literal[tuple(ABLATIONS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +294,70 @@ CORRECT = labeled(
 )
 CORRECT_RANDOM = labeled(
     "correct_random", ("step",), "Whether the prediction is right, in random order."
+)
+
+# ablation. Effects are logits before minus after: positive where the part helps.
+EFFECT_HEAD = labeled(
+    "effect_{}_head", HEAD, "Effect on the true class's logit: a head {}.", (ABLATIONS,)
+)
+EFFECT = labeled(
+    "effect_{}_{}",
+    LAYER,
+    "Effect on the true class's logit; {}: the update of {}.",
+    (ABLATIONS, SYSTEMS),
+)
+EFFECT_PREDICTED_HEAD = Family(
+    "effect_predicted_{}_head",
+    HEAD,
+    "Effect on the predicted class's logit: a head {}.",
+    (ABLATIONS,),
+)
+EFFECT_PREDICTED = Family(
+    "effect_predicted_{}_{}",
+    LAYER,
+    "Effect on the predicted class's logit; {}: the update of {}.",
+    (ABLATIONS, SYSTEMS),
+)
+PREDICTION_HEAD = Family(
+    "prediction_{}_head", HEAD, "Class with the largest logit: a head {}.", (ABLATIONS,)
+)
+PREDICTION_ABLATED = Family(
+    "prediction_{}_{}",
+    LAYER,
+    "Class with the largest logit; {}: the update of {}.",
+    (ABLATIONS, SYSTEMS),
+)
+CORRECT_TOP_HEADS = labeled(
+    "correct_top_{}",
+    ("count",),
+    "Whether the prediction is right: the `ablated` most important heads {}.",
+    (ABLATIONS,),
+)
+CORRECT_RANDOM_HEADS = labeled(
+    "correct_random_{}",
+    ("draw", "count"),
+    "Whether the prediction is right: as many random heads {}.",
+    (ABLATIONS,),
+)
+ABLATED = static("ablated", ("count",), "How many heads are ablated together.")
+
+# patching. Restored: 0 as in the corrupted run, 1 as in the clean one.
+PARTNER = labeled("partner", (), "Image of another class that is the corrupted input.")
+METRIC = labeled(
+    "metric_{}",
+    (),
+    "Logit of the image's class minus that of its partner's, of {}.",
+    (RUNS,),
+)
+RESTORED_RESIDUAL = labeled(
+    "restored_residual", ("layer", "group"), "Restored by a group of tokens' residual."
+)
+RESTORED_HEAD = labeled("restored_head", HEAD, "Restored by a head, at all tokens.")
+RESTORED = labeled(
+    "restored_{}", LAYER, "Restored by the update of {}, at all tokens.", (SYSTEMS,)
+)
+TOKEN_GROUP = static(
+    "token_group", ("token",), "Group that a token is patched with, -1: none."
 )
 
 FAMILIES = tuple(

@@ -210,6 +210,13 @@ class Figure:
         # Names of runs may be long: about 44 characters fit.
         axes.set_title(title, fontsize=max(5, min(9.5, 9.5 * 44 / len(title))))
         axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        if self.mark == "grid":
+            for axis in (axes.xaxis, axes.yaxis):  # a locator belongs to one axis
+                axis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+            axes.set_xlim(-0.5, rows[self.x].max() + 0.5)
+            axes.set_ylim(rows["layer"].max() + 0.5, -0.5)
+            axes.grid(visible=False)
+            return handles
         if self.x == "layer":
             axes.set_xlim(-0.5, rows["layer"].max() + 0.5)
             whole = MaxNLocator(nbins=12, integer=True, min_n_ticks=1)

@@ -238,12 +238,33 @@ def histogram(axes: Any, series: Series, figure: Any) -> Handles:
     return handles
 
 
+def grid(axes: Any, series: Series, figure: Any) -> Handles:
+    """A cell for every block and column, the larger the number the fuller its color.
+
+    Series differ in sign; a dot stands where the interval does not hold 0.
+    """
+    from matplotlib.patches import Patch
+
+    handles, scale = {}, max(rows["mean"].abs().max() for rows in series.values())
+    for name, rows in series.items():
+        shade, x, layer = color(rows), rows[figure.x], rows["layer"]
+        shares = rows["mean"].abs() / (scale or 1)
+        fills = [(shade, share) for share in shares]
+        axes.bar(x, 1, 1, layer - 0.5, color=fills, rasterized=len(rows) > MANY_DOTS)
+        sure = (rows["low"] > 0) | (rows["high"] < 0)
+        look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
+        axes.plot(x[sure], layer[sure], **look)
+        handles[name] = Patch(facecolor=shade)
+    return handles
+
+
 MARKS = {
     "line": (line, ["mean", "low", "high", "chance"]),
     "stacked": (stacked, []),
     "boxes": (boxes, ["whisker_low", "whisker_high", "chance"]),
     "dots": (dots, ["mean", "chance"]),
     "histogram": (histogram, ["mean", "high"]),
+    "grid": (grid, []),
 }
 """Mark -> (how it is drawn, columns that the vertical axis holds)."""
 

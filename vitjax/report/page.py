@@ -11,6 +11,7 @@ from vitjax.report import (
     appendix,
     faithfulness,
     identifiability,
+    interventions,
     marks,
     paper,
     token_maps,
@@ -28,15 +29,15 @@ def figures(results: Results | Sequence[Results]) -> dict[str, Figure]:
     """Every figure that `vitjax report` draws of some runs.
 
     Args:
-        results: rows of any recipe with ranks, finished or not; several runs stand side
-            by side.
+        results: rows of any recipe with predictions, finished or not; several runs
+            stand side by side.
 
     Returns:
         Name of its file -> the figure. A notebook shows it as the last line of a cell;
         `figure.data` are its numbers, `figure.png()` is its file.
 
     Raises:
-        ValueError: no run, or one without ranks.
+        ValueError: no run, or one without predictions.
 
     Example:
         >>> vitjax.figures(run)["identifiability"]
@@ -58,7 +59,7 @@ def tables(
         Name of its file -> the numbers, a data frame.
 
     Raises:
-        ValueError: no run, or one without ranks.
+        ValueError: no run, or one without predictions.
 
     Example:
         >>> vitjax.tables(run)["summary"]
@@ -92,7 +93,7 @@ def explorer(
         An object that a notebook shows as the last line of a cell.
 
     Raises:
-        ValueError: no run kept an image, or one is without ranks.
+        ValueError: no run kept an image, or one is without predictions.
 
     Example:
         >>> vitjax.explorer(run, limit=10)
@@ -122,7 +123,8 @@ def write_report(
     beside others only add the explorer.
 
     Args:
-        runs: rows of recipes with ranks, such as `identifiability`, finished or not.
+        runs: rows of recipes with predictions, such as `identifiability`, finished or
+            not.
         out: folder to write to, local or gs://; created where it is missing.
         tests: units of tests: "images"; besides, where object tokens are compared with
             context tokens, tokens "within_images"; or tokens of all images as in the
@@ -135,7 +137,7 @@ def write_report(
         The path of `report.html`.
 
     Raises:
-        ValueError: there is no run, or one holds no ranks.
+        ValueError: there is no run, or one holds no predictions.
         OSError: the folder cannot be written.
 
     Example:
@@ -163,15 +165,19 @@ def sections(
     runs: Sequence[Run], tests: Units = "images", subset: int = 500
 ) -> list[Section]:
     """The sections that some runs have the rows for, in the order of the page."""
-    every = [
-        identifiability.section(runs),
-        paper.section(runs),
-        appendix.distributions(runs),
-        faithfulness.maps(runs),
-        faithfulness.probes(runs),
-        appendix.tests(runs, tests, subset),
-        token_maps.section(runs),
-    ]
+    ranked = [run for run in runs if run.streams]
+    every = [interventions.ablation(runs), interventions.patching(runs)]
+    if ranked:
+        every = [
+            identifiability.section(ranked),
+            paper.section(ranked),
+            appendix.distributions(ranked),
+            faithfulness.maps(ranked),
+            faithfulness.probes(ranked),
+            *every,
+            appendix.tests(ranked, tests, subset),
+            token_maps.section(ranked),
+        ]
     return [section for section in every if section.figures or section.tables]
 
 
@@ -191,8 +197,10 @@ def render_page(
     names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
     where = f" on {data.pop()}" if len(data) == 1 else ""
+    ranked = any(run.streams for run in runs)
+    what = "Class identifiability" if ranked else "Interventions"
     return environment.get_template("report.html.jinja").render(
-        title=f"Class identifiability: {', '.join(names)}{where}",
+        title=f"{what}: {', '.join(names)}{where}",
         runs=runs,
         sections=made,
         sentences=[line for section in made for line in section.sentences],

@@ -52,7 +52,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 class Run:
-    """One run of a recipe with ranks, finished or not, by the name that it goes by.
+    """One run of a recipe, finished or not, by the name that it goes by.
 
     Attributes:
         total, done: images that were requested; that were computed or skipped so far.
@@ -63,9 +63,9 @@ class Run:
     """
 
     def __init__(self, results: Results, name: str = ""):
-        if schema.RANK("residual") not in results:
+        if schema.PREDICTION() not in results:
             raise ValueError(
-                f"A report needs ranks; this run of recipe "
+                f"A report needs predictions; this run of recipe "
                 f"{results.manifest.get('recipe')!r} holds {sorted(map(str, results))}."
                 " Make one with `vitjax run identifiability`."
             )

@@ -111,8 +111,8 @@ class Preview:
 
 
 def previews(run: Run, *, limit: int) -> list[Preview]:
-    """The images that a run kept, those of them that are done and valid, each once."""
-    if schema.PREVIEW() not in run:
+    """Images that a run with ranks kept, those that are done and valid, each once."""
+    if schema.PREVIEW() not in run or not run.streams:
         return []
     done = np.flatnonzero(run.results["done"].values)
     valid = done[run.read(schema.VALID(), done)]

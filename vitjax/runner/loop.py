@@ -450,8 +450,8 @@ def run(
     The step is compiled once; memory depends on the batch, not on the data set. Stopped
     at any moment, also by `kill -9`, the same call resumes and ends with the same
     arrays; a finished run is returned at once. Rows are written in whole chunks, of
-    eight batches or 1/64 of the run at most; chunk i belongs to process i mod n, and nothing has to be
-    arranged between processes but that they share `out`.
+    eight batches or 1/64 of the run at most; chunk i belongs to process i mod n, and
+    nothing has to be arranged between processes but that they share `out`.
 
     Args:
         recipe: a name out of `vitjax.recipes.registry.RECIPES`, or one of your own.

@@ -1,0 +1,101 @@
+"""Sections of ablation and activation patching, from rows made up."""
+
+import numpy as np
+import pytest
+from fake_runs import fake_run
+from matplotlib.figure import Figure as Canvas
+
+from vitjax.recipes import schema
+from vitjax.report import page
+from vitjax.statistics import bootstrap_mean
+
+EFFECTS = np.random.default_rng(1).normal(size=(9, 3, 2)).astype(np.float32)
+EFFECTS[:, 0, 0] += 3
+CHANGE = {schema.EFFECT_HEAD(kind): EFFECTS for kind in schema.ABLATIONS}
+
+
+@pytest.fixture(scope="module")
+def ablated(report):
+    run = fake_run("ablation", change=CHANGE)
+    return run, *report(run)[:2]
+
+
+def test_a_grid_has_a_cell_for_every_head_by_size_and_sign(ablated):
+    run, figures, _ = ablated
+    figure = figures["ablation_heads"]
+    title, rows = list(figure.panels().items())[0]
+    effect = run["effect_zero_head"].values
+    expected = bootstrap_mean(effect)
+    for _, row in rows.iterrows():
+        place = int(row["layer"]), int(row["head"])
+        assert row["mean"] == pytest.approx(expected.mean[place])
+        assert row["low"] == pytest.approx(expected.low[place])
+        assert (row["style"] == 1) == (row["mean"] < 0)
+    axes = Canvas().subplots()
+    handles = figure._draw(axes, title, rows)
+    assert set(handles) == {"the logit falls", "the logit rises"}
+    assert len(axes.patches) == 6
+    alphas = sorted(patch.get_facecolor()[3] for patch in axes.patches)
+    sizes = np.sort(np.abs(expected.mean).ravel())
+    np.testing.assert_allclose(alphas, sizes / sizes[-1], atol=1e-6)
+    sure = ((expected.low > 0) | (expected.high < 0)).sum()
+    assert sum(len(line.get_xdata()) for line in axes.lines) == sure > 0
+    assert axes.get_ylim() == (2.5, -0.5) and axes.get_xlim() == (-0.5, 1.5)
+    assert "var(--series-" in figure.svg() and figure.png(dpi=20)[1:4] == b"PNG"
+
+
+def test_parts_are_compared_with_the_whole_model(ablated):
+    run, _, tables = ablated
+    rows = tables["ablation"].data
+    assert len(rows) == 2 * (6 + 2 * 3) and len(tables["ablation"].shown) == 2 * 12
+    one = rows.query("ablation == 'mean' and part == 'mlp' and layer == 2").iloc[0]
+    label, before = run["label"].values, run["prediction"].values
+    after = run["prediction_mean_mlp"].values[:, 2]
+    change = (after == label).mean() - (before == label).mean()
+    assert one["accuracy"] == pytest.approx(change)
+    assert one["effect_low"] <= one["effect"] <= one["effect_high"]
+    assert np.isnan(one["head"]) and one["images"] == 9
+
+
+def test_random_heads_are_the_control(ablated):
+    run, figures, tables = ablated
+    top, random = run["correct_top_zero"].values, run["correct_random_zero"].values
+    row = (
+        tables["ablation_sets"].data.query("ablation == 'zero' and heads == 2").iloc[0]
+    )
+    assert row["top"] == pytest.approx(top[:, 1].mean())
+    assert row["random"] == pytest.approx(random[:, :, 1].mean())
+    assert row["difference"] == pytest.approx(row["random"] - row["top"])
+    assert row["lowest_draw"] == pytest.approx(random[:, :, 1].mean(0).min())
+    curves = figures["ablation_sets"].data
+    assert curves["heads"].unique().tolist() == [0, 1, 2]
+    assert curves["x"].max() == pytest.approx(2 / 6)
+
+
+def test_patching_is_a_share_of_the_mean_gap(report):
+    clean = np.array([2.0, 4.0, 1.0, np.nan, 5, 5, 5, 5, 5], np.float32)
+    corrupted = np.array([1.0, 1.0, 1.0, np.nan, 2, 2, 2, 2, 2], np.float32)
+    head = np.full((9, 3, 2), 0.5, np.float32)
+    head[2:4] = np.nan  # no gap, no partner
+    head[0] = 1.0
+    change = {"metric_clean": clean, "metric_corrupted": corrupted}
+    run = fake_run("patching", change={**change, "restored_head": head})
+    figures, tables, _ = report(run)
+    rows = figures["patching_heads"].data
+    gaps = np.array([1, 3, 3, 3, 3, 3, 3])
+    expected = (np.array([1, *[0.5] * 6]) * gaps).sum() / gaps.sum()
+    np.testing.assert_allclose(rows["mean"], expected)
+    assert (rows["images"] == 7).all() and not tables
+    assert figures["patching_residual"].data["group"].max() == 4
+
+
+def test_a_page_of_such_runs_alone_and_beside_others(tmp_path):
+    runs = [fake_run("ablation"), fake_run("patching")]
+    alone = page.write_report(runs, tmp_path / "alone").read_text("utf-8")
+    assert "<h1>Interventions" in alone and "class identifiability = " not in alone
+    beside = page.write_report([fake_run(), *runs], tmp_path / "beside", names="abc")
+    text = beside.read_text("utf-8")
+    assert "<h1>Class identifiability" in text and "class identifiability = " in text
+    for name in ("ablation_heads.png", "ablation.csv", "patching_residual.csv"):
+        assert (tmp_path / "alone" / "figures" / name).stat().st_size > 0
+        assert (tmp_path / "beside" / "figures" / name).stat().st_size > 0
