@@ -2,6 +2,7 @@
 
 .. include:: methods.md
 .. include:: paper.md
+.. include:: interventions.md
 .. include:: runs.md
 .. include:: rows.md
 .. include:: data.md
