@@ -3,6 +3,7 @@
 .. include:: methods.md
 .. include:: interventions.md
 .. include:: paper.md
+.. include:: interventions.md
 .. include:: runs.md
 .. include:: rows.md
 .. include:: data.md
