@@ -55,9 +55,8 @@ def describe_geometry(pipeline: Any) -> str:
 def weightless(row: Variant) -> Model:
     """A row's model without its parameters, to be described."""
     names, ids = row.labels()
-    sources = dict.fromkeys(
-        ("preprocess", "epsilon", "gelu", "classes"), f"row {row.name}"
-    )
+    settings: tuple[str, ...] = ("preprocess", "epsilon", "gelu", "classes")
+    sources = dict.fromkeys(settings, f"row {row.name}")
     return Model(
         params={},
         config=row.config,
