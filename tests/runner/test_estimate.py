@@ -39,7 +39,7 @@ def test_disk_and_objects_are_those_of_the_run(tiny, photos, whole):
     small = dataclasses.replace(estimated, device_limit=1)
     assert "smaller --batch-size" in str(small)
     with pytest.raises(ValueError, match="several passes"):
-        options = {"train": "textured_digits"}
+        options = {"train": f"folder:{photos}"}
         estimate("probes", tiny, f"folder:{photos}", options=options)
 
 
