@@ -235,7 +235,7 @@ ROWS = {
 }
 
 HOST = {
-    **dict.fromkeys(("load", "save", "open_results"), "files"),
+    **dict.fromkeys(("load", "save", "open_data", "open_results"), "files"),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "run": "a loop over a data set, which jits its own step",
     **dict.fromkeys(("fit_ridge_probe", "fit_softmax_probe"), "float64 on the host"),
