@@ -258,7 +258,7 @@ ROWS = {
 }
 
 HOST = {
-    **dict.fromkeys(("load", "save", "open_results"), "files"),
+    **dict.fromkeys(("load", "save", "open_data", "open_results"), "files"),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "run": "a loop over a data set, which jits its own step",
     **dict.fromkeys(("figures", "tables", "explorer", "write_report"), "rows on disk"),

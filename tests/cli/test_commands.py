@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
 
@@ -223,6 +224,20 @@ def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys
     facts = json.loads(capsys.readouterr().out)
     assert facts["methods"] == ["relevancy"]
     assert all(row["class"] == row["answer"] for row in facts["pictures"])
+    odd = tmp_path / os.fsdecode(b"latin1-\xe9.png")
+    shutil.copy(paths[0], odd)
+    assert main.main(["explain", str(odd), *words[3:]]) == 0
+    assert "latin1-\\xe9.png: for" in capsys.readouterr().out
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("F", (9, 9), float("nan")).save(tmp_path / "nan.tif")
+    for name, hint in (
+        ("pipe.png", "regular"),
+        ("nan.tif", "NaN"),
+        ("x.png", "no such"),
+    ):
+        assert main.main(["explain", str(tmp_path / name), *words[3:]]) == 1
+        error = capsys.readouterr().err
+        assert name in error and hint in error
     for flags, hint in (
         (["--method", "chefer", "--heads", "0"], "chefer"),
         (["--class", "eigth"], "eight"),

@@ -208,6 +208,18 @@ def test_exif_orientation_only_on_request(photo):
         assert_same(resized, Preprocess(24, 24).resized(expected))
 
 
+def test_damaged_exif_data_turn_nothing(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(photo, "webp", exif=exif, lossless=True)
+    damaged = content.replace(b"MM\x00*", b"MM\x00T")
+    assert damaged != content
+    read = decode_image(damaged, name="damaged.webp")
+    assert_same(
+        Preprocess(24, 24, orient=True).resized(read), Preprocess(24, 24).resized(photo)
+    )
+
+
 def with_empty_profile(png):
     """Pillow ends with an IndexError where this follows the pixels."""
     end = png.index(b"IEND") - 4

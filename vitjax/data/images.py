@@ -260,9 +260,15 @@ def resize_axis(
 
 
 def orientation(image: Pixels) -> int:
-    """The EXIF orientation, a key of `TURNS`; 1 where the image is upright."""
-    exif = {} if isinstance(image, np.ndarray) else image.getexif()
-    turn = exif.get(ExifTags.Base.Orientation)
+    """The EXIF orientation, a key of `TURNS`; 1 where the image is upright, or its EXIF
+    data are damaged, as other viewers show it.
+    """
+    if isinstance(image, np.ndarray):
+        return 1
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's reader raises almost any
+        return 1
     return turn if isinstance(turn, int) and turn in TURNS else 1
 
 
