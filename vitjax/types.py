@@ -48,7 +48,7 @@ Convention = Literal["paper", "vilas2023_code"]
 CONVENTIONS = get_args(Convention)
 
 if TYPE_CHECKING:
-    Lists = None
+    from typing import Never as Lists
 else:
     Lists = list | tuple
 """What a user may give for an array of `Edits`, which makes one of it."""
