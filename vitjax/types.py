@@ -37,7 +37,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
-    TypeAlias,
     TypeVar,
     dataclass_transform,
     get_args,
@@ -56,7 +55,7 @@ Convention = Literal["paper", "vilas2023_code"]
 CONVENTIONS = get_args(Convention)
 
 if TYPE_CHECKING:
-    Lists: TypeAlias = None
+    from typing import Never as Lists
 else:
     Lists = list | tuple
 """What a user may give for an array of `Edits`, which makes one of it."""

@@ -139,7 +139,7 @@ def test_integrated_gradients_are_sums_over_pixels():
     model, images, _ = setting("wide")  # 2 x 5 patches
     slope = jax.jit(jax.grad(lambda x: logit(vitjax.forward(model, x)[0])))
     total = sum(
-        w / 2 * images * slope(images * np.float32((n + 1) / 2))
+        w * (n + 1) / 2 * images * slope(images * np.float32((n + 1) ** 2 / 4))
         for n, w in zip(*np.polynomial.legendre.leggauss(3))
     )
     expected = np.asarray(total).reshape(3, 2, 8, 5, 8, 3).sum((2, 4, 5))

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from vitjax.checkpoints.describe import describe_preprocessing
 from vitjax.checkpoints.loading import load
 from vitjax.data.datasets import open_data
-from vitjax.data.images import ImageError, Preprocess
+from vitjax.data.images import ImageError, Preprocess, printable
 from vitjax.data.loader import Loaded, batches
 from vitjax.models.model import Model
 from vitjax.recipes import schema
@@ -55,6 +55,8 @@ from vitjax.types import Batch, Config
 LABEL, VALID, DIGEST = schema.LABEL(), schema.VALID(), schema.DIGEST()
 PATCH_LABEL = schema.PATCH_LABEL()
 PREVIEW, PREVIEW_INDEX = schema.PREVIEW(), schema.PREVIEW_INDEX()
+
+PATHS = str | os.PathLike
 
 BatchResult = tuple[dict[str, np.ndarray], dict[int, dict[str, Any]]]
 """Array name -> rows of a batch; image -> what the manifest says where it was not
@@ -340,7 +342,7 @@ def make_job(
         recipe = recipe.with_options(recipe_options)
     mesh = meshes.make_mesh()
     model = model if isinstance(model, Model) else load(model)
-    source = open_data(data, classes=model.classes, class_ids=model.class_ids)
+    source = open_data(data, model, mask_format=options.mask_format)
     limit = options.limit or len(source)
     images = min(limit, len(source))
     if images == 0:
@@ -350,7 +352,7 @@ def make_job(
         loaded_model=model,
         model=meshes.replicate(model.astype(options.dtype), mesh),
         source=source,
-        spec=os.fspath(data) if isinstance(data, str | os.PathLike) else source.id,
+        spec=printable(os.fspath(data)) if isinstance(data, PATHS) else source.id,
         images=images,
         has_masks=has_masks(source),
         mesh=mesh,

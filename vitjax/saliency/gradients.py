@@ -155,7 +155,8 @@ def integrated_gradients(
     patch's pixels; x' is the image of zeros, gray for the usual normalization. The
     patch embedding is linear, so that the sum over pixels is one over channels of
     tokens. Signed; sums to z(x) - z(x') up to the error of `steps` (static)
-    Gauss-Legendre nodes (completeness).
+    Gauss-Legendre nodes of the integral over sqrt(a) (completeness): by default 1 % on
+    photos, 2.5 % with 48, 13 % with 16 (ViT-Ti/16).
     """
     messages.check_range("steps", steps, 1)
     edits = edits or Edits()
@@ -169,8 +170,9 @@ def integrated_gradients(
     def read(state, grads):
         return grads.stream_gradient, None
 
-    def node(total, alpha_and_weight):
-        alpha, weight = alpha_and_weight
+    def node(total, root_and_weight):
+        root, weight = root_and_weight
+        alpha = root**2  # the integrand is steepest where the image is nearly gray
         gradient, _ = scan_backward(
             model,
             images * alpha,
@@ -180,7 +182,7 @@ def integrated_gradients(
             edits=edits,
         )
         product = jnp.einsum("bpd,bpd->bp", gradient[:, prefix:], difference)
-        return total + weight * product, None
+        return total + 2 * root * weight * product, None
 
     start = jnp.zeros(difference.shape[:2], difference.dtype)
     return jax.lax.scan(node, start, gauss_legendre(steps, difference.dtype))[0]
