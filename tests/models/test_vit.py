@@ -49,13 +49,20 @@ def reference(model, images):
             n: (np.einsum("td,dhk->thk", x, q[n]["kernel"]) + bias(n)).swapaxes(0, 1)
             for n in ("query", "key", "value")
         }
+        if cfg.qk_norm:
+            qkv |= {n: norm(qkv[n], q[f"{n}_norm"]) for n in ("query", "key")}
         scores = qkv["query"] @ qkv["key"].transpose(0, 2, 1) / math.sqrt(cfg.head_dim)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = scores / scores.sum(-1, keepdims=True) @ qkv["value"]
         return np.einsum("htk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
 
     def mlp(x, q):
-        hidden = gelu(x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"])
+        hidden = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
+        if cfg.mlp == "swiglu":
+            up = x @ q["up"]["kernel"] + q["up"]["bias"]
+            hidden = hidden / (1 + np.exp(-hidden)) * up
+        else:
+            hidden = gelu(hidden)
         return hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
 
     def update(f, x, q, i):
@@ -77,7 +84,12 @@ def reference(model, images):
             x = x + update(lambda y, dense=dense: mlp(y, dense), x, q, 1)
         pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
         pooled = norm(pooled, p["Transformer"]["encoder_norm"])
-        return pooled @ p["head"]["kernel"] + p["head"]["bias"], x
+        logits = pooled @ p["head"]["kernel"] + p["head"]["bias"]
+        if cfg.distilled:
+            token = norm(x[1], p["Transformer"]["encoder_norm"])
+            other = token @ p["head_dist"]["kernel"] + p["head_dist"]["bias"]
+            logits = (logits + other) / 2
+        return logits, x
 
     return tuple(map(np.stack, zip(*map(run, np.asarray(images, np.float64)))))
 
