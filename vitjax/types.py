@@ -194,6 +194,11 @@ class Config:
                 f"An architecture with unknown fields {sorted(unknown)}; another "
                 f"version of vitjax wrote it. Known: {sorted(known)}."
             )
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        for name, value in fields.items():
+            kind = kinds[name]
+            if kind in (int, bool) and type(value) is not kind:
+                raise ValueError(f"Config.{name}={value!r} is no {kind.__name__}.")
         size = fields["image_size"]
         size = size if isinstance(size, int) else (size[0], size[1])
         return cls(**{**fields, "image_size": size})

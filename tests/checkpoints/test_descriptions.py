@@ -276,7 +276,7 @@ def test_what_lies_beside_the_weights_wins_over_the_row(tmp_path, kind, as_file)
     whole = vitjax.Preprocess(32, 32, interpolation="nearest")
     assert vitjax.load(tmp_path, preprocess=whole).preprocess == whole
     for wrong in (vitjax.Preprocess(64, 64), {"mena": 1}, {"height": "a"}):
-        with pytest.raises(ValueError, match="pr?eprocess|unknown fields|Prep"):
+        with pytest.raises(ValueError, match="preprocess|mena|height"):
             vitjax.load(tmp_path, preprocess=wrong)
 
 

@@ -118,6 +118,30 @@ def test_list_has_every_model(capsys):
     assert [row["model"] for row in rows] == names
 
 
+def test_list_of_one_model_says_where_its_settings_come_from(
+    converted, tmp_path, capsys
+):
+    (tmp_path / "p.json").write_text('{"mean": [0.25, 0.5, 0.75]}')
+    (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(7)))
+    for words, mean, source in (
+        (["vit_b16_miil"], "0, 0, 0", "row vit_b16_miil"),
+        ([converted], "0.5, 0.5, 0.5", "file config.json"),
+        (
+            [converted, "--preprocess", str(tmp_path / "p.json")],
+            "0.25, 0.5, 0.75",
+            "you",
+        ),
+        ([converted, "--preprocess", '{"mean": 0}'], "0, 0, 0", "you"),
+    ):
+        assert main.main(["list", *words, "--json"]) == 0
+        facts = {f["setting"]: f for f in json.loads(capsys.readouterr().out)}
+        assert (facts["mean"]["value"], facts["mean"]["source"]) == (mean, source)
+        assert {"deviation", "geometry", "epsilon", "GELU"} < set(facts)
+    for flag in (["--preprocess", "{"], ["--preprocess", "[]"], ["--weights", "ema"]):
+        assert main.main(["list", converted, *flag]) == 1
+        assert capsys.readouterr().err.startswith("vitjax: ")
+
+
 @pytest.mark.parametrize("name", ["textured_digits", "deit_ti16", "vit_b16_gap"])
 def test_list_counts_parameters_as_the_model_has_them(name):
     row = VARIANTS[name]

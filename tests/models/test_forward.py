@@ -45,7 +45,7 @@ def test_ranks_and_logits_equal_the_published(name, oracle, published_model):
         np.testing.assert_array_equal(top[clear], stored[f"top5_{key}"][clear])
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", sorted({*tiny.CONFIGS} - {"distilled"}))
 def test_the_final_residual_projects_to_the_logits(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)

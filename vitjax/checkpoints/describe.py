@@ -55,8 +55,8 @@ def describe_geometry(pipeline: Any) -> str:
 def weightless(row: Variant) -> Model:
     """A row's model without its parameters, to be described."""
     names, ids = row.labels()
-    settings: tuple[str, ...] = ("preprocess", "epsilon", "gelu", "classes")
-    sources = dict.fromkeys(settings, f"row {row.name}")
+    settings = "preprocess", "epsilon", "gelu", "classes"
+    sources = {setting: f"row {row.name}" for setting in settings}
     return Model(
         params={},
         config=row.config,

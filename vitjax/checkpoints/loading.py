@@ -263,15 +263,20 @@ def changed(base: Preprocess, fields: Mapping[str, Any]) -> Preprocess:
     """A pipeline with other fields, or Hugging Face's that they describe."""
     if {"image_processor_type", "image_mean", "image_std", "size"} & set(fields):
         return huggingface.preprocessing(fields)
-    colors = {
-        key: json_fields.colors(key, fields[key])
-        for key in ("mean", "std")
-        if key in fields
-    }
-    try:
-        return Preprocess.from_dict({**base.to_dict(), **fields, **colors})
-    except TypeError as error:
-        raise ValueError(f"preprocess={dict(fields)!r} is wrong: {error}.") from error
+    return own_pipeline({**base.to_dict(), **fields})
+
+
+def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
+    """A `Preprocess` of fields that people write, with what means nothing named."""
+    values = dict(fields)
+    for key in {"height", "width", "resize_size"} & set(values):
+        if values[key] is not None or key != "resize_size":
+            values[key] = json_fields.integer(key, values[key])
+    for key in {"mean", "std"} & set(values):
+        values[key] = json_fields.colors(key, values[key])
+    if "orient" in values:
+        values["orient"] = json_fields.boolean("orient", values["orient"])
+    return Preprocess.from_dict(values)
 
 
 def choose_classes(
@@ -417,10 +422,10 @@ def own_row(
     try:
         config = Config.from_dict(description["config"])
         pipeline: Any = description["preprocess"]
-        pipeline = pipeline and Preprocess.from_dict(pipeline)
+        pipeline = pipeline and own_pipeline(pipeline)
         names = tuple(map(str, description["classes"]))
         ids = tuple(map(str, description["class_ids"]))
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise files.CheckpointError(damaged % f"is not understood ({error})") from error
     resize = description["position_resize"]
     messages.check_one_of("position_resize", resize, RESIZE)
