@@ -326,12 +326,13 @@ class TapEdit:
         >>> vitjax.forward(model, images, edits=vitjax.Edits(taps={"mlp_update": half}))
     """
 
-    scale: Shaped[ArrayLike, "..."] | float | None = None
-    add: Shaped[ArrayLike, "..."] | float | None = None
-    where: Shaped[ArrayLike, "..."] | bool | None = None
-    value: Shaped[ArrayLike, "..."] | float | None = None
+    scale: Shaped[ArrayLike, "..."] | Lists | float | None = None
+    add: Shaped[ArrayLike, "..."] | Lists | float | None = None
+    where: Shaped[ArrayLike, "..."] | Lists | bool | None = None
+    value: Shaped[ArrayLike, "..."] | Lists | float | None = None
 
     def __post_init__(self):
+        lists_to_arrays(self)
         if self.where is not None and self.value is None:
             raise ValueError(
                 "TapEdit(where=...) needs a value for these entries; value=0.0 sets "
@@ -375,6 +376,13 @@ class TapEdit:
         return TapEdit(scale=scale, add=add, where=where, value=value)
 
 
+def lists_to_arrays(edit: Any) -> None:
+    """Make arrays of the lists that a user gave."""
+    for name, value in vars(edit).items():
+        if isinstance(value, list | tuple):
+            object.__setattr__(edit, name, np.asarray(value))
+
+
 LINKS = "... #layer #batch #head #query #key_token"
 """Axes of a mask on attention links; leading ones are of Edits stacked for vmap."""
 
@@ -412,10 +420,13 @@ class Edits:
     taps: dict[str, TapEdit] | None = None
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            if isinstance(value := getattr(self, field.name), list | tuple):
-                object.__setattr__(self, field.name, np.asarray(value))
+        lists_to_arrays(self)
         select = self.select
+        if select is not None and np.ndim(select) < 2:
+            raise ValueError(
+                f"Edits.select={select!r} must be an array [batch kept] of patch "
+                "numbers; batch may be 1."
+            )
         if isinstance(select, np.ndarray) and (select < 0).any():
             raise ValueError(
                 f"Edits.select holds {select.min()}; patch numbers count from 0."

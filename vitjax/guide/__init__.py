@@ -3,7 +3,6 @@
 .. include:: methods.md
 .. include:: interventions.md
 .. include:: paper.md
-.. include:: interventions.md
 .. include:: runs.md
 .. include:: rows.md
 .. include:: data.md

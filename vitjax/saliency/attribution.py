@@ -193,6 +193,7 @@ def attribution_patching(
         >>> effect = vitjax.attribution_patching(model, images, noise, logit)
         >>> effect["residual"][-1, :, 0]  # of [CLS] after the last block
     """
+    fields = (fields,) if isinstance(fields, str) else fields
     for field in fields:
         messages.check_one_of("fields", field, TRACE_FIELDS)
     edits, names = edits or Edits(), tuple(fields)
