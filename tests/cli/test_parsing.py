@@ -121,6 +121,8 @@ def test_old_names_work(capsys):
     options = parse("run", "probes", *BASE, "--memory=5MiB").recipe_options
     assert options.max_memory == "5MiB"
     assert parse("report", "rows", "--tests", "published").tests == "published"
+    for flag in (("--coordinator", "host:1"), ("--coordinator=host:1",)):
+        assert parse("run", "paper", *BASE, *flag, "--limit=3").options.limit == 3
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,6 @@ def test_old_names_work(capsys):
         (["estimate", "precision", *BASE], "gone"),
         (["estimate", "paper", "--model", "m"], "--data"),
         (["estimate", "paper", *BASE[:4], "--topology=v5e:2x2"], "--topology is gone"),
-        (["run", "paper", *BASE, "--coordinator", "host:1"], "--coordinator is gone"),
         (["explain", "a.png", "--modle", "vit_ti16"], "--model"),
         (["run", "paper", *BASE, "--batchsize=3"], "--batch-size"),
         (["run", "paper", *BASE, "--train", "csv:a"], "--train"),

@@ -58,11 +58,12 @@ REMOVED = registry.REMOVED | {
     "checkpoints/train_textured_digits.py.",
     "--topology": "--topology is gone: run `vitjax estimate` on the TPUs themselves, "
     "or compile a recipe's step by jax.experimental.topologies.",
-    "--coordinator": "--coordinator is gone: processes need none. Leave it out.",
 }
 """Commands, recipes and flags of earlier versions, and what replaced them."""
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
+IGNORED_FLAG = "--coordinator"
+"""Its value is left out: processes of a run need no coordinator."""
 
 ABOUT = f"""{vitjax.__doc__}
 
@@ -89,6 +90,8 @@ def main(
         print(vitjax.__version__)
         return 0
     command: Any = Command()
+    for stream in (sys.stdout, sys.stderr) if own_process else ():
+        stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     with handle_signals(restore=not own_process):
         try:
             command = parse(arguments, recipes)
@@ -129,6 +132,11 @@ def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
         about, _, _ = str(inspect.getdoc(kind)).partition("\n\nArgs:")
         return show_choices(functions, words, about, f"vitjax {name}")
     recipe = choose("recipe", words.pop(0), known)
+    names = [word.partition("=")[0] for word in words]
+    if IGNORED_FLAG in names:
+        print(f"{IGNORED_FLAG} is ignored: processes need none.", file=sys.stderr)
+        start = names.index(IGNORED_FLAG)
+        del words[start : start + 1 + (words[start] == IGNORED_FLAG)]
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in REMOVED:
