@@ -41,6 +41,7 @@ OF_IMAGES = {
     "relevancy": lambda x: vitjax.relevancy(MODEL, x, 1),
     "helpful_minus_attended": lambda x: vitjax.helpful_minus_attended(MODEL, x, 1),
     "explain": lambda x: vitjax.explain(MODEL, x, 1),
+    "logit_attribution": lambda x: vitjax.logit_attribution(MODEL, x, 1)["mlp"],
     "removal_curve": lambda x: vitjax.removal_curve(MODEL, x, 1, MAPS, keep_counts=[2]),
 }
 OF_LABELS = {
@@ -52,6 +53,9 @@ OF_LABELS = {
     },
     "relevancy": lambda c: vitjax.relevancy(MODEL, IMAGES, c),
     "helpful_minus_attended": lambda c: vitjax.helpful_minus_attended(MODEL, IMAGES, c),
+    "logit_attribution": lambda c: vitjax.logit_attribution(MODEL, IMAGES, c)[
+        "attention"
+    ],
     "removal_curve": lambda c: vitjax.removal_curve(
         MODEL, IMAGES, c, MAPS, keep_counts=(2,)
     ),

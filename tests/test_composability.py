@@ -123,6 +123,10 @@ def written(model):
     return (*pixels(model), *states(model))
 
 
+def pairs(model):
+    return (*pixels(model), tiny.images(model.config, BATCH, seed=1))
+
+
 def square(logits):
     return (logits**2).sum()
 
@@ -174,8 +178,7 @@ ROWS = {
     ),
     "logit_attribution": Row(vitjax.logit_attribution, targets),
     "attribution_patching": Row(
-        lambda m, x: vitjax.attribution_patching(m, x, x[..., ::-1], square_each),
-        pixels,
+        lambda m, x, y: vitjax.attribution_patching(m, x, y, square_each), pairs
     ),
     "ablate": edited(
         lambda m, v: vitjax.ablate(m, "mlp_update", tokens=[2], value=v[None]), written

@@ -489,7 +489,8 @@ def test_chunks_are_whole_batches_and_some_for_every_process():
 
     assert chunk() == 32 * writer.CHUNK_BATCHES
     assert chunk(width=2**13) == 32 * (writer.CHUNK_BYTES // (32 * 4 * 2**13))
-    assert chunk(images=320, processes=1) == 64 and chunk(images=320, processes=4) == 32
+    assert chunk(images=10**4) == 160  # 313 batches
+    assert chunk(images=320, processes=1) == chunk(images=320, processes=4) == 32
     assert chunk(images=1) == 32
 
 
@@ -557,7 +558,7 @@ def test_names_that_are_not_unicode(tiny, tmp_path):
     Image.new("RGB", (32, 32)).save(str(name))
     out = tmp_path / "run"
     vitjax.run("identifiability", tiny, f"folder:{tmp_path}", out, show_progress=False)
-    assert b"latin1-\xe9.png" in (out / "images.csv").read_bytes()
+    assert rb"latin1-\xe9.png" in (out / "images.csv").read_bytes()
 
 
 # Options and progress.

@@ -90,7 +90,8 @@ def main(
         print(vitjax.__version__)
         return 0
     command: Any = Command()
-    for stream in (sys.stdout, sys.stderr) if own_process else ():
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr) if own_process else ()
+    for stream in streams:
         stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     with handle_signals(restore=not own_process):
         try:

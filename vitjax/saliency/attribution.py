@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels
+from vitjax.analysis.class_space import Labels, broadcast_labels, nan_without_class
 from vitjax.checks import checked
 from vitjax.models.forward import forward, run_blocks, scan_forward
 from vitjax.models.heads import pool, pool_weights, pooled_rows
@@ -84,10 +84,13 @@ def logit_attribution(
         for name, each in parts.items()
     }
     bias = jnp.einsum("bd,d->b", embedding_row, jnp.asarray(space.norm_shift))
+    bias = bias + jnp.asarray(space.bias)[target]
+    parts = {"embedding": written(embedding) / sigma, **parts, "bias": bias}
     return {
-        "embedding": written(embedding) / sigma,
-        **parts,
-        "bias": bias + jnp.asarray(space.bias)[target],
+        name: nan_without_class(
+            each, target, model.num_classes, axis=min(1, each.ndim - 1)
+        )
+        for name, each in parts.items()
     }
 
 
