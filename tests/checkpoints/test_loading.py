@@ -288,6 +288,7 @@ def test_init_is_the_papers_control():
             assert leaf.std() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_gap_control_hardly_changes_over_depth():
     config = dataclasses.replace(tiny.CONFIGS["gap"], depth=4)
     model = vitjax.init(config, classes=5)

@@ -72,6 +72,7 @@ def test_processes_share_a_run(converted, tmp_path, capsys):
     assert run(converted, out, *flags, "--process", "2") == 1
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_papers_control(tmp_path, capsys, monkeypatch):
     calls = []
     monkeypatch.setattr("vitjax.runner.loop.run", lambda *a, **o: calls.append(a))
@@ -82,6 +83,7 @@ def test_random_weights_are_the_papers_control(tmp_path, capsys, monkeypatch):
     assert "--random-init" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report_is_written_beside_the_rows(converted, tmp_path, capsys):
     pytest.importorskip("vitjax.report.page")
     run(converted, tmp_path)

@@ -128,6 +128,7 @@ def test_steps_see_fresh_images():
     assert (one != two).any() and len(one) == recipe.batch_size
 
 
+@pytest.mark.slow
 def test_the_embedded_model_knows_unseen_digits_on_unseen_textures():
     """`checkpoints/README.md` has the figures of 5,000 images."""
     model = load("textured_digits")

@@ -14,7 +14,7 @@ from vitjax.recipes import ablation, schema
 from vitjax.recipes.ablation import ABLATION, FIELDS
 from vitjax.types import Edits
 
-NAMES = ("plain", "registers_gap", pytest.param("post_cls", marks=pytest.mark.slow))
+NAMES = tiny.slow_but(("plain", "registers_gap", "post_cls"), "registers_gap")
 OPTIONS = {"reference_images": 9, "order_images": 5, "draws": 2}
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 

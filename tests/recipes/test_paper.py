@@ -233,6 +233,7 @@ def test_static_arrays_are_class_value_agreement(study):
     assert static["class_value_head"].shape == (2, 2, 7)
 
 
+@pytest.mark.slow
 def test_published_rows_of_the_real_model(oracle, published_model):
     """Hits and perturbed ranks of set A, through the recipe."""
     source, count = oracle("setA"), 4

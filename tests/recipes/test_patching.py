@@ -16,7 +16,7 @@ from vitjax.models.forward import scan_blocks
 from vitjax.recipes import patching, schema, sites
 from vitjax.recipes.patching import PATCHING
 
-NAMES = ("plain", "registers_gap", pytest.param("post_cls", marks=pytest.mark.slow))
+NAMES = tiny.slow_but(("plain", "registers_gap", "post_cls"), "registers_gap")
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 CAPTURE = tuple(sites.AXES)
 

@@ -89,6 +89,7 @@ def test_patching_is_a_share_of_the_mean_gap(report):
     assert figures["patching_residual"].data["group"].max() == 4
 
 
+@pytest.mark.slow
 def test_a_page_of_such_runs_alone_and_beside_others(tmp_path):
     runs = [fake_run("ablation"), fake_run("patching")]
     alone = page.write_report(runs, tmp_path / "alone").read_text("utf-8")

@@ -91,6 +91,7 @@ def test_weights_as_they_were_loaded_count_in_another_dtype(tiny, photos):
     assert half - full == weights // 2
 
 
+@pytest.mark.slow
 def test_the_hosts_images_and_rows_are_those_of_a_run(photos, tmp_path):
     """What numpy holds at most while a run goes on."""
     config = vitjax.Config(256, 64, dim=8, depth=1, heads=1, mlp_dim=8)

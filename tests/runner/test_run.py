@@ -213,6 +213,7 @@ def test_masks_become_labels_of_patches(tiny, tmp_path):
     assert results.manifest["masks"] == {"convention": "area", "threshold": 0.5}
 
 
+@pytest.mark.slow
 def test_bfloat16_comes_close(run_tiny, whole, tmp_path):
     results = run_tiny(tmp_path / "run", dtype="bfloat16")
     distance = abs(results["logit_residual"] - whole["logit_residual"])
