@@ -199,8 +199,10 @@ def occlusion(
     """
     patches, batch = model.config.patches, images.shape[0]
     others = edits or Edits()
-    places = jnp.arange(patches)[None]
-    occluded = places if others.select is None else jnp.asarray(others.select)
+    places = jnp.arange(patches, dtype=jnp.int32)[None]
+    occluded = places
+    if others.select is not None:
+        occluded = jnp.asarray(others.select, jnp.int32)
 
     def logit(edits):
         return take_label(final_residual(model, images, edits=edits)[0], target)

@@ -87,7 +87,7 @@ def removal_curve(
 
 def is_largest(logits: Float[Array, "batch class"], label) -> Bool[Array, " batch"]:
     """Whether the label's logit is larger than all others; none that is NaN."""
-    itself = jnp.arange(logits.shape[-1])[None] == label[:, None]
+    itself = jnp.arange(logits.shape[-1], dtype=label.dtype)[None] == label[:, None]
     others = jnp.where(itself, -jnp.inf, logits).max(-1)
     return take_label(logits, label) > others
 
