@@ -242,9 +242,10 @@ def test_nothing_is_wider_than_a_phone(opened, scheme):
 
 def test_two_runs_side_by_side(opened):
     page = opened("both")
-    page.select_option("#explorer-image", "3")
-    page.select_option("#explorer-run", "1")
-    assert page.inner_text("#explorer-about").startswith("3 ·")
+    about = page.locator("#explorer-about")
+    for name, number in (("image", "3"), ("run", "1")):
+        page.select_option(f"#explorer-{name}", number)
+        sync_api.expect(about).to_contain_text(re.compile(r"^3 ·"))
     assert shown_classes(page) == []  # `identifiability` keeps none of tokens
     assert "rank of the label" in page.inner_text("#explorer-values")
 
