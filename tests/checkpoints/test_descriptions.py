@@ -440,7 +440,7 @@ def test_addresses_are_fetched_once_or_refused(tmp_path, plain, monkeypatch):
         url = "https://example.org/a/m.safetensors?download=true"
         assert same(vitjax.load(PLAIN, checkpoint=url), plain[0])
     assert requested == [url]
-    for wrong in ("file:///tmp/m.npz", "ftp://x/m.npz", "hf://google/vit"):
+    for wrong in ("file:///models/m.npz", "ftp://x/m.npz", "hf://google/vit"):
         with pytest.raises(ValueError, match="gs://"):
             vitjax.load(PLAIN, checkpoint=wrong)
     assert download.cache_folder() == tmp_path / "cache"

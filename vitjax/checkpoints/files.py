@@ -56,7 +56,7 @@ def file_format(path) -> str:
     with path.open("rb") as file:
         head = file.read(9)
         if head[:2] == b"PK":
-            with contextlib.suppress(zipfile.BadZipFile, OSError, NotImplementedError):
+            with contextlib.suppress(zipfile.BadZipFile, OSError, RuntimeError):
                 names = zipfile.ZipFile(file).namelist()
                 return "torch" if any(n.endswith(".pkl") for n in names) else "npz"
     if head[8:] == b"{":

@@ -293,8 +293,8 @@ def choose_classes(
         names = huggingface.class_names(beside.description)
         imagenet, wordnet_ids = imagenet1k()
         ids = wordnet_ids if names == imagenet else json_fields.unique_ids(names)
-        placeholders = tuple(f"LABEL_{number}" for number in range(len(names)))
-        if names != placeholders or not known[0]:
+        unnamed = tuple(f"LABEL_{number}" for number in range(len(names)))
+        if names != unnamed or not known[0]:
             described = names, ids
     elif beside.library == "timm" and yours is None:
         described = timm.labels(beside.description)
