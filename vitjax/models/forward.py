@@ -74,8 +74,8 @@ def run_blocks(model: Model, images, read: Read, *, edits, **options: Any):
     edits = edits or Edits()
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
-    x, reads = scan_forward(model, embedding, read, edits=edits, **options)
-    return embedding, x, model.apply(x, edits, method="unembed"), reads
+    x, tokens, reads = scan_forward(model, embedding, read, edits=edits, **options)
+    return embedding, x, model.apply(x, edits, tokens, method="unembed"), reads
 
 
 def scan_forward(
@@ -91,7 +91,8 @@ def scan_forward(
     checkpoint: bool = False,
     pass_edits: bool = False,
 ):
-    """The loop over blocks, from what enters block 0: (final residual stream, reads).
+    """The loop over blocks, from what enters block 0: (final residual stream, [CLS] of
+    every block where `unembed` reads it, reads).
 
     `offsets` are added to the running sequence's fields, after edits; `rules` say how
     blocks are differentiated; with `checkpoint`, only their inputs are kept for that.
@@ -108,17 +109,18 @@ def scan_forward(
         )
         extra = (args,) if args is not None else ()
         extra += (block_edits,) if pass_edits else ()
+        token = x_out[:, 0] if model.config.head_blocks > 1 else None
         if state is None:
-            return (x_out, None), read(params, x, trace, *extra)
+            return (x_out, None), (token, read(params, x, trace, *extra))
         state_out, out = read(state_in, params, x, trace, *extra)
-        return (x_out, state_out), out
+        return (x_out, state_out), (token, out)
 
     if checkpoint:  # the scan is its own barrier against common subexpressions
         step = jax.checkpoint(step, prevent_cse=False)
     start = (embedding, None if state is None else state(embedding))
     blocks = (model.block_params, layered, offsets)
-    (x, _), reads = jax.lax.scan(step, start, blocks)
-    return x, reads
+    (x, _), (tokens, reads) = jax.lax.scan(step, start, blocks)
+    return x, tokens, reads
 
 
 def apply_block(
@@ -277,10 +279,10 @@ def attention_gradients(
 
     def scalar(weights):
         offsets = {"attention_weights": weights}
-        x, _ = scan_forward(
+        x, tokens, _ = scan_forward(
             model, embedding, read_nothing, edits=edits, offsets=offsets
         )
-        return scalar_fn(model.apply(x, edits, method="unembed"))
+        return scalar_fn(model.apply(x, edits, tokens, method="unembed"))
 
     shape = (cfg.depth, batch, cfg.heads, length, length)
     return jax.grad(scalar)(jnp.zeros(shape, embedding.dtype))

@@ -1,26 +1,105 @@
-"""Heads: from the residual stream to class logits."""
+"""Heads: pooling of tokens, and the parameters of class spaces."""
+
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.edits import patch_mask
-from vitjax.models.layers import NORMAL
+from vitjax.models.edits import MASKED, patch_mask
+from vitjax.models.layers import NORMAL, LayerNorm
 from vitjax.types import Config, Edits, along_last
 
 BATCH_NORM_EPSILON = 1e-5
 
 
 class Head(nn.Module):
-    """Parameters of the classification head, E^T and b of `ClassSpace`."""
+    """Parameters of a head: E^T or T^T and b of `ClassSpace`, and its temperature."""
 
     dim: int
     classes: int
+    cosine: bool = False
 
     def setup(self):
         self.kernel = self.param("kernel", NORMAL, (self.dim, self.classes))
         self.bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        if self.cosine:  # where CLIP's training starts
+            start = nn.initializers.constant(1 / 0.07)
+            self.temperature = self.param("temperature", start, ())
+
+
+class Affine(nn.Module):
+    """Parameters of an affine map; without the shape of a bias, of a linear one."""
+
+    kernel_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...] | None = None
+
+    def setup(self):
+        self.kernel = self.param("kernel", NORMAL, self.kernel_shape)
+        if self.bias_shape is not None:
+            self.bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
+
+
+class AttentionPool(nn.Module):
+    """SigLIP's attention pooling, with one learned query (big_vision's MAPHead).
+
+    Of normalized tokens z_j, a head's value is sum_j softmax_j(q.k_j / sqrt(key)) v_j;
+    their output projection is the embedding, to which `ClassSpace` adds the MLP.
+    """
+
+    config: Config
+
+    def setup(self):
+        cfg = self.config
+        dim, hidden, heads = cfg.dim, cfg.mlp_dim, (cfg.heads, cfg.head_dim)
+        self.probe = self.param("probe", NORMAL, (1, 1, dim))
+        self.query, self.key, self.value = (
+            Affine((dim, *heads), heads) for _ in range(3)
+        )
+        self.out = Affine((*heads, dim), (dim,))
+        self.LayerNorm_0 = LayerNorm(dim, cfg.epsilon)
+        self.Dense_0 = Affine((dim, hidden), (hidden,))
+        self.Dense_1 = Affine((hidden, dim), (dim,))
+
+    def __call__(
+        self, z: Float[Array, "batch token dim"], exists: Any
+    ) -> Float[Array, "batch dim"]:
+        """Embeddings before the MLP."""
+        values = self.project(self.value, z)
+        mixed = jnp.einsum("bht,bthk->bhk", self.weights(z, exists), values)
+        out = jnp.einsum("bhk,hkd->bd", mixed, self.out.kernel)
+        return out + self.out.bias[None]
+
+    def project(self, layer: Affine, z: Float[Array, "batch token dim"]):
+        """Queries, keys or values of every head."""
+        return jnp.einsum("btd,dhk->bthk", z, layer.kernel) + layer.bias[None, None]
+
+    def weights(
+        self, z: Float[Array, "batch token dim"], exists: Any
+    ) -> Float[Array, "batch head token"]:
+        """Attention weights of the learned query, over the tokens that exist."""
+        query = self.project(self.query, self.probe.astype(z.dtype))
+        query = query[0, 0] / math.sqrt(self.config.head_dim)
+        scores = jnp.einsum("hk,bthk->bht", query, self.project(self.key, z))
+        if exists is not None:
+            scores = jnp.where(exists[:, None], scores, MASKED)
+        return jax.nn.softmax(scores, axis=-1)
+
+    def of_one_token(self) -> dict[str, Any]:
+        """Fields of `ClassSpace`: of a token alone, the attention weight is 1."""
+        value, out, norm = self.value, self.out, self.LayerNorm_0
+        return dict(
+            projection=jnp.einsum("dhk,hke->de", value.kernel, out.kernel),
+            shift=jnp.einsum("hk,hke->e", value.bias, out.kernel) + out.bias,
+            mlp={
+                "LayerNorm_0": {"scale": norm.scale, "bias": norm.bias},
+                "Dense_0": {"kernel": self.Dense_0.kernel, "bias": self.Dense_0.bias},
+                "Dense_1": {"kernel": self.Dense_1.kernel, "bias": self.Dense_1.bias},
+            },
+            gelu=self.config.gelu,
+        )
 
 
 class FixedBatchNorm(nn.Module):
@@ -66,9 +145,16 @@ class Refinement(nn.Module):
 def pool(
     x: Float[Array, "*any token dim"], edits: Edits, config: Config
 ) -> Float[Array, "*any dim"]:
-    """The state that the head reads: [CLS], or the mean of the patches that exist."""
-    if config.class_token:
+    """[CLS], or the mean of the patches that exist, as the head reads it."""
+    if config.pool == "cls":
         return x[..., 0, :]
+    return mean_of_patches(x, edits, config)
+
+
+def mean_of_patches(
+    x: Float[Array, "*any token dim"], edits: Edits, config: Config
+) -> Float[Array, "*any dim"]:
+    """The mean of the patches that exist."""
     patches = x[..., config.prefix :, :]
     if edits.keep is None:
         return patches.mean(-2)
@@ -83,10 +169,10 @@ def pool_weights(
     """The weight of every token in `pool`, of x's dtype."""
     batch, length, _ = x.shape
     rows = jnp.arange(length) == 0
-    if not config.class_token:
+    if config.pool != "cls":
         rows = jnp.arange(length) >= config.prefix
     rows = jnp.tile(rows[None], (batch, 1))
-    if edits.keep is not None and not config.class_token:
+    if edits.keep is not None and config.pool != "cls":
         patches = (batch, length - config.prefix)
         keep = jnp.broadcast_to(patch_mask(edits), patches)
         rows = rows.at[:, config.prefix :].set(keep)
@@ -96,4 +182,4 @@ def pool_weights(
 
 def pooled_rows(config: Config) -> slice:
     """The tokens that `pool` reads."""
-    return slice(0, 1) if config.class_token else slice(config.prefix, None)
+    return slice(0, 1) if config.pool == "cls" else slice(config.prefix, None)

@@ -16,8 +16,16 @@ from vitjax.models.edits import (
     check_edits,
     edit_embedding,
     split_edits,
+    token_mask,
 )
-from vitjax.models.heads import Head, Refinement, pool
+from vitjax.models.heads import (
+    Affine,
+    AttentionPool,
+    Head,
+    Refinement,
+    mean_of_patches,
+    pool,
+)
 from vitjax.models.layers import NEAR_ZERO, NORMAL, Block, LayerNorm, PatchEmbedding
 from vitjax.types import ArrayLike, ClassSpace, Config, Edits
 
@@ -42,7 +50,7 @@ class Encoder(nn.Module):
 
     def __call__(self, x, shared: BlockEdits, layered: BlockEdits, train: bool):
         rates = jnp.linspace(0, self.drop_path, self.config.depth)
-        return self.encoderblock(x, shared, layered, rates, train)[0]
+        return self.encoderblock(x, shared, layered, rates, train)
 
 
 class VisionTransformer(nn.Module):
@@ -61,7 +69,7 @@ class VisionTransformer(nn.Module):
 
     def setup(self):
         cfg = self.config
-        self.embedding = PatchEmbedding(cfg.patch_size, cfg.dim)
+        self.embedding = PatchEmbedding(cfg.patch_size, cfg.dim, cfg.patch_bias)
         self.pos_embedding = self.param(
             "pos_embedding", NORMAL, (1, cfg.tokens, cfg.dim)
         )
@@ -71,9 +79,20 @@ class VisionTransformer(nn.Module):
             self.registers = self.param(
                 "registers", NEAR_ZERO, (1, cfg.registers, cfg.dim)
             )
+        if cfg.embed_norm:
+            self.embed_norm = LayerNorm(cfg.dim, cfg.epsilon)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
-        self.head = Head(cfg.dim, self.classes)
+        if cfg.pool == "map":
+            self.MAPHead_0 = AttentionPool(cfg)
+        if cfg.projection is not None:
+            self.projection = Affine((cfg.dim, cfg.projection))
+        self.head = Head(cfg.embed_dim, self.classes, cfg.head == "cosine")
+        if cfg.pool == "cls_mean":
+            self.head_patches = Affine((cfg.dim, self.classes))
+        if cfg.head_blocks > 1:
+            earlier = (cfg.head_blocks - 1, cfg.dim, self.classes)
+            self.head_earlier = Affine(earlier)
         if cfg.distilled:
             self.head_dist = Head(cfg.dim, self.classes)
         if cfg.refinement:
@@ -102,28 +121,75 @@ class VisionTransformer(nn.Module):
             tokens += [self.registers] if self.config.registers else []
             first = jnp.concatenate(tokens, axis=1) + self.pos_embedding[:, :prefix]
             x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
+        if self.config.embed_norm:
+            x = self.embed_norm(x)
         return edit_embedding(x, edits, self.config)
 
     def class_space(self, head: Head | None = None) -> ClassSpace:
         """The parameters that turn a state into class logits."""
-        norm, head = self.Transformer.encoder_norm, head or self.head
-        return ClassSpace(
-            embedding=head.kernel.T,
-            bias=head.bias,
+        cfg, head = self.config, head or self.head
+        norm = self.Transformer.encoder_norm
+        fields: dict[str, Any] = dict(
             norm_scale=norm.scale,
             norm_shift=norm.bias,
-            epsilon=self.config.epsilon,
+            epsilon=cfg.epsilon,
+            bias=head.bias,
+            embedding=head.kernel.T,
         )
+        if cfg.pool == "cls_mean":
+            fields["patch_embedding"] = self.head_patches.kernel.T
+        if cfg.pool == "map":
+            fields |= self.MAPHead_0.of_one_token()
+        elif cfg.projection is not None:
+            fields["projection"] = self.projection.kernel
+        if cfg.head == "cosine":
+            fields["temperature"] = head.temperature
+        if cfg.head == "cosine" or "projection" in fields:
+            fields["class_embedding"] = head.kernel.T
+        if "projection" in fields:
+            fields["embedding"] = head.kernel.T @ fields["projection"].T
+        return ClassSpace(**fields)
+
+    def embed_image(
+        self, x: Float[Array, "batch token dim"], edits: Edits
+    ) -> Float[Array, "batch embed"]:
+        """The embedding that is compared with classes, from the final residual stream;
+        before the MLP of attention pooling.
+        """
+        cfg, space = self.config, self.class_space()
+        if not cfg.normalizes_first:
+            return space.embed(space.normalize(pool(x, edits, cfg)))
+        z = space.normalize(x)
+        if cfg.pool == "map":
+            exists = None if edits.keep is None else token_mask(edits, cfg)
+            return self.MAPHead_0(z, exists)
+        return space.embed(pool(z, edits, cfg))
 
     def unembed(
-        self, x: Float[Array, "batch token dim"], edits: Edits
+        self,
+        x: Float[Array, "batch token dim"],
+        edits: Edits,
+        class_tokens: Float[Array, "layer batch dim"] | None = None,
     ) -> Float[Array, "batch class"]:
-        """Class logits of the final residual stream, at [CLS] or pooled patches."""
-        logits = self.class_space().logits(pool(x, edits, self.config))
-        if self.config.distilled:
-            logits = (
-                logits + self.class_space(self.head_dist).logits(x[..., 1, :])
-            ) / 2
+        """Class logits of the final residual stream, where the head reads it.
+
+        A head of several blocks also reads `class_tokens`, [CLS] after every block.
+        """
+        cfg, space = self.config, self.class_space()
+        if cfg.pool == "cls_mean":
+            z = space.normalize(x)
+            patches = mean_of_patches(z, edits, cfg)
+            logits = space.read(z[:, 0]) + space.of_patches.read(patches)
+            if cfg.head_blocks > 1:
+                earlier: Any = class_tokens
+                earlier = space.normalize(earlier[-cfg.head_blocks : -1])
+                kernels = self.head_earlier.kernel
+                logits = logits + jnp.einsum("lbd,ldc->bc", earlier, kernels)
+            return logits
+        logits = space.compare(self.embed_image(x, edits))
+        if cfg.distilled:
+            other = self.class_space(self.head_dist).logits(x[..., 1, :])
+            logits = (logits + other) / 2
         return logits
 
     def refine(
@@ -134,7 +200,7 @@ class VisionTransformer(nn.Module):
         refined: Any = module.apply(
             {"params": params}, self.Transformer.encoder_norm(x)
         )
-        return self.class_space().affine(refined)
+        return self.class_space().read(refined)
 
     def __call__(
         self,
@@ -148,5 +214,5 @@ class VisionTransformer(nn.Module):
         x = self.embedding_dropout(x, deterministic=not train)
         if self.config.refinement and self.is_initializing():
             self.refinement(jnp.tile(x[None], (self.config.depth - 1, 1, 1, 1)))
-        x = self.Transformer(x, *split_edits(edits, self.config), train)
-        return self.unembed(x, edits)
+        x, tokens = self.Transformer(x, *split_edits(edits, self.config), train)
+        return self.unembed(x, edits, tokens)

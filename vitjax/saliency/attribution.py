@@ -213,11 +213,11 @@ def attribution_patching(
         def read(params, stream_in, trace):
             return {field: getattr(trace, field) for field in of_blocks}
 
-        x, values = scan_forward(
+        x, tokens, values = scan_forward(
             model, embedding, read, edits=edits, offsets=of_blocks, checkpoint=True
         )
         values["embedding"] = embedding
-        logits = model.apply(x, edits, method="unembed")
+        logits = model.apply(x, edits, tokens, method="unembed")
         return metric(logits).sum(), values
 
     zeros = {f: jnp.zeros_like(getattr(corrupted_trace, f)) for f in names}

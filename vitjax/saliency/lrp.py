@@ -114,7 +114,7 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
     rules = attention_aware(gamma)
 
     def logit(x):
-        x, _ = scan_forward(
+        x, tokens, _ = scan_forward(
             model, x, read_nothing, edits=edits, rules=rules, checkpoint=True
         )
         return take_label(unembed(model, x, edits, attention_aware(0.0)), target).sum()
