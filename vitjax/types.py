@@ -137,6 +137,8 @@ class Config:
             a matrix leads to it (CLIP); None for `dim`.
         head: "linear", `E f + b`; "cosine", `temperature cos(f, class) + b` (CLIP and
             SigLIP).
+        sigmoid: whether probabilities are sigmoids of the logits, which share a learned
+            bias (SigLIP); otherwise their softmax.
         head_blocks: of how many last blocks "cls_mean" reads [CLS], normalized by the
             final norm (DINOv2's heads of four layers).
         truncate: whether pixels at the right and the lower edge that fill no patch are
@@ -170,6 +172,7 @@ class Config:
     pool_norm: Literal["after", "before"] = "after"
     projection: int | None = None
     head: Literal["linear", "cosine"] = "linear"
+    sigmoid: bool = False
     head_blocks: int = 1
     truncate: bool = False
 
@@ -556,8 +559,8 @@ class ClassSpace:
 
     A model that compares embeddings (CLIP, SigLIP) goes on from z = LN(x) to the
     state's embedding f = P.z + s, with attention pooling to f + MLP(LN(f)), and to
-    `t cos(f, T) + b`, or to `T.f + b` where there is no temperature. E is then T.P, which
-    ranks classes as the logits do but for the MLP.
+    `t cos(f, T) + b`, or to `T.f + b` where there is no temperature. E is then T.P,
+    which ranks classes as the logits do but for the MLP.
 
     Args:
         embedding: E, one row per class. Of [CLS], where patches have their own.
@@ -571,6 +574,7 @@ class ClassSpace:
         patch_embedding: E of patches, whose class logits have no b: with those of [CLS]
             their mean makes the model's. None where all tokens share one.
         gelu: of the MLP.
+        sigmoid: whether probabilities are sigmoids of the logits, not their softmax.
     """
 
     embedding: Float[ArrayLike, "class dim"]
@@ -585,6 +589,7 @@ class ClassSpace:
     temperature: Float[ArrayLike, ""] | None = None
     patch_embedding: Float[ArrayLike, "class dim"] | None = None
     gelu: str = static(default="erf")
+    sigmoid: bool = static(default=False)
 
     def logits(
         self, states: Float[ArrayLike, "*any dim"]
@@ -622,6 +627,13 @@ class ClassSpace:
         if self.mlp is not None:
             f = f + feed_forward(f, self.mlp, self.gelu, self.epsilon)
         return f if self.temperature is None else unit(f)
+
+    def probabilities(
+        self, logits: Float[ArrayLike, "*any class"]
+    ) -> Float[Array, "*any class"]:
+        """Probabilities of class logits: of a sigmoid, each class by itself."""
+        logits = jnp.asarray(logits)
+        return jax.nn.sigmoid(logits) if self.sigmoid else jax.nn.softmax(logits)
 
     @property
     def of_patches(self) -> "ClassSpace":
