@@ -537,6 +537,11 @@ def layer_norm(
     return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
 
 
+def to_float32(x: Array) -> Array:
+    """x in float32 at least."""
+    return x.astype(np.promote_types(x.dtype, jnp.float32))
+
+
 def along_last(x: ArrayLike, like: Array) -> Array:
     """x along the last axes of another array, in its dtype."""
     x = jnp.asarray(x, like.dtype)
@@ -599,8 +604,7 @@ class ClassSpace:
 
     def normalize(self, states: Float[ArrayLike, "*any dim"]) -> Float[Array, "..."]:
         """LN(x), in float32 at least."""
-        x = jnp.asarray(states)
-        x = x.astype(np.promote_types(x.dtype, jnp.float32))
+        x = to_float32(jnp.asarray(states))
         return layer_norm(x, self.norm_scale, self.norm_shift, epsilon=self.epsilon)
 
     def read(self, z: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
@@ -625,8 +629,12 @@ class ClassSpace:
     def finish(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
         """Embeddings after the MLP, of unit length where the head is a cosine."""
         if self.mlp is not None:
-            f = f + feed_forward(f, self.mlp, self.gelu, self.epsilon)
+            f = f + self.transform(f)
         return f if self.temperature is None else unit(f)
+
+    def transform(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
+        """What the MLP of attention pooling adds to an embedding."""
+        return feed_forward(f, self.mlp, self.gelu, self.epsilon)
 
     def probabilities(
         self, logits: Float[ArrayLike, "*any class"]
