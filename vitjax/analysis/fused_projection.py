@@ -71,8 +71,10 @@ def embedding_columns(class_space: ClassSpace) -> tuple[Array, Array]:
     """What stands for E and b where a head compares embeddings: rows of the classes,
     then of the embedding, as far as both are affine in a normalized state.
     """
-    columns = [] if class_space.mlp is not None else [class_space.embedding]
-    bias = [jnp.zeros_like(jnp.asarray(class_space.bias))] * len(columns)
+    columns, bias = [], []
+    if class_space.mlp is None:
+        columns.append(jnp.asarray(class_space.embedding))
+        bias.append(jnp.zeros_like(columns[0][:, 0]))
     if class_space.projection is not None:
         projection, shift = jnp.asarray(class_space.projection), class_space.shift
         columns.append(projection.T)
@@ -125,15 +127,14 @@ def compare(class_space: ClassSpace, columns, states) -> Float[Array, "*any clas
     """Class logits from the columns of embeddings; see the module."""
     if class_space.mlp is not None:
         return class_space.compare(columns)
-    classes = class_space.embedding.shape[0]
-    embedded = columns[..., classes:]
+    classes, temperature = class_space.embedding.shape[0], class_space.temperature
+    embedded: Any = columns[..., classes:]
     if class_space.projection is None:
         embedded = class_space.normalize(states)
     square = jnp.square(embedded).sum(-1, keepdims=True)
     exists = square > 0
     inverse = jax.lax.rsqrt(jnp.where(exists, square, 1))
-    inverse = jnp.where(exists, inverse, 0)
-    inverse = inverse * along_last(class_space.temperature, inverse)
+    inverse = jnp.where(exists, inverse, 0) * jnp.asarray(temperature, square.dtype)
     return columns[..., :classes] * inverse + along_last(class_space.bias, columns)
 
 

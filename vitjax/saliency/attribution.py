@@ -74,13 +74,11 @@ def logit_attribution(
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
     readout = Readout(model, target, edits)
+    x, tokens, held = jnp.zeros_like(embedding), None, Held()
     if config.normalizes_first:  # a token's direction depends on its final state
         x, streams = block_inputs(model, images, edits)
         tokens = class_tokens(config, streams, x)
         held = readout.hold(x, tokens)
-        factor = 1.0
-    else:
-        x, tokens, held, factor = jnp.zeros_like(embedding), None, None, None
     direction, earlier = readout.directions(x, tokens, held)
     rows = pooled_rows(config)
 
@@ -104,18 +102,18 @@ def logit_attribution(
         return index + 1, out
 
     x, _, parts = scan_forward(model, embedding, read, edits=edits, state=block_counter)
-    if held is None:  # one factor for all that is written
+    parts = {"embedding": written(embedding, at_block(0)), **parts}
+    if not config.normalizes_first:  # one factor for all that is written
         held = readout.hold(x, None)
-        factor = held.inverse_sigma[:, 0] * held.factor
-    factor = jnp.broadcast_to(jnp.asarray(factor, held.factor.dtype), target.shape)
-    parts = {
-        name: each.astype(factor.dtype) * factor.reshape(-1, *(1,) * (each.ndim - 2))
-        for name, each in parts.items()
-    }
-    embedded = written(embedding, at_block(0)).astype(factor.dtype) * factor
+        factor = held.inverse_sigma[..., 0] * held.factor
+        for name, each in parts.items():
+            shape = [1] * each.ndim
+            shape[min(1, each.ndim - 1)] = len(factor)
+            parts[name] = each.astype(factor.dtype) * factor.reshape(shape)
     nothing = jax.tree.map(jnp.zeros_like, (x, tokens))
-    parts = {"embedding": embedded, **parts, "bias": readout(*nothing, held)}
-    parts |= {} if held.head is None else {"head": held.head}
+    parts["bias"] = readout(*nothing, held)
+    if held.head is not None:
+        parts["head"] = held.head
     return {
         name: nan_without_class(
             each, target, model.num_classes, axis=min(1, each.ndim - 1)
@@ -132,7 +130,7 @@ class Held(NamedTuple):
     MLP adds to the logit.
     """
 
-    inverse_sigma: Float[Array, "batch *token one"] | float = 1.0
+    inverse_sigma: Any = 1.0
     earlier: Float[Array, "earlier batch one"] | None = None
     attention: Float[Array, "batch head token"] | None = None
     factor: Any = 1.0
@@ -177,7 +175,7 @@ class Readout:
         """All that is not affine, at its value."""
         space, config = self.space, self.config
         y = self.sites(x)
-        held = Held(1 / deviation(y, space.epsilon)[..., None])
+        held = Held(inverse_sigma=1 / deviation(y, space.epsilon)[..., None])
         z = self.normalize(y, held.inverse_sigma)
         if config.head_blocks > 1:
             tokens = self.earlier_blocks(class_tokens)
@@ -203,12 +201,10 @@ class Readout:
             held = held._replace(head=head)
         return held
 
-    def directions(self, x, class_tokens, held: Held | None):
-        """u of every token, [batch token dim], but for one factor per image without
-        `held`; and what a head of several blocks adds at [CLS] to u of what each block
-        writes, [layer batch dim] or None.
+    def directions(self, x, class_tokens, held: Held):
+        """u of every token, [batch token dim]; and what a head of several blocks adds
+        at [CLS] to u of what each block writes, [layer batch dim] or None.
         """
-        held = held or Held()
 
         def logit(x, class_tokens):
             return self(x, class_tokens, held).sum()

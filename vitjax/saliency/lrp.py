@@ -129,7 +129,8 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
 
 def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     """Class logits of the final residual stream, by the rules."""
-    config, space = model.config, model.class_space
+    config: Config = model.config
+    space: Any = model.class_space
     dense = rules.dense or linear
 
     def normalize(x):
