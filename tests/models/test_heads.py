@@ -64,7 +64,7 @@ def test_ranks_need_no_normalization(name):
     z = space.normalize(states)
     plain = dataclasses.replace(space, temperature=None, class_embedding=None)
     linear = z @ jnp.asarray(plain.embedding).T
-    logits = vitjax.project(space, states) - space.bias
+    logits = vitjax.project(space, states) - space.bias[None]
     np.testing.assert_array_equal(np.argsort(logits), np.argsort(linear))
 
 
@@ -74,15 +74,12 @@ def test_zero_shot_compares_unit_rows_by_the_models_own_temperature():
     names = ["x", "y", "z"]
     for kind in ("clip", "siglip"):
         model = MODELS[kind]
-        bare = model.replace(
-            params=model.params
-            | {
-                "head": model.params["head"]
-                | {"kernel": np.zeros((model.config.embed_dim, 0)), "bias": np.zeros(0)}
-            },
-            classes=(),
-            class_ids=(),
-        )
+        empty = {
+            "kernel": jnp.zeros((model.config.embed_dim, 0)),
+            "bias": jnp.zeros(0),
+        }
+        params = model.params | {"head": model.params["head"] | empty}
+        bare = model.replace(params=params, classes=(), class_ids=())
         f = vitjax.encode_image(bare, images)
         np.testing.assert_allclose(np.linalg.norm(f, axis=1), 1, atol=1e-6)
         embeddings = rng.normal(size=(3, model.config.embed_dim)).astype(np.float32)

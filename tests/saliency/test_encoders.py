@@ -148,7 +148,7 @@ def test_rows_of_attention_are_those_that_the_head_reads(name):
         np.testing.assert_allclose(actual, expected[:, prefix:], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ("siglip", "dinov2", "map_linear", "mean_of_norms"))
+@pytest.mark.parametrize("name", ("siglip", "map_linear"))
 def test_integrated_presence_is_complete(name):
     """Without prefix tokens presence counts only against that of other patches."""
     model, images, logits, _ = traced(name)
@@ -158,11 +158,8 @@ def test_integrated_presence_is_complete(name):
         none = Edits(keep=np.zeros((1, 16), bool))
         without, _ = vitjax.forward(model, images, edits=none)
         expected = np.asarray(logits - without)[np.arange(3), TARGET]
-    if name in ("siglip", "map_linear"):
-        np.testing.assert_allclose(
-            maps.sum(1), expected, atol=5e-3 * np.abs(maps).max()
-        )
-    assert np.isfinite(maps).all() and np.abs(maps).max() > 0
+    assert np.abs(maps).max() > 0
+    np.testing.assert_allclose(maps.sum(1), expected, atol=5e-3 * np.abs(maps).max())
 
 
 def test_integrated_gradients_are_complete_through_heads_of_several_blocks():

@@ -55,7 +55,7 @@ def zero_shot(
     rows = jnp.asarray(embeddings)
     names = check_classes(classes, rows.shape, config.embed_dim, "embeddings")
     head = dict(model.params["head"])
-    zeros = jnp.zeros(len(names), head["kernel"].dtype)
+    zeros = jnp.zeros(len(names))
     head |= {"kernel": unit(to_float32(rows)).T, "bias": zeros}
     if temperature is not None:
         head["temperature"] = jnp.asarray(temperature)

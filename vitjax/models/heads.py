@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.models.edits import log_mask, patch_mask, token_mask
@@ -51,7 +52,7 @@ class Affine(nn.Module):
 def affine_heads(equation: str, x: Array, layer: Affine) -> Float[Array, "..."]:
     """A product with a kernel that has head axes, and its bias; float32 at least."""
     kernel = layer.kernel
-    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    dtype = np.promote_types(kernel.dtype, jnp.float32)
     x = x.astype(kernel.dtype)
     y = jnp.einsum(equation, x, kernel, preferred_element_type=dtype)
     return y + along_last(layer.bias, y)
