@@ -24,11 +24,14 @@ from vitjax.types import BLOCK_FIELDS, Config, Trace
 BATCH = 12
 """On four devices three each; no other axis of these models is as long."""
 
+NAMES = tuple("abcdefghijkl")
 SHAPE: Any = dict(image_size=4, patch_size=2, dim=8, depth=2, heads=2, mlp_dim=8)
 MODELS = {
     "cls": tiny.make(Config(**SHAPE)),
     "mean": tiny.make(Config(**SHAPE, class_token=False, registers=1)),
     "refined": tiny.make(Config(**SHAPE | {"image_size": 8}, refinement=True)),
+    "map": tiny.make(Config(**SHAPE, class_token=False, pool="map", head="cosine")),
+    "two": tiny.make(Config(**SHAPE, registers=1, pool="cls_mean", head_blocks=2)),
 }
 
 QUICK = {
@@ -167,6 +170,7 @@ ROWS = {
         lambda m, x, t: vitjax.relevancy(m, x, t, query="all", of="attention_update"),
         targets,
     ),
+    "encode_image": Row(vitjax.encode_image, pixels, models=("map", "two")),
     "helpful_minus_attended": Row(vitjax.helpful_minus_attended, targets),
     "removal_curve": Row(
         lambda m, x, t, i: vitjax.removal_curve(m, x, t, i, keep_counts=(1, 3)),
@@ -176,7 +180,9 @@ ROWS = {
     "attention_gradients": Row(
         lambda m, x: vitjax.attention_gradients(m, x, square), pixels
     ),
-    "logit_attribution": Row(vitjax.logit_attribution, targets),
+    "logit_attribution": Row(
+        vitjax.logit_attribution, targets, models=("cls", "mean", "map", "two")
+    ),
     "attribution_patching": Row(
         lambda m, x, y: vitjax.attribution_patching(m, x, y, square_each), pairs
     ),
@@ -228,6 +234,13 @@ ROWS = {
         "true or false",
     ),
     "project": Row(lambda m, x: vitjax.project(m.class_space, x), states),
+    "project_tokens": Row(vitjax.project_tokens, states, models=("map", "two")),
+    "zero_shot": Row(
+        lambda m, x: vitjax.zero_shot(m, x[:, 0], classes=NAMES).class_space.embedding,
+        states,
+        models=("map",),
+        batched=False,
+    ),
     "rank": Row(lambda m, z, label: vitjax.rank(z, label), logits, "counts classes"),
     "identifiability": Row(
         lambda m, z, label: vitjax.identifiability(z, label), logits, "counts classes"
@@ -263,6 +276,7 @@ ROWS = {
 HOST = {
     **dict.fromkeys(("load", "save", "open_data", "open_results"), "files"),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
+    "with_head": "float64 on the host",
     "run": "a loop over a data set, which jits its own step",
     **dict.fromkeys(("figures", "tables", "explorer", "write_report"), "rows on disk"),
     **dict.fromkeys(("fit_ridge_probe", "fit_softmax_probe"), "float64 on the host"),

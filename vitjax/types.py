@@ -107,14 +107,14 @@ class Config:
         depth: number of encoder blocks.
         heads: attention heads per block; divides `dim`.
         mlp_dim: neurons of each block's MLP.
-        class_token: the head reads [CLS]; otherwise the mean of the image
-            tokens, normalized after pooling.
+        class_token: whether there is a [CLS].
         registers: register tokens, between [CLS] and the patches.
         norm: where LayerNorm stands. "pre": `x + f(LN(x))`. "residual_post":
             `x + LN(f(x))`.
         qkv_bias: whether query, key and value projections have a bias.
         layer_scale: whether a learned per-channel factor multiplies each update.
-        gelu: "erf" (exact; timm, the paper's numbers) or "tanh" (the original code).
+        gelu: "erf" (exact; timm, the paper's numbers), "tanh" (the original code,
+            SigLIP) or "quick" (`x sigmoid(1.702 x)`, OpenAI's CLIP).
         epsilon: added to the variance in every LayerNorm.
         refinement: whether every block but the last has a token-refinement module
             (Naseer et al. 2022), a head of its own: `vitjax.refinement_logits`.
@@ -125,6 +125,24 @@ class Config:
         distilled: whether the first register is DeiT's distillation token, with a head
             of its own: the model's logits are the mean of both heads'. The class space
             is that of [CLS].
+        embed_norm: whether LayerNorm stands before block 0 (CLIP).
+        patch_bias: whether the patch embedding has a bias.
+        pool: what the head reads. "cls": [CLS]. "mean": the mean of the patches. "map":
+            SigLIP's attention pooling over all tokens. "cls_mean": [CLS] by one class
+            embedding and the mean of the patches by another (DINOv2). None: "cls" with
+            a class token, else "mean".
+        pool_norm: whether the final norm stands "after" or "before" a mean; "map" and
+            "cls_mean" pool normalized tokens.
+        projection: width of the space in which images and classes are compared, where
+            a matrix leads to it (CLIP); None for `dim`.
+        head: "linear", `E f + b`; "cosine", `temperature cos(f, class) + b` (CLIP and
+            SigLIP).
+        sigmoid: whether probabilities are sigmoids of the logits, which share a learned
+            bias (SigLIP); otherwise their softmax.
+        head_blocks: of how many last blocks "cls_mean" reads [CLS], normalized by the
+            final norm (DINOv2's heads of four layers).
+        truncate: whether pixels at the right and the lower edge that fill no patch are
+            dropped, as a convolution does; otherwise the patch size must divide.
 
     Raises:
         ValueError: a size does not divide, is not positive, or an option is unknown.
@@ -141,44 +159,69 @@ class Config:
     norm: Literal["pre", "residual_post"] = "pre"
     qkv_bias: bool = True
     layer_scale: bool = False
-    gelu: Literal["erf", "tanh"] = "erf"
+    gelu: Literal["erf", "tanh", "quick"] = "erf"
     epsilon: float = 1e-6
     refinement: bool = False
     channels: int = 3
     qk_norm: bool = False
     mlp: Literal["gelu", "swiglu"] = "gelu"
     distilled: bool = False
+    embed_norm: bool = False
+    patch_bias: bool = True
+    pool: Literal["cls", "mean", "map", "cls_mean"] | None = None
+    pool_norm: Literal["after", "before"] = "after"
+    projection: int | None = None
+    head: Literal["linear", "cosine"] = "linear"
+    sigmoid: bool = False
+    head_blocks: int = 1
+    truncate: bool = False
 
     def __post_init__(self):
         if not isinstance(self.image_size, int):  # also a list, which has no hash
             height, width = self.image_size
             object.__setattr__(self, "image_size", (int(height), int(width)))
+        if self.pool is None:
+            object.__setattr__(self, "pool", "cls" if self.class_token else "mean")
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
+        sizes += (self.embed_dim, self.head_blocks, *self.grid)
         if min(*sizes, *self.shape, self.channels) < 1 or self.registers < 0:
             raise ValueError(f"Every size of a Config must be positive: {self}")
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"Config.epsilon={self.epsilon!r} is not in [0, 1].")
-        if any(side % self.patch_size for side in self.shape):
+        if not self.truncate and any(side % self.patch_size for side in self.shape):
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide image_size "
-                f"{self.image_size}; choose an image size that is a multiple of it."
+                f"{self.image_size}; choose an image size that is a multiple of it, "
+                "or truncate=True to drop the pixels at the edge."
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}.")
-        if self.refinement and (not self.class_token or self.depth < 2):
+        if self.refinement and (self.pool != "cls" or self.depth < 2):
             raise ValueError(
                 "Token refinement reads [CLS] of every block but the last: it needs "
-                f"class_token=True and a depth of at least 2; got {self}."
+                f"pool='cls' and a depth of at least 2; got {self}."
             )
-        if self.distilled and not (self.class_token and self.registers):
+        if self.distilled and not (self.pool == "cls" and self.registers):
             raise ValueError(
                 "distilled=True reads [CLS] and the first register: it needs "
-                f"class_token=True and a register; got {self}."
+                f"pool='cls' and a register; got {self}."
+            )
+        if self.pool in ("cls", "cls_mean") and not self.class_token:
+            raise ValueError(f"pool={self.pool!r} reads [CLS]: it needs a class token.")
+        if self.pool == "cls_mean" and (self.head == "cosine" or self.projection):
+            raise ValueError("pool='cls_mean' has a linear head without a projection.")
+        if not 1 <= self.head_blocks <= (self.depth if self.pool == "cls_mean" else 1):
+            raise ValueError(
+                f"Config.head_blocks={self.head_blocks}: only pool='cls_mean' reads "
+                "more blocks than the last, and at most all."
             )
         known = {
             "norm": ("pre", "residual_post"),
-            "gelu": ("erf", "tanh"),
+            "gelu": GELUS,
             "mlp": ("gelu", "swiglu"),
+            "pool": ("cls", "mean", "map", "cls_mean"),
+            "pool_norm": ("after", "before"),
+            "head": ("linear", "cosine"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -230,6 +273,16 @@ class Config:
     def tokens(self) -> int:
         """Number of all tokens."""
         return self.prefix + self.patches
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the space in which images and classes are compared."""
+        return self.dim if self.projection is None else self.projection
+
+    @property
+    def normalizes_first(self) -> bool:
+        """Whether the final norm is applied to tokens, before they are pooled."""
+        return self.pool in ("map", "cls_mean") or self.pool_norm == "before"
 
     @property
     def head_dim(self) -> int:
@@ -484,21 +537,49 @@ def layer_norm(
     return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
 
 
+def to_float32(x: Array) -> Array:
+    """x in float32 at least."""
+    return x.astype(np.promote_types(x.dtype, jnp.float32))
+
+
 def along_last(x: ArrayLike, like: Array) -> Array:
     """x along the last axes of another array, in its dtype."""
     x = jnp.asarray(x, like.dtype)
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
+GELUS = ("erf", "tanh", "quick")
+
+
+def gelu(x: Array, kind: str) -> Array:
+    """x times the probability of less: exact, by tanh, or by sigmoid(1.702 x)."""
+    if kind == "quick":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=kind == "tanh")
+
+
 @pytree
 class ClassSpace:
-    """What turns a state x into class logits: `E.LN(x) + b`.
+    """What turns a state x into class logits, `E.LN(x) + b`.
+
+    A model that compares embeddings (CLIP, SigLIP) goes on from z = LN(x) to the
+    state's embedding f = P.z + s, with attention pooling to f + MLP(LN(f)), and to
+    `t cos(f, T) + b`, or to `T.f + b` where there is no temperature. E is then T.P,
+    which ranks classes as the logits do but for the MLP.
 
     Args:
-        embedding: E, one row per class.
+        embedding: E, one row per class. Of [CLS], where patches have their own.
         bias: b.
         norm_scale, norm_shift: affine part of the final LayerNorm.
         epsilon: its variance offset.
+        class_embedding: T, one row per class; None where E is all that there is.
+        projection, shift: P transposed and s; None for the identity and 0.
+        mlp: parameters of the norm and of both dense layers of the MLP, or None.
+        temperature: t, or None.
+        patch_embedding: E of patches, whose class logits have no b: with those of [CLS]
+            their mean makes the model's. None where all tokens share one.
+        gelu: of the MLP.
+        sigmoid: whether probabilities are sigmoids of the logits, not their softmax.
     """
 
     embedding: Float[ArrayLike, "class dim"]
@@ -506,27 +587,101 @@ class ClassSpace:
     norm_scale: Float[ArrayLike, " dim"]
     norm_shift: Float[ArrayLike, " dim"]
     epsilon: float = static()
+    class_embedding: Float[ArrayLike, "class embed"] | None = None
+    projection: Float[ArrayLike, "dim embed"] | None = None
+    shift: Float[ArrayLike, " embed"] | None = None
+    mlp: Any = None
+    temperature: Float[ArrayLike, ""] | None = None
+    patch_embedding: Float[ArrayLike, "class dim"] | None = None
+    gelu: str = static(default="erf")
+    sigmoid: bool = static(default=False)
 
     def logits(
         self, states: Float[ArrayLike, "*any dim"]
     ) -> Float[Array, "*any class"]:
         """Class logits of states; see `vitjax.project`."""
-        x = jnp.asarray(states)
-        x = x.astype(np.promote_types(x.dtype, jnp.float32))
-        norm = self.norm_scale, self.norm_shift
-        return self.affine(layer_norm(x, *norm, epsilon=self.epsilon))
+        return self.read(self.normalize(states))
 
-    def affine(self, x: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
-        """`E.x + b`, added up and returned in float32 at least.
+    def normalize(self, states: Float[ArrayLike, "*any dim"]) -> Float[Array, "..."]:
+        """LN(x), in float32 at least."""
+        x = to_float32(jnp.asarray(states))
+        return layer_norm(x, self.norm_scale, self.norm_shift, epsilon=self.epsilon)
 
-        In half precision, rounding the logits would merge logits that differ by less
-        than 0.3 %; the products cost the same.
-        """
-        kernel = jnp.asarray(self.embedding).T
-        dtype = np.promote_types(kernel.dtype, jnp.float32)
-        x = x.astype(kernel.dtype)
-        logits = jnp.matmul(x, kernel, preferred_element_type=dtype)
-        return logits + along_last(self.bias, logits)
+    def read(self, z: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
+        """Class logits of normalized states."""
+        return self.compare(self.embed(z))
+
+    def embed(self, z: Float[Array, "*any dim"]) -> Float[Array, "*any embed"]:
+        """f of normalized states, before the MLP."""
+        if self.projection is None:
+            return z
+        return affine(z, jnp.asarray(self.projection).T, self.shift)
+
+    def compare(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any class"]:
+        """Class logits of embeddings."""
+        if self.class_embedding is None:
+            return affine(f, self.embedding, self.bias)
+        f = self.finish(f)
+        if self.temperature is not None:
+            f = f * along_last(self.temperature, f)
+        return affine(f, self.class_embedding, self.bias)
+
+    def finish(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
+        """Embeddings after the MLP, of unit length where the head is a cosine."""
+        if self.mlp is not None:
+            f = f + self.transform(f)
+        return f if self.temperature is None else unit(f)
+
+    def transform(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
+        """What the MLP of attention pooling adds to an embedding."""
+        return feed_forward(f, self.mlp, self.gelu, self.epsilon)
+
+    def probabilities(
+        self, logits: Float[ArrayLike, "*any class"]
+    ) -> Float[Array, "*any class"]:
+        """Probabilities of class logits: of a sigmoid, each class by itself."""
+        logits = jnp.asarray(logits)
+        return jax.nn.sigmoid(logits) if self.sigmoid else jax.nn.softmax(logits)
+
+    @property
+    def of_patches(self) -> "ClassSpace":
+        """The class space of patches."""
+        if self.patch_embedding is None:
+            return self
+        fields: Any = dict(
+            embedding=self.patch_embedding,
+            bias=jnp.zeros_like(jnp.asarray(self.bias)),
+            patch_embedding=None,
+        )
+        return dataclasses.replace(self, **fields)  # pyright: ignore
+
+
+def affine(x: Array, embedding: ArrayLike | None, bias) -> Float[Array, "..."]:
+    """`E.x + b`, added up and returned in float32 at least.
+
+    In half precision, rounding the logits would merge logits that differ by less than
+    0.3 %; the products cost the same.
+    """
+    kernel = jnp.asarray(embedding).T
+    dtype = np.promote_types(kernel.dtype, jnp.float32)
+    y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=dtype)
+    return y if bias is None else y + along_last(bias, y)
+
+
+def feed_forward(x: Array, params: Any, kind: str, epsilon: float) -> Array:
+    """MLP(LN(x)), two dense layers with a GELU between."""
+    norm, first, second = (params[n] for n in ("LayerNorm_0", "Dense_0", "Dense_1"))
+    x = layer_norm(x, norm["scale"], norm["bias"], epsilon=epsilon)
+    x = gelu(affine(x, jnp.asarray(first["kernel"]).T, first["bias"]), kind)
+    return affine(x, jnp.asarray(second["kernel"]).T, second["bias"])
+
+
+def unit(x: Array) -> Array:
+    """x over its length; 0 where that is 0, with a finite derivative."""
+    square = jnp.square(x).sum(-1, keepdims=True)
+    exists = square > 0
+    inverse = jax.lax.rsqrt(jnp.where(exists, square, 1))
+    return jnp.where(exists, x * inverse, 0)
 
 
 @pytree

@@ -1,26 +1,126 @@
-"""Heads: from the residual stream to class logits."""
+"""Heads: pooling of tokens, and the parameters of class spaces."""
+
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax.models.edits import patch_mask
-from vitjax.models.layers import NORMAL
+from vitjax.models.edits import log_mask, patch_mask, token_mask
+from vitjax.models.layers import NORMAL, LayerNorm
 from vitjax.types import Config, Edits, along_last
 
 BATCH_NORM_EPSILON = 1e-5
 
 
 class Head(nn.Module):
-    """Parameters of the classification head, E^T and b of `ClassSpace`."""
+    """Parameters of a head: E^T or T^T and b of `ClassSpace`, its temperature, and the
+    part of b that all classes share.
+    """
 
     dim: int
     classes: int
+    cosine: bool = False
+    sigmoid: bool = False
 
     def setup(self):
         self.kernel = self.param("kernel", NORMAL, (self.dim, self.classes))
         self.bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        if self.cosine:  # where CLIP's training starts
+            start = nn.initializers.constant(1 / 0.07)
+            self.temperature = self.param("temperature", start, ())
+        if self.sigmoid:  # where SigLIP's does
+            start = nn.initializers.constant(-10.0)
+            self.logit_bias = self.param("logit_bias", start, ())
+
+
+class Affine(nn.Module):
+    """Parameters of an affine map; without the shape of a bias, of a linear one."""
+
+    kernel_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...] | None = None
+
+    def setup(self):
+        self.kernel = self.param("kernel", NORMAL, self.kernel_shape)
+        if self.bias_shape is not None:
+            self.bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
+
+
+def affine_heads(equation: str, x: Array, layer: Affine) -> Float[Array, "..."]:
+    """A product with a kernel that has head axes, and its bias; float32 at least."""
+    kernel = layer.kernel
+    dtype = np.promote_types(kernel.dtype, jnp.float32)
+    x = x.astype(kernel.dtype)
+    y = jnp.einsum(equation, x, kernel, preferred_element_type=dtype)
+    return y + along_last(layer.bias, y)
+
+
+class AttentionPool(nn.Module):
+    """SigLIP's attention pooling, with one learned query (big_vision's MAPHead).
+
+    Of normalized tokens z_j, a head's value is sum_j softmax_j(q.k_j / sqrt(key)) v_j;
+    their output projection is the embedding, to which `ClassSpace` adds the MLP.
+    """
+
+    config: Config
+
+    def setup(self):
+        cfg = self.config
+        dim, hidden, heads = cfg.dim, cfg.mlp_dim, (cfg.heads, cfg.head_dim)
+        self.probe = self.param("probe", NORMAL, (1, 1, dim))
+        self.query, self.key, self.value = (
+            Affine((dim, *heads), heads) for _ in range(3)
+        )
+        self.out = Affine((*heads, dim), (dim,))
+        self.LayerNorm_0 = LayerNorm(dim, cfg.epsilon)
+        self.Dense_0 = Affine((dim, hidden), (hidden,))
+        self.Dense_1 = Affine((hidden, dim), (dim,))
+
+    def __call__(
+        self,
+        z: Float[Array, "batch token dim"],
+        weights: Float[Array, "batch head token"],
+    ) -> Float[Array, "batch dim"]:
+        """Embeddings before the MLP, affine in z."""
+        values = self.project(self.value, z)
+        mixed = jnp.einsum("bht,bthk->bhk", weights, values)
+        return affine_heads("bhk,hkd->bd", mixed, self.out)
+
+    def project(self, layer: Affine, z: Float[Array, "batch token dim"]):
+        """Queries, keys or values of every head."""
+        return affine_heads("btd,dhk->bthk", z, layer)
+
+    def weights(
+        self, z: Float[Array, "batch token dim"], presence: Any
+    ) -> Float[Array, "batch head token"]:
+        """Attention weights of the learned query, over the tokens that are present; 0
+        where none is.
+        """
+        query = self.project(self.query, self.probe)
+        query = query[0, 0] / math.sqrt(self.config.head_dim)
+        scores = jnp.einsum("hk,bthk->bht", query, self.project(self.key, z))
+        if presence is None:
+            return jax.nn.softmax(scores, axis=-1)
+        presence = jnp.asarray(presence, scores.dtype)[:, None]
+        weights = jax.nn.softmax(scores + log_mask(presence, scores.dtype), axis=-1)
+        return jnp.where(presence > 0, weights, 0)
+
+    def of_one_token(self) -> dict[str, Any]:
+        """Fields of `ClassSpace`: of a token alone, the attention weight is 1."""
+        value, out, norm = self.value, self.out, self.LayerNorm_0
+        return dict(
+            projection=jnp.einsum("dhk,hke->de", value.kernel, out.kernel),
+            shift=jnp.einsum("hk,hke->e", value.bias, out.kernel) + out.bias,
+            mlp={
+                "LayerNorm_0": {"scale": norm.scale, "bias": norm.bias},
+                "Dense_0": {"kernel": self.Dense_0.kernel, "bias": self.Dense_0.bias},
+                "Dense_1": {"kernel": self.Dense_1.kernel, "bias": self.Dense_1.bias},
+            },
+            gelu=self.config.gelu,
+        )
 
 
 class FixedBatchNorm(nn.Module):
@@ -63,13 +163,39 @@ class Refinement(nn.Module):
         return pooled + nn.Dense(cfg.dim, kernel_init=NORMAL, name="token")(x[:, 0])
 
 
+def presence_of(edits: Edits, config: Config, presence: Any = None) -> Any:
+    """How far each token takes part in pooling, [batch token] in [0, 1]; None for all.
+
+    0 for patches that `keep` removed, `presence` of the others.
+    """
+    if edits.keep is None:
+        return presence
+    exists = token_mask(edits, config)
+    return exists if presence is None else presence * exists.astype(presence.dtype)
+
+
 def pool(
     x: Float[Array, "*any token dim"], edits: Edits, config: Config
 ) -> Float[Array, "*any dim"]:
-    """The state that the head reads: [CLS], or the mean of the patches that exist."""
-    if config.class_token:
+    """[CLS], or the mean of the patches that exist, where the head reads one state."""
+    if config.pool == "cls":
         return x[..., 0, :]
+    return mean_of_patches(x, edits, config)
+
+
+def mean_of_patches(
+    x: Float[Array, "*any token dim"],
+    edits: Edits,
+    config: Config,
+    presence: Float[Array, "batch token"] | None = None,
+) -> Float[Array, "*any dim"]:
+    """The mean of the patches that exist, by their presence."""
     patches = x[..., config.prefix :, :]
+    if presence is not None:
+        keep = presence_of(edits, config, presence)[:, config.prefix :].astype(x.dtype)
+        least = jnp.finfo(x.dtype).tiny
+        total = jnp.maximum(keep.sum(-1, keepdims=True), least)
+        return jnp.einsum("bp,bpd->bd", keep / total, patches)
     if edits.keep is None:
         return patches.mean(-2)
     keep = patch_mask(edits).astype(x.dtype)
@@ -77,23 +203,17 @@ def pool(
     return (patches * keep).sum(-2) / jnp.maximum(keep.sum(-2), 1)
 
 
-def pool_weights(
-    x: Float[Array, "batch token _"], edits: Edits, config: Config
+def mean_weights(
+    x: Float[Array, "batch token _"], exists
 ) -> Float[Array, "batch token"]:
-    """The weight of every token in `pool`, of x's dtype."""
-    batch, length, _ = x.shape
-    rows = jnp.arange(length) == 0
-    if not config.class_token:
-        rows = jnp.arange(length) >= config.prefix
-    rows = jnp.tile(rows[None], (batch, 1))
-    if edits.keep is not None and not config.class_token:
-        patches = (batch, length - config.prefix)
-        keep = jnp.broadcast_to(patch_mask(edits), patches)
-        rows = rows.at[:, config.prefix :].set(keep)
-    rows = rows.astype(x.dtype)
-    return rows / jnp.maximum(rows.sum(1, keepdims=True), 1)
+    """Weights of a mean over the tokens that exist, None for all; of x's dtype."""
+    exists = True if exists is None else exists
+    exists = jnp.broadcast_to(jnp.asarray(exists), x.shape[:2]).astype(x.dtype)
+    return exists / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
 def pooled_rows(config: Config) -> slice:
-    """The tokens that `pool` reads."""
-    return slice(0, 1) if config.class_token else slice(config.prefix, None)
+    """The tokens that the head reads."""
+    if config.pool == "cls":
+        return slice(0, 1)
+    return slice(config.prefix if config.pool == "mean" else 0, None)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules, dense
 from vitjax.models.edits import BlockEdits, join_taps, log_mask
-from vitjax.types import ArrayLike, Config, TapEdit
+from vitjax.types import ArrayLike, Config, TapEdit, gelu
 
 NORMAL = nn.initializers.normal(0.02)
 """Initial weights of timm 0.6.12, the paper's control; timm truncates at +-2, a hundred
@@ -70,6 +70,7 @@ class PatchEmbedding(nn.Module):
 
     patch_size: int
     dim: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -79,12 +80,14 @@ class PatchEmbedding(nn.Module):
         batch, height, width, channels = images.shape
         uniform = torch_uniform(channels * size**2)
         kernel = self.param("kernel", uniform, (size, size, channels, self.dim))
-        bias = self.param("bias", uniform, (self.dim,))
         rows, columns = height // size, width // size
         x = jnp.asarray(images)[:, : rows * size, : columns * size]
         x = x.reshape(batch, rows, size, columns, size * channels).swapaxes(2, 3)
         x = x.reshape(batch, rows * columns, channels * size**2)
-        return x @ kernel.reshape(-1, self.dim) + bias.reshape(1, 1, -1)
+        x = x @ kernel.reshape(-1, self.dim)
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", uniform, (self.dim,)).reshape(1, 1, -1)
 
 
 Taps = Mapping[str, TapEdit]
@@ -180,8 +183,7 @@ class MlpBlock(nn.Module):
             up = dense(self.rules, up, x)
             hidden = self.rules.product("btm,btm->btm", gate, up)
         else:
-            tanh = self.config.gelu == "tanh"
-            hidden = self.rules.gelu(hidden, jax.nn.gelu(hidden, approximate=tanh))
+            hidden = self.rules.gelu(hidden, gelu(hidden, self.config.gelu))
         hidden = Tap(name="mlp_hidden")(hidden, taps)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.rules, second, hidden)
@@ -201,7 +203,9 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder block; returns `(x, None)`, the form that `nn.scan` expects."""
+    """One encoder block; returns `(x, what the scan collects)`: [CLS] for a head that
+    reads several blocks, else None.
+    """
 
     config: Config
     dropout: float = 0.0
@@ -216,7 +220,7 @@ class Block(nn.Module):
         drop_path: Float[Array, ""] | float = 0.0,
         train: bool = False,
         mixed: Float[Array, "batch token head key"] | None = None,
-    ) -> tuple[Float[Array, "batch token dim"], None]:
+    ) -> tuple[Float[Array, "batch token dim"], Any]:
         name = "MultiHeadDotProductAttention_0"
         attention = Attention(self.config, self.rules, name=name)
         mlp = MlpBlock(self.config, self.dropout, self.rules, name="MlpBlock_0")
@@ -232,7 +236,8 @@ class Block(nn.Module):
         x = self.rules.add(x, Tap(name="attention_update")(update, taps))
         update = self.update(1, transform, x, drop_path, train)
         x = self.rules.add(x, Tap(name="mlp_update")(update, taps))
-        return Tap(name="residual")(x, taps), None
+        x = Tap(name="residual")(x, taps)
+        return x, x[:, 0] if self.config.head_blocks > 1 else None
 
     def update(self, index: int, sublayer: Callable, x, drop_path, train: bool):
         """What sub-layer 0 (attention) or 1 (MLP) adds to the residual stream."""

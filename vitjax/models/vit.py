@@ -15,9 +15,19 @@ from vitjax.models.edits import (
     BlockEdits,
     check_edits,
     edit_embedding,
+    patch_mask,
     split_edits,
 )
-from vitjax.models.heads import Head, Refinement, pool
+from vitjax.models.heads import (
+    Affine,
+    AttentionPool,
+    Head,
+    Refinement,
+    mean_of_patches,
+    mean_weights,
+    pool,
+    presence_of,
+)
 from vitjax.models.layers import NEAR_ZERO, NORMAL, Block, LayerNorm, PatchEmbedding
 from vitjax.types import ArrayLike, ClassSpace, Config, Edits
 
@@ -42,7 +52,7 @@ class Encoder(nn.Module):
 
     def __call__(self, x, shared: BlockEdits, layered: BlockEdits, train: bool):
         rates = jnp.linspace(0, self.drop_path, self.config.depth)
-        return self.encoderblock(x, shared, layered, rates, train)[0]
+        return self.encoderblock(x, shared, layered, rates, train)
 
 
 class VisionTransformer(nn.Module):
@@ -61,7 +71,7 @@ class VisionTransformer(nn.Module):
 
     def setup(self):
         cfg = self.config
-        self.embedding = PatchEmbedding(cfg.patch_size, cfg.dim)
+        self.embedding = PatchEmbedding(cfg.patch_size, cfg.dim, cfg.patch_bias)
         self.pos_embedding = self.param(
             "pos_embedding", NORMAL, (1, cfg.tokens, cfg.dim)
         )
@@ -71,9 +81,21 @@ class VisionTransformer(nn.Module):
             self.registers = self.param(
                 "registers", NEAR_ZERO, (1, cfg.registers, cfg.dim)
             )
+        if cfg.embed_norm:
+            self.embed_norm = LayerNorm(cfg.dim, cfg.epsilon)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
-        self.head = Head(cfg.dim, self.classes)
+        if cfg.pool == "map":
+            self.MAPHead_0 = AttentionPool(cfg)
+        if cfg.projection is not None:
+            self.projection = Affine((cfg.dim, cfg.projection))
+        cosine = cfg.head == "cosine"
+        self.head = Head(cfg.embed_dim, self.classes, cosine, cfg.sigmoid)
+        if cfg.pool == "cls_mean":
+            self.head_patches = Affine((cfg.dim, self.classes))
+        if cfg.head_blocks > 1:
+            earlier = (cfg.head_blocks - 1, cfg.dim, self.classes)
+            self.head_earlier = Affine(earlier)
         if cfg.distilled:
             self.head_dist = Head(cfg.dim, self.classes)
         if cfg.refinement:
@@ -102,29 +124,141 @@ class VisionTransformer(nn.Module):
             tokens += [self.registers] if self.config.registers else []
             first = jnp.concatenate(tokens, axis=1) + self.pos_embedding[:, :prefix]
             x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
+        if self.config.embed_norm:
+            x = self.embed_norm(x)
         return edit_embedding(x, edits, self.config)
 
     def class_space(self, head: Head | None = None) -> ClassSpace:
         """The parameters that turn a state into class logits."""
-        norm, head = self.Transformer.encoder_norm, head or self.head
-        return ClassSpace(
-            embedding=head.kernel.T,
-            bias=head.bias,
+        cfg, head = self.config, head or self.head
+        norm = self.Transformer.encoder_norm
+        fields: dict[str, Any] = dict(
             norm_scale=norm.scale,
             norm_shift=norm.bias,
-            epsilon=self.config.epsilon,
+            epsilon=cfg.epsilon,
+            bias=head.bias + head.logit_bias if cfg.sigmoid else head.bias,
+            embedding=head.kernel.T,
+            sigmoid=cfg.sigmoid,
         )
+        if cfg.pool == "cls_mean":
+            fields["patch_embedding"] = self.head_patches.kernel.T
+        if cfg.pool == "map":
+            fields |= self.MAPHead_0.of_one_token()
+        elif cfg.projection is not None:
+            fields["projection"] = self.projection.kernel
+        if cfg.head == "cosine":
+            fields["temperature"] = head.temperature
+        if cfg.head == "cosine" or "projection" in fields:
+            fields["class_embedding"] = head.kernel.T
+        if "projection" in fields:
+            fields["embedding"] = head.kernel.T @ fields["projection"].T
+        return ClassSpace(**fields)
+
+    def embed_image(
+        self,
+        x: Float[Array, "batch token dim"],
+        edits: Edits,
+        presence: Float[Array, "batch token"] | None = None,
+    ) -> Float[Array, "batch embed"]:
+        """The embedding that is compared with classes, from the final residual stream;
+        before the MLP of attention pooling. See `unembed`.
+        """
+        cfg, space = self.config, self.class_space()
+        x = space.normalize(x) if cfg.normalizes_first else x
+        if cfg.pool == "map":
+            return self.attend(x, self.head_attention(x, edits, presence))
+        pooled = (
+            pool(x, edits, cfg)
+            if presence is None or cfg.pool == "cls"
+            else mean_of_patches(x, edits, cfg, presence)
+        )
+        return space.embed(pooled if cfg.normalizes_first else space.normalize(pooled))
+
+    def head_attention(
+        self, z: Float[Array, "batch token dim"], edits: Edits, presence: Any = None
+    ) -> Float[Array, "batch head token"]:
+        """Attention weights of attention pooling, of normalized tokens."""
+        return self.MAPHead_0.weights(z, presence_of(edits, self.config, presence))
+
+    def attend(
+        self,
+        z: Float[Array, "batch token dim"],
+        weights: Float[Array, "batch head token"],
+    ) -> Float[Array, "batch embed"]:
+        """Embeddings of normalized tokens by these attention weights."""
+        return self.MAPHead_0(z, weights)
 
     def unembed(
-        self, x: Float[Array, "batch token dim"], edits: Edits
+        self,
+        x: Float[Array, "batch token dim"],
+        edits: Edits,
+        class_tokens: Float[Array, "layer batch dim"] | None = None,
+        presence: Float[Array, "batch token"] | None = None,
     ) -> Float[Array, "batch class"]:
-        """Class logits of the final residual stream, at [CLS] or pooled patches."""
-        logits = self.class_space().logits(pool(x, edits, self.config))
-        if self.config.distilled:
-            logits = (
-                logits + self.class_space(self.head_dist).logits(x[..., 1, :])
-            ) / 2
+        """Class logits of the final residual stream, where the head reads it.
+
+        A head of several blocks also reads `class_tokens`, [CLS] after the last of
+        them. `presence` in [0, 1] is how far each token takes part in pooling.
+        """
+        cfg, space = self.config, self.class_space()
+        if cfg.pool == "cls_mean":
+            z = space.normalize(x)
+            patches = mean_of_patches(z, edits, cfg, presence)
+            logits = space.read(z[:, 0]) + space.of_patches.read(patches)
+            if cfg.head_blocks > 1:
+                kernels = self.head_earlier.kernel
+                earlier = self.earlier_blocks(class_tokens).astype(kernels.dtype)
+                logits = logits + jnp.einsum(
+                    "lbd,ldc->bc",
+                    earlier,
+                    kernels,
+                    preferred_element_type=logits.dtype,
+                )
+            return logits
+        logits = space.compare(self.embed_image(x, edits, presence))
+        if cfg.distilled:
+            other = self.class_space(self.head_dist).logits(x[..., 1, :])
+            logits = (logits + other) / 2
         return logits
+
+    def earlier_blocks(self, class_tokens: Any) -> Float[Array, "earlier batch dim"]:
+        """[CLS] of the blocks before the last that the head reads, normalized."""
+        return self.class_space().normalize(class_tokens[-self.config.head_blocks : -1])
+
+    def features(
+        self, x: Float[Array, "batch token dim"], edits: Edits, class_tokens: Any
+    ) -> Float[Array, "batch embed"]:
+        """What is multiplied by the head's kernel; see `vitjax.encode_image`."""
+        cfg, space = self.config, self.class_space()
+        if cfg.pool != "cls_mean":
+            return space.finish(self.embed_image(x, edits))
+        z = space.normalize(x)
+        parts = [z[:, 0], mean_of_patches(z, edits, cfg)]
+        if cfg.head_blocks > 1:
+            parts = [*self.earlier_blocks(class_tokens), *parts]
+        return jnp.concatenate(parts, axis=-1)
+
+    def token_weights(
+        self, x: Float[Array, "batch token dim"], edits: Edits
+    ) -> Float[Array, "batch token"]:
+        """The weight of every token in what the head reads from a state, of x's dtype.
+
+        Attention pooling: the head's own attention weights, averaged over its heads.
+        Where [CLS] and the patches have class embeddings of their own: a half for
+        [CLS], the other for the patches together.
+        """
+        cfg = self.config
+        if cfg.pool == "map":
+            z = self.class_space().normalize(x)
+            return self.head_attention(z, edits).mean(1).astype(x.dtype)
+        first = jnp.tile((jnp.arange(x.shape[1]) == 0)[None], (len(x), 1))
+        first = first.astype(x.dtype)
+        if cfg.pool == "cls":
+            return first
+        keep = None if edits.keep is None else patch_mask(edits)
+        patches = mean_weights(x[:, cfg.prefix :], keep)
+        patches = jnp.pad(patches, ((0, 0), (cfg.prefix, 0)))
+        return patches if cfg.pool == "mean" else (first + patches) / 2
 
     def refine(
         self, params: Any, x: Float[Array, "batch token dim"]
@@ -134,7 +268,7 @@ class VisionTransformer(nn.Module):
         refined: Any = module.apply(
             {"params": params}, self.Transformer.encoder_norm(x)
         )
-        return self.class_space().affine(refined)
+        return self.class_space().read(refined)
 
     def __call__(
         self,
@@ -148,5 +282,5 @@ class VisionTransformer(nn.Module):
         x = self.embedding_dropout(x, deterministic=not train)
         if self.config.refinement and self.is_initializing():
             self.refinement(jnp.tile(x[None], (self.config.depth - 1, 1, 1, 1)))
-        x = self.Transformer(x, *split_edits(edits, self.config), train)
-        return self.unembed(x, edits)
+        x, tokens = self.Transformer(x, *split_edits(edits, self.config), train)
+        return self.unembed(x, edits, tokens)
