@@ -26,6 +26,7 @@ from vitjax.analysis.memory import (
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.api import (
+    encode_text,
     explain,
     forward,
     helpful_minus_attended,
@@ -37,9 +38,11 @@ from vitjax.api import (
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.loading import init, load, save
 from vitjax.checkpoints.registry import list_models
+from vitjax.checkpoints.text import load_text
 from vitjax.data.images import Preprocess
 from vitjax.models.forward import attention_gradients, scan_blocks
 from vitjax.models.model import Model, memory_values
+from vitjax.models.text import TextConfig, TextModel, class_embeddings
 from vitjax.saliency.attribution import attribution_patching
 from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
@@ -85,14 +88,18 @@ __all__ = [
     "Probe",
     "Results",
     "TapEdit",
+    "TextConfig",
+    "TextModel",
     "Trace",
     "__version__",
     "ablate",
     "area_under_curve",
     "attention_gradients",
     "attribution_patching",
+    "class_embeddings",
     "class_value_agreement",
     "compositionality",
+    "encode_text",
     "explain",
     "explorer",
     "figures",
@@ -106,6 +113,7 @@ __all__ = [
     "key_value_agreement",
     "list_models",
     "load",
+    "load_text",
     "localisation",
     "logit_attribution",
     "memory_classes",

@@ -12,6 +12,7 @@ import jax
 
 from vitjax.checks import checked
 from vitjax.models import forward as passes
+from vitjax.models import text
 from vitjax.saliency import attribution, methods, relevancy, removal
 
 
@@ -24,6 +25,7 @@ def compiled(function: Any, *static: str) -> Any:
 
 
 forward = compiled(passes.forward, "capture")
+encode_text = compiled(text.encode_text)
 refinement_logits = compiled(passes.refinement_logits)
 explain = compiled(methods.explain, "method", "layers", "heads", "of", "loss", "steps")
 helpful_minus_attended = compiled(relevancy.helpful_minus_attended, "of", "loss")

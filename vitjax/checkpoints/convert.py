@@ -201,13 +201,17 @@ class Checkpoint:
         return stacked
 
 
-def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
+def detect_layout(
+    arrays: Arrays,
+    weights: str | None = None,
+    layouts: Sequence[CheckpointLayout] = LAYOUTS,
+) -> Checkpoint:
     """Arrays with the layout that their keys are written in, wherever they are nested.
 
     Of several sets of weights the moving average is taken, as timm does, or the one
     that `weights` names.
     """
-    for layout in LAYOUTS:
+    for layout in layouts:
         matches = map(layout.pattern.fullmatch, arrays)
         prefixes = sorted({match[1] for match in matches if match})
         prefixes = [p for p in prefixes if not TRAINING.fullmatch(p)] or prefixes
@@ -218,7 +222,7 @@ def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
             return Checkpoint(ours, layout, taken, ignored)
     raise CheckpointError(
         f"These {len(arrays)} keys are in no known layout "
-        f"({'; '.join(layout.name for layout in LAYOUTS)}): "
+        f"({'; '.join(layout.name for layout in layouts)}): "
         f"{first_keys(sorted(arrays)) or 'none'}. Is it the checkpoint of a Vision "
         "Transformer?"
     )
