@@ -49,7 +49,8 @@ OPEN_CLIP = "open_clip_config.json"
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 """Width -> attention heads of published text towers, which no array of torch tells."""
 
-QUERY, VALUES = ATTENTION + "query/", ("query", "key", "value")
+QUERY, VALUES = ATTENTION + "query/kernel", ("query", "key", "value")
+LEAVES = (("kernel", "weight"), ("bias", "bias"))
 SECOND_POSITIONS = "Encoder_0/pos_embedding"
 """Position embeddings of old files of big_vision, to be added to the others."""
 
@@ -263,8 +264,8 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
         return convert(arrays[source](), Target(one.blocks, None, "", ())).shape
 
     vocab, dim = shape("token_embedding")
-    query = shape(QUERY + "kernel")
-    source, _ = table[QUERY + "kernel"]
+    query = shape(QUERY)
+    source, _ = table[QUERY]
     block = re.compile(re.escape(source).replace(re.escape("{block}"), r"(\d+)"))
     matches = map(block.fullmatch, arrays) if "{block}" in source else ()
     numbers = [int(match[1]) for match in matches if match]
@@ -356,9 +357,6 @@ def hugging_face_table(config: Any, keys: Keys) -> Table:
         MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
         ATTENTION + "out/": (block + "self_attn.out_proj.", attention_out),
     }
-    for part in VALUES:
-        source = f"{block}self_attn.{part[0]}_proj."
-        dense[f"{ATTENTION}{part}/"] = (source, split_heads)
     norms = {
         BLOCK + "LayerNorm_0/": block + "layer_norm1.",
         BLOCK + "LayerNorm_1/": block + "layer_norm2.",
@@ -368,6 +366,10 @@ def hugging_face_table(config: Any, keys: Keys) -> Table:
         "token_embedding": ("embeddings.token_embedding.weight", identity),
         "pos_embedding": ("embeddings.position_embedding.weight", identity),
     }
+    for part in VALUES:
+        for leaf, key in LEAVES:
+            source = f"{block}self_attn.{part[0]}_proj.{key}"
+            table[f"{ATTENTION}{part}/{leaf}"] = (source, split_heads)
     if config.projection_bias:
         dense["projection/"] = ("head.", transpose)
     else:
@@ -393,7 +395,7 @@ def open_clip_table(config: Any, keys: Keys) -> Table:
         "pos_embedding": ("positional_embedding", identity),
     }
     for index, part in enumerate(VALUES):
-        for leaf, key in (("kernel", "weight"), ("bias", "bias")):
+        for leaf, key in LEAVES:
             source = block + joint + key
             table[f"{ATTENTION}{part}/{leaf}"] = (source, split_qkv(index))
     if config.projection_bias:
