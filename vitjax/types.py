@@ -137,6 +137,8 @@ class Config:
             a matrix leads to it (CLIP); None for `dim`.
         head: "linear", `E f + b`; "cosine", `temperature cos(f, class) + b` (CLIP and
             SigLIP).
+        sigmoid: whether probabilities are sigmoids of the logits, which share a learned
+            bias (SigLIP); otherwise their softmax.
         head_blocks: of how many last blocks "cls_mean" reads [CLS], normalized by the
             final norm (DINOv2's heads of four layers).
         truncate: whether pixels at the right and the lower edge that fill no patch are
@@ -170,6 +172,7 @@ class Config:
     pool_norm: Literal["after", "before"] = "after"
     projection: int | None = None
     head: Literal["linear", "cosine"] = "linear"
+    sigmoid: bool = False
     head_blocks: int = 1
     truncate: bool = False
 

@@ -109,14 +109,6 @@ def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
         read(tmp_path / "m.safetensors", model.config)
 
 
-@pytest.mark.parametrize("linen", (True, False))
-def test_files_of_models_that_average_normalized_tokens_are_refused(tmp_path, linen):
-    model = tiny.make(Config(**tiny.SHAPE, class_token=False))
-    tiny.write_google(tmp_path / "m.npz", model, linen=linen)
-    with pytest.raises(CheckpointError, match="without \\[CLS\\]"):
-        read(tmp_path / "m.npz", model.config)
-
-
 @pytest.mark.parametrize(("name", "classes"), (("setA", 1000), ("plain", 20)))
 def test_npz_and_safetensors_are_the_same_model(name, classes, shared, published_model):
     model, folder = published_model(name), published.folder(shared, name)

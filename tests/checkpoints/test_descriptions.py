@@ -13,7 +13,7 @@ import vitjax
 from vitjax.checkpoints import download
 from vitjax.checkpoints.describe import describe_preprocessing
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.checkpoints.huggingface import preprocessing
+from vitjax.checkpoints.pipelines import hugging_face as preprocessing
 from vitjax.data.labels import match_label
 from vitjax.data.records import SourceError
 from vitjax.models.model import flatten
@@ -414,7 +414,7 @@ def test_names_of_other_libraries_are_answered_with_ours(name, ours):
 @pytest.mark.parametrize(
     ("name", "advice"),
     (
-        ("facebook/dinov2-base", "passes? its folder|pass its folder"),
+        ("facebook/ijepa_vith14_1k", "pass its folder"),
         ("https://example.org/m.npz", "checkpoint="),
         ("weights.pth", "checkpoint="),
     ),

@@ -18,8 +18,9 @@ from PIL import Image
 
 import vitjax
 from vitjax.checkpoints import download, registry
+from vitjax.checkpoints.configs import HuggingFace
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.checkpoints.huggingface import architecture, preprocessing
+from vitjax.checkpoints.pipelines import hugging_face
 from vitjax.models.heads import pool
 from vitjax.models.model import flatten
 from vitjax.types import Config, Edits
@@ -355,22 +356,22 @@ def test_loading_a_large_model_needs_about_twice_its_size(tmp_path):
 
 def test_what_is_absent_has_their_default():
     base = dict(dim=768, depth=12, heads=12, mlp_dim=3072, epsilon=1e-12)
-    assert architecture({"model_type": "vit"}) == Config(224, 16, **base)
-    deit = architecture({"model_type": "deit", "image_size": [64, 32]})
+    assert HuggingFace({"model_type": "vit"}).architecture() == Config(224, 16, **base)
+    deit = HuggingFace({"model_type": "deit", "image_size": [64, 32]}).architecture()
     assert deit == Config((64, 32), 16, **base, registers=1)
 
 
 def test_what_a_config_cannot_say_is_an_error():
     with pytest.raises(CheckpointError, match=r"\[8, 16\]"):
-        architecture({"model_type": "vit", "patch_size": [8, 16]})
+        HuggingFace({"model_type": "vit", "patch_size": [8, 16]}).architecture()
     with pytest.raises(CheckpointError, match="hidden_act='relu'"):
-        architecture({"model_type": "vit", "hidden_act": "relu"})
+        HuggingFace({"model_type": "vit", "hidden_act": "relu"}).architecture()
 
 
 def test_hugging_faces_pipelines():
-    assert preprocessing({"size": 32}) == vitjax.Preprocess(32, 32)
+    assert hugging_face({"size": 32}) == vitjax.Preprocess(32, 32)
     shorter = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}
     plain = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop="floor")
     expected = vitjax.Preprocess(32, 24, resize="shorter", resize_size=40, **plain)
     options = {"do_center_crop": True, "do_normalize": False}
-    assert preprocessing(shorter | options) == expected
+    assert hugging_face(shorter | options) == expected

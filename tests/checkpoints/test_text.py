@@ -12,6 +12,8 @@ import text_towers
 import vitjax
 from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.json_fields import Fields
+from vitjax.checkpoints.text import hugging_face_config
 from vitjax.checkpoints.tokenizer import open_encoder
 
 CONFIGS = text_towers.CONFIGS
@@ -154,15 +156,12 @@ def test_architectures_that_are_not_read_are_named(kind, fields, tmp_path):
         vitjax.load_text(tmp_path)
 
 
-def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
-    config = vitjax.checkpoints.text.hugging_face_config({"model_type": "clip"})
+def test_absent_fields_have_the_defaults_of_transformers():
+    config = hugging_face_config(Fields({"model_type": "clip"}))
     assert config == vitjax.TextConfig(*(49408, 77, 512, 12, 8, 2048, 512), end=49407)
-    config = vitjax.checkpoints.text.hugging_face_config({"model_type": "siglip"})
+    config = hugging_face_config(Fields({"model_type": "siglip"}))
     siglip = dict(text_towers.SIGLIP, gelu="tanh", epsilon=1e-6)
     assert config == vitjax.TextConfig(*(32000, 64, 768, 12, 12, 3072, 768), **siglip)
-
-
-PIECES = "a photo of the dog's cat _ ! , 3"
 
 
 def write_bpe(folder, *, apart: bool) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.checkpoints import huggingface
-from vitjax.checkpoints import timm as ours_of_timm
+from vitjax.checkpoints import configs, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -62,7 +61,7 @@ def test_transformers(module, kind, fields, transformers, tmp_path):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     sparse = fields | {"image_processor_type": f"{kind}FeatureExtractor"}
     for description in (saved, sparse):
-        ours = huggingface.preprocessing(description)
+        ours = pipelines.hugging_face(description)
         for photo in photos():
             (expected,) = theirs(photo, return_tensors="np")["pixel_values"]
             gap = np.abs(ours(photo) - expected.transpose(1, 2, 0)).max()
@@ -130,7 +129,7 @@ def test_timm(fields, timm, monkeypatch):
     size = config.pop("input_size")[1:]
     theirs = transforms_factory.transforms_imagenet_eval(img_size=size, **config)
     description = {"architecture": "vit_x", "pretrained_cfg": fields}
-    ours = ours_of_timm.preprocessing(description)
+    ours = configs.Timm(description).preprocess()
     for photo in photos():
         assert np.abs(ours(photo) - theirs(photo)).max() <= 1e-6
 
@@ -143,7 +142,7 @@ def test_heads_by_name_and_width_are_timms(timm):
     models += ["vit_so150m_patch16_reg4_gap_256", "vit_giant_patch14_dinov2"]
     for name in models:
         model = timm.create_model(name, depth=1)
-        heads = ours_of_timm.HEADS[name.split("_")[1], model.embed_dim]
+        heads = configs.HEADS[name.split("_")[1], model.embed_dim]
         assert heads == model.blocks[0].attn.num_heads, name
 
 

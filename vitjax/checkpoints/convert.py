@@ -17,7 +17,9 @@ from vitjax.checkpoints.layouts import (
     LAST_BLOCKS_WITHOUT,
     LAYOUTS,
     CheckpointLayout,
+    Table,
     Target,
+    identity,
 )
 from vitjax.models.model import parameter_shapes, unflatten
 from vitjax.types import Config
@@ -37,6 +39,17 @@ TRAINING = re.compile(
 )
 """Keys of the state of a training run, beside the weights."""
 
+REFUSED = {
+    "pre_logits": "a layer between [CLS] and the head (dense, then tanh), which this "
+    "model has not; without it the logits would be wrong. Take weights from after the "
+    "fine-tuning.",
+    "relative_position_bias|rel_pos": "attention has a bias for relative positions "
+    "(BEiT), which this model has not.",
+    r"rope|storage_tokens": "positions are rotations of queries and keys (DINOv3, "
+    "EVA-02), which this model has not.",
+}
+"""Patterns of keys of parts that no `Config` has, and what they are."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -51,36 +64,64 @@ class Checkpoint:
     weights: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def count_classes(self) -> int:
-        """Number of classes of the head."""
-        for key in self.layout.head:
-            if key in self.arrays:
-                return int(np.size(self.arrays[key]()))
-        raise CheckpointError(
-            "The checkpoint has no classification head, so it has no class space; "
-            "give one that was trained to classify."
-        )
+    def table(self, config: Config) -> Table:
+        """The layout's table for this architecture: each of its paths, no other."""
+        table = self.layout.table(config, self.arrays)
+        return {
+            path: table.get(path, (path, identity))
+            for path in parameter_shapes(config, 1)
+        }
+
+    def count_classes(self, config: Config) -> int:
+        """Number of classes of the head; 0 of an encoder without one."""
+        bias = self.table(config)["head/bias"]
+        source = bias[0] if isinstance(bias, tuple) else ""
+        return int(np.size(self.arrays[source]())) if source in self.arrays else 0
 
     def adjust(self, config: Config) -> Config:
         """The architecture with the parts that the file has beyond it."""
         config = self.layout.adjust(config, self.arrays)
-        source, convert = self.layout.table(config, self.arrays)["embedding/kernel"]
+        entry: Any = self.layout.table(config, self.arrays)["embedding/kernel"]
+        source, convert = entry
         kernel = self.arrays[source]() if source in self.arrays else np.empty(0)
         if kernel.ndim != 4:
             return config
         channels = convert(kernel, Target(config, None, "", ())).shape[2]
         return dataclasses.replace(config, channels=channels)
 
+    def with_head(self, head: Arrays) -> "Checkpoint":
+        """The checkpoint with the linear head of a file of its own."""
+        names = {
+            "weight": self.layout.head + "weight",
+            "bias": self.layout.head + "bias",
+        }
+        ours = {names.get(key.rsplit(".", 1)[-1], key): key for key in head}
+        if len(head) != 2 or ours.keys() != set(names.values()):
+            raise CheckpointError(
+                f"head= holds {first_keys(sorted(head)) or 'nothing'}; a linear head "
+                "is one weight [class, width] and one bias [class], of a backbone of "
+                "torch."
+            )
+        both = sorted(ours.keys() & self.arrays.keys())
+        if both:
+            raise CheckpointError(
+                f"head= is given, but the checkpoint has {first_keys(both)}: load it "
+                "without head=."
+            )
+        arrays = {**self.arrays, **{name: head[key] for name, key in ours.items()}}
+        return dataclasses.replace(self, arrays=arrays)
+
     def check_positions(self, config: Config) -> None:
         """Raise CheckpointError unless there is a position for each patch."""
-        source, _ = self.layout.table(config, self.arrays)["pos_embedding"]
-        shape = self.arrays[source]().shape if source in self.arrays else ()
+        entry: Any = self.table(config)["pos_embedding"]
+        source, _ = entry
+        shape: Any = self.arrays[source]().shape if source in self.arrays else ()
         counts = [
             config.patches + prefix for prefix in self.layout.position_prefixes(config)
         ]
-        if len(shape) == 3 and shape[1] not in counts:
+        if len(shape) in (2, 3) and shape[-2] not in counts:
             raise CheckpointError(
-                f"The checkpoint has {shape[1]} position embeddings, but its "
+                f"The checkpoint has {shape[-2]} position embeddings, but its "
                 f"description, of {config.patches} patches in an image of "
                 f"{config.shape} pixels, asks for {' or '.join(map(str, counts))}."
             )
@@ -103,9 +144,33 @@ class Checkpoint:
         resize = resize or layout.resize
         prefixes = layout.position_prefixes(config)
         target = Target(config, source_config, resize, prefixes)
-        table = layout.table(config, self.arrays)
-        self.check_keys(config, [source for source, _ in table.values()])
-        shapes, flat, problems = parameter_shapes(config, classes), {}, []
+        shapes, flat = parameter_shapes(config, classes), {}
+        table = self.table(config)
+        for path, shape in shapes.items():
+            entry = table[path]
+            if not isinstance(entry, tuple):
+                flat[path] = jnp.full(shape, entry, jnp.float32)
+                del table[path]
+            elif 0 in shape and entry[0] not in self.arrays:  # there are no classes
+                flat[path] = jnp.zeros(shape, jnp.float32)
+                del table[path]
+        flat |= self.convert(
+            config, table, shapes, target, allow_nonfinite=allow_nonfinite
+        )
+        return unflatten(flat), resize
+
+    def convert(
+        self,
+        config: Any,
+        table: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        target: Target,
+        *,
+        allow_nonfinite: bool,
+    ) -> dict[str, Any]:
+        """Path to parameter, float32, of every entry of a table."""
+        self.check_keys(config, table)
+        flat, problems = {}, []
         for path, (source, convert) in table.items():
             try:
                 array = self.stack(
@@ -127,31 +192,34 @@ class Checkpoint:
                     f"{shapes[path]}"
                 )
         if problems:
-            raise CheckpointError(shape_mismatch(problems, layout, classes))
-        return unflatten(flat), resize
+            classes = shapes.get("head/bias", (0,))[0]
+            raise CheckpointError(shape_mismatch(problems, self.layout, classes))
+        return flat
 
-    def check_keys(self, config: Config, sources: list[str]) -> None:
+    def unused(self, config: Any, table: Table) -> set[str]:
+        """Keys of arrays that become no parameter."""
+        sources = (entry[0] for entry in table.values() if isinstance(entry, tuple))
+        expected = {key for source in sources for key in block_keys(source, config)}
+        return set(self.arrays) - expected
+
+    def check_keys(self, config: Any, table: Any) -> None:
         """Every expected key is there, every key that is there is expected."""
         layout = self.layout
-        if not (config.class_token or layout.pools_first or config.norm != "pre"):
-            raise CheckpointError(
-                f"The checkpoint, read as {layout.name}, is of a library that "
-                "normalizes every token before it averages them; without [CLS], this "
-                "model normalizes the average, and its logits would differ. Such "
-                "files are not read."
-            )
-        expected = {key for source in sources for key in block_keys(source, config)}
         ignored = re.compile("|".join(layout.ignored) or r"(?!)")
-        others = set(self.arrays) - expected
+        others = self.unused(config, table)
         extra = sorted(key for key in others if not ignored.fullmatch(key))
-        missing = sorted(expected - set(self.arrays))
-        if representation := [key for key in extra if "pre_logits" in key]:
-            raise CheckpointError(
-                f"The checkpoint has a layer between [CLS] and its head, "
-                f"{' and '.join(representation)} (dense, then tanh), which this model "
-                "has not: without it the logits would be wrong. Such files are not "
-                "read; take the weights of the model after its fine-tuning."
-            )
+        missing = sorted(
+            key
+            for source, _ in table.values()
+            for key in block_keys(source, config)
+            if key not in self.arrays
+        )
+        for pattern, reason in REFUSED.items():
+            if keys := [key for key in extra if re.search(pattern, key)]:
+                raise CheckpointError(
+                    f"The checkpoint, read as {layout.name}, has {first_keys(keys)}: "
+                    f"{reason} Such files are not read."
+                )
         if missing or extra:
             raise CheckpointError(
                 f"The checkpoint, read as {layout.name}, does not fit {config}. "
@@ -160,13 +228,14 @@ class Checkpoint:
                 "registers, layer_scale."
             )
 
-    def describe_ignored(self) -> tuple[str, ...]:
+    def describe_ignored(self, config: Config) -> tuple[str, ...]:
         """What was left out: one sentence for each kind of key."""
         kinds: dict[str, list[str]] = {}
+        unused = sorted(self.unused(config, self.table(config)))
         layout_ignored = {
             key: what
             for pattern, what in self.layout.ignored.items()
-            for key in self.arrays
+            for key in unused
             if re.fullmatch(pattern, key)
         }
         for key, what in {**self.ignored, **layout_ignored}.items():
@@ -174,7 +243,7 @@ class Checkpoint:
         return tuple(f"{what}: {first_keys(keys)}" for what, keys in kinds.items())
 
     def stack(
-        self, source: str, convert: Callable, config: Config, *, allow_nonfinite: bool
+        self, source: str, convert: Callable, config: Any, *, allow_nonfinite: bool
     ) -> np.ndarray:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
@@ -294,7 +363,7 @@ def divergence(prefix: str, others: Sequence[str]) -> str:
     return prefix if others else ""
 
 
-def block_keys(source: str, config: Config) -> list[str]:
+def block_keys(source: str, config: Any) -> list[str]:
     """The keys of all blocks, or the key itself where it has no block's number."""
     for pattern, without in LAST_BLOCKS_WITHOUT.items():
         if pattern in source:

@@ -35,6 +35,9 @@ def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
     facts = [fact._replace(source=sources["preprocess"]) for fact in facts]
     facts.append(Fact("epsilon", f"{model.config.epsilon:g}", sources["epsilon"]))
     facts.append(Fact("GELU", model.config.gelu, sources["gelu"]))
+    if "temperature" in sources:
+        temperature = float(model.params["head"]["temperature"])
+        facts.append(Fact("temperature", f"{temperature:g}", sources["temperature"]))
     if provenance.weights:
         facts.append(Fact("weights", provenance.weights, provenance.path))
     facts += [Fact("left out", what, provenance.path) for what in provenance.ignored]

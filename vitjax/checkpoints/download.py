@@ -35,10 +35,14 @@ def published(row: Variant) -> list[Published]:
     if not row.url:
         return []
     folder = cache_folder()
-    both = [Published(row.url, folder / row.url.rsplit("/", 1)[-1], row.sha256)]
-    if row.tag:
-        url = f"https://huggingface.co/{row.tag}/resolve/main/{files.ARRAYS}"
-        both.append(Published(url, folder / f"{row.tag.split('/')[-1]}.safetensors"))
+    name = row.url.rsplit("/", 1)[-1]
+    on_hub = f"https://huggingface.co/{row.tag}/resolve/main/"
+    if row.url.startswith(on_hub):  # where many files have one name
+        name = row.tag.split("/")[-1] + pathlib.PurePosixPath(name).suffix
+    both = [Published(row.url, folder / name, row.sha256)]
+    if row.tag and row.url != on_hub + row.file:
+        cached = folder / f"{row.tag.split('/')[-1]}.safetensors"
+        both.append(Published(on_hub + row.file, cached))
     torch = importlib.util.find_spec("torch") is not None
     readable = [f for f in both if torch or f.cached.suffix not in files.TORCH_SUFFIXES]
     return readable or both

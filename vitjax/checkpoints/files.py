@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,8 +21,13 @@ ARRAYS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder that `vitjax.save` writes."""
 INDEX = ".index.json"
 """The end of the name of a file that says which shard holds which array."""
-WEIGHTS = (ARRAYS, ARRAYS + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
-"""The names that libraries give to the weights in a folder, by preference."""
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    *(ARRAYS, ARRAYS + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX),
+    "open_clip_pytorch_model.bin",
+)
+"""The names that libraries give to the weights in a folder, by preference: beside
+open_clip's, timm's of the same model lack the temperature."""
 
 Arrays = Mapping[str, Callable[[], np.ndarray]]
 """Keys, and functions that read their arrays."""
@@ -164,7 +170,8 @@ def read_safetensors(path) -> Iterator[Arrays]:
 
 @contextlib.contextmanager
 def read_torch(path) -> Iterator[Arrays]:
-    """What PyTorch saved, unpickled as weights only; needs the extra `torch`.
+    """What PyTorch saved, unpickled as weights only, or the weights of a TorchScript
+    archive; needs the extra `torch`.
 
     Keys of nested dictionaries and lists are joined by dots; what is no tensor is left
     out.
@@ -178,7 +185,13 @@ def read_torch(path) -> Iterator[Arrays]:
         ) from error
     try:
         with path.open("rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            if is_torchscript(file):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # torch is leaving this format
+                    module = torch.jit.load(file, map_location="cpu")
+                state = module.state_dict()
+            else:
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own, zipfile's and pickle's
         # Not torch's own words: they advise to load it unsafely.
         if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -206,6 +219,13 @@ def read_torch(path) -> Iterator[Arrays]:
             yield from tensors(value, f"{prefix}{key}.")
 
     yield {key: functools.partial(read, key, value) for key, value in tensors(state)}
+
+
+def is_torchscript(file) -> bool:
+    """Whether an open file is a program of PyTorch, as OpenAI publishes CLIP."""
+    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    file.seek(0)
+    return any("/code/" in name for name in names)
 
 
 READERS = {"npz": read_npz, "safetensors": read_safetensors, "torch": read_torch}
@@ -249,11 +269,6 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
     return content
-
-
-def read_config_json(folder: str | os.PathLike) -> dict[str, Any]:
-    """The config.json of a folder; empty where there is none."""
-    return read_config(folder) if (epath.Path(folder) / CONFIG).exists() else {}
 
 
 def find_weights(folder: str | os.PathLike) -> Any:

@@ -6,17 +6,45 @@ nothing is a CheckpointError that names the field and its value.
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from vitjax import messages
 from vitjax.checkpoints.files import CheckpointError
 
 
 def wrong(field: str, value: Any, expected: str) -> CheckpointError:
     """The error for a field with a value that means nothing."""
     return CheckpointError(f"{field}={value!r} is not {expected}.")
+
+
+class Fields:
+    """A JSON object; a field that is absent or null has the default given."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
+
+    def get(self, field: str, default: Any = None, parse: Callable | None = None):
+        """A field's value, read by one of this module's functions."""
+        value = self.values.get(field)
+        value = default if value is None else value
+        return value if parse is None else parse(field, value)
+
+    def one_of(self, field: str, known: Mapping[str, Any], default: Any) -> Any:
+        """What a word means."""
+        word = self.get(field, default)
+        if not isinstance(word, str) or word not in known:
+            raise CheckpointError(messages.unknown(field, word, known))
+        return known[word]
+
+    def section(self, field: str) -> "Fields":
+        """A nested object; empty where it is absent."""
+        value = self.values.get(field) or {}
+        if not isinstance(value, Mapping):
+            raise wrong(field, value, "an object")
+        return Fields(value)
 
 
 def number(field: str, value: Any, *, low: float = -math.inf) -> float:
@@ -72,6 +100,14 @@ def colors(field: str, value: Any) -> tuple[float, float, float]:
         raise wrong(field, value, "one number, or one for each of three colors")
     red, green, blue = (number(field, each) for each in values)
     return red, green, blue
+
+
+def deviations(field: str, value: Any) -> tuple[float, float, float]:
+    """Colors that are divided by."""
+    values = colors(field, value)
+    if min(values) <= 0:
+        raise wrong(field, value, "positive")
+    return values
 
 
 def class_name(value: Any) -> str:

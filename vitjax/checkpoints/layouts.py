@@ -1,8 +1,10 @@
 """Checkpoint layouts: how each library names and shapes a ViT's arrays.
 
-One table per layout: path of a parameter -> (key in the file, conversion). "{block}" in
-a key stands for the block's number, "{refined}" for that of a block with a refinement
-module; parameters are stacked over blocks.
+One table per layout: path of a parameter -> (key in the file, conversion), or a number
+that fills a parameter which the library has not. "{block}" in a key stands for the
+block's number, "{refined}" for that of a block with a refinement module; parameters are
+stacked over blocks. A table holds every path that the layout may have; those that an
+architecture has not are left out.
 """
 
 import dataclasses
@@ -13,15 +15,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitjax.checkpoints.files import Arrays
+from vitjax.checkpoints.files import Arrays, CheckpointError
 from vitjax.checkpoints.positions import resize_positions
 from vitjax.models.model import parameter_shapes
 from vitjax.types import Config
 
 BLOCK = "Transformer/encoderblock/"
 ATTENTION, MLP = BLOCK + "MultiHeadDotProductAttention_0/", BLOCK + "MlpBlock_0/"
-NORM = "Transformer/encoder_norm/"
+NORM, MAP = "Transformer/encoder_norm/", "MAPHead_0/"
+QKV = ("query", "key", "value")
 REFINEMENT = "transformerheads."
+MASK_TOKEN = "the mask token of pre-training"
+TEXT, SCALE = "the text tower", "the scale of a text tower's logits"
 LAST_BLOCKS_WITHOUT = {"{block}": 0, "{refined}": 1}
 """Placeholder -> how many blocks at the end have no such key."""
 
@@ -41,7 +46,7 @@ class Target(NamedTuple):
 
 
 Convert = Callable[[np.ndarray, Target], np.ndarray]
-Table = dict[str, tuple[str, Convert]]
+Table = dict[str, tuple[str, Convert] | float]
 Keys = Collection[str]
 
 
@@ -54,10 +59,10 @@ class CheckpointLayout:
     replacements, for libraries that renamed their arrays. `table(config, keys)` gives
     the arrays of an architecture, `adjust(config, arrays)` the architecture of a file
     that has more than the one that was given. `ignored` maps patterns of keys that are
-    left out to what they are. `head` holds the biases that a head may have.
+    left out to what they are. `head` is the start of the keys of a linear head.
     `positions` are the prefix tokens with a position of their own: all, only the
-    "class" token, or none. `pools_first`: its library, without [CLS], normalizes
-    after pooling, as this model does.
+    "class" token, or none. `numerics` are fields of `Config` that the library assumes
+    where no description lies beside the file.
     """
 
     name: str
@@ -68,10 +73,10 @@ class CheckpointLayout:
     prefix: str = r"(?:.*[./])?"
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    head: tuple[str, ...] = ("head/bias",)
+    head: str = "head."
     positions: tuple[Literal["all", "class", "none"], ...] = ("all",)
-    pools_first: bool = True
     adjust: Callable[[Config, Arrays], Config] = lambda config, arrays: config
+    numerics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def pattern(self) -> re.Pattern:
@@ -109,14 +114,24 @@ def split_heads(array, target):
     return array.T.reshape(*array.shape[1:], target.config.heads, -1)
 
 
-def half(index: int) -> Convert:
-    """One of the two matrices of a SwiGLU that torch has in one, or of their biases."""
-    return lambda array, target: np.split(array, 2)[index].T
+def part(index: int, count: int, convert: Convert) -> Convert:
+    """One of several matrices that torch has in one, or of their biases."""
+    return lambda array, target: convert(np.split(array, count)[index], target)
 
 
-def split_qkv(index: int) -> Convert:
-    """Query, key or value out of torch's joint projection."""
-    return lambda array, target: split_heads(np.split(array, 3)[index], target)
+def token(array, target):
+    """[dim] as a token [1 1 dim]."""
+    return array.reshape(1, 1, -1)
+
+
+def scalar(array, target):
+    """[1] or [] as []."""
+    return array.reshape(())
+
+
+def exponential(array, target):
+    """The factor whose logarithm the file holds."""
+    return np.exp(array.reshape(()))
 
 
 def flax_table(
@@ -126,11 +141,10 @@ def flax_table(
     table: Table = {}
     for path in parameter_shapes(config, 1):
         key = path
-        for part, name in (rename or {}).items():
-            key = key.replace(part, name)
-        table[path] = (key, identity)
-    key, _ = table["pos_embedding"]
-    return table | {"pos_embedding": (key, resize_positions)}
+        for of_ours, of_theirs in (rename or {}).items():
+            key = key.replace(of_ours, of_theirs)
+        table[path] = (key, resize_positions if path == "pos_embedding" else identity)
+    return table
 
 
 POSITION = {"pos_embedding": "Transformer/posembed_input/pos_embedding"}
@@ -141,10 +155,46 @@ PRE_LINEN = {
     "MlpBlock_0": "MlpBlock_3",
 }
 """Modules of a block in the original code, numbered all together."""
+MAP_HEAD = {f"{MAP}{n}": f"{MAP}MlpBlock_0/{n}" for n in ("Dense_0", "Dense_1")} | {
+    f"{MAP}{n}/": f"{MAP}MultiHeadDotProductAttention_0/{n}/" for n in (*QKV, "out")
+}
+
+
+def google_table(config: Config, keys: Keys, *, rename: dict[str, str]) -> Table:
+    """The original code and big_vision; SigLIP's temperature and bias are outside."""
+    table = flax_table(config, rename=rename | MAP_HEAD)
+    return table | scales("t", "b", keys)
+
+
+def google_config(config: Config, arrays: Arrays) -> Config:
+    """The original code and big_vision average normalized tokens."""
+    changes: dict[str, Any] = {}
+    if config.pool == "mean" and config.norm == "pre":
+        changes["pool_norm"] = "before"
+    if f"{MAP}probe" in arrays:
+        changes |= dict(pool="map", class_token=False)
+        if "head/kernel" not in arrays:
+            changes |= dict(head="cosine", sigmoid=True)
+    return dataclasses.replace(config, **changes)
+
+
+def scales(temperature: str, bias: str, keys: Keys) -> Table:
+    """Temperature and bias of all class logits; 1 and 0 in a file without its text."""
+    return {
+        "head/temperature": (temperature, exponential) if temperature in keys else 1.0,
+        "head/logit_bias": (bias, scalar) if bias in keys else 0.0,
+    }
+
+
 GOOGLE: Any = dict(
     library="google",
     resize="corners",
-    pools_first=False,
+    head="head/",
+    adjust=google_config,
+    rename={  # attention pooling of old files
+        r"^(probe$|(?:MlpBlock|LayerNorm|MultiHeadDotProductAttention)_0/)": MAP + r"\1"
+    },
+    ignored={r"txt/.*": TEXT, "[tb]": SCALE},
 )
 
 
@@ -155,67 +205,125 @@ def torch_table(
     table: Table = {}
     for target, (source, convert) in dense.items():
         table[target + "kernel"] = (source + "weight", convert)
-        table[target + "bias"] = (source + "bias", identity)
+        of_heads = convert is split_heads
+        table[target + "bias"] = (
+            source + "bias",
+            split_heads if of_heads else identity,
+        )
     for target, source in norms.items():
         table[target + "scale"] = (source + "weight", identity)
         table[target + "bias"] = (source + "bias", identity)
     return table
 
 
+def joint_table(target: str, names: tuple[str, ...], weight: str, bias: str) -> Table:
+    """Projections of attention that torch has in one matrix and one bias."""
+    table: Table = {}
+    for index, name in enumerate(names):
+        convert = part(index, len(names), split_heads)
+        table[f"{target}{name}/kernel"] = (weight, convert)
+        table[f"{target}{name}/bias"] = (bias, convert)
+    return table
+
+
+def head_table(head: str) -> Table:
+    """A linear head: of [CLS] of the last blocks, then of the mean of the patches."""
+
+    def last(array, target):
+        return columns(array, target)[target.config.head_blocks - 1].T
+
+    def patches(array, target):
+        return columns(array, target)[-1].T
+
+    def earlier(array, target):
+        return columns(array, target)[: target.config.head_blocks - 1].swapaxes(1, 2)
+
+    return {
+        "head/kernel": (head + "weight", last),
+        "head/bias": (head + "bias", identity),
+        "head_patches/kernel": (head + "weight", patches),
+        "head_earlier/kernel": (head + "weight", earlier),
+    }
+
+
+def columns(array, target) -> np.ndarray:
+    """[class, k x dim] as [k class dim]."""
+    parts = target.config.head_blocks + (target.config.pool == "cls_mean")
+    return array.reshape(len(array), parts, -1).swapaxes(0, 1)
+
+
+def width_of_head(config: Config, weight: str, arrays: Arrays) -> dict[str, Any]:
+    """Fields of a config whose head reads [CLS] of several blocks, and the patches."""
+    shape: Any = arrays[weight]().shape if weight in arrays else ()
+    parts = shape[1] // config.dim if len(shape) == 2 else 1
+    if parts < 2 or shape[1] % config.dim or config.pool not in ("cls", "cls_mean"):
+        return {}
+    return dict(pool="cls_mean", head_blocks=parts - 1)
+
+
 def timm_table(config: Config, keys: Keys) -> Table:
     """timm's and DeiT's state dict."""
-    block, qkv = "blocks.{block}.", "blocks.{block}.attn.qkv."
+    block, attention = "blocks.{block}.", "blocks.{block}.attn."
     dense = {
-        "head/": ("head.", transpose),
+        "head_dist/": ("head_dist.", transpose),
         "embedding/": ("patch_embed.proj.", convolution),
-        ATTENTION + "out/": (block + "attn.proj.", attention_out),
+        ATTENTION + "out/": (attention + "proj.", attention_out),
         MLP + "Dense_0/": (block + "mlp.fc1.", transpose),
         MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
+        MAP + "query/": ("attn_pool.q.", split_heads),
+        MAP + "out/": ("attn_pool.proj.", attention_out),
+        MAP + "Dense_0/": ("attn_pool.mlp.fc1.", transpose),
+        MAP + "Dense_1/": ("attn_pool.mlp.fc2.", transpose),
+        "refinement/token/": (REFINEMENT + "{refined}.token_fc.", transpose),
     }
+    pooled_first = config.pool == "mean" and config.pool_norm == "after"
     norms = {
+        "embed_norm/": "norm_pre.",
         BLOCK + "LayerNorm_0/": block + "norm1.",
         BLOCK + "LayerNorm_1/": block + "norm2.",
-        NORM: "norm." if config.class_token else "fc_norm.",
+        ATTENTION + "query_norm/": attention + "q_norm.",
+        ATTENTION + "key_norm/": attention + "k_norm.",
+        NORM: "fc_norm." if pooled_first else "norm.",
+        MAP + "LayerNorm_0/": "attn_pool.norm.",
+        "refinement/norm/": REFINEMENT + "{refined}.bn.",
     }
-    table: Table = {"pos_embedding": ("pos_embed", resize_positions)}
-    for index, part in enumerate(("query", "key", "value")):
-        table[f"{ATTENTION}{part}/kernel"] = (qkv + "weight", split_qkv(index))
-        if config.qkv_bias:
-            table[f"{ATTENTION}{part}/bias"] = (qkv + "bias", split_qkv(index))
-    if config.qk_norm:
-        norms[ATTENTION + "query_norm/"] = block + "attn.q_norm."
-        norms[ATTENTION + "key_norm/"] = block + "attn.k_norm."
-    if config.layer_scale:
-        table[BLOCK + "LayerScale_0/gamma"] = (block + "ls1.gamma", identity)
-        table[BLOCK + "LayerScale_1/gamma"] = (block + "ls2.gamma", identity)
-    if config.class_token:
-        table["cls"] = ("cls_token", identity)
-    if config.registers:
-        token = "dist_token" if "dist_token" in keys else "reg_token"
-        table["registers"] = (token, identity)
-    if config.distilled:
-        dense["head_dist/"] = ("head_dist.", transpose)
-    if config.refinement:  # the modules of Naseer et al.
-        head = REFINEMENT + "{refined}."
-        dense["refinement/token/"] = (head + "token_fc.", transpose)
-        norms["refinement/norm/"] = head + "bn."
-        table["refinement/norm/mean"] = (head + "bn.running_mean", identity)
-        table["refinement/norm/var"] = (head + "bn.running_var", identity)
-        table["refinement/conv/kernel"] = (head + "conv.weight", convolution)
-    table |= torch_table(dense, norms)
+    qkv, kv = attention + "qkv.", "attn_pool.kv."
+    table: Table = {
+        "pos_embedding": ("pos_embed", resize_positions),
+        "cls": ("cls_token", identity),
+        "registers": ("dist_token" if "dist_token" in keys else "reg_token", identity),
+        BLOCK + "LayerScale_0/gamma": (block + "ls1.gamma", identity),
+        BLOCK + "LayerScale_1/gamma": (block + "ls2.gamma", identity),
+        MAP + "probe": ("attn_pool.latent", identity),
+        "refinement/norm/mean": (REFINEMENT + "{refined}.bn.running_mean", identity),
+        "refinement/norm/var": (REFINEMENT + "{refined}.bn.running_var", identity),
+        "refinement/conv/kernel": (REFINEMENT + "{refined}.conv.weight", convolution),
+        **torch_table(dense, norms),
+        **joint_table(ATTENTION, QKV, qkv + "weight", qkv + "bias"),
+        **joint_table(MAP, QKV[1:], kv + "weight", kv + "bias"),
+        **head_table("head."),
+        **scales("logit_scale", "logit_bias", keys),
+    }
+    if "blocks.0.attn.q_bias" in keys:  # keys have no bias
+        for name in ("query", "value"):
+            key = f"{attention}{name[0]}_bias"
+            table[f"{ATTENTION}{name}/bias"] = (key, split_heads)
+        table[f"{ATTENTION}key/bias"] = 0.0
+    if config.projection is not None:  # it lies where a classifier has its head
+        table["projection/kernel"] = ("head.weight", transpose)
+        table |= {"head/kernel": 0.0, "head/bias": 0.0}
     if config.mlp == "swiglu":
         split = "blocks.0.mlp.fc1_g.weight" in keys
         for index, (module, name) in enumerate((("Dense_0", "fc1_g"), ("up", "fc1_x"))):
             source = f"{block}mlp.{name if split else 'fc1'}."
-            for leaf, key in (("kernel", "weight"), ("bias", "bias")):
-                convert = transpose if split else half(index)
-                table[f"{MLP}{module}/{leaf}"] = (source + key, convert)
+            convert = transpose if split else part(index, 2, transpose)
+            table[f"{MLP}{module}/kernel"] = (source + "weight", convert)
+            table[f"{MLP}{module}/bias"] = (source + "bias", convert)
     return table
 
 
-def packed_swiglu(arrays: Arrays) -> bool:
+def packed_swiglu(arrays: Arrays, first: str, second: str) -> bool:
     """Whether the first layer of an MLP gives twice what the second one takes."""
-    first, second = (f"blocks.0.mlp.fc{number}.weight" for number in (1, 2))
     if first not in arrays or second not in arrays:
         return False
     return arrays[first]().shape[:1] == (2 * arrays[second]().shape[-1],)
@@ -223,61 +331,248 @@ def packed_swiglu(arrays: Arrays) -> bool:
 
 def timm_config(config: Config, arrays: Arrays) -> Config:
     """The architecture with those parts that the file has beyond it."""
-    changes: dict[str, Any] = {}
+    changes = width_of_head(config, "head.weight", arrays)
     if "blocks.0.ls1.gamma" in arrays:
         changes["layer_scale"] = True
     if "blocks.0.attn.q_norm.weight" in arrays:
         changes["qk_norm"] = True
-    if "blocks.0.mlp.fc1_g.weight" in arrays or packed_swiglu(arrays):
+    fc1, fc2 = (f"blocks.0.mlp.fc{number}.weight" for number in (1, 2))
+    if "blocks.0.mlp.fc1_g.weight" in arrays or packed_swiglu(arrays, fc1, fc2):
         changes["mlp"] = "swiglu"
     if "dist_token" in arrays:
         changes["registers"] = max(1, config.registers)
         changes["distilled"] = "head_dist.bias" in arrays or config.distilled
+    if "norm_pre.weight" in arrays:
+        bias = "patch_embed.proj.bias" in arrays
+        changes |= dict(embed_norm=True, patch_bias=bias)
+    if config.pool == "mean" and "norm.weight" in arrays:
+        changes["pool_norm"] = "before"
+    if "attn_pool.latent" in arrays:
+        changes["pool"] = "map"
+        if "head.weight" not in arrays:
+            changes |= dict(head="cosine", sigmoid=True)
     return dataclasses.replace(config, **changes)
 
 
 def hugging_face_table(config: Config, keys: Keys) -> Table:
-    """transformers' ViT and DeiT for image classification."""
+    """transformers' ViT, DeiT and DINOv2, alone or with a classifier."""
     block = "encoder.layer.{block}."
     dense = {
-        "head/": ("cls_classifier." if config.distilled else "classifier.", transpose),
+        "head_dist/": ("distillation_classifier.", transpose),
         MLP + "Dense_0/": (block + "intermediate.dense.", transpose),
         MLP + "Dense_1/": (block + "output.dense.", transpose),
         ATTENTION + "out/": (block + "attention.output.dense.", attention_out),
         "embedding/": ("embeddings.patch_embeddings.projection.", convolution),
+    }
+    dense |= {
+        f"{ATTENTION}{name}/": (f"{block}attention.attention.{name}.", split_heads)
+        for name in QKV
     }
     norms = {
         BLOCK + "LayerNorm_0/": block + "layernorm_before.",
         BLOCK + "LayerNorm_1/": block + "layernorm_after.",
         NORM: "layernorm.",
     }
+    deit = "embeddings.distillation_token"
+    registers = deit if deit in keys else "embeddings.register_tokens"
     table: Table = {
-        "pos_embedding": ("embeddings.position_embeddings", resize_positions)
+        "pos_embedding": ("embeddings.position_embeddings", resize_positions),
+        "cls": ("embeddings.cls_token", identity),
+        "registers": (registers, identity),
+        BLOCK + "LayerScale_0/gamma": (block + "layer_scale1.lambda1", identity),
+        BLOCK + "LayerScale_1/gamma": (block + "layer_scale2.lambda1", identity),
+        **torch_table(dense, norms),
+        **head_table("cls_classifier." if config.distilled else "classifier."),
     }
-    for part in ("query", "key", "value"):
-        target, source = f"{ATTENTION}{part}/", f"{block}attention.attention.{part}."
-        table[target + "kernel"] = (source + "weight", split_heads)
-        if config.qkv_bias:
-            table[target + "bias"] = (source + "bias", split_heads)
-    if config.class_token:
-        table["cls"] = ("embeddings.cls_token", identity)
-    if config.registers:
-        table["registers"] = ("embeddings.distillation_token", identity)
-    if config.distilled:
-        dense["head_dist/"] = ("distillation_classifier.", transpose)
-    return table | torch_table(dense, norms)
+    if config.mlp == "swiglu":
+        split = "encoder.layer.0.mlp.gate_proj.weight" in keys
+        for index, (module, name) in enumerate((("Dense_0", "gate"), ("up", "up"))):
+            source = block + (f"mlp.{name}_proj." if split else "intermediate.dense.")
+            convert = transpose if split else part(index, 2, transpose)
+            table[f"{MLP}{module}/kernel"] = (source + "weight", convert)
+            table[f"{MLP}{module}/bias"] = (source + "bias", convert)
+    return table
 
 
 def hugging_face_config(config: Config, arrays: Arrays) -> Config:
-    """DeiT's distillation token is a register, with or without a head of its own."""
-    if "embeddings.distillation_token" not in arrays:
-        return config
-    distilled = "distillation_classifier.bias" in arrays or config.distilled
-    registers = max(1, config.registers)
-    return dataclasses.replace(config, registers=registers, distilled=distilled)
+    """The architecture with those parts that the file has beyond it; DeiT's
+    distillation token is a register, with or without a head of its own.
+    """
+    changes = width_of_head(config, "classifier.weight", arrays)
+    if "embeddings.distillation_token" in arrays:
+        changes["registers"] = max(1, config.registers)
+        distilled = "distillation_classifier.bias" in arrays
+        changes["distilled"] = distilled or config.distilled
+    if "encoder.layer.0.layer_scale1.lambda1" in arrays:
+        changes["layer_scale"] = True
+    layer = "encoder.layer.0."
+    first, second = (layer + f"{n}.dense.weight" for n in ("intermediate", "output"))
+    if layer + "mlp.gate_proj.weight" in arrays or packed_swiglu(arrays, first, second):
+        changes["mlp"] = "swiglu"
+    return dataclasses.replace(config, **changes)
+
+
+def hugging_face_clip_table(config: Config, keys: Keys) -> Table:
+    """Vision towers of transformers' CLIP and SigLIP."""
+    block, pooling = "encoder.layers.{block}.", "head.attention.in_proj_"
+    dense = {
+        "embedding/": ("embeddings.patch_embedding.", convolution),
+        ATTENTION + "out/": (block + "self_attn.out_proj.", attention_out),
+        MLP + "Dense_0/": (block + "mlp.fc1.", transpose),
+        MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
+        MAP + "out/": ("head.attention.out_proj.", attention_out),
+        MAP + "Dense_0/": ("head.mlp.fc1.", transpose),
+        MAP + "Dense_1/": ("head.mlp.fc2.", transpose),
+    }
+    dense |= {
+        f"{ATTENTION}{name}/": (f"{block}self_attn.{name[0]}_proj.", split_heads)
+        for name in QKV
+    }
+    norms = {
+        "embed_norm/": "pre_layrnorm.",  # their spelling
+        BLOCK + "LayerNorm_0/": block + "layer_norm1.",
+        BLOCK + "LayerNorm_1/": block + "layer_norm2.",
+        NORM: "post_layernorm.",
+        MAP + "LayerNorm_0/": "head.layernorm.",
+    }
+    return {
+        "pos_embedding": ("embeddings.position_embedding.weight", resize_positions),
+        "cls": ("embeddings.class_embedding", token),
+        "projection/kernel": ("visual_projection.weight", transpose),
+        MAP + "probe": ("head.probe", identity),
+        **torch_table(dense, norms),
+        **joint_table(MAP, QKV, pooling + "weight", pooling + "bias"),
+        **head_table("classifier."),
+        **scales("logit_scale", "logit_bias", keys),
+    }
+
+
+def hugging_face_clip_config(config: Config, arrays: Arrays) -> Config:
+    """What a file of transformers' CLIP or SigLIP has beyond the architecture."""
+    classifies = "classifier.weight" in arrays
+    changes: dict[str, Any] = {}
+    if "pre_layrnorm.weight" in arrays:
+        if classifies:
+            raise CheckpointError(
+                "The classifier of transformers' CLIPForImageClassification reads the "
+                "mean of patches before the final norm, which no class space here "
+                "does. Load the CLIP that it was made of, or fit a probe."
+            )
+        bias = "embeddings.patch_embedding.bias" in arrays
+        changes |= dict(embed_norm=True, patch_bias=bias)
+    elif classifies:  # it skips attention pooling
+        changes |= dict(pool="mean", pool_norm="before")
+    elif "head.probe" in arrays:
+        changes |= dict(pool="map", head="cosine", sigmoid=True)
+    if "visual_projection.weight" in arrays:
+        width = arrays["visual_projection.weight"]().shape[0]
+        changes |= dict(projection=width, head="cosine")
+    if "logit_bias" in arrays and not classifies:
+        changes["sigmoid"] = True
+    return dataclasses.replace(config, **changes)
+
+
+def open_clip_table(config: Config, keys: Keys) -> Table:
+    """The image tower of open_clip and of OpenAI's CLIP."""
+    block = "visual.transformer.resblocks.{block}."
+    joint = block + "attn.in_proj_"
+    dense = {
+        "embedding/": ("visual.conv1.", convolution),
+        ATTENTION + "out/": (block + "attn.out_proj.", attention_out),
+        MLP + "Dense_0/": (block + "mlp.c_fc.", transpose),
+        MLP + "Dense_1/": (block + "mlp.c_proj.", transpose),
+    }
+    norms = {
+        "embed_norm/": "visual.ln_pre.",
+        BLOCK + "LayerNorm_0/": block + "ln_1.",
+        BLOCK + "LayerNorm_1/": block + "ln_2.",
+        NORM: "visual.ln_post.",
+    }
+    return {
+        "pos_embedding": ("visual.positional_embedding", resize_positions),
+        "cls": ("visual.class_embedding", token),
+        "projection/kernel": ("visual.proj", identity),
+        BLOCK + "LayerScale_0/gamma": (block + "ls_1.gamma", identity),
+        BLOCK + "LayerScale_1/gamma": (block + "ls_2.gamma", identity),
+        **torch_table(dense, norms),
+        **joint_table(ATTENTION, QKV, joint + "weight", joint + "bias"),
+        **head_table("head."),
+        **scales("logit_scale", "logit_bias", keys),
+    }
+
+
+def open_clip_config(config: Config, arrays: Arrays) -> Config:
+    """What a file of open_clip has beyond the architecture."""
+    changes: dict[str, Any] = dict(patch_bias=False)
+    if "visual.ln_pre.weight" in arrays:
+        changes["embed_norm"] = True
+    if "visual.transformer.resblocks.0.ls_1.gamma" in arrays:
+        changes["layer_scale"] = True
+    if "visual.proj" in arrays:
+        width = arrays["visual.proj"]().shape[1]
+        changes |= dict(projection=width, head="cosine")
+    if "logit_bias" in arrays:
+        changes["sigmoid"] = True
+    return dataclasses.replace(config, **changes)
 
 
 FIRST = "Transformer/encoderblock_0/"
+CHUNKED = {r"^blocks\.\d+\.(\d+)\.": r"blocks.\1."}
+"""Blocks in groups, as DINOv2's training saves them."""
+
+TIMM = CheckpointLayout(
+    name="timm state dict",
+    library="timm",
+    mark=r"blocks\.0\.attn\.qkv\.weight",
+    table=timm_table,
+    resize="bicubic",
+    rename={  # DeiT III; DINOv2
+        r"\.gamma_([12])$": r".ls\1.gamma",
+        r"\.mlp\.w12\.": ".mlp.fc1.",
+        r"\.mlp\.w3\.": ".mlp.fc2.",
+        r"^register_tokens$": "reg_token",
+    },
+    ignored={
+        re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it",
+        "mask_token": MASK_TOKEN,
+    },
+    positions=("all", "class", "none"),
+    adjust=timm_config,
+)
+HUGGING_FACE = CheckpointLayout(
+    name="Hugging Face state dict",
+    library="huggingface",
+    mark=r"(?:encoder\.layer|layers)\.0\.attention\.(?:attention\.query|q_proj)\.weight",
+    table=hugging_face_table,
+    resize="plain_bicubic",
+    rename={  # transformers 5
+        r"^layers\.": "encoder.layer.",
+        r"\.attention\.([qkv])_proj\.": r".attention.attention.\1_proj.",
+        r"\.q_proj\.": ".query.",
+        r"\.k_proj\.": ".key.",
+        r"\.v_proj\.": ".value.",
+        r"\.attention\.o_proj\.": ".attention.output.dense.",
+        r"\.mlp\.fc1\.": ".intermediate.dense.",
+        r"\.mlp\.(?:fc2|down_proj)\.": ".output.dense.",
+        r"\.norm1\.": ".layernorm_before.",  # DINOv2
+        r"\.norm2\.": ".layernorm_after.",
+        r"\.mlp\.weights_in\.": ".intermediate.dense.",
+        r"\.mlp\.weights_out\.": ".output.dense.",
+    },
+    ignored={
+        r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips",
+        r"embeddings\.mask_token": MASK_TOKEN,
+    },
+    head="classifier.",
+    adjust=hugging_face_config,
+    numerics=dict(epsilon=1e-12, gelu="erf"),
+)
+HUGGING_FACE_DINO = dataclasses.replace(
+    HUGGING_FACE,
+    name="Hugging Face state dict of DINOv2",
+    mark=r"(?:encoder\.layer|layers)\.0\.norm1\.weight",
+    numerics=dict(epsilon=1e-6, gelu="erf"),
+)
 
 LAYOUTS = (
     CheckpointLayout(
@@ -287,74 +582,93 @@ LAYOUTS = (
         table=flax_table,
         resize="bicubic",
         prefix="",
+        head="head/",
     ),
     CheckpointLayout(
         name="big_vision npz, stacked",
         mark=re.escape(ATTENTION) + "query/kernel",
-        table=flax_table,
+        table=functools.partial(google_table, rename={}),
         positions=("none",),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, pre-Linen numbering",
         mark=FIRST + "MultiHeadDotProductAttention_1/query/kernel",
-        table=functools.partial(flax_table, rename=LINEN | PRE_LINEN | POSITION),
+        table=functools.partial(google_table, rename=LINEN | PRE_LINEN | POSITION),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="original npz, Linen numbering",
         mark="Transformer/posembed_input/pos_embedding",
-        table=functools.partial(flax_table, rename=LINEN | POSITION),
+        table=functools.partial(google_table, rename=LINEN | POSITION),
         **GOOGLE,
     ),
     CheckpointLayout(
         name="big_vision npz",
         mark=FIRST + "MultiHeadDotProductAttention_0/query/kernel",
-        table=functools.partial(flax_table, rename=LINEN),
+        table=functools.partial(google_table, rename=LINEN),
         positions=("none",),
         **GOOGLE,
     ),
-    CheckpointLayout(
-        name="timm state dict",
-        library="timm",
-        mark=r"blocks\.0\.attn\.qkv\.weight",
-        table=timm_table,
+    dataclasses.replace(
+        HUGGING_FACE_DINO,
+        name="Hugging Face state dict of DINOv2 with registers",
+        mark=r"embeddings\.register_tokens",
         resize="bicubic",
-        rename={  # DeiT III; DINOv2
-            r"\.gamma_([12])$": r".ls\1.gamma",
-            r"\.mlp\.w12\.": ".mlp.fc1.",
-            r"\.mlp\.w3\.": ".mlp.fc2.",
-        },
+        positions=("class",),
+    ),
+    HUGGING_FACE_DINO,
+    HUGGING_FACE,
+    CheckpointLayout(
+        name="Hugging Face state dict of CLIP or SigLIP",
+        library="huggingface",
+        mark=r"embeddings\.patch_embedding\.weight",
+        table=hugging_face_clip_table,
+        resize="plain_bicubic",
         ignored={
-            re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it",
-            "mask_token": "the mask token of pre-training",
+            r"text_model\..*|text_projection\..*": TEXT,
+            r"embeddings\.position_ids": "numbers of positions",
+            "logit_scale|logit_bias": SCALE,
+            r"head\..*": "attention pooling, which the classifier skips",
         },
-        head=("head.bias",),
-        positions=("all", "class", "none"),
-        adjust=timm_config,
+        head="classifier.",
+        adjust=hugging_face_clip_config,
+    ),
+    dataclasses.replace(
+        TIMM,
+        name="open_clip state dict with an image tower of timm",
+        library="open_clip",
+        prefix=r"(?:.*[./])?visual\.trunk\.",
+        ignored={r"text\..*": TEXT, "logit_scale|logit_bias": SCALE},
     ),
     CheckpointLayout(
-        name="Hugging Face state dict",
-        library="huggingface",
-        mark=r"(?:encoder\.layer|layers)\.0\.attention\."
-        r"(?:attention\.query|q_proj)\.weight",
-        table=hugging_face_table,
-        resize="plain_bicubic",
-        rename={  # transformers 5
-            r"^layers\.": "encoder.layer.",
-            r"\.attention\.([qkv])_proj\.": r".attention.attention.\1_proj.",
-            r"\.q_proj\.": ".query.",
-            r"\.k_proj\.": ".key.",
-            r"\.v_proj\.": ".value.",
-            r"\.attention\.o_proj\.": ".attention.output.dense.",
-            r"\.mlp\.fc1\.": ".intermediate.dense.",
-            r"\.mlp\.fc2\.": ".output.dense.",
-        },
+        name="open_clip state dict",
+        library="open_clip",
+        mark=r"visual\.transformer\.resblocks\.0\.attn\.in_proj_weight",
+        table=open_clip_table,
+        resize="bicubic",
         ignored={
-            r"pooler\.dense\.(weight|bias)": "a layer that the classifier skips",
-            r"embeddings\.mask_token": "the mask token of pre-training",
+            r"(?:text|transformer|token_embedding|ln_final)\..*": TEXT,
+            r"positional_embedding|text_projection(?:\..*)?|attn_mask": TEXT,
+            "input_resolution|context_length|vocab_size": "sizes",
+            "logit_scale|logit_bias": SCALE,
         },
-        head=("classifier.bias", "cls_classifier.bias"),
-        adjust=hugging_face_config,
+        adjust=open_clip_config,
     ),
+    dataclasses.replace(
+        TIMM,
+        name="DINOv2 state dict with registers",
+        library="dinov2",
+        mark="register_tokens",
+        rename={**CHUNKED, **TIMM.rename},
+    ),
+    dataclasses.replace(
+        TIMM,
+        name="DINOv2 state dict",
+        library="dinov2",
+        mark="mask_token",
+        resize="offset_bicubic",
+        rename={**CHUNKED, **TIMM.rename},
+    ),
+    TIMM,
 )

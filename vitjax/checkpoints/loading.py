@@ -1,5 +1,6 @@
 """Load, initialize and save models."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,13 +11,13 @@ import numpy as np
 from etils import epath
 
 from vitjax import messages
-from vitjax.checkpoints import download, files, huggingface, json_fields, timm
+from vitjax.checkpoints import configs, download, files, json_fields, pipelines
 from vitjax.checkpoints.class_files import read_class_file
 from vitjax.checkpoints.convert import Checkpoint, Weights, detect_layout
 from vitjax.checkpoints.positions import RESIZE
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
 from vitjax.data.images import Preprocess
-from vitjax.data.labels import Labels, imagenet1k
+from vitjax.data.labels import Labels
 from vitjax.models.model import Model, Provenance, flatten, initialize
 from vitjax.types import Config
 
@@ -39,19 +40,20 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     weights: str | None = None,
+    head: str | os.PathLike | None = None,
     allow_nonfinite: bool = False,
 ) -> Model:
     """A model with its published, packaged or own weights.
 
     What lies beside the weights (a config.json and preprocessor_config.json of Hugging
-    Face, or timm's config.json) says more of them than the table of models: its
-    pipeline, class names, epsilon and GELU are taken, unless you give your own.
-    `model.provenance` and `vitjax list NAME` say where each came from.
+    Face, timm's config.json, open_clip_config.json) says more of them than the table of
+    models: its pipeline, class names, epsilon and GELU are taken, unless you give your
+    own. `model.provenance` and `vitjax list NAME` say where each came from.
 
     Args:
         model: a name out of `list_models()`, an architecture, or a folder: one that
-            `vitjax convert` wrote, a ViT or DeiT that transformers saved, or a ViT
-            that timm did.
+            `vitjax convert` wrote, a ViT, DeiT, CLIP, SigLIP or DINOv2 that
+            transformers saved, a ViT that timm did, or a CLIP that open_clip did.
         checkpoint: your own file (`.npz`, `.safetensors`, `.pth` and other endings of
             PyTorch, the index of shards) or such a folder, local or remote, or an
             http(s) address, which is downloaded once. Without it a named model comes
@@ -67,13 +69,16 @@ def load(
             `{"mean": (0.5, 0.5, 0.5)}`.
         weights: of a file that also holds a moving average of its weights, take the
             average ("ema", the default, as timm does) or the others ("plain").
+        head: a file with a linear head of its own, as DINOv2's are: it reads [CLS], or
+            [CLS] of several blocks and the mean of the patches, as its width tells.
         allow_nonfinite: load arrays with NaN or infinite values.
 
     Returns:
         The model, float32, on the default device. The file also decides what it has
-        beyond the architecture that is given: input channels, LayerScale,
-        normalization of queries and keys, SwiGLU, DeiT's distillation token (a
-        register here) and its head.
+        beyond the architecture that is given: input channels, LayerScale, a norm
+        before the blocks, normalization of queries and keys, SwiGLU, a projection,
+        attention pooling, DeiT's distillation token (a register here) and its head.
+        An encoder without a head has no classes.
 
     Raises:
         ValueError: no such name, or neither name nor checkpoint.
@@ -90,6 +95,7 @@ def load(
             image_size=image_size,
             preprocess=preprocess,
             weights=weights,
+            head=head,
             allow_nonfinite=allow_nonfinite,
         )
         return class_file.apply(encoder)
@@ -107,25 +113,37 @@ def load(
     if row is not None and path is None:
         path = download.weights(row)
     path, beside = locate(path)
-    if row is None and not beside.library:
-        raise unknown_folder(path)
+    if row is None and not (beside.own or beside.descriptions):
+        raise unknown_folder(path, beside)
     file = files.find_weights(path) if is_folder(path) else path
     resize = ""
-    if beside.library == "vitjax":
-        row, resize, image_size = own_row(path, beside.description, row, image_size)
-    with files.open_arrays(file) as arrays:
-        found = detect_layout(arrays, weights)
-        if found.layout.library != beside.library:
-            if row is None:
-                raise unknown_folder(path, found.layout.name)
-            beside = beside._replace(library="", description={})
-        config, source_config, sources = architecture(found, row, beside, path)
+    if beside.own:
+        row, resize, image_size = own_row(path, beside.own, row, image_size)
+    with contextlib.ExitStack() as stack:
+        found = detect_layout(stack.enter_context(files.open_arrays(file)), weights)
+        if head is not None:
+            found = found.with_head(stack.enter_context(files.open_arrays(head)))
+        library = found.layout.library
+        description = next(
+            (each for each in beside.descriptions if each.library == library), None
+        )
+        if row is None and description is None:
+            raise unknown_folder(path, beside, found.layout.name)
+        config, source_config, sources = architecture(
+            found, row, description, own=bool(beside.own)
+        )
         if image_size is not None:
             config = dataclasses.replace(config, image_size=image_size)
         pipeline, sources["preprocess"] = choose_preprocess(
-            preprocess, config, row, beside
+            preprocess, config, row, beside, description
         )
-        (names, ids), sources["classes"] = choose_classes(classes, found, row, beside)
+        count = found.count_classes(config)
+        known = known_classes(
+            count, row, beside, description if classes is None else None
+        )
+        (names, ids), sources["classes"] = known
+        if classes is not None:
+            (names, ids), sources["classes"] = labels(classes, (names, ids)), "you"
         params, resize = found.params(
             config,
             classes=len(names),
@@ -152,22 +170,23 @@ def load(
             sha256=files.sha256(file),
             position_resize=resize,
             weights=found.weights,
-            ignored=found.describe_ignored(),
+            ignored=found.describe_ignored(config),
             sources=sources,
         ),
     )
 
 
 class Beside(NamedTuple):
-    """What lies beside the weights: descriptions by the library that wrote them.
+    """What lies beside the weights.
 
-    `description` is the config.json, `preprocessor` Hugging Face's second file; empty
-    where there is none.
+    `own` is the config.json of our own folder, `descriptions` those of libraries,
+    `preprocessor` Hugging Face's second file; empty where there is none.
     """
 
-    library: str = ""
-    description: Mapping[str, Any] = {}
+    own: Mapping[str, Any] = {}
+    descriptions: tuple[configs.Description, ...] = ()
     preprocessor: Mapping[str, Any] = {}
+    model_type: str = ""
 
 
 def locate(path: Any) -> tuple[str, Beside]:
@@ -179,64 +198,71 @@ def locate(path: Any) -> tuple[str, Beside]:
     if is_address(path):
         path = os.fspath(download.fetch(path))
     folder = epath.Path(path) if is_folder(path) else epath.Path(path).parent
-    preprocessor = folder / "preprocessor_config.json"
-    preprocessor = files.read_json(preprocessor) if preprocessor.exists() else {}
-    description = {}
-    if is_folder(path) or epath.Path(path).suffix != ".npz":
-        description = files.read_config_json(folder)
-    library = ""
-    if description.get("format") == "vitjax":
-        if is_folder(path) or epath.Path(path).name == files.ARRAYS:
-            path, library = os.fspath(folder), "vitjax"
-    elif str(description.get("model_type")) in huggingface.MODEL_TYPES:
-        library = "huggingface"
-    elif timm.describes(description):
-        library = "timm"
-    return path, Beside(library, description, preprocessor)
+
+    def read(name: str) -> dict[str, Any]:
+        file = folder / name
+        return files.read_json(file) if file.exists() else {}
+
+    preprocessor = read("preprocessor_config.json")
+    if not is_folder(path) and epath.Path(path).suffix == ".npz":
+        return path, Beside(preprocessor=preprocessor)
+    config_json = read(files.CONFIG)
+    if config_json.get("format") == "vitjax":
+        own = is_folder(path) or epath.Path(path).name == files.ARRAYS
+        if own:
+            path = os.fspath(folder)
+        return path, Beside(config_json if own else {}, (), preprocessor)
+    both = map(configs.describe, (config_json, read(configs.OpenClip.file)))
+    descriptions = tuple(each for each in both if each is not None)
+    kind = str(config_json.get("model_type"))
+    return path, Beside({}, descriptions, preprocessor, kind)
 
 
-def unknown_folder(folder, layout: str = "") -> files.CheckpointError:
+def unknown_folder(folder, beside: Beside, layout: str = "") -> files.CheckpointError:
     """The error for a folder that does not say what it holds."""
+    if reason := configs.NOT_READ.get(beside.model_type):
+        return files.CheckpointError(
+            f"{folder} holds a {beside.model_type!r} of transformers, which is not "
+            f"read: {reason}"
+        )
     weights = f" for these weights (read as {layout})" if layout else ""
     return files.CheckpointError(
-        f"{folder} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT or "
-        f"DeiT nor timm's ViT, or none at all{weights}. Give the folder or the file "
-        "as checkpoint=, with a name or a vitjax.Config."
+        f"{folder} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT, "
+        f"DeiT, CLIP, SigLIP or DINOv2 nor timm's ViT nor open_clip, or none at all"
+        f"{weights}. Give the folder or the file as checkpoint=, with a name or a "
+        "vitjax.Config."
     )
 
 
 def architecture(
-    found: Checkpoint, row: Variant | None, beside: Beside, path
+    found: Checkpoint,
+    row: Variant | None,
+    description: configs.Description | None,
+    *,
+    own: bool,
 ) -> tuple[Config, Config, dict[str, str]]:
-    """(the model's architecture, the file's, where epsilon and GELU come from)."""
-    library, description = beside.library, beside.description
-    of_file = f"file {files.CONFIG}"
-    if row is None and library == "timm":
-        config = timm.architecture(description, found)
-    elif row is None:
-        config = huggingface.architecture(description)
-    else:
-        config = row.config
-    config = found.adjust(config)
-    source = of_file
-    if library != "vitjax" and row is not None:
-        source = f"row {row.name}" if row.name else "you"
-    sources = {"epsilon": source, "gelu": source}
+    """(the model's architecture, the file's, where its numerics come from)."""
+    base = row.config if row is not None else description.architecture(found)  # pyright: ignore
+    stated: Mapping[str, Any] = found.layout.numerics
+    source, of_file = "assumed", files.CONFIG
+    if description is not None:
+        stated, of_file = description.stated, description.file
+        source = f"file {of_file}"
+    given = f"file {of_file}"
+    if row is not None and not own:
+        given = f"row {row.name}" if row.name else "you"
+    config = dataclasses.replace(found.adjust(base), **stated)
+    sources = {
+        field: source if field in stated else given for field in ("epsilon", "gelu")
+    }
+    if config.head == "cosine":
+        in_file = isinstance(found.table(config)["head/temperature"], tuple)
+        sources["temperature"] = "file" if in_file else "assumed: the file has none"
     source_config = config
-    if found.layout.library == "huggingface":
-        config = huggingface.with_numerics(config, description)
-        sources = dict.fromkeys(sources, of_file if description else "assumed")
-    if library == "timm":
-        config = dataclasses.replace(config, gelu=timm.gelu(description))
-        sources["gelu"] = of_file
-    if row is None or library == "vitjax":
+    if row is None or own:
         found.check_positions(config)
-    elif library == "timm" or library == "huggingface":
-        size = (
-            timm.image_size(description)
-            if library == "timm"
-            else huggingface.image_size(description)
-        )
+    elif description is not None:
+        size = description.image_size
         source_config = dataclasses.replace(config, image_size=size)
     return config, source_config, sources
 
@@ -246,6 +272,7 @@ def choose_preprocess(
     config: Config,
     row: Variant | None,
     beside: Beside,
+    description: configs.Description | None,
 ) -> tuple[Preprocess | None, str]:
     """The pipeline in force, and where it comes from: you, the file, or the row."""
     if isinstance(yours, Preprocess):
@@ -257,13 +284,17 @@ def choose_preprocess(
         return yours, "you"
     if config.channels != 3 and yours is None:
         return None, f"none: vitjax makes images of 3 channels, not {config.channels}"
-    if row is not None and beside.library == "vitjax":
+    described = description.preprocess() if description is not None else None
+    if row is not None and beside.own:
         base, source = row.preprocess, f"file {files.CONFIG}"
+    elif description is not None and described is not None:
+        base, source = described, f"file {description.file}"
     elif beside.preprocessor:
-        base = huggingface.preprocessing(beside.preprocessor, beside.description)
+        processor = "ViT"
+        if isinstance(description, configs.HuggingFace):
+            processor = description.kind["processor"]
+        base = pipelines.hugging_face(beside.preprocessor, processor)
         source = "file preprocessor_config.json"
-    elif beside.library == "timm":
-        base, source = timm.preprocessing(beside.description), f"file {files.CONFIG}"
     elif row is not None and row.name:
         base, source = row.preprocess, f"row {row.name}"
     else:
@@ -276,7 +307,7 @@ def choose_preprocess(
 def changed(base: Preprocess, fields: Mapping[str, Any]) -> Preprocess:
     """A pipeline with other fields, or Hugging Face's that they describe."""
     if {"image_processor_type", "image_mean", "image_std", "size"} & set(fields):
-        return huggingface.preprocessing(fields)
+        return pipelines.hugging_face(fields)
     return own_pipeline({**base.to_dict(), **fields})
 
 
@@ -293,30 +324,32 @@ def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
     return Preprocess.from_dict(values)
 
 
-def choose_classes(
-    yours: Classes, found: Checkpoint, row: Variant | None, beside: Beside
+def known_classes(
+    count: int,
+    row: Variant | None,
+    beside: Beside,
+    description: configs.Description | None,
 ) -> tuple[Labels, str]:
-    """Class names and ids in force, and where they come from."""
+    """Class names and ids by the file or the row, and where they come from.
+
+    `count` is the number of classes of the file's head. Names that transformers makes
+    up yield to the row's.
+    """
     known, source = ((), ()), ""
     if row is not None:
         known = row.labels()
         source = f"row {row.name}" if row.name else ""
-        source = f"file {files.CONFIG}" if beside.library == "vitjax" else source
-    described = ((), ())
-    if beside.library == "huggingface" and yours is None:
-        names = huggingface.class_names(beside.description)
-        imagenet, wordnet_ids = imagenet1k()
-        ids = wordnet_ids if names == imagenet else json_fields.unique_ids(names)
-        unnamed = tuple(f"LABEL_{number}" for number in range(len(names)))
-        if names != unnamed or not known[0]:
-            described = names, ids
-    elif beside.library == "timm" and yours is None:
-        described = timm.labels(beside.description)
-    if described[0]:
-        known, source = described, f"file {files.CONFIG}"
-    if not known[0]:
-        known, source = numbered(found.count_classes()), "assumed: their numbers"
-    return labels(yours, known), source if yours is None else "you"
+        source = f"file {files.CONFIG}" if beside.own else source
+        if not known[0] and len(row.head_labels()[0]) == count:
+            known = row.head_labels()
+    if description is not None and count:
+        described = description.labels()
+        unnamed = tuple(f"LABEL_{number}" for number in range(len(described[0])))
+        if described[0] and (described[0] != unnamed or not known[0]):
+            known, source = described, f"file {description.file}"
+    if not known[0] and count:
+        known, source = numbered(count), "assumed: their numbers"
+    return known, source
 
 
 def init(
@@ -337,8 +370,8 @@ def init(
     Args:
         model: a name out of `list_models()`, or an architecture.
         seed: same seed, same weights.
-        classes: class names or their number; by default the row's, or 1000. Or a class
-            file, as for `load`.
+        classes: class names or their number; by default the row's, or 1000 of an
+            architecture. Or a class file, as for `load`.
 
     Returns:
         The model, float32.
@@ -350,7 +383,7 @@ def init(
         return read_class_file(classes).apply(init(model, seed=seed))
     row = find(model) if isinstance(model, str) else anonymous(model)
     known = row.labels()
-    names, ids = labels(classes, known if known[0] else numbered(1000))
+    names, ids = labels(classes, known if row.name else numbered(1000))
     return initialize(
         row.config,
         classes=names,

@@ -1,5 +1,6 @@
 """Position embeddings: one per token, resized to the model's grid of patches."""
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,8 @@ def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
     big_vision) get position 0.
     """
     config = target.config
+    if position.ndim == 2:
+        position = position[None]
     if position.ndim != 3 or position.shape[0] != 1:
         raise ValueError(f"position embeddings of shape {position.shape}")
     prefix, grid = position_grid(position.shape[1], target)
@@ -62,15 +65,23 @@ def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
 
 
-def resize_plain_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """As transformers: PyTorch's bicubic between pixel centers, not antialiased."""
-    rows, columns = (cubic_weights(n, m) for n, m in zip(grid.shape, size))
+def resize_plain_bicubic(
+    grid: np.ndarray, size: tuple[int, int], offset: float = 0.0
+) -> np.ndarray:
+    """As transformers: PyTorch's bicubic between pixel centers, not antialiased.
+
+    With an offset, the scale is that of a grid so much larger, as in DINOv2.
+    """
+    rows, columns = (
+        cubic_weights(entries, side, (side + offset) / entries)
+        for entries, side in zip(grid.shape, size)
+    )
     return np.einsum("rn,nmd,cm->rcd", rows, grid, columns).astype(np.float32)
 
 
-def cubic_weights(entries: int, size: int) -> np.ndarray:
+def cubic_weights(entries: int, size: int, scale: float) -> np.ndarray:
     """[size entry] weights of cubic convolution with a = -0.75, edges repeated."""
-    center = (np.arange(size) + 0.5) * entries / size - 0.5
+    center = (np.arange(size) + 0.5) / scale - 0.5
     weights, rows = np.zeros((size, entries)), np.arange(size)
     for offset in (-1, 0, 1, 2):
         index = np.floor(center) + offset
@@ -86,4 +97,5 @@ RESIZE = {
     "corners": resize_corners,
     "bicubic": resize_bicubic,
     "plain_bicubic": resize_plain_bicubic,
+    "offset_bicubic": functools.partial(resize_plain_bicubic, offset=0.1),
 }

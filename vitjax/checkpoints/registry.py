@@ -4,11 +4,14 @@ No behavior depends on a model's name: every difference is a field of its row.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 from vitjax import messages
+from vitjax.checkpoints.files import ARRAYS
+from vitjax.checkpoints.pipelines import CLIP, IMAGENET
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.data.textured_digits import CLASSES
@@ -23,23 +26,34 @@ TRM = (
 )
 
 
+def no_labels() -> Labels:
+    """Class names and ids of an encoder without a head."""
+    return (), ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table.
 
-    `labels` makes (class names, class ids). `tag` is the exact name of the same weights
-    on the Hugging Face hub: a bare timm name may stand for other weights. `sha256` is
-    that of the file at `url`, or its first digits, as far as public metadata tell.
-    `packaged` is a folder of weights that comes with vitjax. `obtain` says how to get
-    weights without a URL. "" and None stand for what is not known.
+    `labels` makes (class names, class ids), none of an encoder without a head, and
+    `head_labels` those of heads that are published as files of their own. `tag` is the
+    exact name of the same weights on the Hugging Face hub, where `file` holds them: a
+    bare timm name may stand for other weights. `aliases` are more names of them.
+    `sha256` is that of the file at `url`, or its first digits, as far as public
+    metadata tell. `packaged` is a folder of weights that comes with vitjax. `obtain`
+    says how to get weights without a URL. "" and None stand for what is not known.
     """
 
     name: str
     config: Config
     preprocess: Preprocess | None
+    family: str = ""
     labels: Callable[[], Labels] = imagenet1k
+    head_labels: Callable[[], Labels] = no_labels
     url: str = ""
     tag: str = ""
+    file: str = ARRAYS
+    aliases: tuple[str, ...] = ()
     packaged: str = ""
     sha256: str = ""
     license: str = ""
@@ -51,13 +65,11 @@ TINY: dict[str, Any] = dict(dim=192, depth=12, heads=3, mlp_dim=768)
 SMALL: dict[str, Any] = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
 BASE: dict[str, Any] = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
 LARGE: dict[str, Any] = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
+HUGE: dict[str, Any] = dict(dim=1280, depth=32, heads=16, mlp_dim=5120)
+SO400M: dict[str, Any] = dict(dim=1152, depth=27, heads=16, mlp_dim=4304)
+GIANT: dict[str, Any] = dict(dim=1536, depth=40, heads=24, mlp_dim=4096, mlp="swiglu")
 
-TORCHVISION: dict[str, Any] = dict(
-    resize_size=256,
-    interpolation="bicubic",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
+TORCHVISION: dict[str, Any] = dict(resize_size=256, interpolation="bicubic", **IMAGENET)
 """The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -94,6 +106,7 @@ def augreg(letters: str, patch: int, recipe: tuple[str, ...], *, size=224) -> Va
     name = f"vit_{letters.lower()}{patch}"
     return Variant(
         name=name if size == 224 else f"{name}_{size}",
+        family="AugReg",
         config=Config(size, patch, **shape),
         preprocess=Preprocess(size, size),
         url=AUGREG + file,
@@ -119,6 +132,7 @@ def deit(size: str, timm: str, digest: str, shape: dict[str, Any]) -> Variant:
     """A data-efficient ViT without distillation (Touvron et al. 2021)."""
     return Variant(
         name=f"deit_{size}16",
+        family="DeiT",
         config=Config(224, 16, **shape),
         preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
         url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
@@ -133,6 +147,7 @@ def refinement(name: str, *, heads: bool) -> Variant:
     """DeiT-B with or without its eleven refinement modules (Naseer et al. 2022)."""
     return Variant(
         name=name,
+        family="DeiT",
         config=Config(224, 16, **BASE, refinement=heads),
         preprocess=Preprocess(224, 224, resize="square", **TORCHVISION),
         url=TRM,
@@ -141,11 +156,240 @@ def refinement(name: str, *, heads: bool) -> Variant:
     )
 
 
+HUB = "https://huggingface.co/{}/resolve/main/{}"
+FACEBOOK = "https://dl.fbaipublicfiles.com/"
+OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/"
+CLIP_SHAPES = {
+    "B": ("base", BASE, 512),
+    "L": ("large", LARGE, 768),
+    "H": ("huge", HUGE, 1024),
+}
+"""Letter -> the size in timm's names, the architecture, and the width of embeddings."""
+OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
+
+
+def clip(name: str, letter: str, patch: int, size=224, *, gelu: Any, **fields: Any):
+    """A row of CLIP, or of a model with its architecture."""
+    _, shape, projection = CLIP_SHAPES[letter]
+    embedding: Any = dict(projection=projection, head="cosine", gelu=gelu)
+    colors = fields.pop("colors", CLIP)
+    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **colors)
+    return Variant(
+        name=f"clip_{letter.lower()}{patch}{'' if size == 224 else f'_{size}'}_{name}",
+        family="CLIP",
+        config=Config(size, patch, **shape, **OF_CLIP, **embedding),
+        preprocess=Preprocess(size, size, **pipeline),
+        labels=no_labels,
+        license="MIT",
+        file="open_clip_model.safetensors",
+        **fields,
+    )
+
+
+OPENAI = (
+    ("B", 32, 224, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    ("B", 16, 224, "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    ("L", 14, 224, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    ("L", 14, 336, "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+)
+"""Letter, patch, image size, and the digest that is in the address."""
+
+
+def openai(letter: str, patch: int, size: int, digest: str) -> Variant:
+    """A row of Radford et al. 2021."""
+    word, at = CLIP_SHAPES[letter][0], "" if size == 224 else f"-{size}"
+    file = f"ViT-{letter}-{patch}{at and at + 'px'}.pt"
+    return clip(
+        *("openai", letter, patch, size),
+        gelu="quick",
+        url=f"{OPENAI_URL}{digest}/{file}",
+        sha256=digest,
+        tag=f"timm/vit_{word}_patch{patch}_clip_{size}.openai",
+        aliases=(
+            f"openai/clip-vit-{word}-patch{patch}{at}",
+            f"timm/vit_{word}_patch{patch}_clip_quickgelu_{size}.openai",
+            f"ViT-{letter}-{patch}{at} openai",
+            f"ViT-{letter}-{patch}{at}-quickgelu openai",
+        ),
+        source="OpenAI CLIP, WIT-400M",
+    )
+
+
+LAION = (
+    ("B", 32, "laion2B", "s34B-b79K"),
+    ("B", 16, "laion2B", "s34B-b88K"),
+    ("L", 14, "laion2B", "s32B-b82K"),
+    ("H", 14, "laion2B", "s32B-b79K"),
+    ("B", 32, "DataComp.XL", "s13B-b90K"),
+    ("B", 16, "DataComp.XL", "s13B-b90K"),
+    ("L", 14, "DataComp.XL", "s13B-b90K"),
+)
+
+
+def laion(letter: str, patch: int, data: str, training: str) -> Variant:
+    """A row of open_clip (Cherti et al. 2023; Gadre et al. 2023)."""
+    repository = f"laion/CLIP-ViT-{letter}-{patch}-{data}-{training}"
+    name, word = data.split(".")[0].lower(), CLIP_SHAPES[letter][0]
+    weights = f"{data.replace('.', '_')}_{training.replace('-', '_')}".lower()
+    timm = "laion2b" if name == "laion2b" else "datacompxl"
+    half = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+    return clip(
+        *(name, letter, patch),
+        gelu="erf",
+        colors=half if (letter, name) == ("L", "laion2b") else CLIP,
+        url=HUB.format(repository, "open_clip_pytorch_model.bin"),
+        tag=repository,
+        aliases=(
+            f"timm/vit_{word}_patch{patch}_clip_224.{timm}",
+            f"ViT-{letter}-{patch} {weights}",
+        ),
+        source=f"OpenCLIP, {'LAION-2B' if name == 'laion2b' else 'DataComp-1B'}",
+    )
+
+
+CLIP_FINE_TUNED = (
+    ("B", 32, "laion2b", 0.9),
+    ("B", 16, "openai", 0.95),
+    ("B", 16, "laion2b", 0.95),
+    ("L", 14, "openai", 1.0),
+    ("H", 14, "laion2b", 1.0),
+)
+"""Letter, patch, weights before, and the share of the image that a crop keeps."""
+
+
+def clip_fine_tuned(letter: str, patch: int, data: str, share: float) -> Variant:
+    """A CLIP that timm's author fine-tuned to classify: ImageNet-12k, then 1k."""
+    word, shape, _ = CLIP_SHAPES[letter]
+    tag = f"timm/vit_{word}_patch{patch}_clip_224.{data}_ft_in12k_in1k"
+    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **CLIP)
+    side = math.floor(224 / share)
+    return Variant(
+        name=f"clip_{letter.lower()}{patch}_{data}_in1k",
+        family="CLIP, fine-tuned",
+        config=Config(224, patch, **shape, **OF_CLIP),
+        preprocess=Preprocess(224, 224, resize_size=side, **pipeline),
+        url=HUB.format(tag, ARRAYS),
+        tag=tag,
+        license="Apache-2.0",
+        source=f"timm, {data} CLIP, then ImageNet-12k, then 1k",
+    )
+
+
+SIGLIP = (
+    ("b", "base", 16, 224, BASE),
+    ("b", "base", 16, 256, BASE),
+    ("b", "base", 16, 384, BASE),
+    ("l", "large", 16, 256, LARGE),
+    ("l", "large", 16, 384, LARGE),
+    ("so400m", "so400m", 14, 224, SO400M),
+    ("so400m", "so400m", 14, 384, SO400M),
+)
+
+
+def siglip(
+    version: int, letter: str, word: str, patch: int, size: int, shape: dict[str, Any]
+) -> Variant:
+    """A row of Zhai et al. 2023, or of SigLIP 2 (Tschannen et al. 2025).
+
+    GELU is by tanh, as the weights were trained and transformers computes; timm and
+    open_clip compute most of these image towers with erf, and logits differ in their
+    third or fourth digit.
+    """
+    short, number = letter.upper(), "" if version == 1 else "2"
+    at = "" if size == 224 else f"-{size}"
+    webli = "webli" if version == 1 else "v2_webli"
+    repository = f"google/siglip{number}-{word}-patch{patch}-{size}"
+    name = f"siglip{number}_{letter}{patch}"
+    return Variant(
+        name=name if size == 224 else f"{name}_{size}",
+        family="SigLIP",
+        config=Config(
+            *(size, patch),
+            **shape,
+            gelu="tanh",
+            class_token=False,
+            pool="map",
+            head="cosine",
+            sigmoid=True,
+            truncate=size % patch != 0,
+        ),
+        preprocess=Preprocess(size, size, interpolation="bicubic"),
+        labels=no_labels,
+        url=HUB.format(repository, ARRAYS),
+        tag=repository,
+        aliases=(
+            f"timm/ViT-{short}-{patch}-SigLIP{number}{at}",
+            f"ViT-{short}-{patch}-SigLIP{number}{at} webli",
+            f"timm/vit_{word}_patch{patch}_siglip_{size}.{webli}",
+        ),
+        license="Apache-2.0",
+        source=f"SigLIP{number and ' 2'}, WebLI",
+    )
+
+
+DINOV2 = (
+    ("s", "small", SMALL),
+    ("b", "base", BASE),
+    ("l", "large", LARGE),
+    ("g", "giant", GIANT),
+)
+
+
+def dinov2(letter: str, word: str, shape: dict[str, Any], registers: int) -> Variant:
+    """A backbone of Oquab et al. 2023, or with registers of Darcet et al. 2024, at the
+    image size of its evaluation; its heads for ImageNet-1k are files of their own.
+    """
+    folder, reg = f"dinov2_vit{letter}14", "_reg4" if registers else ""
+    of_hub = "-with-registers" if registers else ""
+    return Variant(
+        name=f"dinov2_{letter}14{'_reg' if registers else ''}",
+        family="DINOv2",
+        config=Config(224, 14, **shape, layer_scale=True, registers=registers),
+        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
+        labels=no_labels,
+        head_labels=imagenet1k,
+        url=f"{FACEBOOK}dinov2/{folder}/{folder}{reg}_pretrain.pth",
+        tag=f"timm/vit_{word}_patch14{reg}_dinov2.lvd142m",
+        aliases=(f"facebook/dinov2{of_hub}-{word}", f"{folder}{reg[:4]}"),
+        license="Apache-2.0",
+        source=f"DINOv2{' with registers' if registers else ''}, LVD-142M",
+    )
+
+
+MAE = (("b", "base", 16, BASE), ("l", "large", 16, LARGE), ("h", "huge", 14, HUGE))
+
+
+def mae(letter: str, word: str, patch: int, shape: Any, *, fine_tuned=False) -> Variant:
+    """A row of He et al. 2022: as pre-trained, without a head, or fine-tuned."""
+    fields: Any = dict(
+        url=f"{FACEBOOK}mae/pretrain/mae_pretrain_vit_{word}.pth",
+        tag=f"timm/vit_{word}_patch{patch}_224.mae",
+        aliases=(f"facebook/vit-mae-{word}",),
+        labels=no_labels,
+        source="MAE, ImageNet-1k without labels",
+    )
+    if fine_tuned:
+        fields = dict(
+            url=f"{FACEBOOK}mae/finetune/mae_finetuned_vit_{word}.pth",
+            source="MAE, then ImageNet-1k",
+        )
+    pool: Any = dict(pool="mean") if fine_tuned else {}
+    return Variant(
+        name=f"mae_{letter}{patch}{'_in1k' if fine_tuned else ''}",
+        family="MAE",
+        config=Config(224, patch, **shape, **pool),
+        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
+        license="CC-BY-NC-4.0",
+        **fields,
+    )
+
+
 AUGREG_ROWS = tuple(augreg(*key, recipe) for key, recipe in AUGREG_224.items())
 
 ROWS = (
     Variant(
         name="textured_digits",
+        family="vitjax",
         config=Config(64, 8, dim=128, depth=6, heads=4, mlp_dim=512),
         preprocess=Preprocess(64, 64),
         labels=lambda: (CLASSES, CLASSES),
@@ -159,8 +403,11 @@ ROWS = (
     deit("ti", "tiny", "a1311bcf", TINY),
     deit("s", "small", "cd65a155", SMALL),
     deit("b", "base", "b5f2ef4d", BASE),
+    refinement("vit_b16_refinement", heads=False),
+    refinement("vit_b16_refinement_heads", heads=True),
     Variant(
         name="vit_b16_cifar100",
+        family="paper",
         config=Config(224, 16, **BASE),
         preprocess=Preprocess(224, 224),
         labels=cifar100,
@@ -173,6 +420,7 @@ ROWS = (
     ),
     Variant(
         name="vit_b16_miil",
+        family="paper",
         config=Config(224, 16, **BASE, qkv_bias=False),
         preprocess=Preprocess(224, 224, resize="shorter", resize_size=256, **UNSCALED),
         url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
@@ -181,10 +429,9 @@ ROWS = (
         license="MIT",
         source="MIIL, ImageNet-21k-P then 1k",
     ),
-    refinement("vit_b16_refinement", heads=False),
-    refinement("vit_b16_refinement_heads", heads=True),
     Variant(
         name="vit_b16_gap",
+        family="paper",
         config=Config(
             224, 16, **BASE, class_token=False, norm="residual_post", qkv_bias=False
         ),
@@ -195,6 +442,13 @@ ROWS = (
         license="Apache-2.0",
         source="timm, ImageNet-1k",
     ),
+    *(openai(*key) for key in OPENAI),
+    *(laion(*key) for key in LAION),
+    *(clip_fine_tuned(*key) for key in CLIP_FINE_TUNED),
+    *(siglip(version, *key) for version in (1, 2) for key in SIGLIP),
+    *(dinov2(*key, registers) for registers in (0, 4) for key in DINOV2),
+    *(mae(*key) for key in MAE),
+    *(mae(*key, fine_tuned=True) for key in MAE),
 )
 
 VARIANTS = {row.name: row for row in ROWS}
@@ -238,20 +492,27 @@ def find(name: str) -> Variant:
 
 
 def spelled_elsewhere(name: str) -> tuple[str, ...]:
-    """Rows that timm, Hugging Face or the papers call so, whatever the punctuation."""
+    """Rows that timm, Hugging Face or the papers call so, whatever the punctuation.
+
+    A name without its weights, as timm's before the dot, stands for several.
+    """
     last = name.rsplit("/", 1)[-1]
-    wanted = {squash(name), squash(last), squash(last.partition(".")[0])}
-    return tuple(row.name for row in ROWS if wanted & spellings(row))
+    exact = {squash(name), squash(last)}
+    stem = squash(last.partition(".")[0])
+    named = {row.name: spellings(row) for row in ROWS}
+    same = tuple(ours for ours, (names, _) in named.items() if exact & names)
+    return same or tuple(ours for ours, (_, stems) in named.items() if stem in stems)
 
 
-def spellings(row: Variant) -> set[str]:
-    """A row's names elsewhere: its tag, its tag's stem, and our own otherwise put."""
-    _, _, exact = row.tag.partition("/")
-    stem, _, weights = exact.partition(".")
-    names = {exact, stem, row.name}
-    if weights.endswith("_in21k"):
-        names = {exact, f"{stem}_in21k", row.name}
-    return {squash(each) for each in names if each}
+def spellings(row: Variant) -> tuple[set[str], set[str]]:
+    """A row's names elsewhere, and what they are without the weights."""
+    names, stems = {row.name}, {row.name}
+    for tag in filter(None, (row.tag, *row.aliases)):
+        last = tag.rsplit("/", 1)[-1]
+        stem, _, weights = last.partition(".")
+        names |= {tag, last}
+        stems.add(f"{stem}_in21k" if weights.endswith("_in21k") else stem)
+    return set(map(squash, names)), set(map(squash, stems))
 
 
 def squash(name: str) -> str:
@@ -265,5 +526,5 @@ def anonymous(config: Config) -> Variant:
         name="",
         config=config,
         preprocess=Preprocess(*config.shape),
-        labels=lambda: ((), ()),
+        labels=no_labels,
     )

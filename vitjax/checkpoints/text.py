@@ -4,24 +4,15 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vitjax import messages
-from vitjax.checkpoints import download, files, huggingface, loading
+from vitjax.checkpoints import configs, download, files, layouts, loading
 from vitjax.checkpoints import json_fields as read
-from vitjax.checkpoints.convert import (
-    Checkpoint,
-    block_keys,
-    detect_layout,
-    first_keys,
-    group_blocks,
-)
+from vitjax.checkpoints.convert import Checkpoint, detect_layout, first_keys
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.layouts import (
     ATTENTION,
@@ -32,10 +23,7 @@ from vitjax.checkpoints.layouts import (
     Keys,
     Table,
     Target,
-    attention_out,
     identity,
-    split_heads,
-    split_qkv,
     torch_table,
     transpose,
 )
@@ -44,17 +32,12 @@ from vitjax.checkpoints.tokenizer import find_tokenizer
 from vitjax.models.model import flatten, unflatten
 from vitjax.models.text import TextConfig, TextModel, TextTransformer
 
-OPEN_CLIP = "open_clip_config.json"
-
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 """Width -> attention heads of published text towers, which no array of torch tells."""
 
-QUERY, VALUES = ATTENTION + "query/kernel", ("query", "key", "value")
-LEAVES = (("kernel", "weight"), ("bias", "bias"))
+QUERY = ATTENTION + "query/kernel"
 SECOND_POSITIONS = "Encoder_0/pos_embedding"
 """Position embeddings of old files of big_vision, to be added to the others."""
-
-SIGLIP: dict[str, Any] = dict(causal=False, pool="last", projection_bias=True)
 
 
 def load_text(
@@ -111,134 +94,140 @@ def load_text(
             )
         found = add_second_positions(detect_layout(arrays, layouts=LAYOUTS))
         config = config or architecture(found, folder, row)
-        params = read_params(found, config, allow_nonfinite=allow_nonfinite)
+        flat = found.convert(
+            config,
+            full_table(found, config),
+            parameter_shapes(config),
+            Target(config.blocks, None, "", ()),
+            allow_nonfinite=allow_nonfinite,
+        )
     tokens = find_tokenizer(tokenizer or folder, config.length)
     if tokenizer is not None and tokens is None:
         raise FileNotFoundError(f"tokenizer={os.fspath(tokenizer)!r} has no tokenizer.")
-    return TextModel(params=params, config=config, tokenizer=tokens)
+    return TextModel(params=unflatten(flat), config=config, tokenizer=tokens)
 
 
 def architecture(found: Checkpoint, folder: Any, row: Variant | None) -> TextConfig:
     """The architecture by the description beside the weights, or by the arrays."""
+    readers = {
+        "huggingface": (configs.HuggingFace.file, hugging_face_config),
+        "open_clip": (configs.OpenClip.file, open_clip_config),
+    }
     library = found.layout.library
-    if library == "huggingface" and (description := files.read_config_json(folder)):
-        return hugging_face_config(description)
-    if library == "open_clip" and (folder / OPEN_CLIP).exists():
-        return open_clip_config(files.read_json(folder / OPEN_CLIP))
-    if library != "google" and row is None:
-        raise CheckpointError(
-            f"These arrays (read as {found.layout.name}) do not say how many heads "
-            "they have and which GELU: give their folder with its config.json or "
-            f"{OPEN_CLIP}, or a vitjax.TextConfig and the file as checkpoint=."
-        )
+    if library in readers:
+        name, describe = readers[library]
+        if (folder / name).exists():
+            return describe(read.Fields(files.read_json(folder / name)))
+        if row is None:
+            raise CheckpointError(
+                f"These arrays (read as {found.layout.name}) do not tell their "
+                f"attention heads and their GELU: give their folder with its {name}, "
+                "or a vitjax.TextConfig and the file as checkpoint=."
+            )
     return inferred_config(found, row)
 
 
-def hugging_face_config(description: Mapping[str, Any]) -> TextConfig:
-    """The text tower of a config.json; absent fields have transformers' default."""
-    kind = str(description.get("model_type"))
-    clip = kind.startswith("clip")
-    fields = description
-    if kind in ("clip", "siglip", "siglip2"):
-        fields = description.get("text_config") or {}
-    elif kind not in ("clip_text_model", "siglip_text_model", "siglip2_text_model"):
-        raise CheckpointError(f"model_type={kind!r} is not CLIP's or SigLIP's.")
+CLIP: dict[str, Any] = dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=512,
+    num_attention_heads=8,
+    intermediate_size=2048,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+SIGLIP: dict[str, Any] = dict(
+    vocab_size=32000,
+    max_position_embeddings=64,
+    hidden_size=768,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+"""transformers' defaults."""
 
-    def get(field, default, fields=fields):
-        return default if fields.get(field) is None else fields[field]
+MODEL_TYPES = {
+    **dict.fromkeys(("clip", "clip_text_model"), CLIP),
+    **dict.fromkeys(("siglip", "siglip_text_model"), SIGLIP),
+    **dict.fromkeys(("siglip2", "siglip2_text_model"), SIGLIP),
+}
+LAST: dict[str, Any] = dict(causal=False, pool="last", projection_bias=True)
+"""How SigLIP differs from CLIP."""
 
-    def integer(field, default, fields=fields):
-        value = get(field, default, fields)
-        return read.integer(field, value, low=0, high=2**24)
+count: Any = functools.partial(read.integer, high=2**24)
 
-    dim = integer("hidden_size", 512 if clip else 768)
-    act = get("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh")
-    gelus = {**huggingface.GELUS, "quick_gelu": "quick"}
-    if not isinstance(act, str) or act not in gelus:
-        raise CheckpointError(messages.unknown("hidden_act", act, gelus))
-    family = SIGLIP | {"projection": integer("projection_size", dim)}
-    if clip:
-        end = integer("eos_token_id", 49407)  # 2 is the error of old files
-        width = integer("projection_dim", 512, description)
-        family = dict(projection=width, end=None if end == 2 else end)
-    epsilon = get("layer_norm_eps", 1e-5 if clip else 1e-6)
-    numerics: dict[str, Any] = dict(gelu=gelus[act])
+
+def hugging_face_config(fields: read.Fields) -> TextConfig:
+    """The text tower of transformers' config.json."""
+    defaults = fields.one_of("model_type", MODEL_TYPES, "")
+    tower = fields.section("text_config") if "text_config" in fields.values else fields
+
+    def size(field: str) -> int:
+        return tower.get(field, defaults[field], count)
+
+    epsilon = functools.partial(read.number, low=0.0)
+    family = dict(LAST)
+    if defaults is CLIP:
+        end = tower.get("eos_token_id", 49407, functools.partial(count, low=0))
+        projection = fields.get("projection_dim", 512, read.integer)
+        family = dict(end=None if end == 2 else end)  # 2 is an error of old files
+    else:
+        projection = tower.get("projection_size", size("hidden_size"), read.integer)
     return TextConfig(
-        vocab=integer("vocab_size", 49408 if clip else 32000),
-        length=integer("max_position_embeddings", 77 if clip else 64),
-        dim=dim,
-        depth=integer("num_hidden_layers", 12),
-        heads=integer("num_attention_heads", 8 if clip else 12),
-        mlp_dim=integer("intermediate_size", 2048 if clip else 3072),
-        epsilon=read.number("layer_norm_eps", epsilon, low=0.0),
+        vocab=size("vocab_size"),
+        length=size("max_position_embeddings"),
+        dim=size("hidden_size"),
+        depth=tower.get("num_hidden_layers", 12, count),
+        heads=size("num_attention_heads"),
+        mlp_dim=size("intermediate_size"),
+        projection=projection,
+        gelu=tower.one_of("hidden_act", configs.GELUS, defaults["hidden_act"]),
+        epsilon=tower.get("layer_norm_eps", defaults["layer_norm_eps"], epsilon),
         **family,
-        **numerics,
     )
 
 
-OPEN_CLIP_DEFAULTS: dict[str, Any] = dict(
-    context_length=77,
-    vocab_size=49408,
-    width=512,
-    heads=8,
-    layers=12,
-    mlp_ratio=4.0,
-    no_causal_mask=False,
-    pool_type="argmax",
-    eos_id=2,
-    proj_bias=False,
-    proj_type="linear",
-    norm_kwargs=None,
-    act_kwargs=None,
-)
-WITHOUT_EFFECT = {"pad_id", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs"}
-WITHOUT_EFFECT |= {"tokenizer_mode", "hf_model_pretrained", "hf_proj_type"}
-WITHOUT_EFFECT |= {"hf_pooler_type"}
-POOLS: dict[str, dict[str, Any]] = {
-    "argmax": dict(pool="first_end"),
-    "eos": dict(pool="first_end"),
-    "last": dict(pool="last"),
+KNOWN = {
+    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+    *("no_causal_mask", "pool_type", "eos_id", "proj_bias", "norm_kwargs"),
+    *("act_kwargs", "proj_type", "pad_id", "output_tokens", "hf_tokenizer_name"),
+    *("tokenizer_kwargs", "tokenizer_mode", "hf_model_pretrained", "hf_proj_type"),
+    "hf_pooler_type",
 }
-"""open_clip's name of a pooling -> fields of `TextConfig`."""
+"""Fields of open_clip's text towers that are read or that change nothing."""
 
 
-def open_clip_config(description: Mapping[str, Any]) -> TextConfig:
-    """The text tower of an open_clip_config.json; absent fields have its default."""
-    model = description.get("model_cfg") or description
-    given = model.get("text_cfg") or {}
-    odd = {key for key, value in given.items() if value not in (None, False, [], {})}
-    if odd := sorted(odd - set(OPEN_CLIP_DEFAULTS) - WITHOUT_EFFECT):
-        raise CheckpointError(
-            f"text_cfg has {odd[0]}={given[odd[0]]!r}, which is not supported."
-        )
-    fields = OPEN_CLIP_DEFAULTS | {k: v for k, v in given.items() if v is not None}
-    messages.check_one_of("pool_type", fields["pool_type"], POOLS)
-    messages.check_one_of("proj_type", fields["proj_type"], ("linear",))
-    pool = POOLS[fields["pool_type"]]
-    if fields["pool_type"] == "eos":
-        pool = pool | {"end": read.integer("eos_id", fields["eos_id"], low=0)}
-    tanh = (fields["act_kwargs"] or {}).get("approximate") == "tanh"
-    gelu = "quick" if model.get("quick_gelu") else "tanh" if tanh else "erf"
-    numerics: dict[str, Any] = dict(gelu=gelu, **pool)
-
-    def integer(field):
-        return read.integer(field, fields[field], high=2**24)
-
-    width = integer("width")
-    ratio = read.number("mlp_ratio", fields["mlp_ratio"], low=0.0)
-    epsilon = (fields["norm_kwargs"] or {}).get("eps", 1e-5)
+def open_clip_config(fields: read.Fields) -> TextConfig:
+    """The text tower of an open_clip_config.json."""
+    model = fields.section("model_cfg")
+    tower = model.section("text_cfg")
+    odd = {k: value for k, value in tower.values.items() if value and k not in KNOWN}
+    if odd:
+        raise CheckpointError(f"text_cfg with {odd} is not supported.")
+    pools = {"argmax": "first_end", "eos": "first_end", "last": "last"}
+    pool = tower.one_of("pool_type", pools, "argmax")
+    tower.one_of("proj_type", {"linear": None}, "linear")
+    quick = model.get("quick_gelu", False, read.boolean)
+    tanh = tower.section("act_kwargs").get("approximate") == "tanh"
+    width = tower.get("width", 512, count)
+    end = None
+    if tower.get("pool_type") == "eos":
+        end = tower.get("eos_id", 2, functools.partial(count, low=0))
     return TextConfig(
-        vocab=integer("vocab_size"),
-        length=integer("context_length"),
+        vocab=tower.get("vocab_size", 49408, count),
+        length=tower.get("context_length", 77, count),
         dim=width,
-        depth=integer("layers"),
-        heads=integer("heads"),
-        mlp_dim=int(width * ratio),
+        depth=tower.get("layers", 12, count),
+        heads=tower.get("heads", 8, count),
+        mlp_dim=int(width * tower.get("mlp_ratio", 4.0, read.number)),
         projection=read.integer("embed_dim", model.get("embed_dim")),
-        projection_bias=read.boolean("proj_bias", fields["proj_bias"]),
-        epsilon=read.number("eps", epsilon, low=0.0),
-        causal=not read.boolean("no_causal_mask", fields["no_causal_mask"]),
-        **numerics,
+        projection_bias=tower.get("proj_bias", False, read.boolean),
+        gelu="quick" if quick else "tanh" if tanh else "erf",
+        epsilon=tower.section("norm_kwargs").get("eps", 1e-5, read.number),
+        causal=not tower.get("no_causal_mask", False, read.boolean),
+        pool=pool,
+        end=end,
     )
 
 
@@ -251,8 +240,7 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
     arrays, one = found.arrays, TextConfig(1, 1, 1, 1, 1, 1, 1)
     biased = {"head.bias", "text_projection.bias", "head/bias"} & arrays.keys()
     one = dataclasses.replace(one, projection_bias=bool(biased))
-    make_table: Any = found.layout.table
-    table = make_table(one, arrays)
+    table = full_table(found, one)
 
     def shape(path: str) -> tuple[int, ...]:
         source, convert = table[path]
@@ -286,7 +274,7 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
         heads=heads,
         mlp_dim=shape(MLP + "Dense_0/kernel")[-1],
         projection=shape("projection/kernel")[-1],
-        **(SIGLIP if biased else {}),
+        **(LAST if biased else {}),
         **numerics,
     )
 
@@ -301,44 +289,11 @@ def add_second_positions(found: Checkpoint) -> Checkpoint:
     return dataclasses.replace(found, arrays=arrays)
 
 
-def read_params(found: Checkpoint, config: TextConfig, *, allow_nonfinite: bool) -> Any:
-    """Parameters, float32; keys that are missing, extra or misshapen are errors."""
-    layout, blocks = found.layout, config.blocks
-    make_table: Any = layout.table
+def full_table(found: Checkpoint, config: TextConfig) -> Any:
+    """The layout's table of exactly this text tower's parameters."""
+    make_table: Any = found.layout.table
     table = make_table(config, found.arrays)
-    expected = {key for key, _ in table.values() for key in block_keys(key, blocks)}
-    ignored = re.compile("|".join(layout.ignored))
-    extra = [key for key in set(found.arrays) - expected if not ignored.fullmatch(key)]
-    missing = sorted(expected - set(found.arrays))
-    if missing or extra:
-        raise CheckpointError(
-            f"The text tower, read as {layout.name}, does not fit {config}. Missing: "
-            f"{group_blocks(missing)}. Extra: {group_blocks(sorted(extra))}."
-        )
-    target = Target(blocks, None, "", ())
-    shapes, flat, problems = parameter_shapes(config), {}, []
-    for path, (source, convert) in table.items():
-        try:
-            array = found.stack(
-                source,
-                lambda x, f=convert: f(x, target),
-                blocks,
-                allow_nonfinite=allow_nonfinite,
-            )
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            problems.append(f"{source}: {error}")
-            continue
-        flat[path] = jnp.asarray(array)
-        if array.shape != shapes[path]:
-            problems.append(f"{source} gives {array.shape}, not {shapes[path]}")
-    if problems:
-        raise CheckpointError(
-            f"The text tower, read as {layout.name}, has arrays of other shapes than "
-            f"{config}: {first_keys(problems)}."
-        )
-    return unflatten(flat)
+    return {path: table[path] for path in parameter_shapes(config)}
 
 
 @functools.lru_cache(maxsize=8)
@@ -351,58 +306,39 @@ def parameter_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 def hugging_face_table(config: Any, keys: Keys) -> Table:
     """transformers' CLIP and SigLIP."""
-    block = "encoder.layers.{block}."
-    dense = {
-        MLP + "Dense_0/": (block + "mlp.fc1.", transpose),
-        MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
-        ATTENTION + "out/": (block + "self_attn.out_proj.", attention_out),
-    }
-    norms = {
-        BLOCK + "LayerNorm_0/": block + "layer_norm1.",
-        BLOCK + "LayerNorm_1/": block + "layer_norm2.",
-        NORM: "final_layer_norm.",
-    }
     table: Table = {
+        **of_blocks(layouts.hugging_face_clip_table(config.blocks, keys)),
+        **torch_table({}, {NORM: "final_layer_norm."}),
         "token_embedding": ("embeddings.token_embedding.weight", identity),
         "pos_embedding": ("embeddings.position_embedding.weight", identity),
+        "projection/kernel": ("text_projection.weight", transpose),
     }
-    for part in VALUES:
-        for leaf, key in LEAVES:
-            source = f"{block}self_attn.{part[0]}_proj.{key}"
-            table[f"{ATTENTION}{part}/{leaf}"] = (source, split_heads)
     if config.projection_bias:
-        dense["projection/"] = ("head.", transpose)
-    else:
-        table["projection/kernel"] = ("text_projection.weight", transpose)
-    return table | torch_table(dense, norms)
+        table |= torch_table({"projection/": ("head.", transpose)}, {})
+    return table
 
 
 def open_clip_table(config: Any, keys: Keys) -> Table:
     """open_clip's and OpenAI's own text tower."""
-    block, joint = "transformer.resblocks.{block}.", "attn.in_proj_"
-    dense = {
-        MLP + "Dense_0/": (block + "mlp.c_fc.", transpose),
-        MLP + "Dense_1/": (block + "mlp.c_proj.", transpose),
-        ATTENTION + "out/": (block + "attn.out_proj.", attention_out),
-    }
-    norms = {
-        BLOCK + "LayerNorm_0/": block + "ln_1.",
-        BLOCK + "LayerNorm_1/": block + "ln_2.",
-        NORM: "ln_final.",
-    }
     table: Table = {
+        **of_blocks(layouts.open_clip_table(config.blocks, keys), "visual."),
+        **torch_table({}, {NORM: "ln_final."}),
         "token_embedding": ("token_embedding.weight", identity),
         "pos_embedding": ("positional_embedding", identity),
+        "projection/kernel": ("text_projection", identity),
     }
-    for index, part in enumerate(VALUES):
-        for leaf, key in LEAVES:
-            source = block + joint + key
-            table[f"{ATTENTION}{part}/{leaf}"] = (source, split_qkv(index))
     if config.projection_bias:
-        dense["projection/"] = ("text_projection.", transpose)
-    else:
-        table["projection/kernel"] = ("text_projection", identity)
-    return table | torch_table(dense, norms)
+        table |= torch_table({"projection/": ("text_projection.", transpose)}, {})
+    return table
+
+
+def of_blocks(table: Any, prefix: str = "") -> Table:
+    """The blocks of an image tower's table, without the prefix of their keys."""
+    blocks = {path: entry for path, entry in table.items() if path.startswith(BLOCK)}
+    return {
+        path: (source.removeprefix(prefix), convert)
+        for path, (source, convert) in blocks.items()
+    }
 
 
 def big_vision_table(config: Any, keys: Keys) -> Table:

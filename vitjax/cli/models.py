@@ -13,12 +13,15 @@ from vitjax.checkpoints.describe import Fact, describe_preprocessing, weightless
 from vitjax.cli.command import WeightsCommand, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
-COLUMNS = ("model", *NUMBERS, "source", "license", "weights")
+COLUMNS = ("model", *NUMBERS, "family", "source", "license", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List(WeightsCommand):
     """List the models that can be loaded by name, or what one does to an image.
+
+    Models whose classes are a "class file" are compared with embeddings of class names;
+    those of a "head" take a file with one, or a probe of yours.
 
     Example: vitjax list vit_b16
 
@@ -27,7 +30,7 @@ class List(WeightsCommand):
             and where each comes from: its row, its file, or your flags. Without it,
             print the table of models.
         checkpoint: your own file with the model's weights, its http(s) address, or a
-            folder of vitjax, Hugging Face or timm.
+            folder of vitjax, Hugging Face, timm or open_clip.
     """
 
     needs_device: ClassVar[bool] = False
@@ -58,7 +61,9 @@ class List(WeightsCommand):
 
 def describe_model(row: registry.Variant) -> tuple[str, ...]:
     """A row of `vitjax list`."""
-    config, classes = row.config, len(row.labels()[0])
+    config, classes = row.config, str(len(row.labels()[0]))
+    if classes == "0":
+        classes = "class file" if config.head == "cosine" else "head"
     size = "x".join(map(str, config.shape))
     if row.packaged:
         weights = "in the package"
@@ -66,20 +71,24 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
         weights = "cached"
     else:
         weights = "to be downloaded" if row.url else "from its authors"
-    numbers = f"{count_parameters(row):,}", size, str(config.tokens), str(classes)
-    return row.name, *numbers, row.source, row.license, weights
+    numbers = f"{count_parameters(row):,}", size, str(config.tokens), classes
+    return row.name, *numbers, row.family, row.source, row.license, weights
 
 
 def count_parameters(row: registry.Variant) -> int:
     """The number of a model's parameters, from its sizes: `list` traces no model."""
-    config, dim = row.config, row.config.dim
-    attention = 4 * dim**2 + dim + 3 * dim * config.qkv_bias
-    mlp = 2 * dim * config.mlp_dim + config.mlp_dim + dim
-    embedding = (3 * config.patch_size**2 + 1 + config.tokens) * dim
-    refinement = (config.depth - 1) * 5 * dim * (2 * dim + 1)
-    count = embedding + config.depth * (attention + mlp + 4 * dim) + 2 * dim
-    count += config.class_token * dim + config.refinement * refinement
-    return count + (dim + 1) * len(row.labels()[0])
+    cfg, dim, hidden = row.config, row.config.dim, row.config.mlp_dim
+    attention = 4 * dim**2 + dim + 3 * dim * cfg.qkv_bias
+    mlp = 2 * dim * hidden + hidden + dim
+    gate = (dim + 1) * hidden * (cfg.mlp == "swiglu")
+    block = attention + mlp + gate + 4 * dim + 2 * dim * cfg.layer_scale
+    count = (3 * cfg.patch_size**2 + cfg.patch_bias + cfg.tokens + cfg.prefix) * dim
+    count += cfg.depth * block + 2 * dim * (1 + cfg.embed_norm)
+    count += cfg.refinement * (cfg.depth - 1) * 5 * dim * (2 * dim + 1)
+    if cfg.pool == "map":
+        count += attention + mlp + 3 * dim
+    count += dim * (cfg.projection or 0) + (cfg.head == "cosine") + cfg.sigmoid
+    return count + (cfg.embed_dim + 1) * len(row.labels()[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,14 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class Head(nn.Module):
-    """Parameters of a head: E^T or T^T and b of `ClassSpace`, and its temperature."""
+    """Parameters of a head: E^T or T^T and b of `ClassSpace`, its temperature, and the
+    part of b that all classes share.
+    """
 
     dim: int
     classes: int
     cosine: bool = False
+    sigmoid: bool = False
 
     def setup(self):
         self.kernel = self.param("kernel", NORMAL, (self.dim, self.classes))
@@ -28,6 +31,9 @@ class Head(nn.Module):
         if self.cosine:  # where CLIP's training starts
             start = nn.initializers.constant(1 / 0.07)
             self.temperature = self.param("temperature", start, ())
+        if self.sigmoid:  # where SigLIP's does
+            start = nn.initializers.constant(-10.0)
+            self.logit_bias = self.param("logit_bias", start, ())
 
 
 class Affine(nn.Module):

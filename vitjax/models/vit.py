@@ -87,7 +87,8 @@ class VisionTransformer(nn.Module):
             self.MAPHead_0 = AttentionPool(cfg)
         if cfg.projection is not None:
             self.projection = Affine((cfg.dim, cfg.projection))
-        self.head = Head(cfg.embed_dim, self.classes, cfg.head == "cosine")
+        cosine = cfg.head == "cosine"
+        self.head = Head(cfg.embed_dim, self.classes, cosine, cfg.sigmoid)
         if cfg.pool == "cls_mean":
             self.head_patches = Affine((cfg.dim, self.classes))
         if cfg.head_blocks > 1:
@@ -133,7 +134,7 @@ class VisionTransformer(nn.Module):
             norm_scale=norm.scale,
             norm_shift=norm.bias,
             epsilon=cfg.epsilon,
-            bias=head.bias,
+            bias=head.bias + head.logit_bias if cfg.sigmoid else head.bias,
             embedding=head.kernel.T,
         )
         if cfg.pool == "cls_mean":

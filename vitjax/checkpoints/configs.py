@@ -1,0 +1,408 @@
+"""What a config.json says of the weights beside it: transformers, timm, open_clip.
+
+Each class reads one library's words: `file` names the description; `stated` are fields
+of `Config` that it says and no array shows; `image_size` is that which the position
+embeddings are of; `architecture` is whole but for what the arrays have beyond it;
+`labels` are class names and ids, empty where it has none.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vitjax.checkpoints import json_fields as read
+from vitjax.checkpoints import pipelines
+from vitjax.checkpoints.convert import Checkpoint
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.json_fields import Fields
+from vitjax.data.images import Preprocess
+from vitjax.data.labels import Labels, imagenet1k
+from vitjax.types import Config
+
+GELUS = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_fast": "tanh",
+    "quick_gelu": "quick",
+    "gelu_tanh": "tanh",  # timm
+    "quickgelu": "quick",
+}
+"""Libraries' names of an activation -> `Config.gelu`."""
+
+VIT: Any = dict(
+    patch_size=16,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+    config={},
+    processor="ViT",
+)
+CLIP = VIT | dict(
+    patch_size=32,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    config=dict(embed_norm=True, patch_bias=False),
+    processor="CLIP",
+)
+SIGLIP = VIT | dict(
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+    config=dict(class_token=False, pool="map"),
+    processor="Siglip",
+)
+DINOV2 = VIT | dict(
+    patch_size=14,
+    layer_norm_eps=1e-6,
+    config=dict(layer_scale=True),
+    processor="Bit",
+)
+MODEL_TYPES: dict[str, dict[str, Any]] = {
+    "vit": VIT,
+    "deit": VIT | dict(config=dict(registers=1), processor="DeiT"),
+    **dict.fromkeys(("clip", "clip_vision_model"), CLIP),
+    **dict.fromkeys(("siglip", "siglip_vision_model"), SIGLIP),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), DINOV2),
+}
+"""Model types of transformers -> defaults of fields, what every such model has, and the
+image processor of a file that names none."""
+
+NOT_READ = {
+    "siglip2": "NaFlex resizes its positions for each image. Take a SigLIP 2 of fixed "
+    "resolution, whose model_type is siglip.",
+    "siglip2_vision_model": "NaFlex resizes its positions for each image.",
+    "beit": "its attention has a bias for relative positions.",
+    "data2vec-vision": "its attention has a bias for relative positions.",
+    "dinov3_vit": "its positions are rotations of queries and keys.",
+}
+"""Model types that are known and not read, and why."""
+
+
+class HuggingFace:
+    """transformers' config.json; a vision tower's own part of one with two towers."""
+
+    library, file = "huggingface", "config.json"
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self.fields = Fields(fields)
+        self.kind = MODEL_TYPES[fields["model_type"]]
+        self.tower = self.fields
+        if "vision_config" in fields:
+            self.tower = self.fields.section("vision_config")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        default = self.kind["layer_norm_eps"]
+        number = functools.partial(read.number, low=0.0)
+        return {
+            "epsilon": self.tower.get("layer_norm_eps", default, number),
+            "gelu": self.tower.one_of("hidden_act", GELUS, self.kind["hidden_act"]),
+        }
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        return self.tower.get("image_size", 224, read.image_size)
+
+    def architecture(self, found: Checkpoint | None = None) -> Config:
+        tower = self.tower
+        patch = tower.get("patch_size", self.kind["patch_size"])
+        height, width = read.height_and_width("patch_size", patch)
+        if height != width:
+            raise CheckpointError(f"Patches of {patch} pixels are not square.")
+        dim = tower.get("hidden_size", 768, read.integer)
+        hidden = 4 * 768
+        if self.kind is DINOV2:
+            hidden = int(dim * tower.get("mlp_ratio", 4, read.number))
+            if tower.get("use_swiglu_ffn", False, read.boolean):
+                hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        fields = dict(self.kind["config"])
+        if registers := tower.get("num_register_tokens", self.registers):
+            fields["registers"] = read.integer("num_register_tokens", registers)
+        return Config(
+            image_size=self.image_size,
+            patch_size=height,
+            dim=dim,
+            depth=tower.get("num_hidden_layers", 12, read.integer),
+            heads=tower.get("num_attention_heads", 12, read.integer),
+            mlp_dim=tower.get("intermediate_size", hidden, read.integer),
+            qkv_bias=tower.get("qkv_bias", True, read.boolean),
+            channels=tower.get("num_channels", 3, read.integer),
+            truncate=truncates(self.image_size, height),
+            **fields,
+            **self.stated,
+        )
+
+    @property
+    def registers(self) -> int:
+        """Registers where the file does not say."""
+        return 4 if self.fields.get("model_type") == "dinov2_with_registers" else 0
+
+    def labels(self) -> Labels:
+        names = read.class_names("id2label", self.fields.get("id2label"))
+        imagenet, wordnet_ids = imagenet1k()
+        return names, wordnet_ids if names == imagenet else read.unique_ids(names)
+
+    def preprocess(self) -> Preprocess | None:
+        return None  # it is a file of its own
+
+
+def truncates(size: int | tuple[int, int], patch: int) -> bool:
+    """Whether a convolution drops pixels at the edge of an image."""
+    sides = (size,) if isinstance(size, int) else size
+    return any(side % patch and side > patch for side in sides)
+
+
+TIMM_FAMILIES = ("vit_", "deit_", "deit3_")
+"""How names of models begin that are plain Vision Transformers."""
+
+HEADS = {
+    ("tiny", 192): 3,
+    ("xsmall", 256): 4,
+    ("wee", 256): 4,
+    ("little", 320): 5,
+    ("small", 384): 6,
+    ("medium", 512): 8,
+    ("betwixt", 640): 10,
+    ("base", 640): 10,
+    ("base", 768): 12,
+    ("base", 896): 14,
+    ("so150m", 896): 14,
+    ("large", 1024): 16,
+    ("so400m", 1152): 16,
+    ("huge", 1280): 16,
+    ("giant", 1408): 16,
+    ("giantopt", 1536): 16,
+    ("giant", 1536): 24,
+    ("gigantic", 1664): 16,
+}
+"""The size in a name, and the width -> attention heads, which no array tells."""
+
+TIMM_WITHOUT_EFFECT = {
+    *("num_classes", "in_chans", "img_size", "patch_size", "embed_dim", "depth"),
+    *("mlp_ratio", "qkv_bias", "qk_norm", "init_values", "class_token", "reg_tokens"),
+    *("no_embed_class", "fc_norm", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
+    *("proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "pre_norm"),
+    *("dynamic_img_size", "strict_img_size", "global_pool", "num_heads", "act_layer"),
+    *("pretrained", "pretrained_strict", "features_only", "scriptable", "exportable"),
+}
+"""Arguments of a model that its arrays show as well, or that the logits do not need."""
+
+QUICK_TAGS = (
+    *("openai", "metaclip_400m", "metaclip_2pt5b", "metaclip2_worldwide"),
+    *("dfn2b", "dfn5b"),
+)
+"""timm's tags of weights that were trained with QuickGELU, whatever the architecture
+that they are loaded into computes."""
+
+
+class Timm:
+    """timm's config.json: mostly the name of an architecture."""
+
+    library, file = "timm", "config.json"
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self.fields = Fields(fields)
+        self.arguments = self.fields.section("model_args")
+        # Older files have no part for preprocessing and classes.
+        nested = self.fields.section("pretrained_cfg")
+        self.pretrained = nested if nested.values else self.fields
+        self.name: str = fields["architecture"]
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        named, tag = "quickgelu" in self.name, self.pretrained.get("tag")
+        if self.arguments.get("act_layer") is not None:
+            return {"gelu": self.arguments.one_of("act_layer", GELUS, "gelu")}
+        if named or ("_clip_" in self.name and tag in QUICK_TAGS):
+            return {"gelu": "quick"}
+        # timm builds most with erf, but the weights were trained with tanh.
+        return {"gelu": "tanh"} if "_siglip_" in self.name else {}
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the input."""
+        size = self.pretrained.get("input_size") or (3, 224, 224)
+        if not isinstance(size, list | tuple) or len(size) != 3:
+            raise read.wrong("input_size", size, "channels, height and width")
+        sides = self.arguments.get("img_size") or size[1:]
+        channels = self.arguments.get("in_chans") or size[0]
+        height, width = read.height_and_width("img_size", sides)
+        return read.integer("in_chans", channels), height, width
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        return read.image_size("img_size", self.input_size[1:])
+
+    def architecture(self, found: Checkpoint) -> Config:
+        arrays, arguments = found.arrays, self.arguments
+        values = arguments.values.items()
+        unknown = {key for key, value in values if value not in (None, False)}
+        odd = sorted(unknown - TIMM_WITHOUT_EFFECT)
+        if not self.name.startswith(TIMM_FAMILIES) or odd:
+            raise CheckpointError(
+                f"The architecture {self.name!r}{f' with {odd[0]}' if odd else ''} is "
+                "none that vitjax knows of timm. If it is a plain Vision Transformer, "
+                "give its vitjax.Config and the folder as checkpoint=."
+            )
+
+        def shape(key: str, axes: int) -> tuple[int, ...]:
+            if key not in arrays or len(arrays[key]().shape) != axes:
+                raise CheckpointError(
+                    f"The checkpoint has no array {key} with {axes} axes, which a "
+                    "Vision Transformer of timm has."
+                )
+            return arrays[key]().shape
+
+        dim, channels, patch_size, _ = shape("patch_embed.proj.weight", 4)
+        sizes = (HEADS[k] for k in HEADS if k[0] in self.name and k[1] == dim)
+        heads = arguments.get("num_heads") or next(sizes, None)
+        if heads is None:
+            raise CheckpointError(
+                f"How many attention heads {self.name!r} of width {dim} has is not "
+                "known: give a vitjax.Config, and the folder as checkpoint=."
+            )
+        attention = "blocks.0.attn."
+        fields: dict[str, Any] = self.pooling(found) | self.stated
+        if "norm_pre.weight" in arrays:
+            fields |= dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
+        if self.projects(found):
+            width = shape("head.weight", 2)[0]
+            fields |= dict(projection=width, head="cosine")
+        return Config(
+            image_size=self.image_size,
+            patch_size=patch_size,
+            dim=dim,
+            depth=len({key.split(".")[1] for key in arrays if key[:7] == "blocks."}),
+            heads=read.integer("num_heads", heads),
+            mlp_dim=shape("blocks.0.mlp.fc2.weight", 2)[1],
+            class_token="cls_token" in arrays,
+            registers=shape("reg_token", 3)[1] if "reg_token" in arrays else 0,
+            norm="residual_post" if "_rpn_" in self.name else "pre",
+            qkv_bias=bool({attention + "qkv.bias", attention + "q_bias"} & {*arrays}),
+            channels=channels,
+            truncate=truncates(self.image_size, patch_size),
+            **fields,
+        )
+
+    def pooling(self, found: Checkpoint) -> dict[str, Any]:
+        """Fields about what the head reads."""
+        class_token = "cls_token" in found.arrays
+        default = "token" if class_token else "avg"
+        if "attn_pool.latent" in found.arrays:
+            default = "map"
+        pool = self.arguments.get("global_pool") or self.fields.get("global_pool")
+        pools = {"token": "cls", "avg": "mean", "map": "map"}
+        pool = pool or default
+        if pool not in pools or (pool == "token" and not class_token):
+            raise CheckpointError(
+                f"global_pool={pool!r} is not supported of a model "
+                f"{'with' if class_token else 'without'} a class token."
+            )
+        return {"pool": pools[pool]}
+
+    def projects(self, found: Checkpoint) -> bool:
+        """Whether the head is CLIP's projection and no classifier.
+
+        timm then fills its bias with zeros, and the file names no classes.
+        """
+        arrays = found.arrays
+        if "norm_pre.weight" not in arrays or "head.bias" not in arrays:
+            return False
+        return not self.labels()[0] and not np.any(arrays["head.bias"]())
+
+    def labels(self) -> Labels:
+        fields = Fields({**self.pretrained.values, **self.fields.values})
+        names = fields.get("label_names") or fields.get("labels")
+        ids = read.class_names("label_names", names)
+        words = fields.section("label_descriptions")
+        names = tuple(read.class_name(words.get(each, each)) for each in ids)
+        return names, ids if len(set(ids)) == len(ids) else read.unique_ids(ids)
+
+    def preprocess(self) -> Preprocess:
+        return pipelines.timm(self.pretrained, self.input_size[1:])
+
+
+class OpenClip:
+    """open_clip_config.json: an image tower of its own, or one of timm."""
+
+    library, file = "open_clip", "open_clip_config.json"
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self.fields = Fields(fields)
+        self.model = self.fields.section("model_cfg")
+        self.tower = self.model.section("vision_cfg")
+        self.of_timm = self.tower.get("timm_model_name")
+
+    @property
+    def trunk(self) -> Timm:
+        """The description of an image tower of timm."""
+        size = self.tower.get("image_size", 224)
+        arguments = {"img_size": size, "global_pool": self.tower.get("timm_pool")}
+        arguments["act_layer"] = self.tower.section("timm_kwargs").get("act_layer")
+        name = str(self.of_timm)
+        return Timm({"architecture": name, "model_args": arguments})
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        if self.of_timm:
+            return self.trunk.stated
+        quick = self.model.get("quick_gelu", False, read.boolean)
+        tanh = self.tower.section("act_kwargs").get("approximate") == "tanh"
+        epsilon = self.tower.section("norm_kwargs").get("eps", 1e-5, read.number)
+        return {
+            "epsilon": epsilon,
+            "gelu": "quick" if quick else "tanh" if tanh else "erf",
+        }
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        return self.tower.get("image_size", 224, read.image_size)
+
+    def architecture(self, found: Checkpoint) -> Config:
+        if self.of_timm:
+            return self.trunk.architecture(found)
+        tower = self.tower
+        width = tower.get("width", 768, read.integer)
+        pools = {"tok": "cls", "avg": "mean"}
+        after = tower.get("final_ln_after_pool", False, read.boolean)
+        ratio = tower.get("mlp_ratio", 4.0, read.number)
+        patch = tower.get("patch_size", 16, read.integer)
+        fields: dict[str, Any] = dict(
+            embed_norm=not tower.get("no_ln_pre", False, read.boolean),
+            pool=tower.one_of("pool_type", pools, "tok"),
+        )
+        if fields["pool"] == "mean" and not after:
+            fields["pool_norm"] = "before"
+        return Config(
+            image_size=self.image_size,
+            patch_size=patch,
+            dim=width,
+            depth=tower.get("layers", 12, read.integer),
+            heads=width // tower.get("head_width", 64, read.integer),
+            mlp_dim=int(width * ratio),
+            patch_bias=False,
+            truncate=truncates(self.image_size, patch),
+            **fields,
+            **self.stated,
+        )
+
+    def labels(self) -> Labels:
+        return (), ()
+
+    def preprocess(self) -> Preprocess:
+        size = read.height_and_width("image_size", self.image_size)
+        return pipelines.open_clip(self.fields.section("preprocess_cfg"), size)
+
+
+Description = HuggingFace | Timm | OpenClip
+
+
+def describe(fields: Mapping[str, Any]) -> Description | None:
+    """The description that a config.json or open_clip_config.json is, if it is one."""
+    if "model_cfg" in fields:
+        return OpenClip(fields)
+    if isinstance(fields.get("architecture"), str):
+        return Timm(fields)
+    return HuggingFace(fields) if fields.get("model_type") in MODEL_TYPES else None
