@@ -33,6 +33,7 @@ from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.api import (
     encode_image,
+    encode_text,
     explain,
     forward,
     helpful_minus_attended,
@@ -44,10 +45,12 @@ from vitjax.api import (
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.loading import init, load, save
 from vitjax.checkpoints.registry import list_models
+from vitjax.checkpoints.text import load_text
 from vitjax.data.images import Preprocess
 from vitjax.models.class_heads import with_head, zero_shot
 from vitjax.models.forward import attention_gradients, scan_blocks
 from vitjax.models.model import Model, memory_values
+from vitjax.models.text import TextConfig, TextModel, class_embeddings
 from vitjax.saliency.attribution import attribution_patching
 from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
@@ -93,15 +96,19 @@ __all__ = [
     "Probe",
     "Results",
     "TapEdit",
+    "TextConfig",
+    "TextModel",
     "Trace",
     "__version__",
     "ablate",
     "area_under_curve",
     "attention_gradients",
     "attribution_patching",
+    "class_embeddings",
     "class_value_agreement",
     "compositionality",
     "encode_image",
+    "encode_text",
     "explain",
     "explorer",
     "figures",
@@ -115,6 +122,7 @@ __all__ = [
     "key_value_agreement",
     "list_models",
     "load",
+    "load_text",
     "localisation",
     "logit_attribution",
     "memory_classes",

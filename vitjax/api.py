@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vitjax.checks import checked
-from vitjax.models import class_heads
+from vitjax.models import class_heads, text
 from vitjax.models import forward as passes
 from vitjax.saliency import attribution, methods, relevancy, removal
 
@@ -26,6 +26,7 @@ def compiled(function: Any, *static: str) -> Any:
 
 forward = compiled(passes.forward, "capture")
 encode_image = compiled(class_heads.encode_image)
+encode_text = compiled(text.encode_text)
 refinement_logits = compiled(passes.refinement_logits)
 explain = compiled(methods.explain, "method", "layers", "heads", "of", "loss", "steps")
 helpful_minus_attended = compiled(relevancy.helpful_minus_attended, "of", "loss")

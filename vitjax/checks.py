@@ -30,8 +30,9 @@ from vitjax.types import Edits
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SMALLEST_CLASS = {"target": 0, "label": 0, "predicted": 0, "labels": -1}
-"""Arguments that are class numbers; probes leave out examples of class -1."""
+SMALLEST_CLASS = {"target": 0, "label": 0, "predicted": 0, "labels": -1, "ids": 0}
+"""Arguments that are class numbers, or numbers of tokens in a vocabulary; probes leave
+out examples of class -1."""
 
 NEED_CLASSES = {"target", "label", "predicted", "class_space", "class_logits"}
 """Arguments that mean nothing without classes."""
@@ -216,7 +217,9 @@ def check_class_numbers(arguments: Mapping[str, Any]) -> None:
 
 
 def count_classes(arguments: Mapping[str, Any]) -> int:
-    """How many classes there are, by the other arguments."""
+    """How many classes, or tokens of a vocabulary, there are, by other arguments."""
+    if "ids" in arguments:
+        return arguments["text"].config.vocab
     if "model" in arguments:
         return arguments["model"].num_classes
     if "class_space" in arguments:

@@ -1,5 +1,6 @@
 """Independent implementations, where they are installed: extra `test-parity`."""
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
@@ -47,20 +48,29 @@ def torch():
     return torch
 
 
-@pytest.fixture(scope="session")
-def timm(torch):
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+def import_with_stand_in(name):
+    """A library, with a stand-in for torchvision where that is not installed."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
     stand_in = importlib.util.find_spec("torchvision") is None
     if stand_in:
         sys.meta_path.append(Finder())
-    import timm
-
+    library = importlib.import_module(name)
     if stand_in:  # transformers would take it for the real one
         sys.meta_path.pop()
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-    return timm
+    return library
+
+
+@pytest.fixture(scope="session")
+def timm(torch):
+    return import_with_stand_in("timm")
+
+
+@pytest.fixture(scope="session")
+def open_clip(timm):
+    return import_with_stand_in("open_clip")
 
 
 @pytest.fixture(scope="session")

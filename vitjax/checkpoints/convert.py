@@ -144,7 +144,7 @@ class Checkpoint:
         resize = resize or layout.resize
         prefixes = layout.position_prefixes(config)
         target = Target(config, source_config, resize, prefixes)
-        shapes, flat, problems = parameter_shapes(config, classes), {}, []
+        shapes, flat = parameter_shapes(config, classes), {}
         table = self.table(config)
         for path, shape in shapes.items():
             entry = table[path]
@@ -154,9 +154,24 @@ class Checkpoint:
             elif 0 in shape and entry[0] not in self.arrays:  # there are no classes
                 flat[path] = jnp.zeros(shape, jnp.float32)
                 del table[path]
+        flat |= self.convert(
+            config, table, shapes, target, allow_nonfinite=allow_nonfinite
+        )
+        return unflatten(flat), resize
+
+    def convert(
+        self,
+        config: Any,
+        table: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        target: Target,
+        *,
+        allow_nonfinite: bool,
+    ) -> dict[str, Any]:
+        """Path to parameter, float32, of every entry of a table."""
         self.check_keys(config, table)
-        sources: Any = table
-        for path, (source, convert) in sources.items():
+        flat, problems = {}, []
+        for path, (source, convert) in table.items():
             try:
                 array = self.stack(
                     source,
@@ -177,16 +192,17 @@ class Checkpoint:
                     f"{shapes[path]}"
                 )
         if problems:
-            raise CheckpointError(shape_mismatch(problems, layout, classes))
-        return unflatten(flat), resize
+            classes = shapes.get("head/bias", (0,))[0]
+            raise CheckpointError(shape_mismatch(problems, self.layout, classes))
+        return flat
 
-    def unused(self, config: Config, table: Table) -> set[str]:
+    def unused(self, config: Any, table: Table) -> set[str]:
         """Keys of arrays that become no parameter."""
         sources = (entry[0] for entry in table.values() if isinstance(entry, tuple))
         expected = {key for source in sources for key in block_keys(source, config)}
         return set(self.arrays) - expected
 
-    def check_keys(self, config: Config, table: Any) -> None:
+    def check_keys(self, config: Any, table: Any) -> None:
         """Every expected key is there, every key that is there is expected."""
         layout = self.layout
         ignored = re.compile("|".join(layout.ignored) or r"(?!)")
@@ -227,7 +243,7 @@ class Checkpoint:
         return tuple(f"{what}: {first_keys(keys)}" for what, keys in kinds.items())
 
     def stack(
-        self, source: str, convert: Callable, config: Config, *, allow_nonfinite: bool
+        self, source: str, convert: Callable, config: Any, *, allow_nonfinite: bool
     ) -> np.ndarray:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
@@ -254,13 +270,17 @@ class Checkpoint:
         return stacked
 
 
-def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
+def detect_layout(
+    arrays: Arrays,
+    weights: str | None = None,
+    layouts: Sequence[CheckpointLayout] = LAYOUTS,
+) -> Checkpoint:
     """Arrays with the layout that their keys are written in, wherever they are nested.
 
     Of several sets of weights the moving average is taken, as timm does, or the one
     that `weights` names.
     """
-    for layout in LAYOUTS:
+    for layout in layouts:
         matches = map(layout.pattern.fullmatch, arrays)
         prefixes = sorted({match[1] for match in matches if match})
         prefixes = [p for p in prefixes if not TRAINING.fullmatch(p)] or prefixes
@@ -271,7 +291,7 @@ def detect_layout(arrays: Arrays, weights: str | None = None) -> Checkpoint:
             return Checkpoint(ours, layout, taken, ignored)
     raise CheckpointError(
         f"These {len(arrays)} keys are in no known layout "
-        f"({'; '.join(layout.name for layout in LAYOUTS)}): "
+        f"({'; '.join(layout.name for layout in layouts)}): "
         f"{first_keys(sorted(arrays)) or 'none'}. Is it the checkpoint of a Vision "
         "Transformer?"
     )
@@ -343,7 +363,7 @@ def divergence(prefix: str, others: Sequence[str]) -> str:
     return prefix if others else ""
 
 
-def block_keys(source: str, config: Config) -> list[str]:
+def block_keys(source: str, config: Any) -> list[str]:
     """The keys of all blocks, or the key itself where it has no block's number."""
     for pattern, without in LAST_BLOCKS_WITHOUT.items():
         if pattern in source:

@@ -12,6 +12,7 @@ from etils import epath
 
 from vitjax import messages
 from vitjax.checkpoints import configs, download, files, json_fields, pipelines
+from vitjax.checkpoints.class_files import read_class_file
 from vitjax.checkpoints.convert import Checkpoint, Weights, detect_layout
 from vitjax.checkpoints.positions import RESIZE
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
@@ -28,7 +29,7 @@ OWN_KEYS = ("name", "config", "classes", "class_ids", "preprocess", "position_re
 STORES = ("gs://", "s3://")
 
 Classes = Any
-"""Class names in any iterable or by number, their number, or None."""
+"""Class names in any iterable or by number, their number, a class file, or None."""
 
 
 def load(
@@ -59,7 +60,9 @@ def load(
             from the package, or is downloaded once into `VITJAX_CACHE` or the user's
             cache. Weights are found wherever they are nested in the file.
         classes: class names, or their number, where they are not the file's or the
-            row's.
+            row's. Or a class file, which gives a model that compares embeddings (CLIP,
+            SigLIP) its classes: an npz or safetensors with the arrays embeddings
+            [class embed] and classes, the names.
         image_size: another input size; position embeddings are resized as the library
             that wrote the file does.
         preprocess: your own pipeline, or single fields of it, such as
@@ -84,6 +87,18 @@ def load(
             what is extra is listed.
     """
     messages.check_one_of("weights", weights, (None, *get_args(Weights)))
+    if isinstance(classes, str | os.PathLike):
+        class_file = read_class_file(classes)
+        encoder = load(
+            model,
+            checkpoint=checkpoint,
+            image_size=image_size,
+            preprocess=preprocess,
+            weights=weights,
+            head=head,
+            allow_nonfinite=allow_nonfinite,
+        )
+        return class_file.apply(encoder)
     if isinstance(model, Config):
         row, path = anonymous(model), checkpoint
     elif os.fspath(model) in VARIANTS or not is_folder(model):
@@ -356,7 +371,7 @@ def init(
         model: a name out of `list_models()`, or an architecture.
         seed: same seed, same weights.
         classes: class names or their number; by default the row's, or 1000 of an
-            architecture.
+            architecture. Or a class file, as for `load`.
 
     Returns:
         The model, float32.
@@ -364,6 +379,8 @@ def init(
     Raises:
         ValueError: no such name.
     """
+    if isinstance(classes, str | os.PathLike):
+        return read_class_file(classes).apply(init(model, seed=seed))
     row = find(model) if isinstance(model, str) else anonymous(model)
     known = row.labels()
     names, ids = labels(classes, known if row.name else numbered(1000))

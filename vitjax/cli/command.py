@@ -13,6 +13,7 @@ from etils import epath
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from vitjax.checkpoints import loading
+from vitjax.checkpoints.class_files import SUFFIXES as CLASS_FILES
 from vitjax.checkpoints.convert import Weights
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.messages import unknown
@@ -57,7 +58,8 @@ class WeightsCommand(Command):
             `vitjax.Preprocess` that replace the model's, such as '{"mean": 0.5}', or
             a preprocessor_config.json.
         class_names: your own class names: a file with one on each line or a JSON list,
-            or their number.
+            or their number. For CLIP and SigLIP a class file, .npz or .safetensors:
+            the embeddings of the classes, with their names.
         allow_nonfinite: load weights with NaN or infinite values.
     """
 
@@ -119,9 +121,11 @@ def read_object(flag: str, text: str | None) -> dict[str, Any] | None:
 
 
 def read_classes(text: str | None) -> Any:
-    """Class names in a file, JSON or one on each line, or their number."""
-    if text is None:
-        return None
+    """Class names in a file, JSON or one on each line, or their number; the path of a
+    class file.
+    """
+    if text is None or text.endswith(CLASS_FILES):
+        return text
     if text.isdecimal():
         return int(text)
     content = read_text("--classes", text)

@@ -87,7 +87,8 @@ class Run(RecipeCommand):
         if self.random_init is None:
             model = self.load()
         elif self.checkpoint is None:
-            model = loading.init(self.model, seed=self.random_init)
+            classes = self.own_settings["classes"]
+            model = loading.init(self.model, seed=self.random_init, classes=classes)
         else:
             raise ValueError("Give --checkpoint or --random-init, not both.")
         results = run(

@@ -1,0 +1,279 @@
+"""Text towers in the files of every library, and their tokenizers."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import text_towers
+
+import vitjax
+from vitjax.checkpoints import registry
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.json_fields import Fields
+from vitjax.checkpoints.text import hugging_face_config
+from vitjax.checkpoints.tokenizer import open_encoder
+
+CONFIGS = text_towers.CONFIGS
+TOWERS = {name: text_towers.make(config) for name, config in CONFIGS.items()}
+
+
+def write(folder, kind: str, tower):
+    """A folder or file of a kind, and what is to be loaded."""
+    config = tower.config
+    if kind.startswith("npz"):
+        arrays = text_towers.big_vision(tower, stacked=kind == "npz stacked")
+        if kind == "npz two positions":
+            second = np.full((1, config.length, config.dim), 0.5, np.float32)
+            arrays["params/txt/pos_embedding"] = (
+                arrays["params/txt/pos_embedding"] - second
+            )
+            arrays["params/txt/Encoder_0/pos_embedding"] = second
+        np.savez(folder / "siglip.npz", **arrays)
+        return folder / "siglip.npz"
+    if kind.startswith("open_clip"):
+        arrays = text_towers.open_clip(tower, prefix=kind.removeprefix("open_clip"))
+        name, description = "open_clip_config.json", text_towers.open_clip_json(config)
+    else:
+        bare = kind == "bare"
+        arrays = text_towers.hugging_face(tower, prefix="" if bare else "text_model.")
+        name, description = "config.json", text_towers.hugging_face_json(config)
+        if bare:
+            top = description.pop("model_type")
+            description = description | description.pop("text_config")
+            description["model_type"] = f"{top}_text_model"
+    text_towers.write_folder(folder, arrays, name, description)
+    return folder
+
+
+FILES = [
+    *(("clip", kind) for kind in ("hugging face", "bare", "open_clip")),
+    *(("open_clip", kind) for kind in ("hugging face", "open_cliptext.")),
+    *(("siglip", kind) for kind in ("hugging face", "bare", "open_cliptext.")),
+    *(("siglip", f"npz {kind}") for kind in ("apart", "stacked", "two positions")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_files_load(name, kind, tmp_path):
+    tower = TOWERS[name]
+    loaded = vitjax.load_text(write(tmp_path, kind, tower))
+    expected = tower.config
+    assert loaded.config == expected and loaded.tokenizer is None
+    tolerance = 1e-6 if "two" in kind else 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance),
+        loaded.params,
+        tower.params,
+    )
+
+
+def row_of(name: str, config: vitjax.Config) -> registry.Variant:
+    return dataclasses.replace(registry.anonymous(config), name=name)
+
+
+@pytest.mark.parametrize(("name", "kind"), (("clip", "open_clip"), ("siglip", "bare")))
+def test_a_row_knows_what_its_file_does_not_say(name, kind, tmp_path, monkeypatch):
+    """GELU and epsilon are the image tower's, heads those of published widths."""
+    config = dataclasses.replace(CONFIGS[name], dim=512, heads=8, depth=3)
+    tower, ours = (
+        text_towers.make(config),
+        vitjax.Config(32, 8, dim=16, depth=1, heads=2, mlp_dim=8),
+    )
+    ours = dataclasses.replace(ours, gelu=config.gelu, epsilon=config.epsilon)
+    monkeypatch.setitem(registry.VARIANTS, "tiny", row_of("tiny", ours))
+    file = write(tmp_path, kind, tower) / "model.safetensors"
+    for json_file in tmp_path.glob("*.json"):
+        json_file.unlink()
+    assert vitjax.load_text("tiny", checkpoint=file).config == config
+    assert vitjax.load_text(config, checkpoint=file).config == config
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        vitjax.load_text(file)
+    with pytest.raises(ValueError, match="checkpoint="):
+        vitjax.load_text(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "change", "named"),
+    (
+        ("hugging face", "text_projection.weight", None, "text_projection.weight"),
+        ("hugging face", "text_model.final_layer_norm.bias", None, "final_layer_norm"),
+        ("hugging face", "text_model.surplus", np.ones(2), "surplus"),
+        ("open_clip", "ln_final.bias", np.ones(3, np.float32), "ln_final.bias"),
+        ("open_clip", "positional_embedding", np.ones((9, 16)), "positional_embedding"),
+        (
+            "open_clip",
+            "transformer.resblocks.1.attn.in_proj_bias",
+            np.ones(7),
+            "in_proj_bias",
+        ),
+        ("open_clip", "ln_final.bias", np.full(16, np.nan, np.float32), "ln_final"),
+        ("open_clip", "token_embedding.weight", None, "no text tower"),
+    ),
+)
+def test_files_that_do_not_fit_are_refused(kind, key, change, named, tmp_path):
+    tower = TOWERS["clip"]
+    hugging_face = kind == "hugging face"
+    arrays = (text_towers.hugging_face if hugging_face else text_towers.open_clip)(
+        tower
+    )
+    if change is None:
+        del arrays[key]
+    else:
+        arrays[key] = change
+    text_towers.write_safetensors(tmp_path / "m.safetensors", arrays)
+    with pytest.raises(CheckpointError, match=named):
+        vitjax.load_text(tower.config, checkpoint=tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    (
+        ("clip", {"model_type": "bert"}),
+        ("clip", {"hidden_act": "relu"}),
+        ("open_clip", {"embed_cls": True}),
+        ("open_clip", {"pool_type": "first"}),
+        ("open_clip", {"hf_model_name": "roberta-base"}),
+    ),
+    ids=str,
+)
+def test_architectures_that_are_not_read_are_named(kind, fields, tmp_path):
+    (name, value) = next(iter(fields.items()))
+    tower = TOWERS["clip"]
+    if kind == "open_clip":
+        description = text_towers.open_clip_json(tower.config)
+        description["model_cfg"]["text_cfg"] |= fields
+        arrays, file = text_towers.open_clip(tower), "open_clip_config.json"
+    else:
+        description = text_towers.hugging_face_json(tower.config)
+        description["text_config"] |= fields
+        description |= {k: v for k, v in fields.items() if k == "model_type"}
+        arrays, file = text_towers.hugging_face(tower), "config.json"
+    text_towers.write_folder(tmp_path, arrays, file, description)
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+        vitjax.load_text(tmp_path)
+
+
+def test_absent_fields_have_the_defaults_of_transformers():
+    config = hugging_face_config(Fields({"model_type": "clip"}))
+    assert config == vitjax.TextConfig(*(49408, 77, 512, 12, 8, 2048, 512), end=49407)
+    config = hugging_face_config(Fields({"model_type": "siglip"}))
+    siglip = dict(text_towers.SIGLIP, gelu="tanh", epsilon=1e-6)
+    assert config == vitjax.TextConfig(*(32000, 64, 768, 12, 12, 3072, 768), **siglip)
+
+
+def write_bpe(folder, *, apart: bool) -> None:
+    """OpenAI's kind of vocabulary, with a few merges."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz'!,_3"]
+    merges = [("o", "g</w>"), ("d", "og</w>"), ("p", "h"), ("a", "t</w>")]
+    words = [*letters, *(x + "</w>" for x in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    if apart:
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+        return
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.enable_truncation(3)  # of the file; the tower's length counts
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("apart", (False, True))
+def test_clip_texts_start_end_and_are_padded(apart, tmp_path):
+    pytest.importorskip("tokenizers")
+    write_bpe(tmp_path, apart=apart)
+    config = dataclasses.replace(CONFIGS["clip"], vocab=68, length=7)
+    tower = write(tmp_path, "hugging face", text_towers.make(config))
+    text = vitjax.load_text(tower)
+    ids = text.tokenize(["A dog", "dog cat dog's hat", ""])
+    assert ids.dtype == np.int32
+    find = open_encoder(text.tokenizer.file).find
+    names = {find(name): name for name in ("a</w>", "dog</w>", "at</w>", "c")}
+    assert [names[number] for number in ids[0, 1:3]] == ["a</w>", "dog</w>"]
+    start, end = 66, 67
+    assert ids[0, [0, 3, 4, 5, 6]].tolist() == [start, end, end, end, end]
+    assert ids[1, 0] == start and ids[1, -1] == end and (ids[1, 1:-1] < start).all()
+    assert ids[2].tolist() == [start] + [end] * 6
+    assert vitjax.encode_text(text, text.tokenize("dog")).shape == (1, 8)
+    again = vitjax.load_text(tower)
+    assert jax.tree.structure(again) == jax.tree.structure(text)
+
+
+def write_sentencepiece(path, *, gemma: bool) -> None:
+    import io
+
+    import sentencepiece
+
+    content = io.BytesIO()
+    texts = ["a photo of a dog", "the cat", "dogs and cats", "</s> photo"] * 9
+    special = dict(pad_id=-1, unk_id=2, bos_id=-1, eos_id=1, user_defined_symbols="x")
+    if gemma:
+        special = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, eos_piece="<eos>")
+        special |= dict(bos_piece="<bos>", user_defined_symbols="</s>")
+    else:
+        special |= dict(pad_id=0, bos_id=3)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=content,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **special,
+    )
+    path.write_bytes(content.getvalue())
+
+
+@pytest.mark.parametrize(("gemma", "pad"), ((False, 1), (True, 0)))
+def test_siglip_texts_are_cleaned_and_end_in_one(gemma, pad, tmp_path):
+    pytest.importorskip("sentencepiece")
+    write_sentencepiece(tmp_path / "spiece.model", gemma=gemma)
+    config = dataclasses.replace(CONFIGS["siglip"], length=16)
+    write(tmp_path / "weights", "hugging face", text_towers.make(config))
+    text = vitjax.load_text(tmp_path / "weights", tokenizer=tmp_path)
+    ids = text.tokenize(["A DOG", "a dog", "a, dog!", "a_dog", "the cat " * 30])
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert (ids[2] == ids[1]).all() == (ids[3] == ids[1]).all() == (not gemma)
+    first = ids[0].tolist()
+    end = first.index(1)
+    assert end >= 2 and set(first[end + 1 :]) == {pad}
+    assert ids[4, -1] == 1 and (ids[4, :-1] != 1).all()
+
+
+def test_without_the_extra_ids_still_work(tmp_path, monkeypatch):
+    write_bpe(tmp_path, apart=True)
+    (tmp_path / "spiece.model").write_bytes(b"")
+    text = vitjax.load_text(write(tmp_path, "hugging face", TOWERS["clip"]))
+    for name in ("tokenizers", "sentencepiece"):
+        monkeypatch.setitem(sys.modules, name, None)
+    open_encoder.cache_clear()
+    with pytest.raises(CheckpointError, match=r"tokenizers.*vitjax\[text\]"):
+        text.tokenize("dog")
+    assert vitjax.encode_text(text, text_towers.draw_ids(text.config)).shape == (3, 8)
+    other = vitjax.load_text(tmp_path, tokenizer=tmp_path / "spiece.model")
+    with pytest.raises(CheckpointError, match=r"sentencepiece.*vitjax\[text\]"):
+        other.tokenize("dog")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        vitjax.load_text(tmp_path, tokenizer=tmp_path / "nowhere")
+
+
+def test_other_vocabularies_are_refused(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(file))
+    folder = write(tmp_path, "hugging face", TOWERS["clip"])
+    with pytest.raises(CheckpointError, match=r"<\|endoftext\|>"):
+        vitjax.load_text(folder).tokenize("a")
+    file.write_text("{}")
+    open_encoder.cache_clear()
+    with pytest.raises(CheckpointError, match="tokenizers"):
+        vitjax.load_text(folder).tokenize("a")

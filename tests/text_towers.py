@@ -1,0 +1,236 @@
+"""Miniature text towers, an independent one in numpy, and their files.
+
+The writers are the inverse of the tables under test, written from the formats'
+descriptions and not from those tables.
+"""
+
+import json
+import math
+
+import jax
+import numpy as np
+import safetensors.numpy
+from scipy.special import erf
+
+from vitjax.checkpoints.text import parameter_shapes
+from vitjax.models.model import flatten, unflatten
+from vitjax.models.text import TextConfig, TextModel
+
+SHAPE = dict(vocab=40, length=6, dim=16, depth=2, heads=2, mlp_dim=24, projection=8)
+SIGLIP = dict(causal=False, pool="last", projection_bias=True)
+CONFIGS = {
+    "clip": TextConfig(**SHAPE),
+    "open_clip": TextConfig(**SHAPE, gelu="erf", end=39),
+    "siglip": TextConfig(**SHAPE | SIGLIP, gelu="tanh", epsilon=1e-6),
+}
+
+
+def make(config: TextConfig, *, seed: int = 0, tokenizer=None) -> TextModel:
+    """A text tower whose every parameter, norms and biases too, is random."""
+    rng = np.random.default_rng(seed)
+    flat = {
+        path: rng.normal(path.endswith("scale"), 0.3, shape).astype(np.float32)
+        for path, shape in parameter_shapes(config).items()
+    }
+    params = jax.device_put(unflatten(flat))
+    return TextModel(params=params, config=config, tokenizer=tokenizer)
+
+
+def draw_ids(config: TextConfig, count: int = 3, seed: int = 0) -> np.ndarray:
+    """Start, text, end 39, padding: again the end token, as CLIP has it."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 38, (count, config.length)).astype(np.int32)
+    for row, end in zip(ids, rng.integers(1, config.length, count)):
+        row[end:] = 39
+    return ids
+
+
+def reference(text: TextModel, ids: np.ndarray) -> np.ndarray:
+    """Embeddings in float64 numpy, one text at a time."""
+    cfg = text.config
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), text.params)
+
+    def norm(x, q):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
+        return x * q["scale"] + q["bias"]
+
+    def gelu(x):
+        if cfg.gelu == "quick":
+            return x / (1 + np.exp(-1.702 * x))
+        if cfg.gelu == "erf":
+            return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def attention(x, q):
+        query, key, value = (
+            np.einsum("td,dhk->htk", x, q[n]["kernel"]) + q[n]["bias"][:, None]
+            for n in ("query", "key", "value")
+        )
+        scores = query @ key.transpose(0, 2, 1) / math.sqrt(key.shape[-1])
+        if cfg.causal:
+            later = np.arange(len(x)) > np.arange(len(x))[:, None]
+            scores = np.where(later, -np.inf, scores)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = weights / weights.sum(-1, keepdims=True) @ value
+        return np.einsum("htk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+
+    rows = []
+    for row in ids:
+        x = p["token_embedding"][row] + p["pos_embedding"]
+        for i in range(cfg.depth):
+            q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
+            x = x + attention(
+                norm(x, q["LayerNorm_0"]), q["MultiHeadDotProductAttention_0"]
+            )
+            dense = [q["MlpBlock_0"][f"Dense_{j}"] for j in (0, 1)]
+            hidden = norm(x, q["LayerNorm_1"]) @ dense[0]["kernel"] + dense[0]["bias"]
+            x = x + gelu(hidden) @ dense[1]["kernel"] + dense[1]["bias"]
+        end = row.max() if cfg.end is None else cfg.end
+        last = -1 if cfg.pool == "last" else row.tolist().index(end)
+        f = norm(x[last], p["Transformer"]["encoder_norm"]) @ p["projection"]["kernel"]
+        f = f + p["projection"].get("bias", 0)
+        rows.append(f / np.linalg.norm(f))
+    return np.stack(rows)
+
+
+def blocks_of(text: TextModel):
+    """Parameters, and those of each block."""
+    p = jax.tree.map(np.asarray, text.params)
+    stacked = p["Transformer"]["encoderblock"]
+    depth = text.config.depth
+    return p, [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
+
+
+def linear(name: str, weights: dict, rows: int) -> dict:
+    """A torch layer [out in]; the first `rows` axes are inputs."""
+    kernel = weights["kernel"]
+    kernel = kernel.reshape(math.prod(kernel.shape[:rows]), -1).T
+    return {f"{name}.weight": kernel, f"{name}.bias": weights["bias"].reshape(-1)}
+
+
+def normal(name: str, weights: dict) -> dict:
+    return {f"{name}.weight": weights["scale"], f"{name}.bias": weights["bias"]}
+
+
+def hugging_face(text: TextModel, *, prefix: str = "text_model.") -> dict:
+    """transformers' state dict, with an image tower beside."""
+    p, blocks = blocks_of(text)
+    out = {
+        "embeddings.token_embedding.weight": p["token_embedding"],
+        "embeddings.position_embedding.weight": p["pos_embedding"],
+        "embeddings.position_ids": np.arange(text.config.length)[None],
+        **normal("final_layer_norm", p["Transformer"]["encoder_norm"]),
+    }
+    for i, q in enumerate(blocks):
+        name, mha = f"encoder.layers.{i}.", q["MultiHeadDotProductAttention_0"]
+        for part in ("query", "key", "value"):
+            out |= linear(f"{name}self_attn.{part[0]}_proj", mha[part], 1)
+        out |= linear(name + "self_attn.out_proj", mha["out"], 2)
+        for j in (0, 1):
+            out |= normal(f"{name}layer_norm{j + 1}", q[f"LayerNorm_{j}"])
+            out |= linear(f"{name}mlp.fc{j + 1}", q["MlpBlock_0"][f"Dense_{j}"], 1)
+    if text.config.projection_bias:
+        out |= linear("head", p["projection"], 1)
+    out = {prefix + key: value for key, value in out.items()}
+    if not text.config.projection_bias:
+        out["text_projection.weight"] = p["projection"]["kernel"].T
+    if prefix:
+        out["vision_model.encoder.layers.7.self_attn.q_proj.weight"] = np.ones((2, 2))
+        out["visual_projection.weight"] = np.ones((2, 2))
+    return out | {"logit_scale": np.array(2.5)}
+
+
+def open_clip(text: TextModel, *, prefix: str = "") -> dict:
+    """open_clip's state dict, with an image tower beside."""
+    p, blocks = blocks_of(text)
+    out = {
+        "token_embedding.weight": p["token_embedding"],
+        "positional_embedding": p["pos_embedding"],
+        **normal("ln_final", p["Transformer"]["encoder_norm"]),
+    }
+    for i, q in enumerate(blocks):
+        name, mha = f"transformer.resblocks.{i}.", q["MultiHeadDotProductAttention_0"]
+        joint = [linear("x", mha[part], 1) for part in ("query", "key", "value")]
+        for key in ("weight", "bias"):
+            parts = [layer[f"x.{key}"] for layer in joint]
+            out[f"{name}attn.in_proj_{key}"] = np.concatenate(parts)
+        out |= linear(name + "attn.out_proj", mha["out"], 2)
+        for j, layer in enumerate(("mlp.c_fc", "mlp.c_proj")):
+            out |= normal(f"{name}ln_{j + 1}", q[f"LayerNorm_{j}"])
+            out |= linear(name + layer, q["MlpBlock_0"][f"Dense_{j}"], 1)
+    if text.config.projection_bias:
+        out |= linear("text_projection", p["projection"], 1)
+    else:
+        out["text_projection"] = p["projection"]["kernel"]
+    out = {prefix + key: value for key, value in out.items()}
+    out["visual.transformer.resblocks.7.attn.in_proj_weight"] = np.ones((2, 2))
+    return out | {"logit_scale": np.array(2.5)}
+
+
+def big_vision(text: TextModel, *, stacked: bool, root: str = "params/") -> dict:
+    """big_vision's npz, with an image tower beside."""
+    out = {}
+    for path, value in flatten(jax.tree.map(np.asarray, text.params)).items():
+        key = path.replace("Transformer/", "Encoder_0/").replace("projection/", "head/")
+        key = key.replace("token_embedding", "Embed_0/embedding")
+        if "encoderblock" not in path or stacked:
+            out[key] = value[None] if path == "pos_embedding" else value
+            continue
+        for i, part in enumerate(value):
+            out[key.replace("encoderblock", f"encoderblock_{i}")] = part
+    out = {f"{root}txt/{key}": value for key, value in out.items()}
+    return out | {f"{root}img/cls": np.ones(3), f"{root}t": np.ones(1), f"{root}b": 0.5}
+
+
+def write_safetensors(path, arrays: dict) -> None:
+    arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
+    safetensors.numpy.save_file(arrays, path)
+
+
+def hugging_face_json(config: TextConfig) -> dict:
+    """The config.json of a CLIPModel or SiglipModel."""
+    siglip = config.projection_bias
+    acts = {"quick": "quick_gelu", "erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+    fields = dict(
+        vocab_size=config.vocab,
+        max_position_embeddings=config.length,
+        hidden_size=config.dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_dim,
+        hidden_act=acts[config.gelu],
+    )
+    if siglip:
+        fields["projection_size"] = config.projection
+    else:
+        fields["eos_token_id"] = 2 if config.end is None else config.end
+    top = dict(model_type="siglip" if siglip else "clip", text_config=fields)
+    return top if siglip else top | dict(projection_dim=config.projection)
+
+
+def open_clip_json(config: TextConfig) -> dict:
+    """An open_clip_config.json."""
+    fields = dict(
+        context_length=config.length,
+        vocab_size=config.vocab,
+        width=config.dim,
+        heads=config.heads,
+        layers=config.depth,
+        mlp_ratio=config.mlp_dim / config.dim,
+        hf_tokenizer_name="x",
+    )
+    if config.projection_bias:
+        fields |= dict(no_causal_mask=True, proj_bias=True, pool_type="last")
+        fields |= dict(norm_kwargs={"eps": 1e-6}, act_kwargs={"approximate": "tanh"})
+    elif config.end is not None:
+        fields |= dict(pool_type="eos", eos_id=config.end)
+    quick = config.gelu == "quick"
+    model = dict(embed_dim=config.projection, quick_gelu=quick, text_cfg=fields)
+    return {"model_cfg": model, "preprocess_cfg": {}}
+
+
+def write_folder(folder, arrays: dict, name: str, description: dict) -> None:
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", arrays)
+    (folder / name).write_text(json.dumps(description))

@@ -1,0 +1,395 @@
+"""Text towers of CLIP and SigLIP files: Hugging Face, open_clip and big_vision."""
+
+import dataclasses
+import functools
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vitjax.checkpoints import configs, download, files, layouts, loading
+from vitjax.checkpoints import json_fields as read
+from vitjax.checkpoints.convert import Checkpoint, detect_layout, first_keys
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.layouts import (
+    ATTENTION,
+    BLOCK,
+    MLP,
+    NORM,
+    CheckpointLayout,
+    Keys,
+    Table,
+    Target,
+    identity,
+    torch_table,
+    transpose,
+)
+from vitjax.checkpoints.registry import VARIANTS, Variant, find
+from vitjax.checkpoints.tokenizer import find_tokenizer
+from vitjax.models.model import flatten, unflatten
+from vitjax.models.text import TextConfig, TextModel, TextTransformer
+
+HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 20}
+"""Width -> attention heads of published text towers, which no array of torch tells."""
+
+QUERY = ATTENTION + "query/kernel"
+SECOND_POSITIONS = "Encoder_0/pos_embedding"
+"""Position embeddings of old files of big_vision, to be added to the others."""
+
+
+def load_text(
+    model: str | os.PathLike | TextConfig,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    allow_nonfinite: bool = False,
+) -> TextModel:
+    """The text tower of a CLIP or SigLIP model, and its tokenizer.
+
+    Args:
+        model: a folder of transformers (`CLIPModel`, `CLIPTextModelWithProjection`,
+            `SiglipModel`, `SiglipTextModel`) or open_clip, a big_vision `.npz`, a name
+            out of `list_models()` whose file holds both towers, or an architecture.
+        checkpoint: the file or folder of the weights of a name or an architecture.
+        tokenizer: the folder or the file of the tokenizer, where it does not lie beside
+            the weights: tokenizer.json, vocab.json with merges.txt, or a SentencePiece
+            model. Reading it needs the extra `text`.
+        allow_nonfinite: load arrays with NaN or infinite values.
+
+    Returns:
+        The text tower, float32, on the default device.
+
+    Raises:
+        ValueError: no such name, or an architecture without checkpoint.
+        FileNotFoundError: there is no such file, or it cannot be downloaded.
+        CheckpointError: the file holds no text tower, or does not fit; what is missing
+            and what is extra is listed.
+    """
+    row = config = None
+    path: Any = checkpoint
+    if isinstance(model, TextConfig):
+        config = model
+        if path is None:
+            raise ValueError("A TextConfig has no weights: pass checkpoint= as well.")
+    elif os.fspath(model) in VARIANTS or not epath.Path(model).exists():
+        row = find(os.fspath(model))
+        path = download.weights(row) if path is None else path
+    elif path is None:
+        path = model
+    else:
+        raise ValueError(
+            f"model={os.fspath(model)!r} has its weights: drop checkpoint=."
+        )
+    path, _ = loading.locate(path)
+    folder = epath.Path(path) if loading.is_folder(path) else epath.Path(path).parent
+    file = files.find_weights(path) if loading.is_folder(path) else path
+    with files.open_arrays(file) as arrays:
+        if not any(x.pattern.fullmatch(key) for x in LAYOUTS for key in arrays):
+            raise CheckpointError(
+                f"{file} holds no text tower of CLIP or SigLIP; its keys are "
+                f"{first_keys(sorted(arrays))}."
+            )
+        found = add_second_positions(detect_layout(arrays, layouts=LAYOUTS))
+        config = config or architecture(found, folder, row)
+        flat = found.convert(
+            config,
+            full_table(found, config),
+            parameter_shapes(config),
+            Target(config.blocks, None, "", ()),
+            allow_nonfinite=allow_nonfinite,
+        )
+    tokens = find_tokenizer(tokenizer or folder, config.length)
+    if tokenizer is not None and tokens is None:
+        raise FileNotFoundError(f"tokenizer={os.fspath(tokenizer)!r} has no tokenizer.")
+    return TextModel(params=unflatten(flat), config=config, tokenizer=tokens)
+
+
+def architecture(found: Checkpoint, folder: Any, row: Variant | None) -> TextConfig:
+    """The architecture by the description beside the weights, or by the arrays."""
+    readers = {
+        "huggingface": (configs.HuggingFace.file, hugging_face_config),
+        "open_clip": (configs.OpenClip.file, open_clip_config),
+    }
+    library = found.layout.library
+    if library in readers:
+        name, describe = readers[library]
+        if (folder / name).exists():
+            return describe(read.Fields(files.read_json(folder / name)))
+        if row is None:
+            raise CheckpointError(
+                f"These arrays (read as {found.layout.name}) do not tell their "
+                f"attention heads and their GELU: give their folder with its {name}, "
+                "or a vitjax.TextConfig and the file as checkpoint=."
+            )
+    return inferred_config(found, row)
+
+
+CLIP: dict[str, Any] = dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=512,
+    num_attention_heads=8,
+    intermediate_size=2048,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+SIGLIP: dict[str, Any] = dict(
+    vocab_size=32000,
+    max_position_embeddings=64,
+    hidden_size=768,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+"""transformers' defaults."""
+
+MODEL_TYPES = {
+    **dict.fromkeys(("clip", "clip_text_model"), CLIP),
+    **dict.fromkeys(("siglip", "siglip_text_model"), SIGLIP),
+    **dict.fromkeys(("siglip2", "siglip2_text_model"), SIGLIP),
+}
+LAST: dict[str, Any] = dict(causal=False, pool="last", projection_bias=True)
+"""How SigLIP differs from CLIP."""
+
+count: Any = functools.partial(read.integer, high=2**24)
+
+
+def hugging_face_config(fields: read.Fields) -> TextConfig:
+    """The text tower of transformers' config.json."""
+    defaults = fields.one_of("model_type", MODEL_TYPES, "")
+    tower = fields.section("text_config") if "text_config" in fields.values else fields
+
+    def size(field: str) -> int:
+        return tower.get(field, defaults[field], count)
+
+    epsilon = functools.partial(read.number, low=0.0)
+    family = dict(LAST)
+    if defaults is CLIP:
+        end = tower.get("eos_token_id", 49407, functools.partial(count, low=0))
+        projection = fields.get("projection_dim", 512, read.integer)
+        family = dict(end=None if end == 2 else end)  # 2 is an error of old files
+    else:
+        projection = tower.get("projection_size", size("hidden_size"), read.integer)
+    return TextConfig(
+        vocab=size("vocab_size"),
+        length=size("max_position_embeddings"),
+        dim=size("hidden_size"),
+        depth=tower.get("num_hidden_layers", 12, count),
+        heads=size("num_attention_heads"),
+        mlp_dim=size("intermediate_size"),
+        projection=projection,
+        gelu=tower.one_of("hidden_act", configs.GELUS, defaults["hidden_act"]),
+        epsilon=tower.get("layer_norm_eps", defaults["layer_norm_eps"], epsilon),
+        **family,
+    )
+
+
+KNOWN = {
+    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+    *("no_causal_mask", "pool_type", "eos_id", "proj_bias", "norm_kwargs"),
+    *("act_kwargs", "proj_type", "pad_id", "output_tokens", "hf_tokenizer_name"),
+    *("tokenizer_kwargs", "tokenizer_mode", "hf_model_pretrained", "hf_proj_type"),
+    "hf_pooler_type",
+}
+"""Fields of open_clip's text towers that are read or that change nothing."""
+
+
+def open_clip_config(fields: read.Fields) -> TextConfig:
+    """The text tower of an open_clip_config.json."""
+    model = fields.section("model_cfg")
+    tower = model.section("text_cfg")
+    odd = {k: value for k, value in tower.values.items() if value and k not in KNOWN}
+    if odd:
+        raise CheckpointError(f"text_cfg with {odd} is not supported.")
+    pools = {"argmax": "first_end", "eos": "first_end", "last": "last"}
+    pool = tower.one_of("pool_type", pools, "argmax")
+    tower.one_of("proj_type", {"linear": None}, "linear")
+    quick = model.get("quick_gelu", False, read.boolean)
+    tanh = tower.section("act_kwargs").get("approximate") == "tanh"
+    width = tower.get("width", 512, count)
+    end = None
+    if tower.get("pool_type") == "eos":
+        end = tower.get("eos_id", 2, functools.partial(count, low=0))
+    return TextConfig(
+        vocab=tower.get("vocab_size", 49408, count),
+        length=tower.get("context_length", 77, count),
+        dim=width,
+        depth=tower.get("layers", 12, count),
+        heads=tower.get("heads", 8, count),
+        mlp_dim=int(width * tower.get("mlp_ratio", 4.0, read.number)),
+        projection=read.integer("embed_dim", model.get("embed_dim")),
+        projection_bias=tower.get("proj_bias", False, read.boolean),
+        gelu="quick" if quick else "tanh" if tanh else "erf",
+        epsilon=tower.section("norm_kwargs").get("eps", 1e-5, read.number),
+        causal=not tower.get("no_causal_mask", False, read.boolean),
+        pool=pool,
+        end=end,
+    )
+
+
+def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
+    """The architecture by the shapes of the arrays, and by the image model's row.
+
+    Both towers of a model share their GELU and epsilon. A projection with a bias is
+    SigLIP's. Of a row, the end token is the largest id.
+    """
+    arrays, one = found.arrays, TextConfig(1, 1, 1, 1, 1, 1, 1)
+    biased = {"head.bias", "text_projection.bias", "head/bias"} & arrays.keys()
+    one = dataclasses.replace(one, projection_bias=bool(biased))
+    table = full_table(found, one)
+
+    def shape(path: str) -> tuple[int, ...]:
+        source, convert = table[path]
+        source = source.replace("{block}", "0")
+        if source not in arrays:
+            raise CheckpointError(
+                f"The text tower, read as {found.layout.name}, lacks {source}."
+            )
+        return convert(arrays[source](), Target(one.blocks, None, "", ())).shape
+
+    vocab, dim = shape("token_embedding")
+    query = shape(QUERY)
+    source, _ = table[QUERY]
+    block = re.compile(re.escape(source).replace(re.escape("{block}"), r"(\d+)"))
+    matches = map(block.fullmatch, arrays) if "{block}" in source else ()
+    numbers = [int(match[1]) for match in matches if match]
+    heads = query[-2] if found.layout.library == "google" else HEADS.get(dim)
+    if heads is None:
+        raise CheckpointError(
+            f"How many attention heads a text tower of width {dim} has is not known: "
+            "give a vitjax.TextConfig, and the file as checkpoint=."
+        )
+    numerics: dict[str, Any] = dict(gelu="tanh", epsilon=1e-6)
+    if row is not None:
+        numerics = dict(gelu=row.config.gelu, epsilon=row.config.epsilon)
+    return TextConfig(
+        vocab=vocab,
+        length=shape("pos_embedding")[-2],
+        dim=dim,
+        depth=max(numbers) + 1 if numbers else query[0],
+        heads=heads,
+        mlp_dim=shape(MLP + "Dense_0/kernel")[-1],
+        projection=shape("projection/kernel")[-1],
+        **(LAST if biased else {}),
+        **numerics,
+    )
+
+
+def add_second_positions(found: Checkpoint) -> Checkpoint:
+    """The arrays with one set of position embeddings."""
+    arrays = dict(found.arrays)
+    if found.layout.library != "google" or SECOND_POSITIONS not in arrays:
+        return found
+    first, second = arrays["pos_embedding"], arrays.pop(SECOND_POSITIONS)
+    arrays["pos_embedding"] = lambda: first() + second()
+    return dataclasses.replace(found, arrays=arrays)
+
+
+def full_table(found: Checkpoint, config: TextConfig) -> Any:
+    """The layout's table of exactly this text tower's parameters."""
+    make_table: Any = found.layout.table
+    table = make_table(config, found.arrays)
+    return {path: table[path] for path in parameter_shapes(config)}
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Path to shape of every parameter of a text tower."""
+    ids = np.zeros((1, config.length), np.int32)
+    tree = jax.eval_shape(TextTransformer(config).init, jax.random.key(0), ids)
+    return {path: leaf.shape for path, leaf in flatten(tree["params"]).items()}
+
+
+def hugging_face_table(config: Any, keys: Keys) -> Table:
+    """transformers' CLIP and SigLIP."""
+    table: Table = {
+        **of_blocks(layouts.hugging_face_clip_table(config.blocks, keys)),
+        **torch_table({}, {NORM: "final_layer_norm."}),
+        "token_embedding": ("embeddings.token_embedding.weight", identity),
+        "pos_embedding": ("embeddings.position_embedding.weight", identity),
+        "projection/kernel": ("text_projection.weight", transpose),
+    }
+    if config.projection_bias:
+        table |= torch_table({"projection/": ("head.", transpose)}, {})
+    return table
+
+
+def open_clip_table(config: Any, keys: Keys) -> Table:
+    """open_clip's and OpenAI's own text tower."""
+    table: Table = {
+        **of_blocks(layouts.open_clip_table(config.blocks, keys), "visual."),
+        **torch_table({}, {NORM: "ln_final."}),
+        "token_embedding": ("token_embedding.weight", identity),
+        "pos_embedding": ("positional_embedding", identity),
+        "projection/kernel": ("text_projection", identity),
+    }
+    if config.projection_bias:
+        table |= torch_table({"projection/": ("text_projection.", transpose)}, {})
+    return table
+
+
+def of_blocks(table: Any, prefix: str = "") -> Table:
+    """The blocks of an image tower's table, without the prefix of their keys."""
+    blocks = {path: entry for path, entry in table.items() if path.startswith(BLOCK)}
+    return {
+        path: (source.removeprefix(prefix), convert)
+        for path, (source, convert) in blocks.items()
+    }
+
+
+def big_vision_table(config: Any, keys: Keys) -> Table:
+    """big_vision's text tower, its blocks stacked or apart: our own tree, renamed."""
+    stacked = any(key.startswith("Encoder_0/encoderblock/") for key in keys)
+    table: Table = {}
+    for path in parameter_shapes(dataclasses.replace(config, projection_bias=True)):
+        key = path.replace("Transformer/", "Encoder_0/").replace("projection", "head")
+        if not stacked:
+            key = key.replace("/encoderblock/", "/encoderblock_{block}/")
+        table[path] = (key, identity)
+    return table | {
+        "token_embedding": ("Embed_0/embedding", identity),
+        "pos_embedding": ("pos_embedding", lambda array, target: array[0]),
+    }
+
+
+LAYOUTS = (
+    CheckpointLayout(
+        name="Hugging Face text tower",
+        library="huggingface",
+        mark=r"embeddings\.token_embedding\.weight",
+        table=hugging_face_table,
+        resize="",
+        prefix=r"(?:.*\.)?text_model\.|",
+        ignored={
+            r"vision_model\..*|visual_projection\..*": "the image tower",
+            r"logit_scale|logit_bias": "the temperature and the bias",
+            r"embeddings\.position_ids": "numbers of the positions",
+        },
+    ),
+    CheckpointLayout(
+        name="open_clip text tower",
+        library="open_clip",
+        mark=r"token_embedding\.weight",
+        table=open_clip_table,
+        resize="",
+        prefix=r"(?:.*\.)?",
+        ignored={
+            r"visual\..*": "the image tower",
+            r"logit_scale|logit_bias": "the temperature and the bias",
+            r"input_resolution|context_length|vocab_size|attn_mask": "sizes",
+        },
+    ),
+    CheckpointLayout(
+        name="big_vision text tower",
+        library="google",
+        mark="Embed_0/embedding",
+        table=big_vision_table,
+        resize="",
+        prefix=r"(?:.*/)?txt/",
+        ignored={r"img/.*": "the image tower", "[tb]": "the temperature and the bias"},
+    ),
+)
