@@ -51,6 +51,12 @@ from vitjax.models.class_heads import with_head, zero_shot
 from vitjax.models.forward import attention_gradients, scan_blocks
 from vitjax.models.model import Model, memory_values
 from vitjax.models.text import TextConfig, TextModel, class_embeddings
+from vitjax.models.weight_edits import (
+    rank_one_edit,
+    remove_class,
+    scale_memories,
+    with_memory_values,
+)
 from vitjax.saliency.attribution import attribution_patching
 from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
@@ -135,12 +141,15 @@ __all__ = [
     "project",
     "project_tokens",
     "rank",
+    "rank_one_edit",
     "refinement_logits",
     "relevancy",
     "removal_curve",
+    "remove_class",
     "residual_composition",
     "run",
     "save",
+    "scale_memories",
     "scan_blocks",
     "select_tokens",
     "self_only",
@@ -149,6 +158,7 @@ __all__ = [
     "tables",
     "top_k",
     "with_head",
+    "with_memory_values",
     "write_report",
     "zero_shot",
 ]

@@ -15,20 +15,32 @@ from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import split_edits
 from vitjax.models.forward import apply_block, class_tokens, run_blocks
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Edits
+from vitjax.types import ArrayLike, Edits, Trace
 
 
 class Gradients(NamedTuple):
-    """Gradients of a scalar at one block, with respect to two of its arrays.
+    """Gradients of a scalar at one block.
 
-    `stream_in` is the residual stream entering the block, [batch token dim], `weights`
-    the attention weights after softmax and edits, [batch head query token].
+    `stream_in` is the residual stream entering the block, [batch token dim], and
+    `stream_gradient` the gradient there; `cotangent` is the one after the block.
+    `fields` holds those with respect to fields of the block's `trace`, after edits.
     """
 
     stream_in: Array
-    weights: Array
-    weights_gradient: Array
+    trace: Trace
     stream_gradient: Array
+    cotangent: Array
+    fields: dict[str, Array]
+
+    @property
+    def weights(self) -> Any:
+        """Attention weights after softmax and edits, [batch head query token]."""
+        return self.trace.attention_weights
+
+    @property
+    def weights_gradient(self) -> Array:
+        """The gradient with respect to attention weights."""
+        return self.fields["attention_weights"]
 
 
 def scan_backward(
@@ -84,16 +96,16 @@ def scan_reverse(
     edits: Edits,
     rules=(Rules(),),
     token_cotangents=None,
+    fields: tuple[str, ...] = ("attention_weights",),
 ) -> tuple[Any, Any]:
     """The loop over blocks, backward, from their inputs [layer batch token dim].
 
     Of each of the `rules` there is a cotangent at the last block, and one `Gradients`
     among the arguments of `read(state, *gradients)`. `token_cotangents`, [layer batch
-    dim], are added at [CLS] after each block.
+    dim], are added at [CLS] after each block. `fields` are those of `Trace` whose
+    gradients are taken.
     """
     shared, layered = split_edits(edits, model.config)
-    _, batch, length, _ = inputs.shape
-    zeros = jnp.zeros((batch, model.config.heads, length, length), inputs.dtype)
 
     def step(carry, per_block):
         cotangents, state = carry
@@ -102,16 +114,16 @@ def scan_reverse(
             cotangents = tuple(each.at[:, 0].add(of_class_token) for each in cotangents)
 
         def pull_back(cotangent, rules):
-            def block(x, offset):
-                offsets = {"attention_weights": offset}
-                x, trace = apply_block(
+            def block(x, offsets=None):
+                return apply_block(
                     model, params, x, (shared, masks), offsets=offsets, rules=rules
                 )
-                return x, jnp.asarray(trace.attention_weights)
 
-            _, pull, weights = jax.vjp(block, stream_in, zeros, has_aux=True)
-            stream_gradient, weights_gradient = pull(cotangent)
-            return Gradients(stream_in, weights, weights_gradient, stream_gradient)
+            shapes = jax.eval_shape(lambda: block(stream_in)[1])
+            zeros = {name: jnp.zeros_like(getattr(shapes, name)) for name in fields}
+            _, pull, trace = jax.vjp(block, stream_in, zeros, has_aux=True)
+            gradient, of_fields = pull(cotangent)
+            return Gradients(stream_in, trace, gradient, cotangent, of_fields)
 
         gradients = tuple(map(pull_back, cotangents, rules))
         state, out = read(state, *gradients)

@@ -16,7 +16,9 @@ from vitjax.saliency import (
     consensus,
     gradients,
     integrated_presence,
+    libragrad,
     lrp,
+    token_flow,
 )
 from vitjax.saliency.attention import zero_absent
 from vitjax.saliency.gradients import Seed
@@ -52,6 +54,10 @@ WHOLE_MODEL: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
     "consensus": consensus.consensus,
     "lrp": lrp.lrp,
     "attnlrp": lrp.attnlrp,
+    "input_x_gradient": libragrad.input_x_gradient,
+    "libragrad": libragrad.libragrad,
+    "tokentm": token_flow.tokentm,
+    "inflow": token_flow.inflow,
     "occlusion": gradients.occlusion,
     "random": gradients.random,
 }

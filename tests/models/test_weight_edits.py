@@ -1,0 +1,112 @@
+"""Edits of weights: what is written to a memory is what is read, and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import vitjax
+from vitjax.models.model import flatten
+
+KINDS = ("plain", "layer_scale", "gap", "post_cls", "swiglu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_values_are_those_that_are_given(kind):
+    model = tiny.make(tiny.CONFIGS[kind])
+    old = vitjax.memory_values(model)
+    rng = np.random.default_rng(0)
+    new = {s: rng.normal(size=v.shape).astype(np.float32) for s, v in old.items()}
+    edited = vitjax.with_memory_values(model, new)
+    for system, values in vitjax.memory_values(edited).items():
+        np.testing.assert_allclose(values, new[system], rtol=1e-5, atol=1e-6)
+    before, after = (flatten(m.params) for m in (model, edited))
+    changed = {k for k in before if not np.array_equal(before[k], after[k])}
+    assert {key.split("/")[-2] for key in changed} == {"out", "Dense_1"}
+    back = vitjax.with_memory_values(edited, {"mlp": old["mlp"]})
+    np.testing.assert_allclose(
+        flatten(back.params)["Transformer/encoderblock/MlpBlock_0/Dense_1/kernel"],
+        before["Transformer/encoderblock/MlpBlock_0/Dense_1/kernel"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("kind", ("plain", "layer_scale"))
+def test_a_memory_without_weight_is_an_ablated_neuron(kind):
+    model = tiny.make(tiny.CONFIGS[kind])
+    images = tiny.images(model.config)
+    factor = np.ones((model.config.depth, model.config.mlp_dim), np.float32)
+    factor[1, [3, 8]] = 0
+    scaled = vitjax.scale_memories(model, "mlp", factor)
+    edits = vitjax.ablate(model, "mlp_hidden", layers=[1], neurons=[3, 8])
+    expected = vitjax.forward(model, images, edits=edits)[0]
+    np.testing.assert_allclose(
+        vitjax.forward(scaled, images)[0], expected, rtol=1e-4, atol=1e-5
+    )
+    same = vitjax.scale_memories(model, "attention", np.ones((1, 1)))
+    jax.tree.map(np.testing.assert_array_equal, same.params, model.params)
+    half = jax.vmap(lambda f: vitjax.scale_memories(model, "mlp", f[None, None]))
+    stacked = vitjax.memory_values(model)["mlp"][None] * np.array([0.5, 2])[
+        :, None, None, None
+    ].astype(np.float32)
+    values = jax.vmap(vitjax.memory_values)(half(np.array([0.5, 2], np.float32)))
+    np.testing.assert_allclose(values["mlp"], stacked, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ("plain", "layer_scale", "post_cls"))
+def test_no_memory_promotes_a_removed_class(kind):
+    model = tiny.make(tiny.CONFIGS[kind])
+    systems = ("mlp", "attention")
+    edited = vitjax.remove_class(model, 4, layers=[-1], systems=systems)
+    row = np.asarray(model.class_space.embedding)[4]
+    old, new = vitjax.memory_values(model), vitjax.memory_values(edited)
+    for system in systems:
+        assert np.abs(np.asarray(new[system])[-1] @ row).max() < 1e-5
+        np.testing.assert_array_equal(new[system][0], old[system][0])
+        # Nothing but the part along the class is gone.
+        moved = np.asarray(old[system] - new[system])[-1]
+        along = np.outer(moved @ row, row) / (row @ row)
+        np.testing.assert_allclose(moved, along, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ("plain", "layer_scale", "swiglu"))
+def test_a_key_gives_its_value_and_orthogonal_patterns_what_they_gave(kind):
+    model = tiny.make(tiny.CONFIGS[kind])
+    rng = np.random.default_rng(1)
+    hidden, dim = model.config.mlp_dim, model.config.dim
+    key, value = rng.normal(size=hidden), rng.normal(size=dim)
+    patterns = rng.normal(size=(80, hidden))
+    covariance = patterns.T @ patterns / 80
+    options = {"layer": -1, "key": key, "value": value, "covariance": covariance}
+    edited = vitjax.rank_one_edit(model, **options)
+    old, new = (np.asarray(vitjax.memory_values(m)["mlp"]) for m in (model, edited))
+    np.testing.assert_allclose(new[-1].T @ key, value, atol=2e-4)
+    np.testing.assert_array_equal(new[0], old[0])
+    direction = np.linalg.solve(covariance, key)
+    other = patterns[0] - patterns[0] @ direction / (direction @ direction) * direction
+    np.testing.assert_allclose(new[-1].T @ other, old[-1].T @ other, atol=2e-4)
+    assert np.linalg.matrix_rank((new - old)[-1], tol=1e-4) == 1
+
+
+def test_an_edited_model_is_saved_and_loaded(tmp_path):
+    model = vitjax.remove_class(tiny.make(tiny.CONFIGS["plain"]), 2)
+    vitjax.save(model, tmp_path / "edited")
+    loaded = vitjax.load(tmp_path / "edited")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny.make(tiny.CONFIGS["plain"])
+    ones = np.ones(24, np.float32)
+    for call in (
+        lambda: vitjax.with_memory_values(model, {"mlps": np.ones((2, 24, 16))}),
+        lambda: vitjax.with_memory_values(model, {"mlp": np.ones((2, 23, 16), np.float32)}),
+        lambda: vitjax.scale_memories(model, "mlp", np.ones((3, 24))),
+        lambda: vitjax.remove_class(model, 7),
+        lambda: vitjax.remove_class(model, 1, layers=[2]),
+        lambda: vitjax.rank_one_edit(model, layer=2, key=ones, value=np.ones(16)),
+        lambda: vitjax.rank_one_edit(model, layer=0, key=ones, value=ones),
+    ):
+        with pytest.raises(ValueError):
+            call()
