@@ -29,6 +29,7 @@ from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.bench import Bench
 from vitjax.cli.command import FLAG_TYPES, Command, check_platform, make_folder
 from vitjax.cli.explain import Explain
+from vitjax.cli.look import Look
 from vitjax.cli.models import Convert, List
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.report import Report
@@ -45,6 +46,7 @@ COMMANDS: dict[str, type[Command]] = {
     "run": Run,
     "report": Report,
     "explain": Explain,
+    "look": Look,
     "demo": Demo,
     "list": List,
     "convert": Convert,
@@ -62,6 +64,8 @@ REMOVED = registry.REMOVED | {
 """Commands, recipes and flags of earlier versions, and what replaced them."""
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
+BLOCKS = {"--layers": "--blocks"}
+"""The name of blocks in functions is accepted as a flag of all commands but recipes."""
 IGNORED_FLAG = "--coordinator"
 """Its value is left out: processes of a run need no coordinator."""
 
@@ -122,10 +126,15 @@ def main(
 def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
     """The command that the arguments name; exit after help (0) or wrong usage (2)."""
     name, *words = arguments or ("",)
+    if name == "help":
+        return parse([*words, "--help"], recipes)
     if name.startswith("-") or not name:
         return show_choices(COMMANDS, arguments, ABOUT, "vitjax")
     kind: Any = choose("command", name, COMMANDS)
     if not issubclass(kind, RecipeCommand):
+        for position, word in enumerate(words):
+            flag, equals, value = word.partition("=")
+            words[position] = BLOCKS.get(flag, flag) + equals + value
         return parse_flags(kind, f"vitjax {name}", words)
     known = registry.RECIPES | {recipe.name: recipe for recipe in recipes}
     if not words or words[0].startswith("-"):
