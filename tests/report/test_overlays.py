@@ -36,14 +36,14 @@ def texts_of(figure):
 
 @pytest.mark.parametrize("percentile", (98, 100))
 def test_strong_values_hide_the_photo_and_weak_ones_show_it(percentile):
-    options = {"percentile": percentile, "opacity": 0.75, "style": "overlay"}
-    scale = overlays.scale_of([SIGNED_MAP], signed=True, **options)
+    options = {"percentile": percentile, "opacity": 0.75}
+    scale = overlays.scale_of(SIGNED_MAP, signed=True, **options)
     assert scale.low == -scale.high and scale.signed
     values = np.array([[-scale.high, 0.0, scale.high]])
     negative, zero, positive = scale.blend(PHOTO[:1, :3], values)[0].astype(int)
     np.testing.assert_array_equal(zero, PHOTO[0, 0])
     assert negative[2] > negative[0] + 40 and positive[0] > positive[2] + 40
-    scale = overlays.scale_of([POSITIVE_MAP], signed=False, **options)
+    scale = overlays.scale_of(POSITIVE_MAP, signed=False, **options)
     ends = scale.blend(PHOTO[:1, :2], np.array([[scale.low, scale.high]]))[0]
     np.testing.assert_array_equal(ends[0], PHOTO[0, 0])
     assert np.abs(ends[1].astype(int) - PHOTO[0, 0]).max() > 40
@@ -51,13 +51,13 @@ def test_strong_values_hide_the_photo_and_weak_ones_show_it(percentile):
 
 def test_outliers_do_not_decide_the_colors():
     values = np.r_[np.linspace(0, 1, 199), 1000.0].reshape(10, 20)
-    options = {"percentile": 98, "opacity": 1, "style": "overlay"}
+    options = {"percentile": 98, "opacity": 1}
     for signed in (True, False):
-        assert overlays.scale_of([values], signed=signed, **options).high < 1.1
+        assert overlays.scale_of(values, signed=signed, **options).high < 1.1
     sparse = np.zeros((10, 10))
     sparse[3, 4] = 2.0  # both percentiles are 0
     for signed in (True, False):
-        assert overlays.scale_of([sparse], signed=signed, **options).high == 2
+        assert overlays.scale_of(sparse, signed=signed, **options).high == 2
 
 
 @pytest.mark.parametrize("style", ("overlay", "patches"))
@@ -116,6 +116,9 @@ def test_a_shared_scale_has_one_bar():
     figure = show(PHOTO, maps, shared=True, columns=4)
     assert len(figure.axes[0].images) == 1 + 8 + 1
     assert len(show(PHOTO, maps).axes[0].images) == 1 + 8 + 8
+    faint, strong = images_of(figure)[1], images_of(figure)[-1]
+    moved = [np.abs(each.astype(int) - 128).mean() for each in (faint, strong)]
+    assert moved[0] < moved[1] / 4
 
 
 @pytest.mark.parametrize("width", (3.0, 5.5))

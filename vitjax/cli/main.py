@@ -167,10 +167,49 @@ def choose(what: str, name: str, known: Any) -> Any:
 
 
 def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
-    """A command of its flags."""
+    """A command of its flags; those of a base class with a `group` are one in help."""
+    groups: dict[type[Command], list[Any]] = {}
+    for field in dataclasses.fields(kind):
+        (base, *_) = (
+            b for b in kind.__mro__ if field.name in inspect.get_annotations(b)
+        )
+        if "group" in vars(base):
+            groups.setdefault(base, []).append((field.name, field.type, field))
+    groups = dict(reversed(groups.items()))  # what is required comes first
+    hidden = [
+        (name, Any, dataclasses.field(default=None, init=False))
+        for fields in groups.values()
+        for name, *_ in fields
+    ]
+    nested = [
+        (
+            f"{base.group}_flags",
+            Annotated[
+                dataclasses.make_dataclass(
+                    base.group,
+                    fields,
+                    kw_only=True,
+                    namespace={"__doc__": base.__doc__},
+                ),
+                tyro.conf.arg(name=base.group, help=" "),
+            ],
+        )
+        for base, fields in groups.items()
+    ]
+    grouped: Any = dataclasses.make_dataclass(
+        kind.__name__, hidden + nested, bases=(kind,), frozen=True, kw_only=True
+    )
+    grouped.__doc__ = kind.__doc__
     config = tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes
     with FLAG_TYPES:
-        return tyro.cli(kind, prog=prog, args=words, config=config)
+        parsed = tyro.cli(grouped, prog=prog, args=words, config=config)
+    values = {
+        f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init
+    }
+    for base, fields in groups.items():
+        group = getattr(parsed, f"{base.group}_flags")
+        values |= {name: getattr(group, name) for name, *_ in fields}
+    return kind(**values)
 
 
 def show_choices(

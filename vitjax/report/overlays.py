@@ -29,7 +29,11 @@ Style = Literal["overlay", "patches"]
 SIDE, GAP, BAR, LINE = 1.7, 0.12, 0.07, 0.125
 """Inches: an image, the space between two, a color bar, a line of text."""
 
-FONT, LETTERS = 7, 16
+PALE, FADE = 0.3, 0.8
+"""Over a photo: the middle of a map of both signs that is not used, to either side, and
+the power of a value's strength that its opacity goes with."""
+
+FONT, LETTERS = 7, 18
 """Points, and how many letters of it fit into an inch."""
 
 SHARP = 384
@@ -57,9 +61,9 @@ class Scale(NamedTuple):
     """
 
     colors: str
-    low: float
-    high: float
-    opacity: float | None = None
+    low: float | int
+    high: float | int
+    opacity: float | int | None = None
     words: str = ""
 
     @property
@@ -75,12 +79,15 @@ class Scale(NamedTuple):
         """The colors of values over a photo, of one map or of a color bar."""
         width = (self.high - self.low) or 1
         shares = np.clip((np.nan_to_num(values) - self.low) / width, 0, 1)
+        if self.opacity is None:
+            return colormaps[self.colors](shares, bytes=True)[..., :3]
+        strength = shares
+        if self.signed:  # without the pale middle, which would be a haze
+            strength = np.abs(2 * shares - 1)
+            shares = 0.5 + np.sign(shares - 0.5) * (PALE + (0.5 - PALE) * strength)
+        alpha = self.opacity * strength[..., None] ** FADE
         colors = 255 * colormaps[self.colors](shares)[..., :3]
-        if self.opacity is not None:
-            strength = np.abs(2 * shares - 1) if self.signed else shares
-            alpha = self.opacity * np.sqrt(strength)[..., None]
-            colors = alpha * colors + (1 - alpha) * photo
-        return np.rint(colors).astype(np.uint8)
+        return np.rint(alpha * colors + (1 - alpha) * photo).astype(np.uint8)
 
 
 class Panel(NamedTuple):
@@ -99,11 +106,11 @@ def show(
     style: Style = "overlay",
     signed: bool | None = None,
     grid: tuple[int, int] | None = None,
-    opacity: float = 0.75,
-    percentile: float = 98.0,
+    opacity: float | int = 0.75,
+    percentile: float | int = 98,
     shared: bool = False,
     columns: int | None = None,
-    width: float | None = None,
+    width: float | int | None = None,
 ) -> Figure:
     """Draw maps laid over their photos, with a color bar each.
 
@@ -156,26 +163,34 @@ def show(
         raise ValueError(f"{len(words)} titles do not fit {len(rows)} rows.")
     grids = [{key: to_grid(value, grid) for key, value in row.items()} for row in rows]
     both_signs = signed_titles(grids, signed)
-    options = {"percentile": percentile, "style": style, "opacity": opacity}
-    every = [value for row in grids for value in row.values()]
-    common = scale_of(every, signed=any(both_signs.values()), **options)
-    panels, first = [], columns or max(map(len, grids))
+    if shared:
+        both_signs = dict.fromkeys(both_signs, any(both_signs.values()))
+    look: dict[str, Any] = {"percentile": percentile}
+    look |= {"opacity": opacity if style == "overlay" else None}
+    scales = [
+        {name: scale_of(v, signed=both_signs[name], **look) for name, v in row.items()}
+        for row in grids
+    ]
+    common = None
+    if shared:
+        every = [scale for row in scales for scale in row.values()]
+        low, high = min(e.low for e in every), max(e.high for e in every)
+        common = every[0]._replace(low=low, high=high)
+    panels, most = [], columns or max(map(len, grids))
     for number, row in enumerate(grids):
         photo = photos[number if several else 0]
         cells = []
         for name, values in row.items():
-            scale = common
-            if not shared:
-                scale = scale_of([values], signed=both_signs[name], **options)
+            scale = common or scales[number][name]
             drawn = lay_over(photo, values, scale)
-            cells.append(Panel(drawn, in_words(name), None if shared else scale))
+            cells.append(Panel(drawn, in_words(name), None if common else scale))
         lead: Panel | None = None
         if several or number == 0 or (words and len(words) > 1):
             lead = Panel(photo, words[number] if words and number < len(words) else "")
-        for start in range(0, len(cells), first):
-            panels.append([lead, *cells[start : start + first]])
+        for start in range(0, len(cells), most):
+            panels.append([lead, *cells[start : start + most]])
             lead = None
-    return draw_grid(panels, width=width, scale=common if shared else None)
+    return draw_grid(panels, width=width, scale=common)
 
 
 def to_photo(image: Any) -> UInt8[np.ndarray, "height width 3"]:
@@ -253,31 +268,22 @@ def in_words(name: str) -> str:
 
 
 def scale_of(
-    maps: Sequence[Float[np.ndarray, "row column"]],
+    values: Float[np.ndarray, "row column"],
     *,
     signed: bool,
-    percentile: float,
-    style: Style,
-    opacity: float,
+    percentile: float | int,
+    opacity: float | int | None,
 ) -> Scale:
-    """The scale of some maps, robust to outliers: it ends at a percentile."""
-    values = np.concatenate([np.ravel(each) for each in maps])
+    """The scale of a map, robust to outliers: it ends at a percentile."""
     if signed:
         magnitudes = np.abs(values)
         high = np.percentile(magnitudes, percentile) or magnitudes.max()
-        low = -high
-    else:
-        low, high = np.percentile(values, (100 - percentile, percentile))
-        if low == high:
-            low, high = values.min(), values.max()
-    overlay = style == "overlay"
-    positive = HEAT if overlay else POSITIVE
-    return Scale(
-        SIGNED if signed else positive,
-        float(low),
-        float(high),
-        opacity if overlay else None,
-    )
+        return Scale(SIGNED, -float(high), float(high), opacity)
+    low, high = np.percentile(values, (100 - percentile, percentile))
+    if low == high:
+        low, high = values.min(), values.max()
+    colors = POSITIVE if opacity is None else HEAT
+    return Scale(colors, float(low), float(high), opacity)
 
 
 def lay_over(
@@ -296,7 +302,7 @@ def lay_over(
 def draw_grid(
     rows: Sequence[Sequence[Panel | None]],
     *,
-    width: float | None = None,
+    width: float | int | None = None,
     scale: Scale | None = None,
     dpi: int = 200,
 ) -> Figure:
@@ -329,11 +335,11 @@ def draw_grid(
                 place(axes, panel.image, left, low, side)
                 axes.text(
                     left,
-                    top - words + 0.05,
+                    top - words + 0.07,
                     panel.words,
                     fontsize=FONT,
                     linespacing=1.15,
-                    va="bottom",
+                    va="baseline",
                 )
                 if panel.scale is not None:
                     draw_bar(axes, panel.scale, left, low - 0.04, side)
@@ -347,7 +353,8 @@ def draw_grid(
 def fit(panel: Panel, side: float) -> Panel:
     """The panel with its words in lines that are no longer than it is wide."""
     letters = max(8, int(LETTERS * side))
-    lines = (textwrap.fill(line, letters) for line in panel.words.split("\n"))
+    text = panel.words.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = (textwrap.fill(line, letters) for line in text.split("\n"))
     return panel._replace(words="\n".join(lines))
 
 
