@@ -115,7 +115,7 @@ def test_reprs_are_short_and_show_shapes():
     for thing, *words in (
         (MODEL, "parameters", "patches", "heads", MODEL.classes[0]),
         (trace, "residual=float32[layer", "keys=float32[layer"),
-        (edits, "taps", "attend"),
+        (edits, "taps", "scale="),
         (MODEL.class_space, "embedding=", "epsilon"),
         (tiny.batch_of(IMAGES, [1, 2, 3]), "images=float32[3, "),
     ):

@@ -116,7 +116,7 @@ def test_list_has_every_model(capsys):
     names = [line[0] for line in lines[1:]]
     assert names == list(vitjax.list_models())
     columns = lines[1 + names.index("vit_ti16")]
-    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1000"]
+    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1,000"]
     assert main.main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in rows] == names
@@ -275,7 +275,7 @@ def test_explain_several_classes_in_several_formats(converted, tiny, images, tmp
         "explain.svg",
         "explain.npz",
     }
-    single = dataclasses.replace(command, class_="three", method=("chefer", "lrp"))()
+    single = dataclasses.replace(command, class_=("three",), method=("chefer", "lrp"))()
     assert single["map_lrp"].shape == (3, 4, 4)
 
 
@@ -286,7 +286,7 @@ def test_a_grid_shows_maps_of_blocks_and_heads(
     grid, shape, converted, tiny, images, tmp_path
 ):
     path = str(images / "zero" / "a.png")
-    options = {"method": ("relevancy",), "heads": (-1,), "grid": grid, "class_": "3"}
+    options = {"method": ("relevancy",), "heads": (-1,), "grid": grid, "class_": ("3",)}
     arrays = Explain(images=(path,), model=converted, out=tmp_path, **options)()
     actual = arrays["map_relevancy"]
     assert actual.shape == (*shape, 4, 4)

@@ -66,7 +66,8 @@ def test_the_page_gets_what_the_run_holds():
 def test_what_a_run_lacks_is_left_out():
     data, packs = read(fake_run(masks=True))
     assert all(set(arrays) == {"rank", "on_object"} for _, arrays in packs.values())
-    unlabeled = {"label": np.full(9, -1, np.int32)}
+    ranks = np.full((9, 3, 17), -1, np.int32)
+    unlabeled = {"label": np.full(9, -1, np.int32), "rank_residual": ranks}
     data, packs = read(fake_run(change=unlabeled, class_token=False, registers=1))
     assert all(arrays == {} for _, arrays in packs.values())
     assert data["runs"][0]["images"][0]["label"] == -1

@@ -29,10 +29,6 @@ Style = Literal["overlay", "patches"]
 SIDE, GAP, BAR, LINE = 1.7, 0.12, 0.07, 0.125
 """Inches: an image, the space between two, a color bar, a line of text."""
 
-PALE, FADE = 0.3, 0.8
-"""Over a photo: the middle of a map of both signs that is not used, to either side, and
-the power of a value's strength that its opacity goes with."""
-
 FONT, LETTERS = 7, 18
 """Points, and how many letters of it fit into an inch."""
 
@@ -81,13 +77,22 @@ class Scale(NamedTuple):
         shares = np.clip((np.nan_to_num(values) - self.low) / width, 0, 1)
         if self.opacity is None:
             return colormaps[self.colors](shares, bytes=True)[..., :3]
-        strength = shares
-        if self.signed:  # without the pale middle, which would be a haze
+        strength = shares**0.8  # shows a little more of what is weak
+        if self.signed:  # without the palest colors, which would be a haze
             strength = np.abs(2 * shares - 1)
-            shares = 0.5 + np.sign(shares - 0.5) * (PALE + (0.5 - PALE) * strength)
-        alpha = self.opacity * strength[..., None] ** FADE
+            shares = 0.5 + np.sign(shares - 0.5) * (0.1 + 0.4 * strength)
+            photo = mute(photo)
+        alpha = self.opacity * strength[..., None]
         colors = 255 * colormaps[self.colors](shares)[..., :3]
         return np.rint(alpha * colors + (1 - alpha) * photo).astype(np.uint8)
+
+
+def mute(
+    photo: UInt8[np.ndarray, "height width 3"],
+) -> Float[np.ndarray, "height width 3"]:
+    """A paler photo, whose own blue and red are not taken for a map's."""
+    gray = photo.mean(-1, keepdims=True)
+    return 50 + (photo + gray) / 2 * (205 / 255)
 
 
 class Panel(NamedTuple):
