@@ -330,7 +330,7 @@ def test_explain_refuses_what_it_cannot_read(converted, images, tmp_path, capsys
     [
         ("squash", (90, 60), (60, 90)),
         ("squash", (2048, 1024), (256, 512)),
-        ("shorter", (90, 60), (32, 32)),
+        ("shorter", (90, 60), (38, 38)),  # 60 pixels were resized to 50
         ("shorter", (200, 100), (64, 64)),
         ("square", (2000, 1000), (512, 512)),
     ],
