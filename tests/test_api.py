@@ -109,6 +109,24 @@ def test_structs_are_pytrees_with_named_leaves():
     assert jax.tree.structure(Trace()) == jax.tree.structure(Trace())
 
 
+def test_reprs_are_short_and_show_shapes():
+    _, trace = vitjax.forward(MODEL, IMAGES, capture=("residual", "keys"))
+    edits = vitjax.ablate(MODEL, "mlp_hidden", layers=[0]) & vitjax.no_cls(MODEL)
+    for thing, *words in (
+        (MODEL, "parameters", "patches", "heads", MODEL.classes[0]),
+        (trace, "residual=float32[layer", "keys=float32[layer"),
+        (edits, "taps", "scale="),
+        (MODEL.class_space, "embedding=", "epsilon"),
+        (tiny.batch_of(IMAGES, [1, 2, 3]), "images=float32[3, "),
+    ):
+        shown = repr(thing)
+        assert len(shown) < 900 and len(shown.splitlines()) < 12
+        assert all(word in shown for word in words), shown
+    assert "None" not in repr(trace)
+    # Also of tracers.
+    assert jax.eval_shape(lambda *x: len(repr(x)) > 1 and x, MODEL, trace) is not None
+
+
 def test_pytree_keeps_static_fields_out_of_the_leaves():
     @pytree
     class Pair:

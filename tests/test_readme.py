@@ -42,7 +42,7 @@ def commands(page: str) -> list[str]:
 
 
 PLACEHOLDERS = {"RECIPE": "identifiability", "IMAGE...": "IMAGE", "DIR...": "DIR"}
-REQUIRED = dict.fromkeys(("explain", "neurons", "bench"), ("--model M",))
+REQUIRED = dict.fromkeys(("explain", "look", "neurons", "bench"), ("--model M",))
 REQUIRED |= {"estimate": ("--model M", "--data D")}
 REQUIRED |= {"run": ("--model M", "--data D", "--out DIR")}
 
@@ -59,7 +59,7 @@ def arguments(line: str) -> list[str]:
 )
 def test_command_lines_parse(line):
     name, *rest = line.split()[1:]
-    if name == "COMMAND" or "--help" in rest:
+    if name in ("COMMAND", "help") or "--help" in rest:
         return
     assert name in main.COMMANDS
     if rest:  # otherwise it is prose about a command

@@ -62,6 +62,8 @@ from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
     from vitjax.data.datasets import open_data
+    from vitjax.recipes.recipe import Recipe
+    from vitjax.report.overlays import show
     from vitjax.report.page import explorer, figures, tables, write_report
     from vitjax.runner.loop import run
     from vitjax.runner.results import Results, open_results
@@ -72,8 +74,10 @@ LAZY = {
     "explorer": "vitjax.report.page",
     "figures": "vitjax.report.page",
     "tables": "vitjax.report.page",
+    "show": "vitjax.report.overlays",
     "write_report": "vitjax.report.page",
     "open_data": "vitjax.data.datasets",
+    "Recipe": "vitjax.recipes.recipe",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
     "open_results": "vitjax.runner.results",
@@ -100,6 +104,7 @@ __all__ = [
     "Model",
     "Preprocess",
     "Probe",
+    "Recipe",
     "Results",
     "TapEdit",
     "TextConfig",
@@ -153,6 +158,7 @@ __all__ = [
     "scan_blocks",
     "select_tokens",
     "self_only",
+    "show",
     "similarity_change",
     "steer",
     "tables",

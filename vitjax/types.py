@@ -77,7 +77,10 @@ def pytree(cls: type[Struct]) -> type[Struct]:
     Unflattening bypasses `__init__`: transformations put masks, `None`s and specs
     where arrays were, and only what a user constructs is to be type-checked.
     """
-    cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)  # pyright: ignore
+    own = {"frozen": True, "kw_only": True, "eq": False, "repr": False}
+    cls = dataclasses.dataclass(**own)(cls)  # pyright: ignore
+    if cls.__repr__ is object.__repr__:
+        cls.__repr__ = short_repr  # pyright: ignore[reportAttributeAccessIssue]
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     data = tuple(f.name for f in fields if not f.metadata.get("static"))
     meta = tuple(f.name for f in fields if f.metadata.get("static"))
@@ -94,6 +97,30 @@ def pytree(cls: type[Struct]) -> type[Struct]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
     return cls
+
+
+def short_repr(struct: Any) -> str:
+    """The fields that are not None; of arrays, dtype and shape."""
+
+    def describe(value: Any, axes: tuple[str, ...]) -> str:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape is None or dtype is None:
+            return repr(value)
+        sizes = [str(size) for size in shape]
+        if len(axes) == len(sizes):
+            sizes = [f"{axis} {size}" for axis, size in zip(axes, sizes)]
+        return f"{dtype}[{', '.join(sizes)}]"
+
+    axes = FIELD_AXES if isinstance(struct, Trace) else {}
+    parts = [
+        f"{name}={describe(value, axes.get(name, ()))}"
+        for name, value in vars(struct).items()
+        if value is not None
+    ]
+    name, line = type(struct).__name__, ", ".join(parts)
+    if len(line) > 72:
+        line = "".join(f"\n    {part}," for part in parts) + "\n"
+    return f"{name}({line})"
 
 
 @dataclasses.dataclass(frozen=True)

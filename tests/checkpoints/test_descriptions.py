@@ -265,7 +265,7 @@ def test_what_lies_beside_the_weights_wins_over_the_row(tmp_path, kind, as_file)
     assert (loaded.preprocess.mean, loaded.preprocess.std) == ((0.1,) * 3, (0.2,) * 3)
     assert "file" in loaded.provenance.sources["preprocess"]
     facts = {fact.setting: fact for fact in describe_preprocessing(loaded)}
-    assert facts["mean"].value == "0.1, 0.1, 0.1" and "file" in facts["mean"].source
+    assert facts["mean"].value == (0.1, 0.1, 0.1) and "file" in facts["mean"].source
     assert same(vitjax.load(tmp_path), model)
     mine = vitjax.load(
         PLAIN, checkpoint=path, preprocess={"mean": 0.3}, classes=list("abcdefg")

@@ -1,5 +1,6 @@
 """Commands do what they say; failures are one paragraph and no traceback."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,8 +17,9 @@ from vitjax.benchmark.bench import Benchmark, Timing
 from vitjax.checkpoints import download, loading, registry
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.cli import environment, main
+from vitjax.cli.explain import Explain, photo_of
 from vitjax.cli.main import enable_compilation_cache
-from vitjax.cli.models import count_parameters
+from vitjax.cli.models import NUMBERS, count_parameters
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.run import Run
 from vitjax.data.textured_digits import CLASSES
@@ -116,10 +118,12 @@ def test_list_has_every_model(capsys):
     names = [line[0] for line in lines[1:]]
     assert names == list(vitjax.list_models())
     columns = lines[1 + names.index("vit_ti16")]
-    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1000"]
+    assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1,000"]
     assert main.main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in rows] == names
+    numbers = [rows[names.index("vit_ti16")][key] for key in NUMBERS]
+    assert numbers == [5_717_416, "224x224", 197, 1000]
 
 
 def test_list_of_one_model_says_where_its_settings_come_from(
@@ -128,14 +132,14 @@ def test_list_of_one_model_says_where_its_settings_come_from(
     (tmp_path / "p.json").write_text('{"mean": [0.25, 0.5, 0.75]}')
     (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(7)))
     for words, mean, source in (
-        (["vit_b16_miil"], "0, 0, 0", "row vit_b16_miil"),
-        ([converted], "0.5, 0.5, 0.5", "file config.json"),
+        (["vit_b16_miil"], [0, 0, 0], "row vit_b16_miil"),
+        ([converted], [0.5, 0.5, 0.5], "file config.json"),
         (
             [converted, "--preprocess", str(tmp_path / "p.json")],
-            "0.25, 0.5, 0.75",
+            [0.25, 0.5, 0.75],
             "you",
         ),
-        ([converted, "--preprocess", '{"mean": 0}'], "0, 0, 0", "you"),
+        ([converted, "--preprocess", '{"mean": 0}'], [0, 0, 0], "you"),
     ):
         assert main.main(["list", *words, "--json"]) == 0
         facts = {f["setting"]: f for f in json.loads(capsys.readouterr().out)}
@@ -225,14 +229,12 @@ def test_neurons_are_printed_and_written(converted, tmp_path, capsys):
     assert rows[0] == "system,layer,memory,head,class,logit" and len(rows) == 11
     assert main.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["memory"] == 5
-    for flags in ["--layers", "2"], ["--memories", "99"], ["--classes", "11"]:
+    for flags in ["--blocks", "2"], ["--memories", "99"], ["--classes", "11"]:
         assert main.main([*words[:3], *flags]) == 1
         assert flags[0][2:] in capsys.readouterr().err
 
 
 def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys):
-    report = pytest.importorskip("vitjax.report.map_grid")
-    assert report.png
     paths = [str(images / name / "a.png") for name in ("zero", "seven")]
     out = tmp_path / "out"
     words = ["explain", *paths, "--model", converted, "--out", str(out)]
@@ -250,11 +252,62 @@ def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys
         np.testing.assert_allclose(maps, expected, rtol=1e-3, atol=1e-7)
     assert main.main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["methods"] == ["relevancy"]
+    assert facts["methods"] == ["chefer"]
     assert all(row["class"] == row["answer"] for row in facts["pictures"])
-    odd = tmp_path / os.fsdecode(b"latin1-\xe9.png")
-    shutil.copy(paths[0], odd)
-    assert main.main(["explain", str(odd), *words[3:]]) == 0
+    assert all(0 < row["probability"] < 1 for row in facts["pictures"])
+
+
+def test_explain_several_classes_in_several_formats(converted, tiny, images, tmp_path):
+    paths = tuple(str(images / name / "a.png") for name in ("zero", "one", "two"))
+    command = Explain(
+        images=paths,
+        model=converted,
+        class_=("three", "eight", "3"),
+        method=("raw_attention",),
+        format=("pdf", "svg"),
+        width=4.0,
+        out=tmp_path,
+    )
+    arrays = command()
+    assert arrays["target"].tolist() == [[3, 8]] * 3
+    assert arrays["map_raw_attention"].shape == (3, 2, 4, 4)
+    assert arrays["probability"].shape == (3, 2) and arrays["names"].shape == (3,)
+    assert {path.name for path in tmp_path.glob("explain*")} == {
+        "explain.pdf",
+        "explain.svg",
+        "explain.npz",
+    }
+    single = dataclasses.replace(command, class_=("three",), method=("chefer", "lrp"))()
+    assert single["map_lrp"].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"), [("blocks", (1, 2)), ("heads", (1, 2, 1)), (None, (1,))]
+)
+def test_a_grid_shows_maps_of_blocks_and_heads(
+    grid, shape, converted, tiny, images, tmp_path
+):
+    path = str(images / "zero" / "a.png")
+    options = {"method": ("relevancy",), "heads": (-1,), "grid": grid, "class_": ("3",)}
+    arrays = Explain(images=(path,), model=converted, out=tmp_path, **options)()
+    actual = arrays["map_relevancy"]
+    assert actual.shape == (*shape, 4, 4)
+    pixels = vitjax.Preprocess(64, 64)(Image.open(path))[None]
+    expected = np.asarray(vitjax.relevancy(tiny, pixels, np.array([3])))[:, 0, 1, 1:]
+    total = actual.reshape(-1, 2 if grid else 1, 16).sum(0)
+    expected = expected if grid else expected.sum(0, keepdims=True)
+    np.testing.assert_allclose(total, expected, rtol=1e-3, atol=1e-6)
+    if grid:
+        assert arrays["heads"].tolist() == [1] and arrays["blocks"].tolist() == [0, 1]
+        with pytest.raises(ValueError, match="chefer"):
+            Explain(images=(path,), model=converted, out=tmp_path, grid=grid)()
+
+
+def test_explain_refuses_what_it_cannot_read(converted, images, tmp_path, capsys):
+    rest = ["--model", converted, "--out", str(tmp_path / "out")]
+    path, odd = images / "zero" / "a.png", tmp_path / os.fsdecode(b"latin1-\xe9.png")
+    shutil.copy(path, odd)
+    assert main.main(["explain", str(odd), *rest]) == 0
     assert "latin1-\\xe9.png: for" in capsys.readouterr().out
     os.mkfifo(tmp_path / "pipe.png")
     Image.new("F", (9, 9), float("nan")).save(tmp_path / "nan.tif")
@@ -263,15 +316,54 @@ def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys
         ("nan.tif", "NaN"),
         ("x.png", "no such"),
     ):
-        assert main.main(["explain", str(tmp_path / name), *words[3:]]) == 1
+        assert main.main(["explain", str(tmp_path / name), *rest]) == 1
         error = capsys.readouterr().err
         assert name in error and hint in error
     for flags, hint in (
         (["--method", "chefer", "--heads", "0"], "chefer"),
         (["--class", "eigth"], "eight"),
     ):
-        assert main.main([*words, *flags]) == 1
+        assert main.main(["explain", str(path), *rest, *flags]) == 1
         assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "shape"),
+    [
+        ("squash", (90, 60), (60, 90)),
+        ("squash", (2048, 1024), (256, 512)),
+        ("shorter", (90, 60), (38, 38)),  # 60 pixels were resized to 50
+        ("shorter", (200, 100), (64, 64)),
+        ("square", (2000, 1000), (512, 512)),
+    ],
+)
+def test_photos_are_neither_squashed_nor_enlarged(resize, size, shape):
+    preprocess = vitjax.Preprocess(32, 32, resize=resize, resize_size=50)
+    assert photo_of(Image.new("RGB", size), preprocess).shape == (*shape, 3)
+
+
+@pytest.mark.slow
+def test_look_needs_no_labels(converted, images, tmp_path, capsys, monkeypatch):
+    pages = []
+    monkeypatch.setattr("webbrowser.open", pages.append)
+    out, photo = tmp_path / "look", str(images / "one" / "a.png")
+    words = ["look", str(images), photo, "--model", converted, "--out", str(out)]
+    assert main.main([*words, "--json", "--open"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    page = pathlib.Path(facts["report"])
+    assert pages == [page.as_uri()] and page == out / "report.html"
+    results = vitjax.open_results(facts["rows"])
+    assert len(facts["pictures"]) == results.sizes["image"] == 11
+    assert (results["label"] == -1).all()
+    # Its own prediction has rank 0 at the end.
+    assert (results["rank_residual"][:, -1, 0] == 0).all()
+    text = page.read_text("utf8")
+    assert "explorer-0-10" in text and "a.png" in text
+    assert main.main([*words, "--class", "three"]) == 0  # another run, the same folder
+    labeled = [vitjax.open_results(path) for path in out.glob("rows-*")]
+    assert sorted(int(run["label"][0]) for run in labeled) == [-1, 3]
+    assert main.main(["look", str(tmp_path / "no.png"), *words[3:]]) == 1
+    assert "no.png" in capsys.readouterr().err
 
 
 def assert_one_paragraph(text, *hints):

@@ -68,9 +68,10 @@ def test_options_of_runs_and_recipes_are_flags():
 def test_lists_take_spaces_and_commas(words):
     command = parse("run", "faithfulness", *BASE, "--methods", *words)
     assert command.recipe_options.methods == ("chefer", "lrp")
-    layers = "--layers=-1,-2", "--layers", "-1", "-2"
-    assert parse("neurons", "--model", "m", layers[0]).layers == (-1, -2)
-    assert parse("neurons", "--model", "m", *layers[1:]).layers == (-1, -2)
+    for flag in "--blocks", "--layers":  # the name in functions
+        for words in [f"{flag}=-1,-2"], [flag, "-1", "-2"]:
+            assert parse("neurons", "--model", "m", *words).layers == (-1, -2)
+            assert parse("explain", "a", "--model", "m", *words).blocks == (-1, -2)
     assert parse("report", "a,b", "c").runs == ("a,b", "c")  # paths
 
 
@@ -111,6 +112,19 @@ def test_help_has_a_line_for_each_command_and_recipe(capsys, monkeypatch):
             parse(*words)
         shown = capsys.readouterr().out
         assert all(re.search(rf"• {name} +[A-Z]\w+", shown) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [((), "look"), (("run",), "tokens"), (("look",), "--open")]
+)
+def test_help_is_also_a_command(words, name, capsys):
+    shown = []
+    for line in ("help", *words), (*words, "--help"):
+        with pytest.raises(SystemExit) as caught:
+            parse(*line)
+        assert caught.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and name in shown[0]
 
 
 def test_old_names_work(capsys):

@@ -101,7 +101,9 @@ def test_what_does_not_fit_is_refused():
     ones = np.ones(24, np.float32)
     for call in (
         lambda: vitjax.with_memory_values(model, {"mlps": np.ones((2, 24, 16))}),
-        lambda: vitjax.with_memory_values(model, {"mlp": np.ones((2, 23, 16), np.float32)}),
+        lambda: vitjax.with_memory_values(
+            model, {"mlp": np.ones((2, 23, 16), np.float32)}
+        ),
         lambda: vitjax.scale_memories(model, "mlp", np.ones((3, 24))),
         lambda: vitjax.remove_class(model, 7),
         lambda: vitjax.remove_class(model, 1, layers=[2]),

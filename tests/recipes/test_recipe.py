@@ -54,7 +54,8 @@ def test_every_option_is_documented_and_arrays_are_in_the_schema(name):
     for array, axes in recipe.static.items():
         assert schema.SCHEMA[array].axes == axes
     labeled = {array for array in recipe.dims if schema.SCHEMA[array].needs_label}
-    assert labeled == set(recipe.needs_label)
+    # Without a label, what `tokens` says is about the prediction.
+    assert (set() if name == "tokens" else labeled) == set(recipe.needs_label)
 
 
 def test_the_schema_names_every_array_once():

@@ -1,4 +1,4 @@
-"""Maps of tokens, the explorer's data, and grids of images."""
+"""Maps of tokens, and the explorer's data."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from fake_runs import fake_run
 from matplotlib import colormaps
 from PIL import Image
 
-from vitjax.report import explorer, map_grid, token_maps
+from vitjax.report import explorer, token_maps
 from vitjax.report.per_image import Run, as_runs
 
 
@@ -22,11 +22,6 @@ def figure_of(*results):
 
 def read_csv(figure):
     return pd.read_csv(io.StringIO(figure.csv()))
-
-
-def pixels_of(png):
-    with Image.open(io.BytesIO(png)) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize("depth", (1, 2, 3, 6, 7, 12, 24, 39))
@@ -137,48 +132,6 @@ def test_short_name(name, expected):
     assert token_maps.short_name(name) == expected
 
 
-@pytest.mark.parametrize(("count", "methods", "height"), [(1, 1, 16), (2, 3, 32)])
-def test_a_grid_has_a_row_per_image_and_a_column_per_method(count, methods, height):
-    images = np.full((count, height, 16, 3), (200, 30, 40), np.uint8)
-    values = np.zeros((count, 4, 4))
-    values[:, 0, 0] = -1  # the rest is 0: white
-    maps = {f"m{n}": values for n in range(methods)}
-    titles = ["for <b>$x_{$\nprediction: y"] * count
-    pixels = pixels_of(map_grid.png(images, titles, maps, dpi=50))
-    area = (50 * 1.7) ** 2 * height / 16
-    red = (np.abs(pixels - (200, 30, 40)).max(-1) < 3).sum()
-    assert red == pytest.approx(count * area, rel=0.05)
-    blue = (pixels[..., 2] > pixels[..., 0] + 40).sum()
-    assert blue == pytest.approx(count * methods * area / 16, rel=0.15)
-
-
-@pytest.mark.parametrize("text", [map_grid.LEGEND, "word " * 60])
-def test_the_legend_of_a_grid_fits(text):
-    image = np.full((16, 16, 3), (200, 30, 40), np.uint8)
-    pixels = pixels_of(map_grid.grid_png([[(image, "a")]], legend=text, dpi=100))
-    red = (np.abs(pixels - (200, 30, 40)).max(-1) < 3).any(1)
-    below = pixels[np.flatnonzero(red).max() + 2 :].min(-1)
-    assert below[:, :-6].min() < 128  # words
-    assert below[:, -6:].min() == below[:2].min() == below[-4:].min() == 255
-
-
-def test_signed_maps_diverge_from_white():
-    colors = map_grid.to_colors(np.array([[-2.0, 0.0, 1.0, 2.0]])).astype(int)[0]
-    negative, zero, small, large = colors
-    assert zero.min() > 240 and np.ptp(zero) < 10
-    assert negative[2] > negative[0] + 40 and large[0] > large[2] + 40
-    assert small.min() > large.min()  # half as far from white
-    colors = map_grid.to_colors(np.array([[3.0, 4.0, 5.0]])).astype(int)[0]
-    assert (np.diff(colors.sum(-1)) > 0).all()  # from dark to bright
-
-
-@pytest.mark.parametrize("value", [0.0, 3.0, np.nan, -1.0])
-def test_constant_and_undefined_maps_have_one_color(value):
-    colors = map_grid.to_colors(np.full((2, 3), value))
-    assert colors.shape == (2, 3, 3) and colors.dtype == np.uint8
-    assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 1
-
-
 def read(*results, **options):
     """(data, key -> (image URL, arrays)) of an explorer."""
     runs = [Run(each, name) for each, name in zip(results, "abc")]
@@ -233,7 +186,8 @@ def test_the_page_gets_what_the_run_holds():
 def test_what_a_run_lacks_is_left_out():
     data, packs = read(fake_run(masks=True))
     assert all(set(arrays) == {"rank", "on_object"} for _, arrays in packs.values())
-    unlabeled = {"label": np.full(9, -1, np.int32)}
+    ranks = np.full((9, 3, 17), -1, np.int32)
+    unlabeled = {"label": np.full(9, -1, np.int32), "rank_residual": ranks}
     data, packs = read(fake_run(change=unlabeled, class_token=False, registers=1))
     assert all(arrays == {} for _, arrays in packs.values())
     assert data["runs"][0]["images"][0]["label"] == -1

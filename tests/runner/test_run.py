@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import time
 
 import fake_bucket
 import jax
@@ -593,28 +594,42 @@ def test_an_empty_data_set_and_unknown_names(tiny, tmp_path):
         vitjax.run("identifiabilty", tiny, "textured_digits", tmp_path / "run")
 
 
-def test_the_rate_is_images_over_wall_time(monkeypatch):
+def test_the_rate_is_images_over_the_time_since_the_first_batch_came(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("vitjax.runner.progress.time.monotonic", lambda: now[0])
     rate = Progress(30)
-    assert rate.images_per_second is None and str(rate) == "compiling"
-    now[0] = 100.0
+    now[0], rate.state = 100.0, "compiling"
+    assert rate.images_per_second is None
+    assert str(rate) == "compiling, 0:01:40 elapsed"
     rate.start()
-    assert str(rate) == "computing"
+    assert str(rate) == "computing, 0:01:40 elapsed"
     now[0] = 102.0
+    rate.start()  # the second batch
     rate.advance(10)
-    assert rate.images_per_second == 5 and str(rate) == "5.0 images/s, 0:00:04 left"
+    assert rate.images_per_second == 5
+    assert str(rate) == "5.0 images/s, 0:01:42 elapsed, 0:00:04 left"
     assert clock_time(3723) == "1:02:03"
+
+
+def test_a_rate_is_no_larger_than_the_images_over_the_wall_time(tiny, photos, tmp_path):
+    started = time.monotonic()
+    results = vitjax.run(
+        "identifiability", tiny, f"folder:{photos}", tmp_path, show_progress=False
+    )
+    rate, images = results.manifest["images_per_second"], results.sizes["image"]
+    assert images / (time.monotonic() - started) <= rate < 1000 * images
 
 
 @pytest.mark.parametrize("show", [True, False])
 def test_progress_is_lines_where_there_is_no_terminal(capsys, show):
-    with Progress(4, title="x", before=2, show=show) as progress:
+    with Progress(4, title="x", before=2, show=show, interval=0.01) as progress:
         progress.start()
+        time.sleep(0.1)  # a batch that takes long
         progress.advance(4)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (2 if show else 0)
-    assert not show or (lines[0].startswith("x: 2/6") and lines[1].startswith("x: 6/6"))
+    assert (len(lines) > 2) == show
+    assert not show or (lines[0].startswith("x: 2/6") and "x: 6/6" in lines[-1])
+    assert not show or any("2/6 images, computing" in line for line in lines)
 
 
 def test_zarr_is_left_as_it_was():

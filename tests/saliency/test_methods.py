@@ -1,5 +1,7 @@
 """The one call: what it chooses, what it refuses, how it batches."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -85,6 +87,13 @@ def test_relevancy_of_removed_tokens_is_zero():
 
 
 @pytest.mark.parametrize("method", EVERY)
+def test_methods_whose_maps_are_from_0_are_declared(method):
+    """A figure has the colors of the method, whatever a single map holds."""
+    maps = vitjax.explain(MODEL, IMAGES, TARGET, method=method)
+    assert method in methods.SIGNED_METHODS or maps.min() >= 0
+
+
+@pytest.mark.parametrize("method", EVERY)
 def test_no_image_has_no_map(method):
     maps = vitjax.explain(MODEL, IMAGES[:0], [], method=method)
     assert maps.shape == (0, 16)
@@ -92,10 +101,10 @@ def test_no_image_has_no_map(method):
 
 def test_blocks_and_heads_are_chosen_and_added():
     parts = np.asarray(vitjax.relevancy(MODEL, IMAGES, TARGET))[..., 1:]
-    options = {"layers": (-1,), "heads": (0, 1)}
+    options = {"method": "relevancy", "layers": (-1,), "heads": (0, 1)}
     actual = methods.explain(MODEL, IMAGES, TARGET, **options)
     np.testing.assert_allclose(actual, parts[-1].sum(1), rtol=1e-4, atol=1e-5)
-    actual = methods.explain(MODEL, IMAGES, TARGET)
+    actual = methods.explain(MODEL, IMAGES, TARGET, method="relevancy")
     np.testing.assert_allclose(actual, parts.sum((0, 2)), rtol=1e-4, atol=1e-5)
 
 
@@ -140,7 +149,8 @@ def test_a_seed_is_data_and_lists_are_tuples():
     maps += [vitjax.explain(MODEL, IMAGES, TARGET, **options, seed=n) for n in (1, 2)]
     assert vitjax.explain._cache_size() == programs
     assert len(np.unique(maps)) == 3 * 48
-    expected = vitjax.explain(MODEL, IMAGES, TARGET, layers=(0,), heads=(1, 0))
+    explain = functools.partial(vitjax.explain, MODEL, IMAGES, TARGET)
+    expected = explain(method="relevancy", layers=(0,), heads=(1, 0))
     for layers, heads in (([0], [1, 0]), (np.array([0]), range(1, -1, -1))):
-        actual = vitjax.explain(MODEL, IMAGES, TARGET, layers=layers, heads=heads)
+        actual = explain(method="relevancy", layers=layers, heads=heads)
         np.testing.assert_array_equal(actual, expected)

@@ -7,11 +7,19 @@ from vitjax.models.model import Model, Provenance
 
 
 class Fact(NamedTuple):
-    """A setting in force, its value in words, and where it comes from."""
+    """A setting in force, its value, a number or three where it is one, and where it
+    comes from.
+    """
 
     setting: str
-    value: str
+    value: str | float | tuple[float, ...]
     source: str
+
+    @property
+    def text(self) -> str:
+        """The value in words."""
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return ", ".join(v if isinstance(v, str) else f"{v:.6g}" for v in values)
 
 
 def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
@@ -25,15 +33,12 @@ def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
     facts = []
     if pipeline is not None:
         colors = {"mean": pipeline.mean, "deviation": pipeline.std}
-        facts += [
-            Fact(name, ", ".join(f"{value:.6g}" for value in values), "")
-            for name, values in colors.items()
-        ]
+        facts += [Fact(name, tuple(values), "") for name, values in colors.items()]
         facts.append(Fact("geometry", describe_geometry(pipeline), ""))
     else:
         facts.append(Fact("preprocessing", "none", ""))
     facts = [fact._replace(source=sources["preprocess"]) for fact in facts]
-    facts.append(Fact("epsilon", f"{model.config.epsilon:g}", sources["epsilon"]))
+    facts.append(Fact("epsilon", model.config.epsilon, sources["epsilon"]))
     facts.append(Fact("GELU", model.config.gelu, sources["gelu"]))
     if "temperature" in sources:
         temperature = float(model.params["head"]["temperature"])

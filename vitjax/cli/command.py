@@ -41,6 +41,8 @@ class Command:
     json: bool = False
     traceback: bool = False
     needs_device: ClassVar[bool] = True
+    group: ClassVar[str] = "output"
+    """The heading of this class's own flags in the help of its commands."""
 
     def show(self, facts: Any, text: str) -> None:
         """Print facts as JSON where --json is given, else the text."""
@@ -69,6 +71,7 @@ class WeightsCommand(Command):
         str | None, tyro.conf.arg(name="classes", metavar="FILE|N")
     ] = None
     allow_nonfinite: bool = False
+    group: ClassVar[str] = "weights"
 
     @property
     def own_settings(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class ModelCommand(WeightsCommand):
 
     model: Annotated[str, metavar("NAME")]
     checkpoint: Annotated[str | None, metavar("FILE")] = None
+    group: ClassVar[str] = "model"
 
     @property
     def weightless(self) -> bool:

@@ -1,108 +1,272 @@
-"""The command `explain`: explanation maps of image files, as a figure and arrays."""
+"""The command `explain`: explanation maps laid over photos, as figures and arrays."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import tyro
+from jaxtyping import UInt8
 
 from vitjax import api
 from vitjax.cli.command import ModelCommand, make_folder, metavar
-from vitjax.data.images import Preprocess, image_errors, open_image, printable
+from vitjax.data.images import (
+    Preprocess,
+    image_errors,
+    open_image,
+    printable,
+    upright_size,
+)
 from vitjax.data.labels import match_label
+from vitjax.messages import check_one_of, check_range
+from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
-from vitjax.saliency.methods import Method
+from vitjax.saliency.methods import PER_HEAD, SIGNED_METHODS, Method
+
+PHOTO = 512
+"""Pixels of a photo's longer side in a figure, at most."""
+
+
+class Explanation(NamedTuple):
+    """The maps of one image for one class, and what the model predicts.
+
+    A map of `maps`, by method, is [row column], after the axes of a grid.
+    """
+
+    name: str
+    photo: UInt8[np.ndarray, "height width 3"]
+    target: int
+    prediction: int
+    probabilities: np.ndarray
+    maps: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(ModelCommand):
-    """Draw which parts of images are evidence for a class.
+    """Draw which parts of photos are evidence for a class, laid over the photos.
 
-    Example: vitjax explain cat.png --model vit_ti16 --method relevancy,chefer
+    Example: vitjax explain cat.png --model vit_ti16 --class tabby,lynx
 
     Args:
         images: image files.
-        class_: id, name or number of the class to explain; by default the class that
-            the model predicts for each image.
-        method: names of explanation methods. relevancy is the paper's; on the removal
-            test consensus is the most faithful, and class_projection finds
-            objects best (see the guide's page on methods).
+        class_: ids, names or numbers of the classes to explain; by default the class
+            that the model predicts for each image.
+        method: names of explanation methods. chefer, the default, is the most faithful
+            on the removal test of those that cost few passes, consensus is more
+            faithful and costs 70, class_projection finds objects best; relevancy, the
+            paper's, shows where more attention would help the class (see the guide's
+            page on methods).
+        grid: a map of every block, or of every head of every block, of methods that
+            have them, in one figure on one scale.
         blocks: only these, from 0 or negative from the end, of methods that have a map
             of each block and head.
         heads: only these heads, likewise.
-        out: folder for explain.png and explain.npz, the arrays.
+        style: maps laid over the photos, or each patch in its color without the photo.
+        format: of the figures, one or several.
+        width: of the figures in inches, such as 5.5 for a page.
+        out: folder for explain.png, or another format, and explain.npz, the arrays.
         dtype: what the model computes in.
     """
 
     images: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("IMAGE...")]]
-    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME|ID")] = None
-    method: tuple[Method, ...] = ("relevancy",)
+    class_: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="class", metavar="NAME|ID...")
+    ] = ()
+    method: tuple[Method, ...] = ("chefer",)
+    grid: Literal["blocks", "heads"] | None = None
     blocks: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
+    style: Literal["overlay", "patches"] = "overlay"
+    format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",)
+    width: Annotated[float | None, metavar("INCHES")] = None
     out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-explain")
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self) -> dict[str, Any]:
         """The arrays of explain.npz: names, target, prediction, probability (the
         target's), and `map_METHOD` [image row column], signed and not normalized.
-        """
-        from vitjax.report import map_grid
 
-        if not self.images or not self.method:
-            raise ValueError("Give at least one image and one method.")
+        Of several classes, all but names have an axis for them after `image`; with
+        `grid`, maps have axes for `blocks`, or `blocks` and `heads`, before `row`.
+        """
+        if not (self.images and self.method and self.format):
+            raise ValueError("Give at least one image, one method and one format.")
+        for name in self.method if self.grid else ():
+            check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
         make_folder(self.out)
         model = self.load()
-        label = None
-        if self.class_ is not None:
-            label = match_label(self.class_, model.classes, model.class_ids)
+        texts = (self.class_,) if isinstance(self.class_, str) else self.class_
+        labels = [match_label(t, model.classes, model.class_ids) for t in texts]
+        labels = list(dict.fromkeys(labels))  # "tench, Tinca tinca" is one class
+        by_image = [self.explain(model, path, labels) for path in self.images]
+
+        def stack(read):
+            values = np.array([[read(e) for e in row] for row in by_image])
+            return values if len(labels) > 1 else values[:, 0]
+
+        arrays = {
+            "names": np.array([row[0].name for row in by_image]),
+            "target": stack(lambda e: e.target),
+            "prediction": stack(lambda e: e.prediction),
+            "probability": stack(lambda e: e.probabilities[e.target]),
+        }
+        for name in self.method:
+            arrays[schema.MAP(name)] = stack(lambda e, name=name: e.maps[name])
+        if self.grid:
+            arrays["blocks"], arrays["heads"] = self.parts(model)
+        archive, paths = str(self.out / "explain.npz"), []
+        np.savez(archive, **arrays)
+        figures = self.draw(model, by_image)
+        for number, figure in enumerate(figures):
+            stem = "explain" if len(figures) == 1 else f"explain-{number}"
+            paths += [str(self.out / f"{stem}.{kind}") for kind in self.format]
+            for path in paths[-len(self.format) :]:
+                figure.savefig(path, dpi=300)
+        every = [e for row in by_image for e in row]
+        pictures = [
+            {
+                "name": e.name,
+                "class": model.classes[e.target],
+                "answer": model.classes[e.prediction],
+                "probability": float(e.probabilities[e.target]),
+            }
+            for e in every
+        ]
+        lines = [
+            f"{e.name}: {describe(model, e).replace(chr(10), '; ')}" for e in every
+        ]
+        lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
+        facts = {"pictures": pictures, "methods": self.method, "figure": paths[0]}
+        files = {"figures": paths, "arrays": archive}
+        self.show(facts | files, "\n".join(lines))
+        return arrays
+
+    def explain(self, model: Model, path: str, labels: list[int]) -> list[Explanation]:
+        """The maps of an image for each class; one program for any number of them."""
         preprocess = model.preprocess or Preprocess(*model.config.shape)
         model = model.astype(self.dtype)
-        names = [printable(os.path.basename(path)) for path in self.images]
-        inputs = []
-        for path in self.images:
-            with image_errors(printable(path)):
-                inputs.append(preprocess(open_image(path)))
-        images = np.stack(inputs)
-        answers, maps, facts, titles = [], [], [], []
-        for name, image in zip(names, images):  # one program for any number of images
-            with jax.default_matmul_precision(PRECISION[self.dtype]):
-                logits, _ = api.forward(model, image[None])
-                logits = np.asarray(logits, np.float32)[0]
-                prediction = int(logits.argmax())
-                target = prediction if label is None else label
-                options = {"layers": self.blocks or None, "heads": self.heads or None}
-                targets = np.array([target], np.int32)
-                maps += [
-                    api.explain(model, image[None], targets, method=method, **options)
-                    for method in self.method
-                ]
-            probability = float(model.class_space.probabilities(logits)[target])
-            answers.append((target, prediction, probability))
-            explained, answer = model.classes[target], model.classes[prediction]
-            fact = {"name": name, "class": explained, "answer": answer}
-            facts.append(fact | {"probability": probability})
-            titles.append(
-                f"for {explained.split(',')[0]} ({probability:.3f})\n"
-                f"prediction: {answer.split(',')[0]}"
-            )
-        keys = "target", "prediction", "probability"
-        arrays: dict[str, Any] = dict(zip(keys, map(np.array, zip(*answers))))
-        arrays["names"] = np.array(names)
-        grids = np.asarray(maps, np.float32)
-        grids = grids.reshape(len(names), len(self.method), *model.config.grid)
-        columns = {name: grids[:, i] for i, name in enumerate(self.method)}
-        arrays |= {schema.MAP(name): values for name, values in columns.items()}
-        figure, archive = self.out / "explain.png", self.out / "explain.npz"
-        shown = np.stack([preprocess.denormalize(image) for image in images])
-        figure.write_bytes(map_grid.png(shown, titles, columns))
-        np.savez(archive, **arrays)
-        lines = [f"{n}: {' '.join(t.split())}" for n, t in zip(names, titles)]
-        lines.append(f"Figure and arrays: {figure}, {archive}")
-        files = {"figure": str(figure), "arrays": str(archive)}
-        facts = {"pictures": facts, "methods": self.method, **files}
-        self.show(facts, "\n".join(lines))
-        return arrays
+        with image_errors(printable(path)):
+            image = open_image(path)
+            inputs, photo = preprocess(image)[None], photo_of(image, preprocess)
+        with jax.default_matmul_precision(PRECISION[self.dtype]):
+            logits, _ = api.forward(model, inputs)
+            shares = np.asarray(model.class_space.probabilities(logits), np.float32)[0]
+            prediction = int(shares.argmax())
+            return [
+                Explanation(
+                    name=printable(os.path.basename(path)),
+                    photo=photo,
+                    target=target,
+                    prediction=prediction,
+                    probabilities=shares,
+                    maps={
+                        m: self.map_of(model, inputs, target, m) for m in self.method
+                    },
+                )
+                for target in labels or [prediction]
+            ]
+
+    def map_of(self, model: Model, image: Any, target: int, method: str) -> np.ndarray:
+        """The map of one image, or those of its blocks and heads."""
+        grid, targets = model.config.grid, np.array([target], np.int32)
+        if self.grid is None:
+            options = {"layers": self.blocks or None, "heads": self.heads or None}
+            values = api.explain(model, image, targets, method=method, **options)
+            return np.asarray(values, np.float32).reshape(grid)
+        blocks, heads = self.parts(model)
+        values = maps_of_heads(method)(model, image, targets)[:, 0]
+        values = np.asarray(values, np.float32)[np.ix_(blocks, heads)]
+        values = values.sum(1) if self.grid == "blocks" else values
+        return values.reshape(*values.shape[:-1], *grid)
+
+    def parts(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the chosen blocks and heads, from 0."""
+        numbers = []
+        for name, size in ("blocks", model.config.depth), ("heads", model.config.heads):
+            chosen = getattr(self, name) or tuple(range(size))
+            check_range(name, chosen, -size, size - 1)
+            numbers.append(np.array(chosen) % size)
+        return numbers[0], numbers[1]
+
+    def draw(self, model: Model, by_image: list[list[Explanation]]) -> list[Any]:
+        """The figures: with `grid`, one for each image, class and method; else one with
+        a row for each image and a column for each class or, of several methods, a row
+        for each image and class and a column for each method.
+        """
+        from vitjax.report.overlays import in_words, show
+
+        look: dict[str, Any] = {"style": self.style, "width": self.width}
+        every = [e for row in by_image for e in row]
+        if self.grid:
+            blocks, heads = self.parts(model)
+            figures = []
+            for e, method in ((e, method) for e in every for method in self.method):
+                rows: Any = {f"block {b}": m for b, m in zip(blocks, e.maps[method])}
+                if self.grid == "heads":
+                    rows = [
+                        {f"block {b}, head {h}": m for h, m in zip(heads, each)}
+                        for b, each in zip(blocks, e.maps[method])
+                    ]
+                title = f"{in_words(method)}\n{describe(model, e)}"
+                columns = 6 if self.grid == "blocks" else len(heads)
+                look |= {"titles": title, "columns": columns, "shared": True}
+                look |= {"signed": method in SIGNED_METHODS}
+                figures.append(show(e.photo, rows, **look))
+            return figures
+        method, *others = self.method
+        if others or len(by_image[0]) == 1:
+            titles = [describe(model, e) for e in every]
+            rows = [e.maps for e in every]
+            return [show([e.photo for e in every], rows, titles=titles, **look)]
+        titles = [
+            f"{in_words(method)}\nprediction: {class_words(model, e, e.prediction)}"
+            for e, *_ in by_image
+        ]
+        rows = [
+            {f"for {class_words(model, e, e.target)}": e.maps[method] for e in row}
+            for row in by_image
+        ]
+        look |= {"titles": titles, "signed": method in SIGNED_METHODS}
+        return [show([row[0].photo for row in by_image], rows, **look)]
+
+
+@functools.cache
+def maps_of_heads(method: str) -> Any:
+    """(model, images, target) -> [layer batch head patch], jitted."""
+    return jax.jit(PER_HEAD[method])
+
+
+def class_words(model: Model, explanation: Explanation, number: int) -> str:
+    """A class by the first of its names, and its probability."""
+    name = model.classes[number].split(",")[0]
+    return f"{name} ({100 * explanation.probabilities[number]:.1f} %)"
+
+
+def describe(model: Model, explanation: Explanation) -> str:
+    """The class that is explained and the prediction."""
+    target, prediction = (
+        class_words(model, explanation, number)
+        for number in (explanation.target, explanation.prediction)
+    )
+    if target == prediction:
+        return f"for {target}, the prediction"
+    return f"for {target}\nprediction: {prediction}"
+
+
+def photo_of(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "height width 3"]:
+    """What the model sees of a photo, as sharp as it is and not squashed."""
+    longest = max(preprocess.height, preprocess.width)
+    if preprocess.resize == "squash":
+        width, height = image.size
+        if preprocess.orient:
+            width, height = upright_size(image)
+        scale = min(1, PHOTO / max(width, height))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+    else:
+        scale = max(1, min(PHOTO / longest, min(image.size) / preprocess.side))
+        size = round(preprocess.height * scale), round(preprocess.width * scale)
+    return preprocess.resized_to(*size).resized(image)

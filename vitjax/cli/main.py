@@ -29,6 +29,7 @@ from vitjax.checkpoints.download import cache_folder
 from vitjax.cli.bench import Bench
 from vitjax.cli.command import FLAG_TYPES, Command, check_platform, make_folder
 from vitjax.cli.explain import Explain
+from vitjax.cli.look import Look
 from vitjax.cli.models import Convert, List
 from vitjax.cli.neurons import Neurons
 from vitjax.cli.report import Report
@@ -45,6 +46,7 @@ COMMANDS: dict[str, type[Command]] = {
     "run": Run,
     "report": Report,
     "explain": Explain,
+    "look": Look,
     "demo": Demo,
     "list": List,
     "convert": Convert,
@@ -62,6 +64,8 @@ REMOVED = registry.REMOVED | {
 """Commands, recipes and flags of earlier versions, and what replaced them."""
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
+BLOCKS = {"--layers": "--blocks"}
+"""The name of blocks in functions is accepted as a flag of all commands but recipes."""
 IGNORED_FLAG = "--coordinator"
 """Its value is left out: processes of a run need no coordinator."""
 
@@ -122,10 +126,15 @@ def main(
 def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
     """The command that the arguments name; exit after help (0) or wrong usage (2)."""
     name, *words = arguments or ("",)
+    if name == "help":
+        return parse([*words, "--help"], recipes)
     if name.startswith("-") or not name:
         return show_choices(COMMANDS, arguments, ABOUT, "vitjax")
     kind: Any = choose("command", name, COMMANDS)
     if not issubclass(kind, RecipeCommand):
+        for position, word in enumerate(words):
+            flag, equals, value = word.partition("=")
+            words[position] = BLOCKS.get(flag, flag) + equals + value
         return parse_flags(kind, f"vitjax {name}", words)
     known = registry.RECIPES | {recipe.name: recipe for recipe in recipes}
     if not words or words[0].startswith("-"):
@@ -158,10 +167,49 @@ def choose(what: str, name: str, known: Any) -> Any:
 
 
 def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
-    """A command of its flags."""
+    """A command of its flags; those of a base class with a `group` are one in help."""
+    groups: dict[type[Command], list[Any]] = {}
+    for field in dataclasses.fields(kind):
+        (base, *_) = (
+            b for b in kind.__mro__ if field.name in inspect.get_annotations(b)
+        )
+        if "group" in vars(base):
+            groups.setdefault(base, []).append((field.name, field.type, field))
+    groups = dict(reversed(groups.items()))  # what is required comes first
+    hidden = [
+        (name, Any, dataclasses.field(default=None, init=False))
+        for fields in groups.values()
+        for name, *_ in fields
+    ]
+    nested = [
+        (
+            f"{base.group}_flags",
+            Annotated[
+                dataclasses.make_dataclass(
+                    base.group,
+                    fields,
+                    kw_only=True,
+                    namespace={"__doc__": base.__doc__},
+                ),
+                tyro.conf.arg(name=base.group, help=" "),
+            ],
+        )
+        for base, fields in groups.items()
+    ]
+    grouped: Any = dataclasses.make_dataclass(
+        kind.__name__, hidden + nested, bases=(kind,), frozen=True, kw_only=True
+    )
+    grouped.__doc__ = kind.__doc__
     config = tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes
     with FLAG_TYPES:
-        return tyro.cli(kind, prog=prog, args=words, config=config)
+        parsed = tyro.cli(grouped, prog=prog, args=words, config=config)
+    values = {
+        f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init
+    }
+    for base, fields in groups.items():
+        group = getattr(parsed, f"{base.group}_flags")
+        values |= {name: getattr(group, name) for name, *_ in fields}
+    return kind(**values)
 
 
 def show_choices(

@@ -43,7 +43,8 @@ class List(WeightsCommand):
             return self.show_settings(self.model)
         rows = [describe_model(row) for row in registry.VARIANTS.values()]
         facts = [dict(zip(COLUMNS, row)) for row in rows]
-        self.show(facts, format_table(COLUMNS, rows, right=range(1, 5)))
+        lines = [[as_text(value) for value in row] for row in rows]
+        self.show(facts, format_table(COLUMNS, lines, right=range(1, 5)))
         return tuple(registry.VARIANTS)
 
     def show_settings(self, name: str) -> tuple[Fact, ...]:
@@ -54,15 +55,21 @@ class List(WeightsCommand):
         else:
             model = loading.load(name, checkpoint=self.checkpoint, **self.own_settings)
         facts = describe_preprocessing(model)
-        table = format_table(Fact._fields, facts, right=())
+        lines = [(fact.setting, fact.text, fact.source) for fact in facts]
+        table = format_table(Fact._fields, lines, right=())
         self.show([fact._asdict() for fact in facts], table)
         return facts
 
 
-def describe_model(row: registry.Variant) -> tuple[str, ...]:
-    """A row of `vitjax list`."""
-    config, classes = row.config, str(len(row.labels()[0]))
-    if classes == "0":
+def as_text(value: Any) -> str:
+    """A number as people read it; text as it is."""
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def describe_model(row: registry.Variant) -> tuple[Any, ...]:
+    """A row of `vitjax list`: numbers where it holds numbers."""
+    config, classes = row.config, len(row.labels()[0])
+    if not classes:
         classes = "class file" if config.head == "cosine" else "head"
     size = "x".join(map(str, config.shape))
     if row.packaged:
@@ -71,7 +78,7 @@ def describe_model(row: registry.Variant) -> tuple[str, ...]:
         weights = "cached"
     else:
         weights = "to be downloaded" if row.url else "from its authors"
-    numbers = f"{count_parameters(row):,}", size, str(config.tokens), classes
+    numbers = count_parameters(row), size, config.tokens, classes
     return row.name, *numbers, row.family, row.source, row.license, weights
 
 

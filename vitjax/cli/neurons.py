@@ -5,6 +5,7 @@ import pathlib
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import tyro
 
 from vitjax.analysis.memory import System, memory_logits
 from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
@@ -31,7 +32,7 @@ class Neuron(NamedTuple):
 class Neurons(ModelCommand):
     """List the strongest memories of a model and the classes that they promote.
 
-    Example: vitjax neurons --model vit_b16 --layers -2 --count 20
+    Example: vitjax neurons --model vit_b16 --blocks -2 --count 20
 
     Args:
         system: mlp, or attention.
@@ -44,7 +45,7 @@ class Neurons(ModelCommand):
     """
 
     system: System = "mlp"
-    layers: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], tyro.conf.arg(name="blocks")] = ()
     memories: tuple[int, ...] = ()
     count: int = 10
     classes: Annotated[int | None, metavar("INT")] = None
@@ -58,7 +59,7 @@ class Neurons(ModelCommand):
         values, depth = memory_values(model)[self.system], model.config.depth
         layers = self.layers or (max(0, depth - 2),)
         k = min(5, model.num_classes) if self.classes is None else self.classes
-        check_range("layers", layers, -depth, depth - 1)
+        check_range("blocks", layers, -depth, depth - 1)
         check_range("memories", self.memories, 0, len(values[0]) - 1)
         check_range("count", self.count, 1)
         check_range("classes", k, 1, model.num_classes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,6 +114,27 @@ class Model:
         """The images in the model's dtype; ValueError if their shape is not its own."""
         check_images("images", images, self.image_shape)
         return jnp.asarray(images, self.dtype)
+
+    def __repr__(self) -> str:
+        config, count = self.config, len(self.classes)
+        leaves = jax.tree.leaves(self.params)
+        sizes = [math.prod(getattr(leaf, "shape", ())) for leaf in leaves]
+        dtypes = dict.fromkeys(str(getattr(leaf, "dtype", "")) for leaf in leaves)
+        prefix = "[CLS] + " * config.class_token
+        prefix += f"{config.registers} registers + " * (config.registers > 0)
+        names = [name.split(",")[0] for name in self.classes]
+        if count > 4:
+            names = [*names[:3], "...", names[-1]]
+        return (
+            f"Model {self.provenance.name or 'without a name'}: "
+            f"{sum(sizes):,} parameters, {', '.join(dtypes)}\n"
+            f"  images   {' x '.join(map(str, self.image_shape))}, "
+            f"{prefix}{config.patches} patches of {config.patch_size}\n"
+            f"  blocks   {config.depth}, dim {config.dim}, {config.heads} heads, "
+            f"MLP {config.mlp_dim}\n"
+            f"  classes  {count}: {', '.join(names)}\n"
+            f"  weights  {self.provenance.path or 'not from a file'}"
+        )
 
 
 def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:

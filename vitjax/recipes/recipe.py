@@ -162,6 +162,9 @@ class Recipe:
             kind = dataclasses.make_dataclass("Options", fields, frozen=True)
             object.__setattr__(self, "options", kind())
 
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}: {len(self.dims)} arrays, {self.options})"
+
     @property
     def keywords(self) -> dict[str, Any]:
         """The options as keywords of the step."""

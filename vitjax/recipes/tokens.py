@@ -4,11 +4,13 @@ They take some hundred KiB an image: meant for the few hundred images that are l
 one by one. The previews of the first 200 are kept.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from vitjax.analysis.class_space import project_tokens, top_k
-from vitjax.models.forward import scan_blocks
+from vitjax.models.forward import forward, scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
@@ -23,10 +25,15 @@ from vitjax.types import Batch
 def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     """Compute the rows of `identifiability`, token classes, attention and relevancy.
 
-    Relevancy explains the label or, without one, the model's own prediction.
+    Ranks, logits and relevancy are of the label or, of an image without one, of the
+    model's own prediction.
     """
-    rows = base.identifiability(model, batch, top=top)
-    target = jnp.where(batch.label >= 0, batch.label, rows["prediction"])
+    logits, _ = forward(model, batch.images)
+    prediction = jnp.argmax(logits, -1).astype(jnp.int32)
+    target = jnp.where(batch.label >= 0, batch.label, prediction)
+    rows = base.identifiability(
+        model, dataclasses.replace(batch, label=target), top=top
+    )
     helpful = relevancy(model, batch.images, target)[..., model.config.prefix :]
 
     def read(params, stream_in, trace):
@@ -50,7 +57,7 @@ def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
 TOKENS = Recipe(
     name="tokens",
     step=tokens,
-    **schema.rows(
+    dims=schema.dims(
         *base.FAMILIES,
         schema.TOKEN_CLASSES,
         schema.TOKEN_PROBABILITIES,

@@ -226,9 +226,10 @@
     byId("head").disabled = !perHead;
   }
 
-  // Without a label, relevancy is that for the prediction.
-  const titleOf = (quantity) => QUANTITIES[quantity].title.replace(
-    "for the label", state.image.label < 0 ? "for the prediction" : "for the label");
+  // Without a label, ranks and relevancy are those of the prediction.
+  const ofPrediction = (text) => state.image.label < 0
+    ? text.replace("the label", "the prediction") : text;
+  const titleOf = (quantity) => ofPrediction(QUANTITIES[quantity].title);
 
   function tokenName(token) {
     if (token < prefix()) return state.run.prefix[token];
@@ -243,7 +244,7 @@
     if (arrays.rank) {
       const rank = rankOf(layer, token);
       parts.push(Number.isNaN(rank) ? "absent"
-        : `rank of the label ${rank}, identifiability ${identifiability(rank).toFixed(3)}`);
+        : ofPrediction(`rank of the label ${rank}`) + `, identifiability ${identifiability(rank).toFixed(3)}`);
     }
     if (patch >= 0 && arrays.on_object && arrays.on_object[patch] >= 0) {
       parts.push(arrays.on_object[patch] ? "on the object" : "context");

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vitjax.recipes import schema
-from vitjax.report.map_grid import POSITIVE, SIGNED
+from vitjax.report.overlays import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
 from vitjax.report.token_maps import Preview, image_url, previews
 
@@ -40,7 +40,7 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
         arrays = read_arrays(run, images)
         for place, image in enumerate(images):
             rows = {name: values[place] for name, values in arrays.items()}
-            if image.label < 0:
+            if (rows["rank"] < 0).all():  # of an image without a label
                 del rows["rank"]
             kind = "png" if entries[-1]["pixelated"] else "jpeg"
             packs[f"explorer-{number}-{image.index}"] = {

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
 from vitjax.report.figure import Figure, Section, data_url
-from vitjax.report.map_grid import POSITIVE, grid_png
 from vitjax.report.marks import Frame
+from vitjax.report.overlays import POSITIVE, Panel, Scale, draw_grid
 from vitjax.report.per_image import Run
 
 ABSENT = (128, 128, 128)
@@ -74,19 +74,18 @@ class Preview:
         draw_border(image, mask, cell * scale)
         return image
 
-    def row(self) -> list[tuple[np.ndarray, str]]:
-        """The image and its maps, each with the words above it."""
+    def row(self) -> list[Panel]:
+        """The image and its maps."""
         run, mask = self.run, self.mask
         names = [self.class_name(n) for n in (self.label, self.prediction)]
         label, prediction = map(short_name, names)
         words = f"{short_name(run.name)}\nlabel: {label}\nprediction: {prediction}"
-        cells = [(self.image, words)]
+        cells = [Panel(self.image, words)]
         tops = self.read(schema.TOP_CLASSES())[:, 0]
         for layer, ranks in zip(shown_layers(run.config.depth), self.ranks):
             image = draw_map(ranks, classes=len(run.classes), mask=mask)
-            cells.append(
-                (image, f"block {layer}\n{short_name(run.classes[tops[layer]])}")
-            )
+            words = f"block {layer}\n{short_name(run.classes[tops[layer]])}"
+            cells.append(Panel(image, words))
         return cells
 
     def table(self) -> Frame:
@@ -152,8 +151,10 @@ class MapFigure(Figure):
     def png(self, *, dpi: int = 150) -> bytes:
         """All rows and a color bar."""
         rows = [preview.row() for preview in self.previews]
-        options = {"side": 1.35, "bar_label": self.y_label, "dpi": dpi}
-        return grid_png(rows, legend="", **options)
+        scale = Scale(POSITIVE, 0, 1, words=self.y_label)
+        buffer = io.BytesIO()
+        draw_grid(rows, scale=scale).savefig(buffer, format="png", dpi=dpi)
+        return buffer.getvalue()
 
     def html(self) -> str:
         """The PNG; on a narrow page it scrolls."""

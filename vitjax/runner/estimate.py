@@ -26,7 +26,7 @@ from vitjax.models.model import Model
 from vitjax.recipes.recipe import Recipe
 from vitjax.runner.loop import Job, make_job, run_batches
 from vitjax.runner.options import RunOptions
-from vitjax.runner.progress import clock_time
+from vitjax.runner.progress import Progress, clock_time
 from vitjax.types import Config
 
 BATCHES, SECONDS = 4, 10.0
@@ -95,13 +95,13 @@ def estimate(
         )
     carry, started = job.make_carry(part), time.monotonic()
     job.compile(part, carry)
-    compiled, seconds, batches = time.monotonic(), 0.0, []
-    for rows, _ in run_batches(job, part, carry, np.arange(job.images)):
+    compiled, batches, progress = time.monotonic(), [], Progress(job.images)
+    for rows, _ in run_batches(job, part, carry, np.arange(job.images), progress):
         batches.append(rows)
-        seconds = time.monotonic() - compiled
-        if len(batches) == BATCHES or seconds > SECONDS:
+        progress.advance(min(job.batch_size, job.images - progress.done))
+        if len(batches) == BATCHES or progress.seconds > SECONDS:
             break
-    rate = min(len(batches) * job.batch_size, job.images) / seconds
+    rate = progress.images_per_second or math.inf
     disk, objects = stored(job, batches)
     host = host_bytes(job)
     return Estimate(

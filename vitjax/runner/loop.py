@@ -297,7 +297,7 @@ class Job:
         """
         settings: dict[str, list[str]] = {}
         for fact in describe_preprocessing(self.loaded_model):
-            settings.setdefault(fact.source, []).append(f"{fact.setting} {fact.value}")
+            settings.setdefault(fact.source, []).append(f"{fact.setting} {fact.text}")
         for source, facts in settings.items():
             yield f"{'; '.join(facts)} ({source})"
         yield from getattr(self.source, "notes", ())
@@ -384,9 +384,10 @@ def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
 
 
 def run_batches(
-    job: Job, part: Pass, carry: Any, indices: np.ndarray
+    job: Job, part: Pass, carry: Any, indices: np.ndarray, progress: Progress
 ) -> Iterator[BatchResult]:
-    """Run a pass over images, batch by batch; the last may be padded.
+    """Run a pass over images, batch by batch; the last may be padded. `progress` starts
+    when the first has arrived.
 
     Double buffering: batch n + 1 is dispatched before the rows of batch n are read, so
     that devices compute while the host writes.
@@ -395,6 +396,7 @@ def run_batches(
     dispatched, failure = None, None
     try:
         for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
+            progress.start()
             position = np.minimum(np.asarray(loaded.batch.index), len(indices) - 1)
             index = indices[position].astype(np.int32)
             batch = dataclasses.replace(loaded.batch, index=index)
@@ -556,12 +558,12 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     with progress:
         started = time.monotonic()
         carry = job.make_carry(part)
-        prepared = time.monotonic()
+        prepared, progress.state = time.monotonic(), "compiling"
         job.compile(part, carry)
-        progress.start()
+        progress.state = "reading images"
         indices = [batch_indices(*span, job.batch_size) for span in spans]
         indices[-1] = np.arange(*spans[-1])  # the loader pads these
-        results = run_batches(job, part, carry, np.concatenate(indices))
+        results = run_batches(job, part, carry, np.concatenate(indices), progress)
         for chunk, (start, stop) in zip(chunks, spans):
             rows, batches, errors = {}, [], {}
             for first in range(start, stop, job.batch_size):

@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
+import threading
 import time
 from typing import Any
 
@@ -9,7 +10,8 @@ LINE_SECONDS = 15.0
 class Progress:
     """Images done of `total`, besides those `before`; inside `with`, shown on stderr.
 
-    Compiling is told apart: the clock starts when the program has been compiled.
+    `state` is what is going on before the first images are done. The rate is that of
+    the images since the first batch arrived: it counts, compiling does not.
     """
 
     def __init__(
@@ -19,12 +21,15 @@ class Progress:
         title: str = "",
         before: int = 0,
         show: bool = False,
+        interval: float = LINE_SECONDS,
     ):
         self.total, self.title, self.before = total, title, before
-        self.show, self.done, self.started = show, 0, None
-        self.printed = time.monotonic()
+        self.show, self.interval, self.done = show, interval, 0
+        self.state, self.entered = "preparing", time.monotonic()
+        self.started: float | None = None
         self.console: Any = None
         self.bar: Any = None
+        self.ended = threading.Event()
 
     @property
     def seconds(self) -> float:
@@ -37,55 +42,74 @@ class Progress:
         return self.done / max(self.seconds, 1e-9) if self.done else None
 
     def __str__(self) -> str:
-        rate = self.images_per_second
+        rate, elapsed = self.images_per_second, time.monotonic() - self.entered
+        text = f"{clock_time(elapsed)} elapsed"
         if rate is None:
-            return "compiling" if self.started is None else "computing"
+            return f"{self.state}, {text}"
         left = clock_time((self.total - self.done) / rate)
-        return f"{rate:.1f} images/s, {left} left"
+        return f"{rate:.1f} images/s, {text}, {left} left"
 
     def start(self) -> None:
-        """The program is compiled: computing begins."""
-        self.started = time.monotonic()
+        """A batch has arrived, the program is compiled: from the first one on, count
+        the time.
+        """
+        if self.started is None:
+            self.state, self.started = "computing", time.monotonic()
 
     def advance(self, images: int) -> None:
         """So many images are done."""
         self.done += images
-        due = time.monotonic() - self.printed >= LINE_SECONDS or self.done == self.total
         if self.bar is not None:
-            self.bar.update(0, completed=self.before + self.done, rate=str(self))
-        elif self.console is not None and due:
+            self.bar.update(0, completed=self.before + self.done)
+        elif self.console is not None and self.done == self.total:
             self.print_line()
 
     def print_line(self) -> None:
         """One line on how far the run is."""
-        self.printed = time.monotonic()
         count = f"{self.before + self.done}/{self.before + self.total} images"
         text = f"{self.title}: {count}, {self}"
         self.console.print(text, highlight=False, soft_wrap=True)
 
+    def print_lines(self) -> None:
+        """A line now and then, also while a batch takes long."""
+        while not self.ended.wait(self.interval):
+            self.print_line()
+
     def __enter__(self) -> "Progress":
         from rich import progress as bars
         from rich.console import Console
+        from rich.text import Text
 
         if not self.show:
             return self
         self.console = Console(stderr=True)
         if not (self.console.is_terminal or self.console.is_jupyter):
             self.print_line()
+            threading.Thread(target=self.print_lines, daemon=True).start()
             return self
+
+        class State(bars.ProgressColumn):
+            """What is going on, drawn anew while nothing advances."""
+
+            progress = self
+
+            def render(self, task: Any) -> Text:
+                return Text(str(self.progress))
+
         self.bar = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[rate]}"),
+            State(),
             console=self.console,
         )
         total = self.before + self.total
-        self.bar.add_task(self.title, total=total, completed=self.before, rate="")
+        self.bar.add_task(self.title, total=total, completed=self.before)
         self.bar.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.ended.set()
         if self.bar is not None:
             self.bar.stop()
 

@@ -8,7 +8,10 @@
 The folder may also be `gs://bucket/...` or `s3://bucket/...`.
 """
 
+import collections
+import html
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,28 @@ class Results(xarray.Dataset):
     def pending(self) -> np.ndarray:
         """Images that are not there, in order."""
         return np.flatnonzero(~self["done"].values)
+
+    def __repr__(self) -> str:
+        manifest, lines, axes = self.manifest, [], collections.defaultdict(list)
+        if "recipe" in manifest and "done" in self:  # not a selection of arrays
+            done, images = int(self["done"].sum()), len(self["done"])
+            lines += [
+                f"Results of {manifest['recipe']}: {manifest['model']['name']} on "
+                f"{manifest['data']['spec']}, {done} of {images} images",
+                f"  {self.path}",
+            ]
+        for name, array in self.data_vars.items():
+            axes[array.dims].append(f"{name} ({array.dtype})")
+        for dims, names in axes.items():
+            sizes = ", ".join(f"{dim} {self.sizes[dim]}" for dim in dims)
+            text = f"[{sizes}] {', '.join(names)}"
+            lines += textwrap.wrap(
+                text, 88, initial_indent="  ", subsequent_indent="      "
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def open_results(path: str | os.PathLike | Any) -> Results:
