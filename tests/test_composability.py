@@ -31,13 +31,6 @@ MODELS = {
     "refined": tiny.make(Config(**SHAPE | {"image_size": 8}, refinement=True)),
 }
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-"""Compile in a fifth of the time: each of these programs runs once or twice."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -319,10 +312,6 @@ def unjitted(name, kind):
     return UNJITTED[name, kind]
 
 
-def quick(function):
-    return jax.jit(function, compiler_options=QUICK)
-
-
 def assert_close(actual, expected, row):
     def close(left, right):
         top = np.abs(right).max() if right.dtype.kind == "f" else 0
@@ -343,7 +332,7 @@ def test_vmap_is_a_loop(name, kind):
         axes, second = (0,), tiny.make(model.config, seed=1)
         both = (jax.tree.map(lambda *x: jnp.stack(x), model, second),)
         other = row.call(second)
-    actual = quick(jax.vmap(row.call, axes))(*both)
+    actual = jax.jit(jax.vmap(row.call, axes))(*both)
     assert_close(jax.tree.map(lambda x: x[0], actual), unjitted(name, kind), row)
     assert_close(
         jax.tree.map(lambda x: x[1], actual), jax.tree.map(np.asarray, other), row
@@ -365,7 +354,7 @@ def test_the_users_own_jit_over_devices(name, kind):
         traces.append(name)
         return row.call(*arguments)
 
-    run = quick(counted)
+    run = jax.jit(counted)
     placed = jax.device_put(model, everywhere)
     for _ in range(2):
         parts = jax.device_put(arrays, along if row.batched else everywhere)
@@ -395,7 +384,7 @@ def test_grad_is_the_slope(name, kind):
             leaves = jax.tree.leaves(row.call(*arguments))
             return sum(weighted(leaf) for leaf in leaves)
 
-        slope = quick(jax.value_and_grad(scalar, tuple(range(moved))))
+        slope = jax.jit(jax.value_and_grad(scalar, tuple(range(moved))))
         point, rest = (model, *arrays)[:moved], arrays[moved - 1 :]
         direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
         below, above = [

@@ -14,6 +14,7 @@ from vitjax.recipes.registry import find_recipe
 
 CLASSES = tuple(f"class {number}" for number in range(23))
 LABEL = np.array([1, 22, 0, -1, 7, 13], np.int32)
+RANDOM = ("self_only", "random_as_class")  # which patches are kept, the image says
 
 
 def batch_of(config, label=LABEL):
@@ -51,8 +52,8 @@ def assert_same_rows(rows, expected):
                 ("one_pass", "registers", {"k": 3}, 1),
                 ("identifiability", "refinement", {}, 5),
                 ("tokens", "registers", {"top": 3}, 2),
-                ("paper", "plain", {"k": 3}, 1),
-                ("paper", "registers_gap", {"k": 3}, 1),
+                ("paper", "plain", {"k": 3, "interventions": ("no_cls",)}, 1),
+                ("paper", "registers_gap", {"k": 3, "interventions": RANDOM}, 1),
             )
         ),
     ],

@@ -25,8 +25,8 @@ def batch_of(config):
 @pytest.mark.parametrize("name", tiny.slow_but(ONE_SWEEP, "identifiability", "paper"))
 def test_recipes_declare_what_they_return(name):
     recipe, returned, static = RECIPES[name], set(), set()
-    if name == "one_pass":
-        recipe = recipe.with_options({"heads": True})
+    options = {"one_pass": {"heads": True}, "faithfulness": {"steps": 2}}
+    recipe = recipe.with_options(options.get(name, {}))
     for config in (tiny.CONFIGS["plain"], tiny.CONFIGS["refinement"]):
         model = tiny.make(config)
         setup = jax.eval_shape(lambda m: recipe.run_setup(m, 0), model)

@@ -109,7 +109,7 @@ def rows(out):
 
 @pytest.mark.slow
 def test_kills_processes_and_damage_change_no_byte(model, environment, tmp_path):
-    images, rounds = 400, 9
+    images, rounds = 240, 6
     out = str(tmp_path / "run")
     command = [sys.executable, "-c", HARNESS, out, model, str(images), str(rounds), "0"]
     done = subprocess.run(

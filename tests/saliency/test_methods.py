@@ -1,6 +1,7 @@
 """The one call: what it chooses, what it refuses, how it batches."""
 
-import jax
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -25,33 +26,28 @@ def tolerance(method):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_one_image_is_its_row_in_a_batch(method):
-    run = jax.jit(lambda x, t: methods.explain(MODEL, x, t, method=method))
-    actual = np.asarray(run(IMAGES, TARGET))
+    actual = np.asarray(vitjax.explain(MODEL, IMAGES, TARGET, method=method))
     assert actual.shape == (3, 16)
-    alone = run(IMAGES[1:2], TARGET[1:2])
+    alone = vitjax.explain(MODEL, IMAGES[1:2], TARGET[1:2], method=method)
     top = np.abs(actual).max()
     np.testing.assert_allclose(alone[0], actual[1], atol=tolerance(method) * top)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("case", ("registers_gap", "one_block", "half", "selection"))
-def test_maps_are_of_the_patches_that_run(case, method):
-    model, edits, patches = tiny.make(tiny.CONFIGS.get(case, MODEL.config)), None, 16
-    if case == "half":
-        model = model.astype("bfloat16")
-    elif case == "selection":
-        patches = 8
-        kept = np.arange(0, 16, 2, dtype=np.int32)
-        edits = vitjax.select_tokens(np.tile(kept, (3, 1)))
-    actual = vitjax.explain(model, IMAGES, TARGET, method=method, edits=edits)
-    assert actual.shape == (3, patches) and np.isfinite(actual.astype(float)).all()
+def test_one_block_in_half_precision(method):
+    model = tiny.make(tiny.CONFIGS["one_block"]).astype("bfloat16")
+    actual = vitjax.explain(model, IMAGES, TARGET, method=method)
+    assert actual.shape == (3, 16) and np.isfinite(actual.astype(float)).all()
 
 
 KEPT = np.arange(16) % 3 != 0
 
 
-@pytest.mark.parametrize("name", ("plain", "gap"))
+POOLED = tiny.make(dataclasses.replace(tiny.CONFIGS["gap"], registers=2))
+
+
+@pytest.mark.parametrize("model", (MODEL, POOLED), ids=("cls", "mean"))
 @pytest.mark.parametrize(
     "method",
     [
@@ -59,14 +55,16 @@ KEPT = np.arange(16) % 3 != 0
         for name in methods.METHODS
     ],
 )
-def test_a_patch_that_is_masked_is_as_if_it_were_not_there(method, name):
-    model = tiny.make(tiny.CONFIGS[name])
+def test_a_patch_that_is_masked_is_as_if_it_were_not_there(method, model):
     places = np.tile(np.flatnonzero(KEPT).astype(np.int32), (3, 1))
-    run = jax.jit(
-        lambda e: methods.explain(model, IMAGES, TARGET, method=method, edits=e)
+    masked, chosen = (
+        np.asarray(vitjax.explain(model, IMAGES, TARGET, method=method, edits=edits))
+        for edits in (
+            vitjax.keep_tokens(np.tile(KEPT, (3, 1))),
+            vitjax.select_tokens(places),
+        )
     )
-    masked = np.asarray(run(vitjax.keep_tokens(np.tile(KEPT, (3, 1)))))
-    chosen = np.asarray(run(vitjax.select_tokens(places)))
+    assert chosen.shape == (3, KEPT.sum()) and np.isfinite(chosen).all()
     assert (masked[:, ~KEPT] == 0).all()
     top = np.abs(chosen).max()
     np.testing.assert_allclose(masked[:, KEPT], chosen, atol=tolerance(method) * top)
