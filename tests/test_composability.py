@@ -137,7 +137,9 @@ def explained(method):
     known = {"random": "drawn from the image's bits", "consensus": "means of ranks"}
     # Chefer's LRP divides by sums that nearly cancel.
     tolerance = 5e-4 if method == "lrp" else 1e-4
-    return Row(call, targets, known.get(method, ""), tolerance=tolerance)
+    # Those two do not see how the model pools, or only through members of this table.
+    models = ("cls",) if method in known else ("cls", "mean")
+    return Row(call, targets, known.get(method, ""), models, tolerance=tolerance)
 
 
 def edited(make, inputs=pixels, **options):
