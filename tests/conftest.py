@@ -1,5 +1,6 @@
 """What every test shares: strict JAX, four forced devices, real data where present."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -33,6 +34,12 @@ import vitjax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_finish(session):
+    """Tracing makes many objects, few of them garbage; what is imported stays."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
