@@ -1,5 +1,6 @@
 """What every test shares: strict JAX, four forced devices, real data where present."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -12,12 +13,18 @@ COMPILED = tempfile.TemporaryDirectory(prefix="vitjax-tests-")
 """Programs that this session compiled: its own processes need not do it again."""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-FLAGS = ["--xla_force_host_platform_device_count=4"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # Compiling takes most of the time; XLA ends where it does not know a flag.
+FLAGS = [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    # Compiling takes most of the time.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if int(importlib.metadata.version("jaxlib").split(".")[1]) <= 10:
+    # XLA ends where it does not know a flag.
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-    FLAGS.append("--xla_backend_optimization_level=0")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 import jax  # noqa: E402
 import published  # noqa: E402
@@ -27,6 +34,12 @@ import vitjax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_finish(session):
+    """Tracing makes many objects, few of them garbage; what is imported stays."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

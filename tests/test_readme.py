@@ -135,12 +135,14 @@ def check_python(*arguments, cwd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, p in PAGES.items() if blocks(p, "python")])
-def test_python_blocks_run(name, tmp_path):
-    """In one process a page; every block has names of its own."""
-    code = "".join(
-        f"exec({block!r}, {{}})\n" for block in blocks(PAGES[name], "python")
-    )
+def test_python_blocks_run(tmp_path):
+    """In one process; every block has names and every page a folder of its own."""
+    code = "import os\n"
+    for name, page in PAGES.items():
+        (tmp_path / name).mkdir()
+        code += f"os.chdir({str(tmp_path / name)!r})\n"
+        for block in blocks(page, "python"):
+            code += f"exec(compile({block!r}, {name!r}, 'exec'), {{}})\n"
     check_python("-c", code, cwd=tmp_path)
 
 

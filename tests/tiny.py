@@ -62,6 +62,8 @@ ENCODERS = {
 }
 """Kinds whose head is not a linear one that reads [CLS] or all there is."""
 KINDS = CONFIGS | ENCODERS
+POOLED = dataclasses.replace(CONFIGS["gap"], registers=2)
+"""All that differs from a model with [CLS], at once."""
 CLASSES = tuple("abcdefg")
 
 

@@ -1,9 +1,12 @@
 """Areas under curves and localisation, against numpy and scikit-learn."""
 
+import jax
 import numpy as np
 import pytest
 
 from vitjax.analysis.faithfulness import area_under_curve, localisation
+
+measures_of = jax.jit(localisation)  # op by op, each would be a program of its own
 
 
 def test_the_trapezoid_is_numpys_and_any_order_of_steps_is_the_same():
@@ -64,7 +67,7 @@ def case():
 def test_average_precision_is_scikit_learns(case):
     metrics = pytest.importorskip("sklearn.metrics")
     maps, mask = case
-    actual = localisation(maps, mask)
+    actual = measures_of(maps, mask)
     expected = [metrics.average_precision_score(m, r) for m, r in zip(mask, maps)]
     np.testing.assert_allclose(actual["average_precision"], expected, atol=1e-6)
     scaled = (maps - maps.min(1, keepdims=True)) / np.ptp(maps, axis=1, keepdims=True)
@@ -77,7 +80,7 @@ def test_average_precision_is_scikit_learns(case):
 
 def test_pixels_and_unions_are_counted(case):
     maps, mask = case
-    actual = localisation(maps, mask)
+    actual = measures_of(maps, mask)
     on_object = maps > maps.mean(1, keepdims=True)
     np.testing.assert_allclose(actual["pixel_accuracy"], (on_object == mask).mean(1))
     inside = (on_object & mask).sum(1) / (on_object | mask).sum(1)
@@ -90,23 +93,23 @@ def test_patches_that_do_not_count_change_nothing(case):
     maps, mask = case
     where = np.arange(16) < 12
     spoiled = np.where(where, maps, 99.0).astype(np.float32)
-    actual = localisation(spoiled, mask, where=np.broadcast_to(where, mask.shape))
-    expected = localisation(maps[:, :12], mask[:, :12])
+    actual = measures_of(spoiled, mask, where=np.broadcast_to(where, mask.shape))
+    expected = measures_of(maps[:, :12], mask[:, :12])
     for name, values in expected.items():
         np.testing.assert_allclose(actual[name], values, rtol=1e-6, err_msg=name)
 
 
 def test_a_perfect_map_is_perfect_and_its_contrary_the_contrary(case):
     _, mask = case
-    perfect = localisation(mask.astype(np.float32), mask)
+    perfect = measures_of(mask.astype(np.float32), mask)
     measures = ("pixel_accuracy", "mean_iou", "average_precision")
     assert all((perfect[name] == 1).all() for name in measures)
-    wrong = localisation(-mask.astype(np.float32), mask)
+    wrong = measures_of(-mask.astype(np.float32), mask)
     assert (wrong["pixel_accuracy"] == 0).all() and (wrong["mean_iou"] == 0).all()
 
 
 def test_masks_without_an_object_and_maps_without_a_shape():
-    actual = localisation(np.ones((1, 4), np.float32), np.zeros((1, 4), bool))
+    actual = measures_of(np.ones((1, 4), np.float32), np.zeros((1, 4), bool))
     assert np.isnan(actual["average_precision"]).all()
     assert np.isnan(actual["mean_iou"]).all()  # no object in either
     assert (actual["pixel_accuracy"] == 1).all()  # a flat map has no object
@@ -117,7 +120,7 @@ def test_a_map_that_is_nan_has_no_measure(case):
     maps = np.array(maps)
     maps[1, 3] = maps[2, 15] = np.nan
     where = np.arange(16)[None].repeat(5, 0) < 15
-    for name, values in localisation(maps, mask, where=where).items():
+    for name, values in measures_of(maps, mask, where=where).items():
         assert np.isnan(values).tolist() == [False, True, False, False, False], name
 
 

@@ -43,6 +43,15 @@ def called(oracle, published_model):
     return get
 
 
+@jax.jit
+def hits(space, call, values, label, predicted):
+    """By the paper, by its code, and alone; one program for all layers."""
+    known = memory_classes(space, values)
+    paper = key_value_agreement(space, call, known, label)
+    code = key_value_agreement(space, call, known, label, convention="vilas2023_code")
+    return paper, code, compositionality(space, call, known, predicted)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_hits_equal_the_published(name, system, called, oracle, published_model):
@@ -55,7 +64,6 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
     predicted = source["projections"][f"top5_{key}"][:images, ..., 0]
     gap = stored[f"mem_gap56_{key}"].astype(np.float32)
     for layer in range(model.config.depth):
-        known = memory_classes(model.class_space, values[layer])
         call = coefficients[layer]
         clear = gap[:, layer] > 1e-4
         whole = source["memories"]
@@ -64,20 +72,18 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
         strongest = np.asarray(fast_top_k_indices(call, 5))
         top = np.sort(stored[f"mem_top5_{key}"][:, layer], -1)
         np.testing.assert_array_equal(np.sort(strongest, -1)[clear], top[clear])
-        paper = key_value_agreement(model.class_space, call, known, label)
+        paper, code, alone = hits(
+            model.class_space, call, values[layer], label, predicted[:, layer]
+        )
         sure = clear & certain[strongest].all(-1)
         np.testing.assert_array_equal(
             np.asarray(paper)[sure], stored[f"kv_hit_paper_{key}"][:, layer][sure]
-        )
-        code = key_value_agreement(
-            model.class_space, call, known, label, convention="vilas2023_code"
         )
         of_class = whole[f"class_mem_gap56_{key}"][layer][label[:, 0]] > 1e-4
         sure = clear & of_class[:, None]
         np.testing.assert_array_equal(
             np.asarray(code)[sure], stored[f"kv_hit_{key}"][:, layer][sure]
         )
-        alone = compositionality(model.class_space, call, known, predicted[:, layer])
         np.testing.assert_array_equal(
             np.asarray(alone)[clear], stored[f"comp_hit_{key}"][:, layer][clear]
         )

@@ -32,9 +32,8 @@ def read(oracle, published_model):
     def get(name):
         if name not in made:
             source = oracle(name)
-            images = source.images[:8] if name == "setA" else source.images
-            made.clear()  # one model's logits at a time
-            made[name] = jax.device_get(project_all(published_model(name), images))
+            logits = project_all(published_model(name), source.images)
+            made[name] = jax.device_get(logits)
         return made[name]
 
     return get
@@ -82,15 +81,6 @@ def test_composition_equals_the_published(name, read, oracle):
     for actual, column in columns:
         rate = 100 * np.asarray(actual).mean((1, 2))
         np.testing.assert_allclose(rate, stored[column], atol=1e-3, err_msg=column)
-
-
-def test_top_classes_of_the_real_model_equal_the_published(read, oracle):
-    logits, stored = read("setA"), oracle("setA")["projections"]
-    for stream, key in published.STREAMS.items():
-        top = np.moveaxis(np.asarray(argmax(logits[stream])), 0, 1)
-        clear = stored[f"top5gap_{key}"][:8].astype(np.float32) > 1e-3
-        expected = stored[f"top5_{key}"][:8, ..., 0]
-        np.testing.assert_array_equal(top[clear], expected[clear])
 
 
 def test_categories_exclude_each_other_and_add_to_one():

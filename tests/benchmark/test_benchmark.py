@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import vitjax
@@ -91,7 +92,7 @@ def test_what_is_not_measured_is_refused_at_once(monkeypatch):
 @pytest.mark.parametrize("class_token", [True, False])
 def test_macs_of_a_model_are_those_of_its_layers(class_token):
     config = dataclasses.replace(CONFIG, class_token=class_token)
-    model = vitjax.init(config, classes=50)
+    model = tiny.make(config, classes=tuple(map(str, range(50))))
     batch = noise(model, 1)
     plain = count_macs(plain_forward, model, batch)
     assert plain == forward_macs(config, 50)
@@ -147,7 +148,7 @@ def test_macs_of_a_convolution_count_the_inputs_of_a_group():
 
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_plain_and_reference_forward_give_the_models_logits(gelu):
-    model = vitjax.init(dataclasses.replace(CONFIG, gelu=gelu), classes=5)
+    model = tiny.make(dataclasses.replace(CONFIG, gelu=gelu, depth=1))
     batch = noise(model, 2)
     expected, _ = vitjax.forward(model, batch.images)
     forward, params = linen_forward(model)

@@ -324,9 +324,15 @@ def test_our_own_folder_damaged_or_of_another_version(tmp_path):
 
 
 LARGE = """
-import pathlib, re, sys, vitjax, tiny
+import pathlib, re, sys, numpy, vitjax, tiny
+from vitjax.models.model import Model, parameter_shapes, unflatten
 if sys.argv[1] == "write":
-    tiny.write_google(sys.argv[2], vitjax.init("vit_l16"), linen=False)
+    config = vitjax.Config(224, 16, 1024, 24, 16, 4096)
+    classes = tuple(map(str, range(1000)))
+    shapes = parameter_shapes(config, len(classes)).items()
+    params = unflatten({k: numpy.full(v, 0.1, numpy.float32) for k, v in shapes})
+    model = Model(params=params, config=config, classes=classes, class_ids=classes)
+    tiny.write_google(sys.argv[2], model, linen=False)
 else:
     vitjax.load("vit_l16", checkpoint=sys.argv[2])
     # Not getrusage: a child begins with the peak of the process that started it.

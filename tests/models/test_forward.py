@@ -34,7 +34,9 @@ def read_streams(model, images, label):
 def test_ranks_and_logits_equal_the_published(name, oracle, published_model):
     source = oracle(name)
     model, stored = published_model(name), source["projections"]
-    reads = read_streams(model, source.images, source.label)
+    count = 8 if name == "setA" else None
+    stored = {k: v[:count] for k, v in stored.items() if v.ndim}
+    reads = read_streams(model, source.images[:count], source.label[:count])
     for stream, key in published.STREAMS.items():
         ranks, logits, top = (np.moveaxis(np.asarray(a), 0, 1) for a in reads[stream])
         margin = stored[f"margin_{key}"]
@@ -50,12 +52,16 @@ def test_the_final_residual_projects_to_the_logits(name):
     model = tiny.make(tiny.CONFIGS[name])
     images = tiny.images(model.config)
     keep = np.arange(model.config.patches)[None] % 3 > np.arange(3)[:, None] % 2
-    for edits in (Edits(), Edits(keep=keep)):
-        logits, trace = vitjax.forward(
-            model, images, capture=("residual",), edits=edits
-        )
+
+    @jax.jit
+    def both(model, edits):
+        capture = ("residual",)
+        logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
         pooled = pool(trace.residual[-1], edits, model.config)
-        projected = project(model.class_space, pooled)
+        return project(model.class_space, pooled), logits
+
+    for edits in (Edits(), Edits(keep=keep)):
+        projected, logits = both(model, edits)
         np.testing.assert_allclose(projected, logits, atol=2e-5, rtol=1e-5)
 
 

@@ -11,7 +11,6 @@ import tiny
 
 import vitjax
 from vitjax.analysis.class_space import project, rank, take_label, top_k
-from vitjax.models.forward import forward
 from vitjax.models.heads import pool
 from vitjax.recipes.identifiability import identifiability
 from vitjax.recipes.tokens import TOKENS
@@ -58,26 +57,31 @@ def test_published_rates_follow_from_the_rows(name, oracle, published_model):
     )
 
 
+@jax.jit
+def project_all(model, images, label):
+    """(logits, {stream: all class logits, the label's, its rank}, [CLS]'s top five)."""
+    logits, trace = vitjax.forward(model, images, capture=tuple(published.STREAMS))
+    direct = {}
+    for stream in published.STREAMS:
+        projected = project(model.class_space, getattr(trace, stream))
+        columns = projected, label[:, None]
+        direct[stream] = projected, take_label(*columns), rank(*columns)
+    pooled = project(model.class_space, pool(trace.residual, Edits(), model.config))
+    return logits, direct, top_k(pooled, k=5)
+
+
 @pytest.mark.parametrize("name", tiny.slow_but(tiny.CONFIGS, "gap", "refinement"))
 def test_rows_equal_projecting_every_stream(name):
     model = tiny.make(tiny.CONFIGS[name])
     images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
     rows = step(model, tiny.batch_of(images, label))
-    fields = tuple(published.STREAMS)
-    logits, trace = jax.jit(forward, static_argnames="capture")(
-        model, images, capture=fields
-    )
-    for stream in fields:
-        direct = project(model.class_space, getattr(trace, stream))
-        true = np.asarray(take_label(direct, label[:, None]))
+    logits, direct, best = jax.device_get(project_all(model, images, label))
+    for stream, (projected, true, expected) in direct.items():
         ours = np.asarray(rows[f"logit_{stream}"]).swapaxes(0, 1)
         np.testing.assert_allclose(ours, true, atol=1e-4)
-        nearest = np.sort(np.abs(np.asarray(direct) - true[..., None]), -1)[..., 1]
+        nearest = np.sort(np.abs(projected - true[..., None]), -1)[..., 1]
         ranks = np.asarray(rows[f"rank_{stream}"]).swapaxes(0, 1)
-        same = ranks == np.asarray(rank(direct, label[:, None]))
-        assert same[nearest > 1e-3].all()
-    pooled = project(model.class_space, pool(trace.residual, Edits(), model.config))
-    best = top_k(pooled, k=5)
+        assert (ranks == expected)[nearest > 1e-3].all()
     np.testing.assert_array_equal(rows["top_classes"].swapaxes(0, 1), best.classes)
     np.testing.assert_allclose(
         rows["top_logits"].swapaxes(0, 1), best.logits, atol=1e-4

@@ -28,8 +28,8 @@ def masked_batch(config):
 @pytest.mark.parametrize("name", tiny.slow_but(ONE_SWEEP, "identifiability", "paper"))
 def test_recipes_declare_what_they_return(name):
     recipe, returned, static = RECIPES[name], set(), set()
-    if name == "one_pass":
-        recipe = recipe.with_options({"heads": True})
+    options = {"one_pass": {"heads": True}, "faithfulness": {"steps": 2}}
+    recipe = recipe.with_options(options.get(name, {}))
     for config in (tiny.CONFIGS["plain"], tiny.CONFIGS["refinement"]):
         model = tiny.make(config)
         setup = jax.eval_shape(lambda m: recipe.run_setup(m, 0), model)
@@ -121,6 +121,7 @@ def test_options_are_keywords_of_setup_and_step():
 
 CLASSES = tuple(f"class {number}" for number in range(23))
 LABEL = np.array([1, 22, 0, -1, 7, 13], np.int32)
+RANDOM = ("self_only", "random_as_class")  # which patches are kept, the image says
 
 
 def batch_of(config, label=LABEL):
@@ -158,8 +159,8 @@ def assert_same_rows(rows, expected):
                 ("one_pass", "registers", {"k": 3}, 1),
                 ("identifiability", "refinement", {}, 5),
                 ("tokens", "registers", {"top": 3}, 2),
-                ("paper", "plain", {"k": 3}, 1),
-                ("paper", "registers_gap", {"k": 3}, 1),
+                ("paper", "plain", {"k": 3, "interventions": ("no_cls",)}, 1),
+                ("paper", "registers_gap", {"k": 3, "interventions": RANDOM}, 1),
             )
         ),
     ],

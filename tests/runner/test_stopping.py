@@ -114,7 +114,7 @@ def rows(out):
 
 @pytest.mark.slow
 def test_kills_processes_and_damage_change_no_byte(model, environment, tmp_path):
-    images, rounds = 400, 9
+    images, rounds = 320, 6
     out = str(tmp_path / "run")
     command = [sys.executable, "-c", HARNESS, out, model, str(images), str(rounds), "0"]
     done = subprocess.run(
@@ -141,10 +141,9 @@ def start(model, out, environment, *flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_command_in_several_processes(model, environment, tmp_path, count):
+def test_the_command_in_several_processes(model, environment, tmp_path):
     """One is killed: it costs its own chunks, and the same command finishes."""
-    out = tmp_path / "run"
+    out, count = tmp_path / "run", 4
 
     def start_all():
         shared = ["--distributed", "--processes", str(count)]

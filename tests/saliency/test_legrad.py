@@ -61,7 +61,7 @@ def authors_map(model, image, target, layers):
 @pytest.mark.parametrize("name", ("plain", "registers_gap", "layer_scale"))
 @pytest.mark.parametrize("layers", (None, [0], (0, 1, 2)))
 def test_legrad_is_the_authors(name, layers):
-    config = vitjax.Config(**vars(tiny.CONFIGS[name]) | {"depth": 3})
+    config = vitjax.Config(**vars(tiny.CONFIGS[name]) | {"depth": 3, "image_size": 16})
     model = tiny.make(config)
     images = tiny.images(config)
     actual = vitjax.explain(model, images, TARGET, method="legrad", layers=layers)

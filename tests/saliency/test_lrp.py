@@ -1,5 +1,7 @@
 """Rules of relevance one by one, and what they conserve."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,22 +22,29 @@ def draw():
     return lambda *shape: rng.normal(size=shape).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def pull_back(function, inputs, cotangent):
+    """The value at the inputs and their cotangents, in one program."""
+    value, back = jax.vjp(function, *inputs)
+    return value, back(cotangent)
+
+
 def test_positive_contributions_get_all_the_relevance(draw):
     """z+ (Chefer et al. 2021, equation 5), written out."""
     x, kernel, bias, relevance = draw(2, 5), draw(5, 4), draw(4), draw(2, 4)
     parts = np.maximum(x[:, :, None] * kernel, 0)
     expected = (parts / parts.sum(1, keepdims=True) * relevance[:, None]).sum(-1)
-    y, back = jax.vjp(lambda x: lrp.positive_dense(x, kernel, bias), x)
+    rule = lambda x: lrp.positive_dense(x, kernel, bias)  # noqa: E731
+    y, (actual,) = pull_back(rule, [x], relevance)
     np.testing.assert_allclose(y, x @ kernel + bias, rtol=1e-5)
-    (actual,) = back(relevance)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(actual.sum(), relevance.sum(), rtol=1e-4)
 
 
 def test_the_factors_of_a_product_get_half_each(draw):
     left, right, relevance = draw(3, 4), draw(4, 2), draw(3, 2)
-    y, back = jax.vjp(lambda a, b: lrp.shared_product("ij,jk->ik", a, b), left, right)
-    shares = back(relevance)
+    product = functools.partial(lrp.shared_product, "ij,jk->ik")
+    y, shares = pull_back(product, [left, right], relevance)
     parts = left[:, :, None] * right[None] / y[:, None] * relevance[:, None]
     np.testing.assert_allclose(shares[0], parts.sum(2) / 2, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(shares[1], parts.sum(0) / 2, rtol=1e-3, atol=1e-5)
@@ -45,8 +54,7 @@ def test_the_factors_of_a_product_get_half_each(draw):
 
 def test_an_addition_keeps_the_total(draw):
     x, update, relevance = draw(2, 3, 4), draw(2, 3, 4), draw(2, 3, 4)
-    _, back = jax.vjp(lrp.normalized_add, x, update)
-    parts = back(relevance)
+    _, parts = pull_back(lrp.normalized_add, [x, update], relevance)
     assert all(np.isfinite(part).all() for part in parts)
     total = sum(part.sum((1, 2)) for part in parts)
     np.testing.assert_allclose(total, relevance.sum((1, 2)), rtol=1e-3, atol=1e-4)
@@ -54,8 +62,9 @@ def test_an_addition_keeps_the_total(draw):
 
 def test_what_only_scales_hands_relevance_on(draw):
     x, relevance = draw(2, 4), draw(2, 4)
-    _, back = jax.vjp(lambda x: lrp.unchanged(x, jax.nn.gelu(x)), x)
-    np.testing.assert_array_equal(back(relevance)[0], relevance)
+    rule = lambda x: lrp.unchanged(x, jax.nn.gelu(x))  # noqa: E731
+    _, (actual,) = pull_back(rule, [x], relevance)
+    np.testing.assert_array_equal(actual, relevance)
 
 
 def test_rules_that_are_derivatives_of_something_frozen(draw):
@@ -63,22 +72,22 @@ def test_rules_that_are_derivatives_of_something_frozen(draw):
     x, cotangent = draw(2, 6), draw(2, 6)
     scale, bias = draw(6), draw(6)
     norm = lrp.attention_aware(0.0).norm
-    y, back = jax.vjp(lambda x: norm(x, scale, bias, epsilon=1e-6), jnp.asarray(x))
-    np.testing.assert_allclose(
-        y, layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6), rtol=1e-5, atol=1e-6
-    )
+    rule = lambda x: norm(x, scale, bias, epsilon=1e-6)  # noqa: E731
+    y, (actual,) = pull_back(rule, [x], cotangent)
+    ordinary = layer_norm(jnp.asarray(x), scale, bias, epsilon=1e-6)
+    np.testing.assert_allclose(y, ordinary, rtol=1e-5, atol=1e-6)
     sigma = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     through = scale * cotangent / sigma
     expected = through - through.mean(-1, keepdims=True)
-    np.testing.assert_allclose(back(cotangent)[0], expected, rtol=1e-4, atol=1e-5)
-    _, back = jax.vjp(lambda x: lrp.proportional(x, jax.nn.gelu(x)), x)
-    np.testing.assert_allclose(
-        back(cotangent)[0] * x, cotangent * jax.nn.gelu(x), rtol=1e-4, atol=1e-6
-    )
-    product = lrp.attention_aware(0.0).product
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    rule = lambda x: lrp.proportional(x, jax.nn.gelu(x))  # noqa: E731
+    y, (actual,) = pull_back(rule, [x], cotangent)
+    np.testing.assert_allclose(y, jax.nn.gelu(x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual * x, cotangent * y, rtol=1e-4, atol=1e-6)
+    product = functools.partial(lrp.attention_aware(0.0).product, "ij,jk->ik")
     left, right = draw(3, 4), draw(4, 2)
-    y, back = jax.vjp(lambda a, b: product("ij,jk->ik", a, b), left, right)
-    for factor, gradient in zip((left, right), back(jnp.ones((3, 2)))):
+    y, gradients = pull_back(product, [left, right], jnp.ones((3, 2)))
+    for factor, gradient in zip((left, right), gradients):
         np.testing.assert_allclose((factor * gradient).sum(), y.sum() / 2, rtol=1e-3)
 
 
@@ -93,8 +102,9 @@ def test_the_gamma_rule_favors_contributions_of_the_outputs_sign(draw):
     weighed = parts + gamma * same
     share = weighed / weighed.sum(1, keepdims=True)
     expected = (share * (cotangent * y)[:, None]).sum(-1)[:, :5]
-    _, back = jax.vjp(lambda x: lrp.gamma_dense(gamma, x, kernel, bias), x)
-    np.testing.assert_allclose(back(cotangent)[0] * x, expected, rtol=1e-3, atol=1e-4)
+    rule = lambda x: lrp.gamma_dense(gamma, x, kernel, bias)  # noqa: E731
+    _, (actual,) = pull_back(rule, [x], cotangent)
+    np.testing.assert_allclose(actual * x, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", tiny.slow_but(("registers", "gap"), "gap"))
