@@ -7,13 +7,12 @@ other. They compose with `jit`, `vmap` and `grad`: a sweep is a `vmap` over fact
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from vitjax import messages
-from vitjax.checks import checked
+from vitjax.checks import checked, known_values
 from vitjax.models.model import Model, memory_values
 from vitjax.types import ArrayLike
 
@@ -148,8 +147,9 @@ def remove_class(
     depth, values = model.config.depth, memory_values(model)
     layers = range(depth) if layers is None else layers
     messages.check_range("layers", tuple(layers), -depth, depth - 1)
-    if not isinstance(class_, jax.core.Tracer):
-        messages.check_range("class_", int(class_), 0, model.num_classes - 1)
+    number = class_ if isinstance(class_, int) else known_values(class_)
+    if number is not None:
+        messages.check_range("class_", int(number), 0, model.num_classes - 1)
     direction = jnp.asarray(model.class_space.embedding)[class_]
     direction = direction / jnp.linalg.norm(direction)
     edited = np.zeros((depth, 1, 1), bool)
@@ -202,8 +202,8 @@ def rank_one_edit(
     """
     config = model.config
     messages.check_range("layer", layer, -config.depth, config.depth - 1)
-    sizes = {"key": (config.mlp_dim,), "value": (config.dim,)}
-    sizes["covariance"] = (config.mlp_dim, config.mlp_dim)
+    hidden: Any = config.mlp_dim
+    sizes = {"key": (hidden,), "value": (config.dim,), "covariance": (hidden, hidden)}
     given = {"key": key, "value": value, "covariance": covariance}
     for name, array in given.items():
         if array is not None and array.shape != sizes[name]:
