@@ -61,6 +61,7 @@ ENCODERS = {
     "clip_linear": Config(**SHAPE, embed_norm=True, projection=12, truncate=True),
 }
 """Kinds whose head is not a linear one that reads [CLS] or all there is."""
+QUICK = "clip", "siglip", "dinov2"
 KINDS = CONFIGS | ENCODERS
 POOLED = dataclasses.replace(CONFIGS["gap"], registers=2)
 """All that differs from a model with [CLS], at once."""

@@ -18,7 +18,7 @@ MODELS = {name: tiny.make(config) for name, config in tiny.ENCODERS.items()}
 KEEP = np.arange(16)[None] % 3 > np.arange(3)[:, None] % 2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(MODELS, *tiny.QUICK))
 def test_the_last_block_read_where_the_model_reads_gives_the_logits(name):
     model, config = MODELS[name], MODELS[name].config
     capture = ("residual",)

@@ -89,7 +89,7 @@ def test_rows_equal_projecting_every_stream(name):
     np.testing.assert_array_equal(rows["prediction"], np.argmax(logits, -1))
 
 
-@pytest.mark.parametrize("name", tiny.ENCODERS)
+@pytest.mark.parametrize("name", tiny.slow_but(tiny.ENCODERS, *tiny.QUICK))
 def test_rows_of_every_kind_of_head_are_its_true_logits(name):
     model = tiny.make(tiny.ENCODERS[name])
     images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)

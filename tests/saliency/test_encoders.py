@@ -36,7 +36,7 @@ def weights_of(name, edits=None):
     return np.asarray(model.apply(x, edits or Edits(), method="token_weights"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(MODELS, *tiny.QUICK))
 def test_contributions_add_up_to_the_logit(name):
     model, images, logits, _ = traced(name)
     for edits in (None, Edits(keep=KEEP)) if name in ("dinov2", "siglip") else (None,):
@@ -104,7 +104,7 @@ def whole_embedding(model, x):
     return np.asarray(f if space.mlp is None else f + space.transform(f), float)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.slow_but(MODELS, *tiny.QUICK))
 def test_relevancy_of_the_last_block_is_the_slope_of_the_models_loss(name):
     model, images, logits, _ = traced(name)
     maps = vitjax.relevancy(model, images, TARGET)

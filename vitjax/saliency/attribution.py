@@ -110,8 +110,8 @@ def logit_attribution(
             shape = [1] * each.ndim
             shape[min(1, each.ndim - 1)] = len(factor)
             parts[name] = each.astype(factor.dtype) * factor.reshape(shape)
-    nothing = jax.tree.map(jnp.zeros_like, (x, tokens))
-    parts["bias"] = readout(*nothing, held)
+    x, tokens = jax.tree.map(jnp.zeros_like, (x, tokens))
+    parts["bias"] = readout(x, tokens, held)
     if held.head is not None:
         parts["head"] = held.head
     return {

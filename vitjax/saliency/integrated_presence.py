@@ -1,5 +1,7 @@
 """Integrated presence: the path integral of adding all patches to the model."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,9 @@ def integrated_presence(
     return jax.lax.scan(node, start, gauss_legendre(steps, dtype))[0]
 
 
-def presence_gradient(model: Model, images, target, edits: Edits, pooled) -> Map:
+def presence_gradient(
+    model: Model, images, target, edits: Edits, pooled: Any = None
+) -> Map:
     """dz / d log m of each patch, where the edits already hold m; `pooled` is that of
     all tokens, None where the head does not read patches.
     """
