@@ -22,6 +22,8 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
         return x * q["scale"] + q["bias"]
 
     def gelu(x):
+        if cfg.gelu == "quick":
+            return x / (1 + np.exp(-1.702 * x))
         if cfg.gelu == "erf":
             return x * 0.5 * (1 + erf(x / math.sqrt(2)))
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -63,11 +65,15 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
 
     def run(number, image):
         side, (rows, columns) = cfg.patch_size, cfg.grid
+        image = image[: rows * side, : columns * side]
         patches = image.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
         kernel = p["embedding"]["kernel"].reshape(-1, cfg.dim)
-        x = patches.reshape(rows * columns, -1) @ kernel + p["embedding"]["bias"]
+        x = patches.reshape(rows * columns, -1) @ kernel
+        x = x + p["embedding"]["bias"] if cfg.patch_bias else x
         prefix = [p[n][0] for n in ("cls", "registers") if n in p]
         x = np.concatenate([*prefix, x]) + p["pos_embedding"][0]
+        x = norm(x, p["embed_norm"]) if cfg.embed_norm else x
+        streams = []
         x = edit("embedding", 0, number, x)
         for i in range(cfg.depth):
             q = jax.tree.map(lambda a, i=i: a[i], p["Transformer"]["encoderblock"])
@@ -78,12 +84,50 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
             transform = functools.partial(mlp, q=dense, tap=tap)
             x = x + tap("mlp_update", update(transform, x, q, 1))
             x = tap("residual", x)
-        pooled = x[0] if cfg.class_token else x[cfg.prefix :].mean(0)
-        final = p["Transformer"]["encoder_norm"]
-        heads = [(pooled, "head")]
-        heads += [(x[1], "head_dist")] if cfg.distilled else []
-        logits = [norm(y, final) @ p[n]["kernel"] + p[n]["bias"] for y, n in heads]
-        return np.mean(logits, 0), x
+            streams.append(x)
+        return head(streams), x
+
+    final = p["Transformer"]["encoder_norm"]
+
+    def attention_pool(z):
+        q, size = p["MAPHead_0"], math.sqrt(cfg.head_dim)
+        affine = lambda x, n: (  # noqa: E731
+            np.einsum("td,dhk->htk", x, q[n]["kernel"]) + q[n]["bias"][:, None]
+        )
+        scores = affine(q["probe"][0], "query") @ affine(z, "key").swapaxes(1, 2) / size
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = scores / scores.sum(-1, keepdims=True) @ affine(z, "value")
+        f = np.einsum("htk,hkd->d", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+        hidden = norm(f, q["LayerNorm_0"]) @ q["Dense_0"]["kernel"]
+        hidden = gelu(hidden + q["Dense_0"]["bias"])
+        return f + hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
+
+    def head(streams):
+        x, bias = streams[-1], p["head"]["bias"] + p["head"].get("logit_bias", 0.0)
+        kernel, z = p["head"]["kernel"], norm(x, final)
+        if cfg.pool == "cls_mean":
+            logits = z[0] @ kernel + bias
+            logits = logits + z[cfg.prefix :].mean(0) @ p["head_patches"]["kernel"]
+            for i in range(1, cfg.head_blocks):
+                earlier = p["head_earlier"]["kernel"][-i]
+                logits = logits + norm(streams[-1 - i][0], final) @ earlier
+            return logits
+        if cfg.pool == "map":
+            f = attention_pool(z)
+        elif cfg.pool == "cls":
+            f = z[0]
+        elif cfg.pool_norm == "before":
+            f = z[cfg.prefix :].mean(0)
+        else:
+            f = norm(x[cfg.prefix :].mean(0), final)
+        f = f @ p["projection"]["kernel"] if cfg.projection else f
+        if cfg.head == "cosine":
+            f = p["head"]["temperature"] * f / np.linalg.norm(f)
+        logits = f @ kernel + bias
+        if cfg.distilled:
+            other = p["head_dist"]
+            logits = (logits + norm(x[1], final) @ other["kernel"] + other["bias"]) / 2
+        return logits
 
     results = zip(*map(run, *zip(*enumerate(np.asarray(images, np.float64)))))
     return tuple(map(np.stack, results))

@@ -143,6 +143,11 @@ def test_configs_are_hashable_and_equal_by_value():
         ({"norm": "post"}, "post"),
         ({"depth": 0}, "depth=0"),
         ({"refinement": True, "depth": 1}, "depth=1"),
+        ({"pool": "cls", "class_token": False}, "'cls'"),
+        ({"head_blocks": 2}, "head_blocks=2"),
+        ({"pool": "cls_mean", "head_blocks": 3}, "head_blocks=3"),
+        ({"pool": "cls_mean", "projection": 4}, "cls_mean"),
+        ({"pool": "max"}, "max"),
     ),
 )
 def test_configs_that_do_not_fit_are_refused(change, value):

@@ -37,6 +37,7 @@ OF_IMAGES = {
     "forward": lambda x: vitjax.forward(MODEL, x)[0],
     "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read)[1],
     "attention_gradients": lambda x: vitjax.attention_gradients(MODEL, x, first),
+    "encode_image": lambda x: vitjax.encode_image(MODEL, x),
     "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
     "relevancy": lambda x: vitjax.relevancy(MODEL, x, 1),
     "helpful_minus_attended": lambda x: vitjax.helpful_minus_attended(MODEL, x, 1),

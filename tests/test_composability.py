@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_api
+import text_towers
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -24,11 +25,15 @@ from vitjax.types import BLOCK_FIELDS, Config, Trace
 BATCH = 12
 """On four devices three each; no other axis of these models is as long."""
 
+NAMES = tuple("abcdefghijkl")
 SHAPE: Any = dict(image_size=4, patch_size=2, dim=8, depth=2, heads=2, mlp_dim=8)
 MODELS = {
     "cls": tiny.make(Config(**SHAPE)),
     "mean": tiny.make(Config(**SHAPE, class_token=False, registers=1)),
+    "text": text_towers.make(text_towers.CONFIGS["clip"]),
     "refined": tiny.make(Config(**SHAPE | {"image_size": 8}, refinement=True)),
+    "map": tiny.make(Config(**SHAPE, class_token=False, pool="map", head="cosine")),
+    "two": tiny.make(Config(**SHAPE, registers=1, pool="cls_mean", head_blocks=2)),
 }
 
 QUICK = {
@@ -167,6 +172,7 @@ ROWS = {
         lambda m, x, t: vitjax.relevancy(m, x, t, query="all", of="attention_update"),
         targets,
     ),
+    "encode_image": Row(vitjax.encode_image, pixels, models=("map", "two")),
     "helpful_minus_attended": Row(vitjax.helpful_minus_attended, targets),
     "removal_curve": Row(
         lambda m, x, t, i: vitjax.removal_curve(m, x, t, i, keep_counts=(1, 3)),
@@ -176,7 +182,9 @@ ROWS = {
     "attention_gradients": Row(
         lambda m, x: vitjax.attention_gradients(m, x, square), pixels
     ),
-    "logit_attribution": Row(vitjax.logit_attribution, targets),
+    "logit_attribution": Row(
+        vitjax.logit_attribution, targets, models=("cls", "mean", "map", "two")
+    ),
     "attribution_patching": Row(
         lambda m, x, y: vitjax.attribution_patching(m, x, y, square_each), pairs
     ),
@@ -189,6 +197,11 @@ ROWS = {
     ),
     "steer": edited(
         lambda m, v: vitjax.steer(m, v[None, :, 1:2], layers=[-1]), written
+    ),
+    "encode_text": Row(
+        vitjax.encode_text,
+        lambda text: (text_towers.draw_ids(text.config, BATCH),),
+        models=("text",),
     ),
     "refinement_logits": Row(vitjax.refinement_logits, pixels, models=("refined",)),
     "self_only": edited(lambda m: vitjax.self_only(m, layers=(1,), renormalize=True)),
@@ -228,6 +241,13 @@ ROWS = {
         "true or false",
     ),
     "project": Row(lambda m, x: vitjax.project(m.class_space, x), states),
+    "project_tokens": Row(vitjax.project_tokens, states, models=("map", "two")),
+    "zero_shot": Row(
+        lambda m, x: vitjax.zero_shot(m, x[:, 0], classes=NAMES).class_space.embedding,
+        states,
+        models=("map",),
+        batched=False,
+    ),
     "rank": Row(lambda m, z, label: vitjax.rank(z, label), logits, "counts classes"),
     "identifiability": Row(
         lambda m, z, label: vitjax.identifiability(z, label), logits, "counts classes"
@@ -261,8 +281,12 @@ ROWS = {
 }
 
 HOST = {
-    **dict.fromkeys(("load", "save", "open_data", "open_results"), "files"),
+    **dict.fromkeys(
+        ("load", "load_text", "save", "open_data", "open_results"), "files"
+    ),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
+    "with_head": "float64 on the host",
+    "class_embeddings": "takes texts",
     "run": "a loop over a data set, which jits its own step",
     **dict.fromkeys(("figures", "tables", "explorer", "write_report"), "rows on disk"),
     **dict.fromkeys(("fit_ridge_probe", "fit_softmax_probe"), "float64 on the host"),

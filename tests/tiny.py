@@ -32,6 +32,37 @@ CONFIGS = {
     "swiglu": Config(**SHAPE, mlp="swiglu", qk_norm=True, layer_scale=True),
     "distilled": Config(**SHAPE, registers=1, distilled=True),
 }
+ENCODERS = {
+    "clip": Config(
+        **SHAPE,
+        embed_norm=True,
+        patch_bias=False,
+        gelu="quick",
+        epsilon=1e-5,
+        projection=12,
+        head="cosine",
+    ),
+    "siglip": Config(
+        **SHAPE, class_token=False, pool="map", gelu="tanh", head="cosine", sigmoid=True
+    ),
+    "dinov2": Config(
+        **SHAPE | {"depth": 5},
+        registers=2,
+        layer_scale=True,
+        pool="cls_mean",
+        head_blocks=4,
+    ),
+    "cls_mean": Config(**SHAPE, pool="cls_mean", mlp="swiglu"),
+    "mean_with_cls": Config(**SHAPE, registers=1, pool="mean"),
+    "mean_of_norms": Config(
+        **SHAPE, registers=1, pool="mean", pool_norm="before", head="cosine"
+    ),
+    "map_linear": Config(**SHAPE, registers=1, pool="map"),
+    "clip_linear": Config(**SHAPE, embed_norm=True, projection=12, truncate=True),
+}
+"""Kinds whose head is not a linear one that reads [CLS] or all there is."""
+QUICK = "clip", "siglip", "dinov2"
+KINDS = CONFIGS | ENCODERS
 CLASSES = tuple("abcdefg")
 
 
@@ -46,7 +77,7 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
-        one = path.endswith(("scale", "gamma", "var"))
+        one = path.endswith(("scale", "gamma", "var", "temperature"))
         values = rng.normal(1.0 if one else 0.0, 0.2, shape).astype(np.float32)
         return np.abs(values) if path.endswith("var") else values
 

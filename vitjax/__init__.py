@@ -4,7 +4,13 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vitjax.analysis.class_space import identifiability, project, rank, top_k
+from vitjax.analysis.class_space import (
+    identifiability,
+    project,
+    project_tokens,
+    rank,
+    top_k,
+)
 from vitjax.analysis.faithfulness import area_under_curve, localisation
 from vitjax.analysis.interventions import (
     ablate,
@@ -26,6 +32,7 @@ from vitjax.analysis.memory import (
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
 from vitjax.api import (
+    encode_image,
     encode_text,
     explain,
     forward,
@@ -40,6 +47,7 @@ from vitjax.checkpoints.loading import init, load, save
 from vitjax.checkpoints.registry import list_models
 from vitjax.checkpoints.text import load_text
 from vitjax.data.images import Preprocess
+from vitjax.models.class_heads import with_head, zero_shot
 from vitjax.models.forward import attention_gradients, scan_blocks
 from vitjax.models.model import Model, memory_values
 from vitjax.models.text import TextConfig, TextModel, class_embeddings
@@ -99,6 +107,7 @@ __all__ = [
     "class_embeddings",
     "class_value_agreement",
     "compositionality",
+    "encode_image",
     "encode_text",
     "explain",
     "explorer",
@@ -124,6 +133,7 @@ __all__ = [
     "open_results",
     "patch",
     "project",
+    "project_tokens",
     "rank",
     "refinement_logits",
     "relevancy",
@@ -138,5 +148,7 @@ __all__ = [
     "steer",
     "tables",
     "top_k",
+    "with_head",
     "write_report",
+    "zero_shot",
 ]

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from vitjax.checks import checked
+from vitjax.models import class_heads, text
 from vitjax.models import forward as passes
-from vitjax.models import text
 from vitjax.saliency import attribution, methods, relevancy, removal
 
 
@@ -25,6 +25,7 @@ def compiled(function: Any, *static: str) -> Any:
 
 
 forward = compiled(passes.forward, "capture")
+encode_image = compiled(class_heads.encode_image)
 encode_text = compiled(text.encode_text)
 refinement_logits = compiled(passes.refinement_logits)
 explain = compiled(methods.explain, "method", "layers", "heads", "of", "loss", "steps")

@@ -34,6 +34,9 @@ SMALLEST_CLASS = {"target": 0, "label": 0, "predicted": 0, "labels": -1, "ids": 
 """Arguments that are class numbers, or numbers of tokens in a vocabulary; probes leave
 out examples of class -1."""
 
+NEED_CLASSES = {"target", "label", "predicted", "class_space", "class_logits"}
+"""Arguments that mean nothing without classes."""
+
 IMAGES = {"images", "clean", "corrupted"}
 """Arguments that are images."""
 
@@ -85,6 +88,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name in IMAGES & arguments.keys() if "model" in arguments else ():
             check_images(name, arguments[name], arguments["model"].image_shape)
             check_pixels(name, arguments[name])
+        if NEED_CLASSES & arguments.keys():
+            messages.check_classes(count_classes(arguments))
         check_class_numbers(arguments)
         if isinstance(edits := arguments.get("edits"), Edits):
             check_edits(edits, arguments["model"].config.patches)

@@ -41,3 +41,13 @@ def check_range(
     values = value if isinstance(value, Sequence) else (value,)
     if not all(low <= each <= high for each in values):
         raise ValueError(out_of_range(what, value, low, high))
+
+
+def check_classes(count: int) -> None:
+    """Raise ValueError where a model has no classes."""
+    if not count:
+        raise ValueError(
+            "The model has no classes. Give it some: of class embeddings by "
+            "vitjax.zero_shot(model, embeddings, classes=names) or load(..., "
+            "classes=FILE), of a probe by vitjax.with_head(model, probe)."
+        )

@@ -537,6 +537,11 @@ def layer_norm(
     return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
 
 
+def to_float32(x: Array) -> Array:
+    """x in float32 at least."""
+    return x.astype(np.promote_types(x.dtype, jnp.float32))
+
+
 def along_last(x: ArrayLike, like: Array) -> Array:
     """x along the last axes of another array, in its dtype."""
     x = jnp.asarray(x, like.dtype)
@@ -559,8 +564,8 @@ class ClassSpace:
 
     A model that compares embeddings (CLIP, SigLIP) goes on from z = LN(x) to the
     state's embedding f = P.z + s, with attention pooling to f + MLP(LN(f)), and to
-    `t cos(f, T) + b`, or to `T.f + b` where there is no temperature. E is then T.P, which
-    ranks classes as the logits do but for the MLP.
+    `t cos(f, T) + b`, or to `T.f + b` where there is no temperature. E is then T.P,
+    which ranks classes as the logits do but for the MLP.
 
     Args:
         embedding: E, one row per class. Of [CLS], where patches have their own.
@@ -574,6 +579,7 @@ class ClassSpace:
         patch_embedding: E of patches, whose class logits have no b: with those of [CLS]
             their mean makes the model's. None where all tokens share one.
         gelu: of the MLP.
+        sigmoid: whether probabilities are sigmoids of the logits, not their softmax.
     """
 
     embedding: Float[ArrayLike, "class dim"]
@@ -588,6 +594,7 @@ class ClassSpace:
     temperature: Float[ArrayLike, ""] | None = None
     patch_embedding: Float[ArrayLike, "class dim"] | None = None
     gelu: str = static(default="erf")
+    sigmoid: bool = static(default=False)
 
     def logits(
         self, states: Float[ArrayLike, "*any dim"]
@@ -597,8 +604,7 @@ class ClassSpace:
 
     def normalize(self, states: Float[ArrayLike, "*any dim"]) -> Float[Array, "..."]:
         """LN(x), in float32 at least."""
-        x = jnp.asarray(states)
-        x = x.astype(np.promote_types(x.dtype, jnp.float32))
+        x = to_float32(jnp.asarray(states))
         return layer_norm(x, self.norm_scale, self.norm_shift, epsilon=self.epsilon)
 
     def read(self, z: Float[Array, "*any dim"]) -> Float[Array, "*any class"]:
@@ -623,8 +629,19 @@ class ClassSpace:
     def finish(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
         """Embeddings after the MLP, of unit length where the head is a cosine."""
         if self.mlp is not None:
-            f = f + feed_forward(f, self.mlp, self.gelu, self.epsilon)
+            f = f + self.transform(f)
         return f if self.temperature is None else unit(f)
+
+    def transform(self, f: Float[Array, "*any embed"]) -> Float[Array, "*any embed"]:
+        """What the MLP of attention pooling adds to an embedding."""
+        return feed_forward(f, self.mlp, self.gelu, self.epsilon)
+
+    def probabilities(
+        self, logits: Float[ArrayLike, "*any class"]
+    ) -> Float[Array, "*any class"]:
+        """Probabilities of class logits: of a sigmoid, each class by itself."""
+        logits = jnp.asarray(logits)
+        return jax.nn.sigmoid(logits) if self.sigmoid else jax.nn.softmax(logits)
 
     @property
     def of_patches(self) -> "ClassSpace":

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from vitjax.analysis import fused_projection
-from vitjax.analysis.class_space import project, rank, take_label
+from vitjax.analysis.class_space import project, project_tokens, rank, take_label
 from vitjax.models.forward import forward
 
 
@@ -20,6 +20,22 @@ def test_products_divided_by_sigma_are_the_projection(name):
     logits = products * fused_projection.inverse_sigma(space, states)[..., None]
     expected = project(model.class_space, states)
     np.testing.assert_allclose(logits + space.beta[None, None], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+def test_products_add_up_to_the_true_logits_of_every_kind(name):
+    model = tiny.make(tiny.ENCODERS[name])
+    rng, prefix = np.random.default_rng(0), model.config.prefix
+    shape = 2, 2, model.config.tokens, 16
+    x, y = rng.normal(2, 3, shape).astype(np.float32)
+    space = fused_projection.fold(model.class_space, prefix)
+    total = fused_projection.product(space, x) + fused_projection.product(space, y)
+    logits = fused_projection.logits(space, total, x + y)
+    expected = project_tokens(model, x + y)
+    np.testing.assert_allclose(logits, expected, atol=2e-4)
+    label = np.array([3, 6], np.int32)
+    true = fused_projection.label_logit(space, total, x + y, label)
+    np.testing.assert_allclose(true, take_label(logits, label[:, None]), atol=1e-5)
 
 
 def test_the_stream_adds_up_on_real_weights(oracle, published_model):

@@ -27,9 +27,9 @@ def test_logits_equal_the_published(name, oracle, published_model):
     np.testing.assert_allclose(logits, expected, atol=5e-4 if name == "setA" else 2e-5)
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", tiny.KINDS)
 def test_every_architecture_equals_an_independent_formula(name):
-    model = tiny.make(tiny.CONFIGS[name])
+    model = tiny.make(tiny.KINDS[name])
     images = tiny.images(model.config)
     logits, trace = forward(model, images, capture=("residual",))
     expected, stream = reference(model, images)

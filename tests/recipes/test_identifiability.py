@@ -83,6 +83,26 @@ def test_rows_equal_projecting_every_stream(name):
     np.testing.assert_array_equal(rows["prediction"], np.argmax(logits, -1))
 
 
+@pytest.mark.parametrize("name", tiny.slow_but(tiny.ENCODERS, *tiny.QUICK))
+def test_rows_of_every_kind_of_head_are_its_true_logits(name):
+    model = tiny.make(tiny.ENCODERS[name])
+    images, label = tiny.images(model.config), np.array([1, 6, 0], np.int32)
+    rows = step(model, tiny.batch_of(images, label))
+    logits, trace = vitjax.forward(model, images, capture=tuple(published.STREAMS))
+    for stream in published.STREAMS:
+        direct = vitjax.project_tokens(model, getattr(trace, stream))
+        true = np.asarray(take_label(direct, label[:, None]))
+        ours = np.asarray(rows[f"logit_{stream}"]).swapaxes(0, 1)
+        np.testing.assert_allclose(ours, true, atol=1e-4)
+        nearest = np.sort(np.abs(np.asarray(direct) - true[..., None]), -1)[..., 1]
+        ranks = np.asarray(rows[f"rank_{stream}"]).swapaxes(0, 1)
+        same = ranks == np.asarray(rank(direct, label[:, None]))
+        assert same[nearest > 1e-3].all()
+    best = top_k(logits, k=5)
+    np.testing.assert_array_equal(rows["top_classes"][:, -1], best.classes)
+    np.testing.assert_allclose(rows["top_logits"][:, -1], best.logits, atol=1e-4)
+
+
 def test_an_unknown_label_changes_nothing_else_and_nan_ranks_last():
     model = tiny.make(tiny.CONFIGS["plain"])
     images = tiny.images(model.config)

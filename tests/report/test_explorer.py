@@ -70,7 +70,8 @@ def test_what_a_run_lacks_is_left_out():
     data, packs = read(fake_run(change=unlabeled, class_token=False, registers=1))
     assert all(arrays == {} for _, arrays in packs.values())
     assert data["runs"][0]["images"][0]["label"] == -1
-    assert data["runs"][0]["prefix"] == ["register 0"] and data["runs"][0]["pooled"]
+    assert data["runs"][0]["prefix"] == ["register 0"]
+    assert data["runs"][0]["pool"] == "mean"
     assert explorer.explorer_data([Run(fake_run(previews=0))]) == {}
 
 

@@ -1,6 +1,6 @@
 """Hidden states in class space: class logits, ranks, identifiability."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vitjax.analysis.top_k import top_k_indices
 from vitjax.checks import checked
+from vitjax.messages import check_classes
 from vitjax.types import ArrayLike, ClassSpace
 
 Labels = Integer[ArrayLike, "..."] | int | np.integer
@@ -22,7 +23,10 @@ def project(
     """Class logits of hidden states.
 
     p = E.LN(x) + b, with the model's own final LayerNorm and head bias (Vilas et al.
-    2023, section 3, writes E.x; the published code adds norm and bias, as here).
+    2023, section 3, writes E.x; the published code adds norm and bias, as here). Of a
+    model that compares embeddings (CLIP, SigLIP) they are its cosines times their
+    temperature, see `vitjax.ClassSpace`; where patches have a class embedding of their
+    own, those of [CLS]: `vitjax.project_tokens` reads each token by its own.
 
     Args:
         class_space: `model.class_space`.
@@ -34,12 +38,49 @@ def project(
     Raises:
         ValueError: the states' width is not the class space's.
     """
+    check_width(class_space, states)
+    return class_space.logits(states)
+
+
+def check_width(class_space: ClassSpace, states) -> None:
+    """Raise ValueError unless the last axis of states is the class space's."""
     if states.shape[-1] != class_space.embedding.shape[-1]:
         raise ValueError(
             f"States of width {states.shape[-1]} do not fit a class space of width "
             f"{class_space.embedding.shape[-1]}; the last axis of states is `dim`."
         )
-    return class_space.logits(states)
+
+
+@checked
+def project_tokens(
+    model: Any, states: Float[ArrayLike, "*any token dim"]
+) -> Float[Array, "*any token class"]:
+    """Class logits of a sequence of tokens, each by its own class embedding.
+
+    As `vitjax.project`, but where the head reads [CLS] and the mean of the patches by
+    different class embeddings (DINOv2): there prefix tokens are read by that of [CLS]
+    and patches by theirs, without the bias, so that at the last block the logits of
+    [CLS] plus the mean of the patches' are the model's. Attention pooling reads each
+    token as if it were the only one.
+
+    Args:
+        model: the model.
+        states: residual streams or updates of whole sequences, prefix tokens first.
+
+    Returns:
+        Class logits, computed and returned in float32 at least.
+
+    Raises:
+        ValueError: the states' width is not the model's, or it has no classes.
+    """
+    space, prefix = model.class_space, model.config.prefix
+    check_classes(model.num_classes)
+    check_width(space, states)
+    if space.patch_embedding is None:
+        return space.logits(states)
+    parts = states[..., :prefix, :], states[..., prefix:, :]
+    logits = (each.logits(part) for each, part in zip((space, space.of_patches), parts))
+    return jnp.concatenate(list(logits), axis=-2)
 
 
 def broadcast_labels(label: Labels, shape: tuple[int, ...]) -> Int[Array, "..."]:

@@ -6,7 +6,8 @@ calls them. In class space a memory is `E.v_m`, raw: without bias and without no
 (Vilas et al. 2023, sections 3 and 6). In a residual-post-norm block the update is a
 norm of that sum. There memories are rows before the norm, as the published code takes
 them: an agreement says that a memory points to a class, not how much of it the norm
-leaves in the stream.
+leaves in the stream. Where patches have a class embedding of their own (DINOv2),
+memories are in the class space of [CLS].
 """
 
 from typing import Literal

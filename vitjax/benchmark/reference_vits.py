@@ -51,9 +51,10 @@ class LinenTransformer(nn.Module):
 
 def is_plain(config: Config) -> bool:
     """Whether a model is the plain ViT, which flax.linen's own layers can build."""
-    special = config.registers or config.layer_scale or config.refinement
-    usual = config.class_token and config.norm == "pre" and config.qkv_bias
-    return bool(usual and not special)
+    free = "image_size", "patch_size", "dim", "depth", "heads", "mlp_dim"
+    free += "channels", "epsilon", "gelu"
+    plain = Config(**{name: getattr(config, name) for name in free})
+    return config == plain and config.gelu != "quick"
 
 
 def linen_forward(model: Model) -> tuple[Callable[[Any, Batch], Array], Any]:

@@ -80,7 +80,7 @@ class Explain(ModelCommand):
                     api.explain(model, image[None], targets, method=method, **options)
                     for method in self.method
                 ]
-            probability = float(jax.nn.softmax(logits)[target])
+            probability = float(model.class_space.probabilities(logits)[target])
             answers.append((target, prediction, probability))
             explained, answer = model.classes[target], model.classes[prediction]
             fact = {"name": name, "class": explained, "answer": answer}

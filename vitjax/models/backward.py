@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import split_edits
-from vitjax.models.forward import apply_block, run_blocks
+from vitjax.models.forward import apply_block, class_tokens, run_blocks
 from vitjax.models.model import Model
 from vitjax.types import ArrayLike, Edits
 
@@ -39,18 +39,32 @@ def scan_backward(
     *,
     state: Callable[[Array, Array], Any],
     edits: Edits | None = None,
+    presence: Float[Array, "batch token"] | None = None,
 ) -> tuple[Any, Any]:
     """Gradients of a scalar of the class logits, from the last block to the first.
 
     `read(state, gradients) -> (state, pytree)` is called once a block; the state at the
     last block is `state(x, gradient)` of the final residual stream and the gradient
-    there. Returns the state after block 0, and the pytrees, stacked [layer ...].
+    with respect to `presence` in pooling, if that is given. Returns the state after
+    block 0, and the pytrees, stacked [layer ...].
     """
     edits = edits or Edits()
     x, inputs = block_inputs(model, images, edits)
-    gradient = jax.grad(lambda x: scalar_fn(model.apply(x, edits, method="unembed")))(x)
-    start = state(x, gradient)
-    return scan_reverse(model, inputs, (gradient,), read, state=start, edits=edits)
+    tokens = class_tokens(model.config, inputs, x)
+
+    def scalar(x, tokens, presence):
+        return scalar_fn(model.apply(x, edits, tokens, presence, method="unembed"))
+
+    gradients = jax.grad(scalar, argnums=(0, 1, 2))(x, tokens, presence)
+    return scan_reverse(
+        model,
+        inputs,
+        gradients[:1],
+        read,
+        state=state(x, gradients[2]),
+        edits=edits,
+        token_cotangents=gradients[1],
+    )
 
 
 def block_inputs(model: Model, images, edits: Edits):
@@ -61,12 +75,21 @@ def block_inputs(model: Model, images, edits: Edits):
 
 
 def scan_reverse(
-    model: Model, inputs, cotangents, read, *, state, edits: Edits, rules=(Rules(),)
+    model: Model,
+    inputs,
+    cotangents,
+    read,
+    *,
+    state,
+    edits: Edits,
+    rules=(Rules(),),
+    token_cotangents=None,
 ) -> tuple[Any, Any]:
     """The loop over blocks, backward, from their inputs [layer batch token dim].
 
     Of each of the `rules` there is a cotangent at the last block, and one `Gradients`
-    among the arguments of `read(state, *gradients)`.
+    among the arguments of `read(state, *gradients)`. `token_cotangents`, [layer batch
+    dim], are added at [CLS] after each block.
     """
     shared, layered = split_edits(edits, model.config)
     _, batch, length, _ = inputs.shape
@@ -74,7 +97,9 @@ def scan_reverse(
 
     def step(carry, per_block):
         cotangents, state = carry
-        params, masks, stream_in = per_block
+        params, masks, stream_in, of_class_token = per_block
+        if of_class_token is not None:
+            cotangents = tuple(each.at[:, 0].add(of_class_token) for each in cotangents)
 
         def pull_back(cotangent, rules):
             def block(x, offset):
@@ -92,6 +117,6 @@ def scan_reverse(
         state, out = read(state, *gradients)
         return (tuple(each.stream_gradient for each in gradients), state), out
 
-    blocks = (model.block_params, layered, inputs)
+    blocks = (model.block_params, layered, inputs, token_cotangents)
     (_, state), reads = jax.lax.scan(step, (cotangents, state), blocks, reverse=True)
     return state, reads

@@ -64,9 +64,10 @@ class Rules:
             with values.
         norm: `(x, scale, bias, epsilon=...)`, the layer norms.
         add: `(stream, update)`, the residual additions.
-        mean: `(stream, weights [batch token 1])`, the pooled state without [CLS].
+        mean: `(stream, weights [batch token 1])`, the mean of the patches.
         softmax, gelu: `(x, y)`.
         scaled: `(x, y)`, where `y` is `x` times a constant, entry by entry.
+        length: `(x, y)`, where `y` is `x` at another length, of a cosine.
     """
 
     dense: Callable[..., Any] | None = None
@@ -77,6 +78,7 @@ class Rules:
     softmax: Callable[..., Any] = keep_value
     gelu: Callable[..., Any] = keep_value
     scaled: Callable[..., Any] = keep_value
+    length: Callable[..., Any] = keep_value
 
 
 def dense(rules: Rules, layer: Any, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,7 +1,7 @@
 """Forward passes, block by block: captured intermediates and gradients of attention."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,15 @@ from vitjax.models.backward_rules import Rules, cached_mlp
 from vitjax.models.edits import BlockEdits, join_taps, split_edits
 from vitjax.models.layers import Block, Tap
 from vitjax.models.model import Model
-from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, ArrayLike, Edits, TapEdit, Trace
+from vitjax.types import (
+    BLOCK_FIELDS,
+    TRACE_FIELDS,
+    ArrayLike,
+    Config,
+    Edits,
+    TapEdit,
+    Trace,
+)
 
 Read = Callable[..., Any]
 Offsets = Mapping[str, Float[Array, "..."]]
@@ -78,6 +86,15 @@ def run_blocks(model: Model, images, read: Read, *, edits, **options: Any):
     return embedding, x, model.apply(x, edits, tokens, method="unembed"), reads
 
 
+class BlockContext(NamedTuple):
+    """A block's edits, and [CLS] after the blocks up to it that a head of several reads
+    (the third argument of `unembed`), or None.
+    """
+
+    edits: tuple[BlockEdits, ...]
+    class_tokens: Float[Array, "layer batch dim"] | None
+
+
 def scan_forward(
     model: Model,
     embedding: Float[Array, "batch token dim"],
@@ -89,37 +106,41 @@ def scan_forward(
     offsets: Offsets | None = None,
     rules: Rules = Rules(),
     checkpoint: bool = False,
-    pass_edits: bool = False,
+    pass_context: bool = False,
 ):
-    """The loop over blocks, from what enters block 0: (final residual stream, [CLS] of
-    every block where `unembed` reads it, reads).
+    """The loop over blocks, from what enters block 0: (final residual stream, [CLS]
+    after the last of them where `unembed` reads it, reads).
 
     `offsets` are added to the running sequence's fields, after edits; `rules` say how
     blocks are differentiated; with `checkpoint`, only their inputs are kept for that.
-    With `pass_edits`, the last argument of `read` are the edits of the block.
+    With `pass_context`, the last argument of `read` is the `BlockContext`.
     """
     shared, layered = split_edits(edits, model.config)
 
     def step(carry, per_block):
-        x, state_in = carry
+        x, tokens, state_in = carry
         params, of_block, offset = per_block
         block_edits = shared, of_block
         x_out, trace = apply_block(
             model, params, x, block_edits, offsets=offset, rules=rules
         )
+        if tokens is not None:
+            tokens = jnp.concatenate([tokens[1:], x_out[None, :, 0]])
         extra = (args,) if args is not None else ()
-        extra += (block_edits,) if pass_edits else ()
-        token = x_out[:, 0] if model.config.head_blocks > 1 else None
+        extra += (BlockContext(block_edits, tokens),) if pass_context else ()
         if state is None:
-            return (x_out, None), (token, read(params, x, trace, *extra))
+            return (x_out, tokens, None), read(params, x, trace, *extra)
         state_out, out = read(state_in, params, x, trace, *extra)
-        return (x_out, state_out), (token, out)
+        return (x_out, tokens, state_out), out
 
     if checkpoint:  # the scan is its own barrier against common subexpressions
         step = jax.checkpoint(step, prevent_cse=False)
-    start = (embedding, None if state is None else state(embedding))
-    blocks = (model.block_params, layered, offsets)
-    (x, _), (tokens, reads) = jax.lax.scan(step, start, blocks)
+    tokens, blocks = None, model.config.head_blocks
+    if blocks > 1:  # before there are as many blocks, what enters block 0
+        tokens = jnp.tile(embedding[None, :, 0], (blocks, 1, 1))
+    start = (embedding, tokens, None if state is None else state(embedding))
+    per_block = (model.block_params, layered, offsets)
+    (x, tokens, _), reads = jax.lax.scan(step, start, per_block)
     return x, tokens, reads
 
 
@@ -170,16 +191,30 @@ def resume_forward(
     """
     shared, layered = split_edits(edits, model.config)
 
-    def step(index, x):
+    def step(index, carry):
+        x, tokens = carry
         params, of_block = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
             (model.block_params, layered),
         )
-        return apply_block(model, params, x, (shared, of_block))[0]
+        x, _ = apply_block(model, params, x, (shared, of_block))
+        return x, None if tokens is None else tokens.at[index].set(x[:, 0])
 
     x = jax.lax.dynamic_index_in_dim(streams, start, keepdims=False)
-    x = jax.lax.fori_loop(start, model.config.depth, step, x)
-    return model.apply(x, edits, method="unembed")
+    tokens = class_tokens(model.config, streams, streams[-1])
+    x, tokens = jax.lax.fori_loop(start, model.config.depth, step, (x, tokens))
+    return model.apply(x, edits, tokens, method="unembed")
+
+
+def class_tokens(
+    config: Config, streams: Float[Array, "layer batch token dim"], x
+) -> Float[Array, "layer batch dim"] | None:
+    """[CLS] after every block, from what enters the blocks and what leaves the last;
+    None where the head does not read it.
+    """
+    if config.head_blocks == 1:
+        return None
+    return jnp.concatenate([streams[1:], x[None]])[:, :, 0]
 
 
 def after_attention(

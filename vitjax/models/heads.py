@@ -6,9 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax.models.edits import MASKED, patch_mask
+from vitjax.models.edits import log_mask, patch_mask, token_mask
 from vitjax.models.layers import NORMAL, LayerNorm
 from vitjax.types import Config, Edits, along_last
 
@@ -48,6 +49,15 @@ class Affine(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
 
 
+def affine_heads(equation: str, x: Array, layer: Affine) -> Float[Array, "..."]:
+    """A product with a kernel that has head axes, and its bias; float32 at least."""
+    kernel = layer.kernel
+    dtype = np.promote_types(kernel.dtype, jnp.float32)
+    x = x.astype(kernel.dtype)
+    y = jnp.einsum(equation, x, kernel, preferred_element_type=dtype)
+    return y + along_last(layer.bias, y)
+
+
 class AttentionPool(nn.Module):
     """SigLIP's attention pooling, with one learned query (big_vision's MAPHead).
 
@@ -70,28 +80,33 @@ class AttentionPool(nn.Module):
         self.Dense_1 = Affine((hidden, dim), (dim,))
 
     def __call__(
-        self, z: Float[Array, "batch token dim"], exists: Any
+        self,
+        z: Float[Array, "batch token dim"],
+        weights: Float[Array, "batch head token"],
     ) -> Float[Array, "batch dim"]:
-        """Embeddings before the MLP."""
+        """Embeddings before the MLP, affine in z."""
         values = self.project(self.value, z)
-        mixed = jnp.einsum("bht,bthk->bhk", self.weights(z, exists), values)
-        out = jnp.einsum("bhk,hkd->bd", mixed, self.out.kernel)
-        return out + self.out.bias[None]
+        mixed = jnp.einsum("bht,bthk->bhk", weights, values)
+        return affine_heads("bhk,hkd->bd", mixed, self.out)
 
     def project(self, layer: Affine, z: Float[Array, "batch token dim"]):
         """Queries, keys or values of every head."""
-        return jnp.einsum("btd,dhk->bthk", z, layer.kernel) + layer.bias[None, None]
+        return affine_heads("btd,dhk->bthk", z, layer)
 
     def weights(
-        self, z: Float[Array, "batch token dim"], exists: Any
+        self, z: Float[Array, "batch token dim"], presence: Any
     ) -> Float[Array, "batch head token"]:
-        """Attention weights of the learned query, over the tokens that exist."""
-        query = self.project(self.query, self.probe.astype(z.dtype))
+        """Attention weights of the learned query, over the tokens that are present; 0
+        where none is.
+        """
+        query = self.project(self.query, self.probe)
         query = query[0, 0] / math.sqrt(self.config.head_dim)
         scores = jnp.einsum("hk,bthk->bht", query, self.project(self.key, z))
-        if exists is not None:
-            scores = jnp.where(exists[:, None], scores, MASKED)
-        return jax.nn.softmax(scores, axis=-1)
+        if presence is None:
+            return jax.nn.softmax(scores, axis=-1)
+        presence = jnp.asarray(presence, scores.dtype)[:, None]
+        weights = jax.nn.softmax(scores + log_mask(presence, scores.dtype), axis=-1)
+        return jnp.where(presence > 0, weights, 0)
 
     def of_one_token(self) -> dict[str, Any]:
         """Fields of `ClassSpace`: of a token alone, the attention weight is 1."""
@@ -148,20 +163,39 @@ class Refinement(nn.Module):
         return pooled + nn.Dense(cfg.dim, kernel_init=NORMAL, name="token")(x[:, 0])
 
 
+def presence_of(edits: Edits, config: Config, presence: Any = None) -> Any:
+    """How far each token takes part in pooling, [batch token] in [0, 1]; None for all.
+
+    0 for patches that `keep` removed, `presence` of the others.
+    """
+    if edits.keep is None:
+        return presence
+    exists = token_mask(edits, config)
+    return exists if presence is None else presence * exists.astype(presence.dtype)
+
+
 def pool(
     x: Float[Array, "*any token dim"], edits: Edits, config: Config
 ) -> Float[Array, "*any dim"]:
-    """[CLS], or the mean of the patches that exist, as the head reads it."""
+    """[CLS], or the mean of the patches that exist, where the head reads one state."""
     if config.pool == "cls":
         return x[..., 0, :]
     return mean_of_patches(x, edits, config)
 
 
 def mean_of_patches(
-    x: Float[Array, "*any token dim"], edits: Edits, config: Config
+    x: Float[Array, "*any token dim"],
+    edits: Edits,
+    config: Config,
+    presence: Float[Array, "batch token"] | None = None,
 ) -> Float[Array, "*any dim"]:
-    """The mean of the patches that exist."""
+    """The mean of the patches that exist, by their presence."""
     patches = x[..., config.prefix :, :]
+    if presence is not None:
+        keep = presence_of(edits, config, presence)[:, config.prefix :].astype(x.dtype)
+        least = jnp.finfo(x.dtype).tiny
+        total = jnp.maximum(keep.sum(-1, keepdims=True), least)
+        return jnp.einsum("bp,bpd->bd", keep / total, patches)
     if edits.keep is None:
         return patches.mean(-2)
     keep = patch_mask(edits).astype(x.dtype)
@@ -169,23 +203,17 @@ def mean_of_patches(
     return (patches * keep).sum(-2) / jnp.maximum(keep.sum(-2), 1)
 
 
-def pool_weights(
-    x: Float[Array, "batch token _"], edits: Edits, config: Config
+def mean_weights(
+    x: Float[Array, "batch token _"], exists
 ) -> Float[Array, "batch token"]:
-    """The weight of every token in `pool`, of x's dtype."""
-    batch, length, _ = x.shape
-    rows = jnp.arange(length) == 0
-    if config.pool != "cls":
-        rows = jnp.arange(length) >= config.prefix
-    rows = jnp.tile(rows[None], (batch, 1))
-    if edits.keep is not None and config.pool != "cls":
-        patches = (batch, length - config.prefix)
-        keep = jnp.broadcast_to(patch_mask(edits), patches)
-        rows = rows.at[:, config.prefix :].set(keep)
-    rows = rows.astype(x.dtype)
-    return rows / jnp.maximum(rows.sum(1, keepdims=True), 1)
+    """Weights of a mean over the tokens that exist, None for all; of x's dtype."""
+    exists = True if exists is None else exists
+    exists = jnp.broadcast_to(jnp.asarray(exists), x.shape[:2]).astype(x.dtype)
+    return exists / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
 def pooled_rows(config: Config) -> slice:
-    """The tokens that `pool` reads."""
-    return slice(0, 1) if config.pool == "cls" else slice(config.prefix, None)
+    """The tokens that the head reads."""
+    if config.pool == "cls":
+        return slice(0, 1)
+    return slice(config.prefix if config.pool == "mean" else 0, None)

@@ -15,8 +15,8 @@ from vitjax.models.edits import (
     BlockEdits,
     check_edits,
     edit_embedding,
+    patch_mask,
     split_edits,
-    token_mask,
 )
 from vitjax.models.heads import (
     Affine,
@@ -24,7 +24,9 @@ from vitjax.models.heads import (
     Head,
     Refinement,
     mean_of_patches,
+    mean_weights,
     pool,
+    presence_of,
 )
 from vitjax.models.layers import NEAR_ZERO, NORMAL, Block, LayerNorm, PatchEmbedding
 from vitjax.types import ArrayLike, ClassSpace, Config, Edits
@@ -136,6 +138,7 @@ class VisionTransformer(nn.Module):
             epsilon=cfg.epsilon,
             bias=head.bias + head.logit_bias if cfg.sigmoid else head.bias,
             embedding=head.kernel.T,
+            sigmoid=cfg.sigmoid,
         )
         if cfg.pool == "cls_mean":
             fields["patch_embedding"] = self.head_patches.kernel.T
@@ -152,46 +155,110 @@ class VisionTransformer(nn.Module):
         return ClassSpace(**fields)
 
     def embed_image(
-        self, x: Float[Array, "batch token dim"], edits: Edits
+        self,
+        x: Float[Array, "batch token dim"],
+        edits: Edits,
+        presence: Float[Array, "batch token"] | None = None,
     ) -> Float[Array, "batch embed"]:
         """The embedding that is compared with classes, from the final residual stream;
-        before the MLP of attention pooling.
+        before the MLP of attention pooling. See `unembed`.
         """
         cfg, space = self.config, self.class_space()
-        if not cfg.normalizes_first:
-            return space.embed(space.normalize(pool(x, edits, cfg)))
-        z = space.normalize(x)
+        x = space.normalize(x) if cfg.normalizes_first else x
         if cfg.pool == "map":
-            exists = None if edits.keep is None else token_mask(edits, cfg)
-            return self.MAPHead_0(z, exists)
-        return space.embed(pool(z, edits, cfg))
+            return self.attend(x, self.head_attention(x, edits, presence))
+        pooled = (
+            pool(x, edits, cfg)
+            if presence is None or cfg.pool == "cls"
+            else mean_of_patches(x, edits, cfg, presence)
+        )
+        return space.embed(pooled if cfg.normalizes_first else space.normalize(pooled))
+
+    def head_attention(
+        self, z: Float[Array, "batch token dim"], edits: Edits, presence: Any = None
+    ) -> Float[Array, "batch head token"]:
+        """Attention weights of attention pooling, of normalized tokens."""
+        return self.MAPHead_0.weights(z, presence_of(edits, self.config, presence))
+
+    def attend(
+        self,
+        z: Float[Array, "batch token dim"],
+        weights: Float[Array, "batch head token"],
+    ) -> Float[Array, "batch embed"]:
+        """Embeddings of normalized tokens by these attention weights."""
+        return self.MAPHead_0(z, weights)
 
     def unembed(
         self,
         x: Float[Array, "batch token dim"],
         edits: Edits,
         class_tokens: Float[Array, "layer batch dim"] | None = None,
+        presence: Float[Array, "batch token"] | None = None,
     ) -> Float[Array, "batch class"]:
         """Class logits of the final residual stream, where the head reads it.
 
-        A head of several blocks also reads `class_tokens`, [CLS] after every block.
+        A head of several blocks also reads `class_tokens`, [CLS] after the last of
+        them. `presence` in [0, 1] is how far each token takes part in pooling.
         """
         cfg, space = self.config, self.class_space()
         if cfg.pool == "cls_mean":
             z = space.normalize(x)
-            patches = mean_of_patches(z, edits, cfg)
+            patches = mean_of_patches(z, edits, cfg, presence)
             logits = space.read(z[:, 0]) + space.of_patches.read(patches)
             if cfg.head_blocks > 1:
-                earlier: Any = class_tokens
-                earlier = space.normalize(earlier[-cfg.head_blocks : -1])
                 kernels = self.head_earlier.kernel
-                logits = logits + jnp.einsum("lbd,ldc->bc", earlier, kernels)
+                earlier = self.earlier_blocks(class_tokens).astype(kernels.dtype)
+                logits = logits + jnp.einsum(
+                    "lbd,ldc->bc",
+                    earlier,
+                    kernels,
+                    preferred_element_type=logits.dtype,
+                )
             return logits
-        logits = space.compare(self.embed_image(x, edits))
+        logits = space.compare(self.embed_image(x, edits, presence))
         if cfg.distilled:
             other = self.class_space(self.head_dist).logits(x[..., 1, :])
             logits = (logits + other) / 2
         return logits
+
+    def earlier_blocks(self, class_tokens: Any) -> Float[Array, "earlier batch dim"]:
+        """[CLS] of the blocks before the last that the head reads, normalized."""
+        return self.class_space().normalize(class_tokens[-self.config.head_blocks : -1])
+
+    def features(
+        self, x: Float[Array, "batch token dim"], edits: Edits, class_tokens: Any
+    ) -> Float[Array, "batch embed"]:
+        """What is multiplied by the head's kernel; see `vitjax.encode_image`."""
+        cfg, space = self.config, self.class_space()
+        if cfg.pool != "cls_mean":
+            return space.finish(self.embed_image(x, edits))
+        z = space.normalize(x)
+        parts = [z[:, 0], mean_of_patches(z, edits, cfg)]
+        if cfg.head_blocks > 1:
+            parts = [*self.earlier_blocks(class_tokens), *parts]
+        return jnp.concatenate(parts, axis=-1)
+
+    def token_weights(
+        self, x: Float[Array, "batch token dim"], edits: Edits
+    ) -> Float[Array, "batch token"]:
+        """The weight of every token in what the head reads from a state, of x's dtype.
+
+        Attention pooling: the head's own attention weights, averaged over its heads.
+        Where [CLS] and the patches have class embeddings of their own: a half for
+        [CLS], the other for the patches together.
+        """
+        cfg = self.config
+        if cfg.pool == "map":
+            z = self.class_space().normalize(x)
+            return self.head_attention(z, edits).mean(1).astype(x.dtype)
+        first = jnp.tile((jnp.arange(x.shape[1]) == 0)[None], (len(x), 1))
+        first = first.astype(x.dtype)
+        if cfg.pool == "cls":
+            return first
+        keep = None if edits.keep is None else patch_mask(edits)
+        patches = mean_weights(x[:, cfg.prefix :], keep)
+        patches = jnp.pad(patches, ((0, 0), (cfg.prefix, 0)))
+        return patches if cfg.pool == "mean" else (first + patches) / 2
 
     def refine(
         self, params: Any, x: Float[Array, "batch token dim"]

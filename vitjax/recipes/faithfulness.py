@@ -27,12 +27,14 @@ from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Recipe, Setup, median_seconds
+from vitjax.saliency import lrp
 from vitjax.saliency.methods import explain
 from vitjax.saliency.removal import removal_curve
 from vitjax.types import Batch, Edits
 
 Protocol = Literal["vilas_removal", "chefer_perturbation", "segmentation"]
 LEVELS = 10
+LRP = {"lrp", "attnlrp"}
 
 
 def faithfulness(
@@ -51,6 +53,7 @@ def faithfulness(
     There are no rows of segmentation where the batch has no masks.
     """
     rows = base.identifiability(model, batch)
+    methods = applicable(methods, model)
     label = jnp.maximum(batch.label, 0)
     explained = rows["prediction"] if target == "predicted" else label
     maps = {
@@ -87,6 +90,15 @@ def faithfulness(
                 for measure in schema.MEASURES
             }
     return rows
+
+
+def applicable(methods: tuple[Any, ...], model: Model) -> tuple[Any, ...]:
+    """The methods that have rules for the model's head; ValueError if none has."""
+    reason = lrp.no_rules(model.config)
+    chosen = tuple(m for m in methods if not (reason and m in LRP))
+    if not chosen:
+        raise ValueError(reason)
+    return chosen
 
 
 def kept_counts(patches: int, steps: int) -> tuple[int, ...]:
@@ -166,7 +178,7 @@ def benchmark(
             return take_label(final_residual(model, images)[0], target)
         return explain(model, images, target, method=name)
 
-    for name in ("forward", *methods):
+    for name in ("forward", *applicable(methods, model)):
         function = functools.partial(call, name)
         seconds = median_seconds(function, model, batch.images, target)
         speeds[name] = len(target) / seconds
@@ -178,7 +190,8 @@ class FaithfulnessOptions:
     """Options of `faithfulness`.
 
     Args:
-        methods: explanation methods to put to the test.
+        methods: explanation methods to put to the test; those of layer-wise relevance
+            propagation are left out where they have no rules for the model's head.
         protocols: by which; segmentation needs a data set with masks.
         steps: points of a removal curve: equal parts of the way from all patches to
             none.

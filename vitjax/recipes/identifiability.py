@@ -9,7 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from vitjax.analysis import fused_projection
 from vitjax.analysis.class_space import rank, take_label, top_k
-from vitjax.models.forward import block_counter, refine_block, scan_blocks
+from vitjax.models.forward import (
+    BlockContext,
+    block_counter,
+    refine_block,
+    run_blocks,
+)
 from vitjax.models.heads import pool
 from vitjax.models.model import Model
 from vitjax.recipes import schema
@@ -24,23 +29,25 @@ def identifiability(
 ) -> dict[str, jax.Array]:
     """Rank the true class in every token's class logits, block by block.
 
-    Class logits are those of `project(model.class_space, state)`; the residual stream's
-    are carried through the blocks, see `analysis.fused_projection`. `edits` hold for
+    Class logits are those of `project_tokens(model, state)`; the residual stream's are
+    carried through the blocks, see `analysis.fused_projection`. `edits` hold for
     all images alike: their batch axis is 1. An edited residual stream is no sum of
     updates and is projected anew.
     """
-    space = fused_projection.fold(model.class_space)
+    space = fused_projection.fold(model.class_space, model.config.prefix)
     label = jnp.maximum(batch.label, 0)
     is_sum = "residual" not in ((edits and edits.taps) or {})
 
-    def read(state, params, stream_in, trace):
+    def read(state, params, stream_in, trace, context):
         products, rows = read_block(
-            model, space, state, trace, label, top=top, is_sum=is_sum
+            model, space, state, trace, label, context, top=top, is_sum=is_sum
         )
         return (products["residual"], state[1] + 1), rows
 
     embed = functools.partial(first_state, space)
-    logits, reads = scan_blocks(model, batch.images, read, state=embed, edits=edits)
+    _, _, logits, reads = run_blocks(
+        model, batch.images, read, state=embed, edits=edits, pass_context=True
+    )
     prediction = jnp.argmax(logits, -1).astype(jnp.int32)
     return images_first(reads) | {"prediction": prediction}
 
@@ -62,6 +69,7 @@ def read_block(
     state: State,
     trace: Trace,
     label: Int[Array, " batch"],
+    context: BlockContext,
     *,
     top: int,
     is_sum: bool = True,
@@ -81,9 +89,14 @@ def read_block(
         rows[schema.RANK(name)], rows[schema.LOGIT(name)] = (
             fused_projection.rank_and_logit(space, product, getattr(trace, name), label)
         )
-    # The best classes of the pooled token that the head would read after this block.
-    pooled = [pool(states, Edits(), model.config) for states in (after, stream)]
-    best = top_k(fused_projection.logits(space, *pooled), k=min(top, model.num_classes))
+    # The best classes of what the head would read after this block.
+    if model.config.normalizes_first:
+        tokens = context.class_tokens
+        answer = model.apply(stream, Edits(), tokens, method="unembed")
+    else:
+        pooled = [pool(states, Edits(), model.config) for states in (after, stream)]
+        answer = fused_projection.logits(space, *pooled)
+    best = top_k(answer, k=min(top, model.num_classes))
     rows |= {"top_classes": best.classes, "top_logits": best.logits}
     if model.config.refinement:
         logits = refine_block(model, index, stream)

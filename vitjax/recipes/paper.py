@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitjax.analysis import fused_projection, interventions, memory
-from vitjax.analysis.class_space import project, rank
+from vitjax.analysis.class_space import project_tokens, rank
 from vitjax.analysis.top_k import argmax, fast_top_k_indices
-from vitjax.models.forward import final_residual, scan_blocks
+from vitjax.models.forward import final_residual, run_blocks
 from vitjax.models.model import Model, initialize, memory_values
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
@@ -42,17 +42,17 @@ def one_pass(
     model: Model, batch: Batch, carry: Carry, *, top: int, k: int, heads: bool
 ) -> dict[str, Array]:
     """Compute everything that needs no intervention, from one forward pass."""
-    space = fused_projection.fold(model.class_space)
+    space = fused_projection.fold(model.class_space, model.config.prefix)
     label = jnp.maximum(batch.label, 0)
 
     def true_logit(product, state):
-        chosen = jnp.take_along_axis(product, label[:, None, None], axis=-1)[..., 0]
-        scaled = chosen * fused_projection.inverse_sigma(space, state)
-        return scaled + space.beta[label][:, None]
+        return fused_projection.label_logit(space, product, state, label)
 
-    def read(state, params, stream_in, trace):
+    def read(state, params, stream_in, trace, context):
         before, index = state
-        products, rows = base.read_block(model, space, state, trace, label, top=top)
+        products, rows = base.read_block(
+            model, space, state, trace, label, context, top=top
+        )
         for name, product in products.items():
             logits = fused_projection.logits(space, product, getattr(trace, name))
             rows[schema.FIRST(name)] = argmax(logits)
@@ -66,7 +66,9 @@ def one_pass(
         return (products["residual"], index + 1), rows
 
     embed = functools.partial(base.first_state, space)
-    logits, reads = scan_blocks(model, batch.images, read, state=embed)
+    _, _, logits, reads = run_blocks(
+        model, batch.images, read, edits=None, state=embed, pass_context=True
+    )
     # Under jit, the compiler shares this with the scan's own beginning.
     images = model.check_images(batch.images)
     embedding = model.apply(images, Edits(), method="embed")
@@ -254,7 +256,7 @@ def intervene(
     """Ranks of the true class in the last block, -1 at removed tokens; predictions."""
     logits, stream = final_residual(model, batch.images, edits=edits)
     label = jnp.maximum(batch.label, 0)
-    ranks = rank(project(model.class_space, stream), label[:, None])
+    ranks = rank(project_tokens(model, stream), label[:, None])
     if edits.keep is not None:
         keep = jnp.asarray(edits.keep)
         prefix = jnp.ones((keep.shape[0], model.config.prefix), bool)

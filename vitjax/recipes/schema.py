@@ -253,7 +253,7 @@ TOKEN_CLASSES = Family(
     "token_classes", (*TOKEN, "top"), "Classes of every token, best first."
 )
 TOKEN_PROBABILITIES = Family(
-    "token_probabilities", (*TOKEN, "top"), "Softmax of `token_classes`, [0, 1]."
+    "token_probabilities", (*TOKEN, "top"), "Probabilities of `token_classes`, [0, 1]."
 )
 ATTENDED = Family(
     "attended", (*HEAD, "patch"), "Attention weights of the pooled token's row."

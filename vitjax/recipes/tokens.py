@@ -7,7 +7,7 @@ one by one. The previews of the first 200 are kept.
 import jax
 import jax.numpy as jnp
 
-from vitjax.analysis.class_space import project, top_k
+from vitjax.analysis.class_space import project_tokens, top_k
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
@@ -30,8 +30,10 @@ def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     helpful = relevancy(model, batch.images, target)[..., model.config.prefix :]
 
     def read(params, stream_in, trace):
-        logits = project(model.class_space, trace.residual)
+        logits = project_tokens(model, trace.residual)
         best = top_k(logits, k=min(top, model.num_classes))
+        if model.config.sigmoid:
+            return best.classes, jax.nn.sigmoid(best.logits)
         total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # of all classes
         return best.classes, jnp.exp(best.logits - total)
 

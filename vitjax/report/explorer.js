@@ -361,9 +361,12 @@
     byId("stage").style.aspectRatio = `${run.grid[1]} / ${run.grid[0]}`;
     if (!listedImages().includes(state.image)) byId("filter").value = "all";
     fillImages();
-    byId("row").textContent = run.pooled
-      ? "the image tokens, averaged over their rows, as the class is read from their mean"
-      : "[CLS], from which the class is read";
+    byId("row").textContent = {
+      cls: "[CLS], from which the class is read",
+      mean: "the image tokens, averaged over their rows, as the class is read from their mean",
+      map: "all tokens, averaged over their rows by the weight that the head gives them",
+      cls_mean: "[CLS] and the mean of the image tokens, from which the class is read",
+    }[run.pool];
   }
 
   function step(by) {

@@ -70,7 +70,7 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
         "heads": config.heads,
         "grid": config.grid,
         "prefix": ["[CLS]"] * config.class_token + registers,
-        "pooled": not config.class_token,
+        "pool": config.pool,
         "data": run.manifest["data"]["id"],
         "pixelated": max(config.shape) <= 128,  # PNG, enlarged without smoothing
         "images": [{key: getattr(image, key) for key in keys} for image in images],

@@ -92,8 +92,10 @@ class Run:
 
     @property
     def pooled(self) -> str:
-        """The kind of tokens that the prediction is read from."""
-        return "cls" if self.config.class_token else "image"
+        """The kind of tokens that the prediction is read from; where it is read from
+        both, [CLS].
+        """
+        return "cls" if self.config.pool in ("cls", "cls_mean") else "image"
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from vitjax.checkpoints.loading import load
 from vitjax.data.datasets import open_data
 from vitjax.data.images import ImageError, Preprocess, printable
 from vitjax.data.loader import Loaded, batches
+from vitjax.messages import check_classes
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Pass, Recipe, Setup, Subset
@@ -342,6 +343,8 @@ def make_job(
         recipe = recipe.with_options(recipe_options)
     mesh = meshes.make_mesh()
     model = model if isinstance(model, Model) else load(model)
+    if recipe.needs_label:
+        check_classes(model.num_classes)
     source = open_data(data, model, mask_format=options.mask_format)
     limit = options.limit or len(source)
     images = min(limit, len(source))

@@ -2,8 +2,9 @@
 
 As all methods of this room they are batched and pure: `images` are preprocessed pixels,
 `target` the class that is explained, `edits` interventions. Rows of attention are those
-that the head reads: [CLS], or where there is none the average over image tokens. Prefix
-tokens are never part of a map.
+of the tokens that the head reads, averaged by their weight in it (`token_weights` of
+`vitjax.models.vit`): of [CLS]; of the patches where it reads their mean; with attention
+pooling by the head's own attention. Prefix tokens are never part of a map.
 """
 
 from typing import Any
@@ -13,10 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitjax.models.edits import patch_mask
-from vitjax.models.forward import scan_blocks
-from vitjax.models.heads import pool_weights
+from vitjax.models.forward import run_blocks, scan_blocks
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Config, Edits, Trace
+from vitjax.types import ArrayLike, Edits, Trace
 
 Images = Float[ArrayLike, "batch height width channel"]
 Target = Int[ArrayLike, " batch"]
@@ -24,12 +24,12 @@ Map = Float[Array, "batch patch"]
 Maps = Float[Array, "layer batch head patch"]
 
 
-def cls_attention(trace: Trace, edits: Edits, config: Config):
-    """The attention row of [CLS], or the average row of the pooled tokens."""
+def pooled_attention(model: Model, trace: Trace, edits: Edits):
+    """The attention row of [CLS], or the average row of the tokens that are read."""
     weights: Any = trace.attention_weights
-    if config.class_token:
+    if model.config.pool == "cls":
         return weights[:, :, 0]
-    pooled = pool_weights(weights[:, 0], edits, config)
+    pooled = model.apply(trace.residual, edits, method="token_weights")
     return jnp.einsum("bq,bhqt->bht", pooled, weights)
 
 
@@ -39,14 +39,14 @@ def zero_absent(maps: Map, edits: Edits) -> Map:
 
 
 def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -> Maps:
-    """Attention weights A[layer, head, [CLS], patch], in [0, 1].
+    """Attention weights A[layer, head, row, patch] of the head's row, in [0, 1].
 
     The customary map is the last block's, averaged over heads.
     """
     cfg, edits = model.config, edits or Edits()
 
     def read(params, stream_in, trace):
-        return cls_attention(trace, edits, cfg)[..., cfg.prefix :]
+        return pooled_attention(model, trace, edits)[..., cfg.prefix :]
 
     return scan_blocks(model, images, read, edits=edits)[1]
 
@@ -54,7 +54,7 @@ def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -
 def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928), in [0, 1].
 
-    The row of [CLS] of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
+    The head's row of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
     mixed with the residual path, block after block. Computed as a row vector from the
     last block down. With the prefix tokens, which are left out, rows sum to one, unless
     edits scale the weights after the softmax.
@@ -64,12 +64,12 @@ def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
         return trace.attention_weights.mean(1)
 
     edits = edits or Edits()
-    _, weights = scan_blocks(model, images, read, edits=edits)
+    _, x, _, weights = run_blocks(model, images, read, edits=edits)
 
     def step(row, mixed):
         moved = jnp.einsum("bq,bqt->bt", row, mixed)
         return (row + moved) / 2, None
 
-    row = pool_weights(weights[-1], edits, model.config)
+    row = model.apply(x, edits, method="token_weights")
     row, _ = jax.lax.scan(step, row, weights, reverse=True)
     return row[:, model.config.prefix :]

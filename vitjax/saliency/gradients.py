@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import take_label
@@ -19,10 +19,11 @@ from vitjax.models.edits import patch_mask, split_edits, token_mask
 from vitjax.models.forward import (
     after_attention,
     apply_block,
+    class_tokens,
     final_residual,
     run_blocks,
 )
-from vitjax.models.heads import pool_weights
+from vitjax.models.heads import mean_weights
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images, Map, Maps, Target
@@ -51,10 +52,10 @@ def chefer(
     """Gradient times attention (Chefer, Gur and Wolf, ICCV 2021, arXiv 2103.15679).
 
     R = I; block after block R += C.R with C = mean over heads of relu(dz/dA * A); the
-    map is the row of [CLS] of R (equations 5 and 6), at least 0. This is what Vilas et
+    map is the head's row of R (equations 5 and 6), at least 0. This is what Vilas et
     al. 2023 compare with. Since only one row is read, it is computed from the last
-    block down as r += r.C, without any product of token matrices. Without [CLS], R's
-    identity adds 1/patches to every patch.
+    block down as r += r.C, without any product of token matrices. Where the head reads
+    patches, R's identity adds their weight in it to each.
     """
     cfg, edits = model.config, edits or Edits()
 
@@ -67,7 +68,7 @@ def chefer(
         images,
         target_logit(target),
         read,
-        state=lambda x, gradient: pool_weights(x, edits, cfg),
+        state=lambda x, gradient: model.apply(x, edits, method="token_weights"),
         edits=edits,
     )
     return row[:, cfg.prefix :]
@@ -83,13 +84,14 @@ def gradcam(
     longer reach [CLS].
     """
     edits = edits or Edits()
-    _, inputs = block_inputs(model, images, edits)
+    x, inputs = block_inputs(model, images, edits)
+    tokens = class_tokens(model.config, inputs, x)
     shared, layered = split_edits(edits, model.config)
     params, masks = jax.tree.map(lambda leaf: leaf[-1], (model.block_params, layered))
 
     def logit(x):
         x, _ = apply_block(model, params, x, (shared, masks))
-        return target_logit(target)(model.apply(x, edits, method="unembed"))
+        return target_logit(target)(model.apply(x, edits, tokens, method="unembed"))
 
     states = inputs[-1][:, model.config.prefix :]
     gradient = jax.grad(logit)(inputs[-1])[:, model.config.prefix :]
@@ -97,15 +99,6 @@ def gradcam(
     weights = mean_weights(gradient, keep)
     mean = jnp.einsum("bpd,bp->bd", gradient, weights)
     return jax.nn.relu(jnp.einsum("bpd,bd->bp", states, mean))
-
-
-def mean_weights(
-    x: Float[Array, "batch token _"], exists
-) -> Float[Array, "batch token"]:
-    """Weights of a mean over the tokens that exist, None for all; of x's dtype."""
-    exists = True if exists is None else exists
-    exists = jnp.broadcast_to(jnp.asarray(exists), x.shape[:2]).astype(x.dtype)
-    return exists / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
 def legrad(
@@ -116,19 +109,20 @@ def legrad(
     mean over heads and query rows of relu(dz_l / dA_l), where z_l is the target's logit
     of the mean of all tokens, prefix tokens too, of block l's own output. So their code
     has it (github.com/WalBouss/LeGrad), which adds up the last two blocks; its maps are
-    these enlarged and scaled to [0, 1]. A head's map is its share of the mean.
+    these enlarged and scaled to [0, 1]. A head's map is its share of the mean. The mean
+    state is read as `vitjax.project` reads any state.
     """
     cfg, edits = model.config, edits or Edits()
     every = slice(None)
 
-    def read(params, stream_in, trace, block_edits):
+    def read(params, stream_in, trace, context):
         exists = None if edits.keep is None else token_mask(edits, cfg)
         of_mean = mean_weights(stream_in, exists)
 
         def logit(weights):
             mixed = mix(weights, trace.values)
             states, _ = after_attention(
-                model, params, mixed, stream_in, trace, block_edits, every
+                model, params, mixed, stream_in, trace, context.edits, every
             )
             state = jnp.einsum("btd,bt->bd", states, of_mean)
             return target_logit(target)(model.class_space.logits(state))
@@ -138,7 +132,7 @@ def legrad(
             jnp.einsum("bhqt,bq->bht", gradient, of_mean)[..., cfg.prefix :] / cfg.heads
         )
 
-    return run_blocks(model, images, read, edits=edits, pass_edits=True)[-1]
+    return run_blocks(model, images, read, edits=edits, pass_context=True)[-1]
 
 
 def integrated_gradients(

@@ -1,12 +1,13 @@
 """Integrated presence: the path integral of adding all patches to the model."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vitjax import messages
 from vitjax.models.backward import scan_backward
-from vitjax.models.heads import pool
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images, Map, Target
 from vitjax.saliency.gradients import gauss_legendre, target_logit
@@ -24,10 +25,10 @@ def integrated_presence(
     """The contribution of each patch to the target's logit, from no patches to all.
 
     A patch of presence m in [0, 1] takes part in every softmax of attention with its
-    exponential times m, and in a pooled mean with weight m: m = 0 is the model without
-    the patch, exactly as removal tests remove it. The map is the path integral
-    (integrated gradients, Sundararajan et al. 2017, of presence instead of pixels; the
-    Aumann-Shapley value of the patches as players)
+    exponential times m, that of a head too, and in a pooled mean with weight m: m = 0
+    is the model without the patch, exactly as removal tests remove it. The map is the
+    path integral (integrated gradients, Sundararajan et al. 2017, of presence instead
+    of pixels; the Aumann-Shapley value of the patches as players)
 
         integral over a in (0, 1) of dz / dm_t at m = (a, ..., a)
         dz / d log m_t = sum over blocks, heads and queries q of
@@ -44,33 +45,39 @@ def integrated_presence(
     messages.check_range("steps", steps, 1)
     batch, tokens = images.shape[0], model.config.tokens
     dtype = np.promote_types(model.dtype, jnp.float32)
-    others = edits or Edits()
-    patch = np.arange(tokens) >= model.config.prefix
+    others, prefix = edits or Edits(), model.config.prefix
+    patches = model.config.patches if others.select is None else others.select.shape[1]
+    reads_patches = model.config.pool != "cls"
+
+    def of_tokens(presence, tokens):
+        return jnp.where(np.arange(tokens) >= prefix, presence, 1.0)
 
     def node(total, root_and_weight):
         root, weight = root_and_weight
         presence = root**2  # the integrand is steepest where hardly any patch is there
-        attend = jnp.where(patch, presence, 1.0).reshape(1, 1, 1, 1, tokens)
+        attend = of_tokens(presence, tokens).reshape(1, 1, 1, 1, tokens)
         edits = others & Edits(attend=attend)
-        gradient = presence_gradient(model, images, target, edits)
+        pooled = None
+        if reads_patches:
+            pooled = jnp.tile(of_tokens(presence, prefix + patches)[None], (batch, 1))
+        gradient = presence_gradient(model, images, target, edits, pooled)
         return total + 2 * weight / root * gradient.astype(total.dtype), None
 
-    patches = model.config.patches if others.select is None else others.select.shape[1]
     start = jnp.zeros((batch, patches), dtype)
     return jax.lax.scan(node, start, gauss_legendre(steps, dtype))[0]
 
 
-def presence_gradient(model: Model, images, target, edits: Edits) -> Map:
-    """dz / d log m of each patch, where the edits already hold m."""
-    cfg = model.config
+def presence_gradient(
+    model: Model, images, target, edits: Edits, pooled: Any = None
+) -> Map:
+    """dz / d log m of each patch, where the edits already hold m; `pooled` is that of
+    all tokens, None where the head does not read patches.
+    """
 
     def start(x, gradient):
-        total = jnp.zeros(x.shape[:2], x.dtype)
-        if cfg.class_token:
-            return total
-        # Presence is also the weight in the pooled mean.
-        from_mean = x - pool(x, edits, cfg)[:, None]
-        return total + jnp.einsum("btd,btd->bt", gradient, from_mean)
+        if pooled is None:
+            return jnp.zeros(x.shape[:2], x.dtype)
+        return (gradient * pooled).astype(x.dtype)
 
     def read(total, grads):
         contribution = grads.weights * grads.weights_gradient
@@ -79,6 +86,12 @@ def presence_gradient(model: Model, images, target, edits: Edits) -> Map:
         return total + contribution.sum((1, 2)), None
 
     total, _ = scan_backward(
-        model, images, target_logit(target), read, state=start, edits=edits
+        model,
+        images,
+        target_logit(target),
+        read,
+        state=start,
+        edits=edits,
+        presence=pooled,
     )
-    return total[:, cfg.prefix :]
+    return total[:, model.config.prefix :]

@@ -23,11 +23,12 @@ from vitjax.models.backward_rules import (
     weighted_sum,
     with_backward,
 )
+from vitjax.models.edits import patch_mask
 from vitjax.models.forward import read_nothing, scan_forward
-from vitjax.models.heads import pool_weights
+from vitjax.models.heads import mean_weights
 from vitjax.models.model import Model
 from vitjax.saliency.attention import Images
-from vitjax.types import Edits, layer_norm
+from vitjax.types import Config, Edits, along_last, layer_norm, unit
 
 SMALL = 1e-9
 """Keeps a quotient of relevance finite where the denominator is nearly 0."""
@@ -38,7 +39,7 @@ def lrp(
 ) -> Float[Array, "batch patch"]:
     """Transformer attribution: relevance times gradient of attention, rolled out.
 
-    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the row of [CLS] of C_L
+    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the head's row of C_L
     ... C_1 (Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838, section 3.3;
     start_layer=0 of its code), where A_b are the attention weights of block b and
     R(A_b) is their relevance, begun with 1 at the logit z_c. Relevance passes a dense
@@ -47,11 +48,13 @@ def lrp(
     contribute; a residual addition in proportion, then scaled so that each side's total
     has weight |total| over the sum of both; norms, GELU, softmax and factors unchanged.
 
-    At least 0; of a selection, the selected patches. Without [CLS] (new here: the
-    paper's models have one), relevance passes the mean by the z+ rule, and the rollout
-    is read at the pooled rows, averaged.
+    At least 0; of a selection, the selected patches. Where the head reads patches (new
+    here: the paper's models read [CLS]), relevance passes the mean by the z+ rule, and
+    the rollout is read at the rows of the head's tokens, averaged by their weights; a
+    cosine's length passes it on unchanged.
     """
     edits, config = edits or Edits(), model.config
+    check_rules(config)
     x, inputs = block_inputs(model, images, edits)
     target = broadcast_labels(target, x.shape[:1])
     one = jax.nn.one_hot(target, model.num_classes, dtype=x.dtype)
@@ -70,7 +73,7 @@ def lrp(
         inputs,
         tuple(map(at_last_block, rules)),
         read,
-        state=pool_weights(x, edits, config),
+        state=model.apply(x, edits, method="token_weights"),
         edits=edits,
         rules=rules,
     )
@@ -90,11 +93,11 @@ def attnlrp(
     R = sum over channels of x * g, where x is the embedded patch and g the derivative
     of z_c under other rules (Achtibat et al., ICML 2024, section 3): softmax by its
     Taylor expansion, R_i = x_i (R'_i - s_i sum_j R'_j), which is its ordinary
-    derivative; a product of two activations in halves; LayerNorm with sigma held fixed;
-    GELU passing its relevance on; dense layers by the gamma rule, R_i = sum_j (z_ij +
-    gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s), where z_ij = x_i w_ij, the sum over
-    k has the bias in it and z^s are those of the sign of the output. What biases get is
-    not passed on.
+    derivative; a product of two activations in halves; LayerNorm with sigma, a cosine
+    with the length held fixed; GELU passing its relevance on; dense layers by the gamma
+    rule, R_i = sum_j (z_ij + gamma z_ij^s) R_j / sum_k (z_kj + gamma z_kj^s), where
+    z_ij = x_i w_ij, the sum over k has the bias in it and z^s are those of the sign of
+    the output. What biases get is not passed on.
 
     `gamma` (static), at least 0, is that of the dense layers in the blocks; 0 is the
     epsilon rule in its limit, which is noisy on a ViT. With it and the tokens that are
@@ -109,6 +112,7 @@ def attnlrp(
 def attnlrp_gradient(model, images, target, *, gamma, edits):
     """What enters block 0, and AttnLRP's derivative of the logit there."""
     edits = edits or Edits()
+    check_rules(model.config)
     images = model.check_images(images)
     target = broadcast_labels(target, images.shape[:1])
     rules = attention_aware(gamma)
@@ -125,19 +129,61 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
 
 def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     """Class logits of the final residual stream, by the rules."""
-    config, space = model.config, model.class_space
+    config: Config = model.config
+    space: Any = model.class_space
+    dense = rules.dense or linear
+
+    def normalize(x):
+        norm = space.norm_scale, space.norm_shift
+        return rules.norm(x, *norm, epsilon=space.epsilon)
+
+    x = normalize(x) if config.normalizes_first else x
+    patches = slice(config.prefix, None)
+    if config.pool == "cls":
+        state = x[:, 0]
+    else:
+        keep = None if edits.keep is None else patch_mask(edits)
+        weights = mean_weights(x[:, patches], keep)
+        state = rules.mean(x[:, patches], weights[:, :, None])
+    if config.pool == "cls_mean":  # one layer that reads both, side by side
+        state = jnp.concatenate([x[:, 0], state], axis=-1)
+        parts = jnp.asarray(space.embedding), jnp.asarray(space.patch_embedding)
+        return dense(state, jnp.concatenate(parts, axis=1).T, space.bias)
+    state = state if config.normalizes_first else normalize(state)
+    if space.temperature is None:
+        return dense(state, space.embedding.T, space.bias)
+    f: Any = state
+    if space.projection is not None:
+        f = dense(state, space.projection, None)
+    cosine = unit(f) * along_last(space.temperature, f)
+    return dense(rules.length(f, cosine), space.class_embedding.T, space.bias)
+
+
+def no_rules(config: Config) -> str:
+    """Why LRP has no rules for a head; nothing where it has."""
     if config.distilled:
-        raise ValueError(
+        return (
             "LRP starts from one head, and a distilled model averages two: use "
             "another method, or load the weights without the distillation head."
         )
-    if config.class_token:
-        state = x[:, 0]
-    else:
-        state = rules.mean(x, pool_weights(x, edits, config)[:, :, None])
-    norm = (space.norm_scale, space.norm_shift)
-    state = rules.norm(state, *norm, epsilon=space.epsilon)
-    return (rules.dense or linear)(state, space.embedding.T, space.bias)
+    if config.pool == "map":
+        return (
+            "LRP has no rules for a head that pools by attention (Config.pool='map'), "
+            "whose query is a parameter: use another method."
+        )
+    if config.head_blocks > 1:
+        return (
+            "LRP starts from one state, and this head reads [CLS] of "
+            f"{config.head_blocks} blocks (Config.head_blocks): use another method, or "
+            "a head of one block."
+        )
+    return ""
+
+
+def check_rules(config: Config) -> None:
+    """Raise ValueError where LRP has no rules for a head."""
+    if reason := no_rules(config):
+        raise ValueError(reason)
 
 
 # Rules whose cotangent is the relevance itself (Chefer et al. 2021, section 3.1).
@@ -214,6 +260,7 @@ CHEFER = Rules(
     softmax=unchanged,
     gelu=unchanged,
     scaled=unchanged,
+    length=unchanged,
 )
 
 
@@ -227,6 +274,7 @@ def attention_aware(gamma: float) -> Rules:
         product=halved_product,
         norm=functools.partial(layer_norm, factor=constant),
         gelu=proportional,
+        length=proportional,
     )
 
 

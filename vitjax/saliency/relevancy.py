@@ -11,11 +11,12 @@ from vitjax.analysis.class_space import (
     Labels,
     broadcast_labels,
     nan_without_class,
+    project_tokens,
     take_label,
 )
 from vitjax.models.edits import token_mask
 from vitjax.models.forward import after_attention, run_blocks
-from vitjax.models.heads import pool_weights, pooled_rows
+from vitjax.models.heads import pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.saliency.attention import raw_attention
@@ -60,9 +61,9 @@ def relevancy(
             the published code projects. Static.
         loss: "cross_entropy" (the paper), "softmax_cross_entropy_of_probability" (the
             published code, which applies softmax twice) or "negative_logit". Static.
-        query: None, the row of [CLS]; without [CLS] the loss of the pooled state, its
-            gradient summed over the rows of image tokens. "all": every token's own
-            loss, with respect to its own row. Static.
+        query: None, the row of [CLS]; where the head reads other tokens, the loss of
+            what it reads from this block, its gradient summed over these tokens' rows.
+            "all": every token's own loss, with respect to its own row. Static.
         edits: interventions.
 
     Returns:
@@ -81,21 +82,26 @@ def relevancy(
     every_row = query == "all"
     rows = slice(None) if every_row else pooled_rows(config)
 
-    def loss_of_rows(mixed, params, stream_in, trace, block_edits, pool_weight=None):
-        """The sum of the losses at some rows, or the loss of their weighted sum."""
-        state, block = after_attention(
-            model, params, mixed, stream_in, trace, block_edits, rows
+    def loss_of_rows(mixed, params, stream_in, trace, context):
+        """The sum of the losses of each row, or the loss of what the head reads."""
+        states, block = after_attention(
+            model, params, mixed, stream_in, trace, context.edits, rows
         )
-        state: Any = state if of == "residual" else block.attention_update
-        if pool_weight is not None:
-            state = (state * pool_weight[:, :, None]).sum(1, keepdims=True)
-        logits = model.class_space.logits(state)
+        states: Any = states if of == "residual" else block.attention_update
+        if every_row:
+            logits = project_tokens(model, states)
+        elif config.pool == "cls":
+            logits = model.class_space.logits(states)
+        else:
+            states = jnp.pad(states, ((0, 0), (rows.start, 0), (0, 0)))
+            logits = model.apply(states, edits, context.class_tokens, method="unembed")
+            logits = logits[:, None]
         return loss_of_logits(logits, target[:, None], loss).sum()
 
-    def read(params, stream_in, trace, block_edits):
-        block = params, stream_in, trace, block_edits
+    def read(params, stream_in, trace, context):
+        block = params, stream_in, trace, context
         weights, values = trace.attention_weights, trace.values
-        if every_row or config.class_token:
+        if every_row or config.pool == "cls":
 
             def of_weights(weights):
                 return loss_of_rows(mix(weights, values), *block)
@@ -104,17 +110,16 @@ def relevancy(
             return gradient if every_row else gradient[:, :, 0]
 
         # The gradient summed over rows is that of one step that all rows take.
-        pool_weight = pool_weights(stream_in, edits, config)[:, rows]
         mixed = mix(weights, values)[:, rows]
 
         def of_step(step):
             moved = jnp.einsum("bht,bthk->bhk", step, values)[:, None]
-            return loss_of_rows(mixed + moved, *block, pool_weight)
+            return loss_of_rows(mixed + moved, *block)
 
         batch, length, heads, _ = values.shape
         return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
-    *_, gradients = run_blocks(model, images, read, edits=edits, pass_edits=True)
+    *_, gradients = run_blocks(model, images, read, edits=edits, pass_context=True)
     if edits.keep is not None:
         exists = token_mask(edits, config)[None, :, None]  # layer batch head token
         if every_row:
@@ -135,8 +140,8 @@ def helpful_minus_attended(
     """Where attention would help, minus where it is: what a model neglects.
 
     relu(R) / sum relu(R) - A / sum A over the patches of each block and head, R the
-    relevancy and A the attention weights of [CLS] (Vilas et al. 2023, section 7,
-    compare the two; the scale is new here, since their units differ).
+    relevancy and A the attention weights of the head's row (Vilas et al. 2023, section
+    7, compare the two; the scale is new here, since their units differ).
 
     Args:
         model, images: the model, and preprocessed pixels.

@@ -1,0 +1,184 @@
+"""Heads of encoders: class spaces, embeddings, classes given and missing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from numpy_vit import reference
+
+import vitjax
+from vitjax.analysis.class_space import take_label
+from vitjax.models.model import initialize
+from vitjax.types import Config, Edits
+
+MODELS = {name: tiny.make(config) for name, config in tiny.ENCODERS.items()}
+KEEP = np.arange(16)[None] % 3 > np.arange(3)[:, None] % 2
+
+
+@pytest.mark.parametrize("name", tiny.slow_but(MODELS, *tiny.QUICK))
+def test_the_last_block_read_where_the_model_reads_gives_the_logits(name):
+    model, config = MODELS[name], MODELS[name].config
+    capture = ("residual",)
+    for edits in (Edits(), Edits(keep=KEEP)):
+        images = tiny.images(config)
+        logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
+        x = trace.residual[-1]
+        if config.pool == "map":  # the head on one token alone, the only one there is
+            x = x[:, :1]
+            read = model.apply(x, Edits(), method="unembed")
+            np.testing.assert_allclose(
+                vitjax.project_tokens(model, x)[:, 0], read, atol=2e-5
+            )
+            continue
+        keep = np.ones((3, 16)) if edits.keep is None else edits.keep
+        weights = np.float32(keep / keep.sum(1, keepdims=True))
+        patches = x[:, config.prefix :]
+        tokens = vitjax.project_tokens(model, x)
+        assert tokens.shape == (3, config.tokens, 7)
+        if config.pool == "cls":
+            expected = tokens[:, 0]
+        elif config.pool == "cls_mean":
+            mean = jnp.einsum("bp,bpc->bc", weights, tokens[:, config.prefix :])
+            expected = tokens[:, 0] + mean
+            for block in range(2, config.head_blocks + 1):
+                z = model.class_space.normalize(trace.residual[-block][:, 0])
+                kernel = model.params["head_earlier"]["kernel"][1 - block]
+                expected = expected + z @ kernel
+        elif config.pool_norm == "after":
+            pooled = jnp.einsum("bp,bpd->bd", weights, patches)
+            expected = vitjax.project(model.class_space, pooled)
+        else:
+            z = model.class_space.normalize(patches)
+            z = jnp.einsum("bp,bpd->bd", weights, z)
+            expected = model.class_space.read(z)
+        np.testing.assert_allclose(expected, logits, atol=3e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ("clip", "mean_of_norms"))
+def test_ranks_need_no_normalization(name):
+    space = MODELS[name].class_space
+    states = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    z = space.normalize(states)
+    plain = dataclasses.replace(space, temperature=None, class_embedding=None)
+    linear = z @ jnp.asarray(plain.embedding).T
+    logits = vitjax.project(space, states) - space.bias[None]
+    np.testing.assert_array_equal(np.argsort(logits), np.argsort(linear))
+
+
+def test_zero_shot_compares_unit_rows_by_the_models_own_temperature():
+    images = tiny.images(MODELS["clip"].config)
+    rng = np.random.default_rng(1)
+    names = ["x", "y", "z"]
+    for kind in ("clip", "siglip"):
+        model = MODELS[kind]
+        empty = {
+            "kernel": jnp.zeros((model.config.embed_dim, 0)),
+            "bias": jnp.zeros(0),
+        }
+        params = model.params | {"head": model.params["head"] | empty}
+        bare = model.replace(params=params, classes=(), class_ids=())
+        f = vitjax.encode_image(bare, images)
+        np.testing.assert_allclose(np.linalg.norm(f, axis=1), 1, atol=1e-6)
+        embeddings = rng.normal(size=(3, model.config.embed_dim)).astype(np.float32)
+        given = vitjax.zero_shot(bare, embeddings, classes=names)
+        assert given.classes == given.class_ids == ("x", "y", "z")
+        head = model.params["head"]
+        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        expected = head["temperature"] * f @ unit.T + head.get("logit_bias", 0)
+        logits, _ = vitjax.forward(given, images)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        np.testing.assert_allclose(reference(given, images)[0], expected, atol=1e-4)
+        other = vitjax.zero_shot(
+            model, embeddings, classes=names, temperature=7.0, bias=-2.0
+        )
+        logits, _ = vitjax.forward(other, images)
+        np.testing.assert_allclose(logits, 7 * f @ unit.T - 2, atol=1e-5)
+        shares = other.class_space.probabilities(logits)
+        sigmoid = 1 / (1 + np.exp(-logits))
+        softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = sigmoid if kind == "siglip" else softmax
+        np.testing.assert_allclose(shares, expected, atol=1e-6)
+        for wrong, text in (
+            (dict(classes=names[:2]), "3 names"),
+            (dict(classes=["x", "y", "x"]), "'x' is there twice"),
+            (dict(embeddings=embeddings[:, :-1]), f"class {model.config.embed_dim}"),
+        ):
+            arguments = {"embeddings": embeddings, "classes": names} | wrong
+            with pytest.raises(ValueError, match=text):
+                vitjax.zero_shot(model, **arguments)
+    with pytest.raises(ValueError, match="with_head"):
+        vitjax.zero_shot(MODELS["cls_mean"], embeddings, classes=names)
+
+
+@pytest.mark.parametrize("name", ("dinov2", "siglip", "mean_with_cls", "distilled"))
+def test_with_head_makes_the_scores_of_a_probe_the_logits(name):
+    model = MODELS[name] if name in MODELS else tiny.make(tiny.CONFIGS[name])
+    images, labels = tiny.images(model.config, 6), np.arange(6) % 2
+    features = vitjax.encode_image(model, images)
+    probe = vitjax.fit_ridge_probe(features, labels, classes=2)
+    fitted = vitjax.with_head(model, probe, classes=("cat", "dog"))
+    logits, _ = vitjax.forward(fitted, images)
+    np.testing.assert_allclose(logits, probe.scores(features), atol=2e-5)
+    np.testing.assert_allclose(reference(fitted, images)[0], logits, atol=1e-4)
+    np.testing.assert_allclose(fitted.class_space.probabilities(logits).sum(1), 1, 1e-5)
+    pair = (np.asarray(probe.weights), np.zeros(2, np.float32))
+    assert vitjax.with_head(model, pair).classes == ("0", "1")
+    with pytest.raises(ValueError, match="expected"):
+        vitjax.with_head(model, (pair[0][:, 1:], pair[1]))
+
+
+def test_an_encoder_without_classes_runs_and_asks_for_them():
+    model = initialize(tiny.ENCODERS["siglip"], classes=())
+    images = tiny.images(model.config)
+    logits, trace = vitjax.forward(model, images, capture=("residual",))
+    assert logits.shape == (3, 0) and trace.residual.shape == (2, 3, 16, 16)
+    label = np.zeros(3, int)
+    for call in (
+        lambda: vitjax.explain(model, images, label),
+        lambda: vitjax.project(model.class_space, trace.residual),
+        lambda: vitjax.project_tokens(model, trace.residual),
+        lambda: vitjax.rank(logits, label),
+        lambda: vitjax.top_k(logits),
+        lambda: vitjax.run("identifiability", model, "textured_digits", "nowhere"),
+    ):
+        with pytest.raises(ValueError, match="has no classes.*zero_shot"):
+            call()
+
+
+@pytest.mark.parametrize("name", ("clip", "siglip", "dinov2"))
+def test_half_precision_is_near_full_precision(name):
+    model = MODELS[name]
+    images = tiny.images(model.config)
+    exact, _ = vitjax.forward(model, images)
+    half = model.astype(jnp.bfloat16)
+    logits, trace = vitjax.forward(half, images, capture=("residual",))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=0.3)
+    vitjax.project_tokens(half, trace.residual)
+    for method in ("relevancy", "class_projection", "chefer"):
+        assert np.isfinite(vitjax.explain(half, images, 1, method=method)).all()
+
+
+def test_a_map_over_no_token_reads_none():
+    model = MODELS["siglip"]
+    images = tiny.images(model.config)
+    none = Edits(keep=np.zeros((1, 16), bool))
+    logits, _ = vitjax.forward(model, images, edits=none)
+    other, _ = vitjax.forward(model, images[::-1], edits=none)
+    np.testing.assert_array_equal(logits, other)
+
+
+def test_every_kind_of_head_trains():
+    for config in (tiny.ENCODERS["siglip"], Config(**tiny.SHAPE, pool="cls_mean")):
+        model = tiny.make(config)
+        images = tiny.images(config)
+
+        def loss(params, images=images, model=model):
+            logits, _ = vitjax.forward(model.replace(params=params), images)
+            return take_label(logits, np.arange(3)).sum()
+
+        grads = jax.grad(loss)(model.params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

@@ -1,0 +1,58 @@
+"""Every recipe on encoders of other kinds, from images to the page of the report."""
+
+import jax
+import numpy as np
+import photos
+import pytest
+import tiny
+
+import vitjax
+from vitjax.recipes.registry import RECIPES
+
+OPTIONS = {
+    "faithfulness": {"methods": ("relevancy", "lrp", "legrad"), "steps": 3},
+    "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
+    "probes": {"shots": 1, "steps": 3},
+}
+KINDS = ("clip", "siglip", "dinov2", "mean_with_cls")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return photos.make_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recipe", tiny.slow_but(RECIPES, "paper"))
+def test_a_run_and_its_report(recipe, kind, folder, tmp_path):
+    model = tiny.make(tiny.ENCODERS[kind], classes=photos.CLASSES)
+    options = OPTIONS.get(recipe, {})
+    if recipe == "probes":
+        options = options | {"train": f"folder:{folder}"}
+    rows = vitjax.run(
+        recipe,
+        model,
+        f"folder:{folder}",
+        tmp_path / "rows",
+        options=options,
+        batch_size=photos.BATCH,
+        limit=2 * photos.BATCH,
+        show_progress=False,
+    )
+    assert np.isin(rows["prediction"][:], range(len(photos.CLASSES))).all()
+    lrp = kind in ("clip", "mean_with_cls")
+    assert ("map_lrp" in rows) == (recipe == "faithfulness" and lrp)
+    if "token_probabilities" in rows:
+        total = rows["token_probabilities"].values.sum(-1)
+        softmax = kind != "siglip"
+        assert (np.abs(total - 1) < 1e-5).all() == softmax
+    vitjax.write_report([rows], tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_recipe_that_has_no_rules_for_a_head_says_so():
+    model = tiny.make(tiny.ENCODERS["siglip"])
+    batch = tiny.batch_of(tiny.images(model.config), [1, 2, 3])
+    recipe = RECIPES["faithfulness"].with_options({"methods": ("lrp",)})
+    with pytest.raises(ValueError, match="pool='map'"):
+        jax.eval_shape(recipe.run_step, model, batch, np.int32(0))
