@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_api
+import text_towers
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -29,6 +30,7 @@ SHAPE: Any = dict(image_size=4, patch_size=2, dim=8, depth=2, heads=2, mlp_dim=8
 MODELS = {
     "cls": tiny.make(Config(**SHAPE)),
     "mean": tiny.make(Config(**SHAPE, class_token=False, registers=1)),
+    "text": text_towers.make(text_towers.CONFIGS["clip"]),
     "refined": tiny.make(Config(**SHAPE | {"image_size": 8}, refinement=True)),
     "map": tiny.make(Config(**SHAPE, class_token=False, pool="map", head="cosine")),
     "two": tiny.make(Config(**SHAPE, registers=1, pool="cls_mean", head_blocks=2)),
@@ -191,6 +193,11 @@ ROWS = {
     "steer": edited(
         lambda m, v: vitjax.steer(m, v[None, :, 1:2], layers=[-1]), written
     ),
+    "encode_text": Row(
+        vitjax.encode_text,
+        lambda text: (text_towers.draw_ids(text.config, BATCH),),
+        models=("text",),
+    ),
     "refinement_logits": Row(vitjax.refinement_logits, pixels, models=("refined",)),
     "self_only": edited(lambda m: vitjax.self_only(m, layers=(1,), renormalize=True)),
     "no_cls": edited(lambda m: vitjax.no_cls(m, heads=(0,)), models=("cls",)),
@@ -269,9 +276,12 @@ ROWS = {
 }
 
 HOST = {
-    **dict.fromkeys(("load", "save", "open_data", "open_results"), "files"),
+    **dict.fromkeys(
+        ("load", "load_text", "save", "open_data", "open_results"), "files"
+    ),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "with_head": "float64 on the host",
+    "class_embeddings": "takes texts",
     "run": "a loop over a data set, which jits its own step",
     **dict.fromkeys(("figures", "tables", "explorer", "write_report"), "rows on disk"),
     **dict.fromkeys(("fit_ridge_probe", "fit_softmax_probe"), "float64 on the host"),

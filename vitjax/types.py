@@ -704,9 +704,9 @@ def feed_forward(x: Array, params: Any, kind: str, epsilon: float) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """x over its length; 0 where that is 0, with a finite derivative."""
+    """x over its length; 0 where that is 0, with a finite derivative; NaN of NaN."""
     square = jnp.square(x).sum(-1, keepdims=True)
-    exists = square > 0
+    exists = square != 0
     inverse = jax.lax.rsqrt(jnp.where(exists, square, 1))
     return jnp.where(exists, x * inverse, 0)
 

@@ -1,13 +1,9 @@
 """Class files: read in every form, and refused where they do not fit."""
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
-import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,30 +19,6 @@ NAMES = ("tench", "Goldfish", "great white shark")
 ROWS = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 COSINE = vitjax.Config(**tiny.SHAPE, projection=8, head="cosine")
 ENCODER = dataclasses.replace(tiny.make(COSINE), classes=(), class_ids=())
-
-
-def stand_in(model, embeddings, *, classes, temperature=None, bias=None):
-    """`zero_shot` as promised, as far as these tests need it."""
-    if embeddings.shape != (len(classes), model.config.embed_dim):
-        raise ValueError(f"{embeddings.shape}, {len(classes)} classes")
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"classes={classes} are not distinct")
-    head = dict(model.params["head"])
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    head |= {"kernel": jnp.asarray(unit.T), "bias": jnp.full(3, bias or 0.0)}
-    if temperature is not None:
-        head["temperature"] = jnp.asarray(temperature)
-    params = {**model.params, "head": head}
-    return model.replace(params=params, classes=classes, class_ids=classes)
-
-
-@pytest.fixture(autouse=True)
-def zero_shot(monkeypatch):
-    name = "vitjax.models.class_heads"
-    if importlib.util.find_spec(name) is None:
-        module: types.ModuleType = types.ModuleType(name)
-        module.zero_shot = stand_in  # pyright: ignore
-        monkeypatch.setitem(sys.modules, name, module)
 
 
 def write(folder, kind: str, **arrays):

@@ -438,6 +438,30 @@ def test_a_label_outside_the_classes(converted, images, tmp_path, capsys):
     assert_one_paragraph(capsys.readouterr().err, "'eigth'", "eight")
 
 
+def test_a_class_file_gives_an_encoder_its_classes(tiny, images, tmp_path, capsys):
+    """Labels are matched against its names, whatever their order and case."""
+    folder, file = str(tmp_path / "encoder"), str(tmp_path / "classes.npz")
+    config = dataclasses.replace(tiny.config, projection=6, head="cosine")
+    encoder = vitjax.init(config, classes=CLASSES)
+    head = encoder.params["head"] | {"kernel": np.zeros((6, 0)), "bias": np.zeros(0)}
+    params = {**encoder.params, "head": head}
+    loading.save(encoder.replace(params=params, classes=(), class_ids=()), folder)
+    names = [name.upper() for name in reversed(CLASSES)]
+    rows = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+    np.savez(file, embeddings=rows, classes=names)
+    flags, data = ["--classes", file], f"folder:{images}"
+    assert run(folder, tmp_path / "run", *flags, data=data) == 0
+    results = vitjax.open_results(tmp_path / "run")
+    assert results.manifest["model"]["classes"] == names
+    expected = [names.index(name.upper()) for name in sorted(CLASSES)]
+    assert results["label"].values.tolist() == expected
+    neurons = Neurons(model=folder, class_names=file, count=1, classes=10)()
+    assert sorted(neurons[0].classes) == sorted(names)
+    np.savez(file, embeddings=rows[:9], classes=names[:-1])  # no ZERO
+    assert run(folder, tmp_path / "other", *flags, data=data) == 1
+    assert_one_paragraph(capsys.readouterr().err, "'zero'")
+
+
 def test_a_broken_image_is_named_or_skipped(converted, images, tmp_path, capsys):
     (images / "zero/a.png").write_bytes(b"no image")
     arguments = converted, tmp_path / "run"

@@ -38,6 +38,11 @@ def test_ids_that_do_not_fit_are_refused():
     tower = TOWERS["clip"]
     with pytest.raises(ValueError, match=r"ids=40 is out of range \[0, 39\]"):
         vitjax.encode_text(tower, IDS + np.int32(1))
+    for number in (40, -1):
+        wrong = IDS.copy()
+        wrong[0, 0] = number
+        rows = jax.jit(vitjax.encode_text)(tower, wrong)
+        assert np.isnan(rows[0]).all() and np.isfinite(rows[1:]).all()
     with pytest.raises(ValueError, match=r"\(3, 5\)"):
         vitjax.encode_text(tower, IDS[:, :5])
     with pytest.raises(ValueError, match="tokenizer="):

@@ -18,6 +18,7 @@ from etils import epath
 from vitjax import messages
 from vitjax.checkpoints.files import Arrays, CheckpointError, file_format, open_arrays
 from vitjax.checkpoints.json_fields import class_names
+from vitjax.models.class_heads import zero_shot
 from vitjax.models.model import Model
 
 SUFFIXES = (".npz", ".safetensors")
@@ -38,8 +39,6 @@ class ClassFile(NamedTuple):
 
     def apply(self, model: Model) -> Model:
         """The model with these classes; CheckpointError where they do not fit it."""
-        from vitjax.models.class_heads import zero_shot
-
         try:
             model = zero_shot(
                 model,

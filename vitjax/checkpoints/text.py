@@ -90,7 +90,8 @@ def load_text(
         if not any(x.pattern.fullmatch(key) for x in LAYOUTS for key in arrays):
             raise CheckpointError(
                 f"{file} holds no text tower of CLIP or SigLIP; its keys are "
-                f"{first_keys(sorted(arrays))}."
+                f"{first_keys(sorted(arrays))}. Give the file or the folder of both "
+                "towers as checkpoint=, or make class embeddings elsewhere."
             )
         found = add_second_positions(detect_layout(arrays, layouts=LAYOUTS))
         config = config or architecture(found, folder, row)

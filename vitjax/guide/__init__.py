@@ -7,6 +7,7 @@
 .. include:: rows.md
 .. include:: data.md
 .. include:: models.md
+.. include:: encoders.md
 .. include:: precision.md
 .. include:: speed.md
 .. include:: pods.md

@@ -106,7 +106,9 @@ class TextTransformer(nn.Module):
 
     def __call__(self, ids: Int[ArrayLike, "n length"]) -> Float[Array, "n embed"]:
         cfg = self.config
-        x = jnp.take(self.token_embedding, ids, axis=0, mode="fill")
+        ids = jnp.asarray(ids)
+        known = jnp.where(ids < 0, cfg.vocab, ids)  # NaN, not the last one
+        x = jnp.take(self.token_embedding, known, axis=0, mode="fill")
         x = x + self.pos_embedding[None]
         causal = BlockEdits()
         if cfg.causal:
@@ -115,7 +117,7 @@ class TextTransformer(nn.Module):
         if cfg.pool == "last":
             x = x[:, -1]
         else:
-            ends = jnp.asarray(ids) if cfg.end is None else ids == cfg.end
+            ends = ids if cfg.end is None else ids == cfg.end
             first = jnp.argmax(ends, axis=1)
             x = jnp.take_along_axis(x, first[:, None, None], axis=1)[:, 0]
         z = self.Transformer.encoder_norm(x)
@@ -162,8 +164,8 @@ def encode_text(
         ids: token ids, as `text.tokenize` gives them.
 
     Returns:
-        One row for each text. Of an id that is not in the vocabulary, where it is not
-        known before (inside a `jit` of yours), the row means nothing.
+        One row for each text; NaN of a text with an id that is not in the vocabulary,
+        where that is not an error since ids are not known (inside a `jit` of yours).
     """
     if ids.shape[-1] != text.config.length:
         raise ValueError(
