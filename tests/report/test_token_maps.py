@@ -1,4 +1,4 @@
-"""Maps of tokens, and the explorer's data."""
+"""Maps of tokens and the explorer's data."""
 
 import base64
 import io

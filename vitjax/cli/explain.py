@@ -136,9 +136,8 @@ class Explain(ModelCommand):
             }
             for e in every
         ]
-        lines = [
-            f"{e.name}: {describe(model, e).replace(chr(10), '; ')}" for e in every
-        ]
+        words = ["; ".join(describe(model, e).splitlines()) for e in every]
+        lines = [f"{e.name}: {text}" for e, text in zip(every, words)]
         lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
         facts = {"pictures": pictures, "methods": self.method, "figure": paths[0]}
         files = {"figures": paths, "arrays": archive}

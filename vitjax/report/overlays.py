@@ -163,8 +163,8 @@ def show(
     rows = to_rows(maps, len(photos) if several else None)
     if several and len(rows) != len(photos):
         raise ValueError(f"{len(photos)} images need as many rows, not {len(rows)}.")
-    words = titles if titles is None or not isinstance(titles, str) else [titles]
-    if words is not None and len(words) not in (1, len(rows)):
+    words = [titles] if isinstance(titles, str) else list(titles or [])
+    if len(words) not in (0, 1, len(rows)):
         raise ValueError(f"{len(words)} titles do not fit {len(rows)} rows.")
     grids = [{key: to_grid(value, grid) for key, value in row.items()} for row in rows]
     both_signs = signed_titles(grids, signed)
@@ -190,8 +190,8 @@ def show(
             drawn = lay_over(photo, values, scale)
             cells.append(Panel(drawn, in_words(name), None if common else scale))
         lead: Panel | None = None
-        if several or number == 0 or (words and len(words) > 1):
-            lead = Panel(photo, words[number] if words and number < len(words) else "")
+        if several or number == 0 or len(words) > 1:
+            lead = Panel(photo, words[number] if number < len(words) else "")
         for start in range(0, len(cells), most):
             panels.append([lead, *cells[start : start + most]])
             lead = None
