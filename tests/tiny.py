@@ -32,7 +32,7 @@ CONFIGS = {
     "swiglu": Config(**SHAPE, mlp="swiglu", qk_norm=True, layer_scale=True),
     "distilled": Config(**SHAPE, registers=1, distilled=True),
 }
-POOLED = dataclasses.replace(CONFIGS["gap"], registers=2)
+POOLED = dataclasses.replace(CONFIGS["gap"], registers=2, layer_scale=True)
 """All that differs from a model with [CLS], at once."""
 CLASSES = tuple("abcdefg")
 
