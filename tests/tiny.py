@@ -63,7 +63,7 @@ ENCODERS = {
 """Kinds whose head is not a linear one that reads [CLS] or all there is."""
 QUICK = "clip", "siglip", "dinov2"
 KINDS = CONFIGS | ENCODERS
-POOLED = dataclasses.replace(CONFIGS["gap"], registers=2)
+POOLED = dataclasses.replace(CONFIGS["gap"], registers=2, layer_scale=True)
 """All that differs from a model with [CLS], at once."""
 CLASSES = tuple("abcdefg")
 

@@ -18,7 +18,8 @@ from vitjax.recipes.patching import PATCHING
 from vitjax.types import Edits
 
 FIELDS = ("mixed_values", "attention_update", "mlp_update")
-NAMES = tiny.slow_but(("plain", "registers_gap", "post_cls"), "registers_gap")
+CONFIGS = tiny.CONFIGS | {"pooled": tiny.POOLED}
+NAMES = tiny.slow_but(("plain", "pooled"), "pooled")
 OPTIONS = {"reference_images": 9, "order_images": 5, "draws": 2}
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 
@@ -35,7 +36,7 @@ class Context(FakeContext):
 @functools.cache
 def swept(name="plain"):
     """(context, pixels, labels, means) of a run of the recipe."""
-    config = tiny.CONFIGS[name]
+    config = CONFIGS[name]
     context = FakeContext(tiny.make(config, classes=CLASSES), Noise(LABELS))
     context.run(ABLATION.with_options(OPTIONS))
     batches = list(context.batches(context.source, 0, 13))
@@ -164,7 +165,7 @@ SORTED = [CLASSES[index // 4] for index in range(16)]
 @functools.cache
 def patched(name="plain", tokens="grid"):
     """(context, pixels and labels of all images) of a run of the recipe."""
-    config = tiny.CONFIGS[name]
+    config = CONFIGS[name]
     context = FakeContext(tiny.make(config, classes=CLASSES), Noise(SORTED), limit=9)
     context.run(PATCHING.with_options({"tokens": tokens, "partners": 12}))
     batches = list(context.batches(context.source, 0, 16))

@@ -40,7 +40,7 @@ def attention_gradients(model, images):
 
 
 def setting(name):
-    model = tiny.make(tiny.CONFIGS[name])
+    model = tiny.make(tiny.POOLED if name == "pooled" else tiny.CONFIGS[name])
     return model, tiny.images(model.config), model.config.prefix
 
 
@@ -149,7 +149,7 @@ def test_integrated_gradients_are_sums_over_pixels():
     assert_close(actual, expected.reshape(3, 10), 1e-4)
 
 
-@pytest.mark.parametrize("name", ("layer_scale", "registers_gap", "gap", "post_cls"))
+@pytest.mark.parametrize("name", ("layer_scale", "pooled", "post_cls"))
 def test_class_projection_is_what_each_token_writes(name):
     """Vectors written by token, through norms held fixed, in numpy."""
     model, images, prefix = setting(name)
