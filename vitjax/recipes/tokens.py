@@ -1,9 +1,9 @@
 """Rows of the token explorer: classes of every token, attention, relevancy.
 
-Meant for the images that are looked at one by one; the previews of the first 200 are
-kept. Class logits of all tokens and classes would be 9 MB an image for Ti/16 and 1,000
-classes: they and their ranks are kept for a few classes of each image, chosen by
-`choose_classes`, and attention between tokens as the mean over heads in 8 bits.
+Meant for images that are looked at one by one: about 1 MB each for Ti/16. The previews
+of the first 200 are kept. Class logits of 1,000 classes at every token would be 9 MB:
+they and their ranks are kept for a few classes of each image, by `choose_classes`, and
+attention between tokens as the mean over heads in 8 bits.
 """
 
 import jax

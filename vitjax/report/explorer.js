@@ -113,8 +113,10 @@
     const alone = classes.indexOf(name) === classes.lastIndexOf(name);
     return alone ? name : `${name} (${number})`;
   };
-  const isOf = (number, image) =>
-    (number === image.label ? "the label" : number === image.prediction ? "the prediction" : "");
+  function isOf(number, { label, prediction }) {
+    if (number === label) return "the label";
+    return number === prediction ? "the prediction" : "";
+  }
   const classWord = (number) => isOf(number, state.image) || className(number);
 
   // Rank, logit and log-sum-exp of a class at a token, NaN where not known.
@@ -325,9 +327,10 @@
     drawStrip("heads",
       range(perHead ? run.heads : 0).map((n) => [`head ${n}`, { head: n }, n === head]),
       (place) => update({ head: place === state.head ? null : place }));
-    const views = perClass && chosen().length > 1
-      ? [["a", `A: ${className(classA())}`], ["b", `B: ${className(classB())}`], ["minus", "A − B"]]
-      : [];
+    const titles = {
+      a: `A: ${className(classA())}`, b: `B: ${className(classB())}`, minus: "A − B",
+    };
+    const views = perClass && chosen().length > 1 ? Object.entries(titles) : [];
     drawStrip("views",
       views.map(([key, title]) => [title, { view: key }, key === view]),
       (place) => update({ view: views[place][0] }));
@@ -392,8 +395,7 @@
       const button = element("button", undefined, { type: "button" });
       button.addEventListener("click", () => {
         const { number } = topClasses(state.layer, state.token)[place];
-        const { quantity } = state;
-        update({ a: number, view: "a", quantity: QUANTITIES[quantity].perClass ? quantity : "rank" });
+        showClass({ a: number, view: "a" });
       });
       const name = element("span");
       name.append(button);
@@ -445,7 +447,8 @@
       element("option", isOf(number, image), { value: className(number) })));
     const all = chosen().length === run.classes.length;
     byId("chosen").hidden = !known || all;
-    byId("chosen-number").textContent = `${chosen().length} of ${run.classes.length.toLocaleString("en-US")}`;
+    const total = run.classes.length.toLocaleString("en-US");
+    byId("chosen-number").textContent = `${chosen().length} of ${total}`;
   }
 
   function drawAll() {
@@ -464,6 +467,11 @@
     drawAll();
   }
 
+  function showClass(changes) {
+    const { quantity } = state;
+    update({ ...changes, quantity: QUANTITIES[quantity].perClass ? quantity : "rank" });
+  }
+
   function setToken(token, pinned) {
     Object.assign(state, { token, pinned });
     drawToken();
@@ -474,10 +482,10 @@
   }
 
   function play(on) {
+    const next = () => update({ layer: (state.layer + 1) % state.run.depth });
     clearInterval(state.timer);
-    state.timer = on
-      ? setInterval(() => update({ layer: (state.layer + 1) % state.run.depth }), BLOCK_MILLISECONDS)
-      : null;
+    state.timer = on ? setInterval(next, BLOCK_MILLISECONDS) : null;
+    byId("token").setAttribute("aria-live", on ? "off" : "polite");
     byId("play").textContent = on ? "❚❚ pause" : "▶ play";
   }
 
@@ -507,7 +515,8 @@
     byId("thumbs").hidden = state.run.images.length < 2;
     byId("thumbs").replaceChildren(...images.map((image) => {
       const title = describe(image);
-      const button = element("button", undefined, { type: "button", value: image.index, title });
+      const attributes = { type: "button", value: image.index, title };
+      const button = element("button", undefined, attributes);
       button.append(element("img", undefined, { src: image.thumb, alt: title }));
       button.addEventListener("click", () => openImage(image));
       return button;
@@ -534,7 +543,9 @@
     const select = byId("quantity");
     const names = available();
     const current = [...select.options].map(({ value }) => value);
-    if (String(current) !== String(names)) setOptions("quantity", names.map((name) => [name, ""]));
+    if (String(current) !== String(names)) {
+      setOptions("quantity", names.map((name) => [name, ""]));
+    }
     for (const option of select.options) option.textContent = titleOf(option.value);
     select.value = state.quantity;
   }
@@ -608,7 +619,7 @@
     if (!image) return false;
     const head = number("head");
     const wanted = {
-      quantity: parts.get("map"), a: number("a"), b: number("b"),
+      quantity: parts.get("map") ?? state.quantity, a: number("a"), b: number("b"),
       view: ["b", "minus"].includes(parts.get("show")) ? parts.get("show") : "a",
       head: head === null ? null : clamp(head, 0, run.heads - 1),
       layer: clamp(number("block") ?? state.layer, 0, run.depth - 1),
@@ -674,8 +685,7 @@
     on(name, "input", ({ target }) => {
       const number = chosen().find((one) => className(one) === target.value);
       if (number === undefined) return;
-      const quantity = QUANTITIES[state.quantity].perClass ? state.quantity : "rank";
-      update({ [name]: number, quantity });
+      showClass({ [name]: number });
     });
   }
   on("block", "input", ({ target }) => openBlock(Number(target.value)));
