@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
@@ -31,7 +30,6 @@ class FakeContext:
     def __post_init__(self):
         self.source = self.open_data(self.data)
         self.images = min(len(self.source), self.limit or len(self.source))
-        self.mesh = Mesh(np.asarray(jax.devices()[:1]), ("batch",))
         self.arrays, self.static = {}, {}
 
     def open_data(self, spec):

@@ -5,92 +5,17 @@ import dataclasses
 import numpy as np
 
 from vitjax.recipes import schema
+from vitjax.recipes.registry import RECIPES
 from vitjax.runner.results import Results
 from vitjax.types import Config
 
-BASE = (
-    schema.LABEL,
-    schema.VALID,
-    schema.PREDICTION,
-    schema.RANK,
-    schema.LOGIT,
-    schema.TOP_CLASSES,
-    schema.TOP_LOGITS,
-)
-ONE_PASS = (
-    schema.FIRST,
-    schema.FIRST_EMBEDDING,
-    schema.LOGIT_MIDDLE,
-    schema.LOGIT_EMBEDDING,
-    schema.AGREEMENT,
-    schema.AGREEMENT_VILAS2023,
-    schema.CHANCE,
-    schema.CHANCE_VILAS2023,
-    schema.SIMPLE,
-    schema.CHANCE_SIMPLE,
-    schema.CLASS_VALUE,
-    schema.CLASS_VALUE_CONTROL,
-    schema.CLASS_VALUE_HEAD,
-)
-FAMILIES = {
-    "identifiability": (),
-    "one_pass": ONE_PASS,
-    "paper": (
-        *ONE_PASS,
-        schema.AGREEMENT_HEAD,
-        schema.CHANCE_HEAD,
-        schema.SIMPLE_HEAD,
-        schema.CHANCE_SIMPLE_HEAD,
-        schema.RANK_EDITED,
-        schema.PREDICTION_EDITED,
-    ),
-    "tokens": (
-        schema.TOKEN_CLASSES,
-        schema.TOKEN_PROBABILITIES,
-        schema.TOKEN_NORMALIZER,
-        schema.TOKEN_ATTENTION,
-        schema.TOKEN_ATTENTION_LARGEST,
-        schema.CHOSEN_CLASSES,
-        schema.CHOSEN_LOGITS,
-        schema.CHOSEN_RANKS,
-        schema.ATTENDED,
-        schema.HELPFUL,
-    ),
-    "faithfulness": (
-        schema.MAP,
-        schema.REMOVAL,
-        schema.PIXELS,
-        schema.SEGMENTATION,
-        schema.PREDICTION_EMPTY,
-        schema.KEPT,
-    ),
-    "ablation": (
-        schema.EFFECT_HEAD,
-        schema.EFFECT,
-        schema.EFFECT_PREDICTED_HEAD,
-        schema.EFFECT_PREDICTED,
-        schema.PREDICTION_HEAD,
-        schema.PREDICTION_ABLATED,
-        schema.CORRECT_TOP_HEADS,
-        schema.CORRECT_RANDOM_HEADS,
-        schema.ABLATED,
-    ),
-    "patching": (
-        schema.PARTNER,
-        schema.METRIC,
-        schema.RESTORED_RESIDUAL,
-        schema.RESTORED_HEAD,
-        schema.RESTORED,
-        schema.TOKEN_GROUP,
-    ),
-    "probes": (schema.RANK_PROBE, schema.CORRECT, schema.CORRECT_RANDOM, schema.KEPT),
-}
-"""Recipe -> what it writes beside `BASE`."""
-
-UNRANKED = ("ablation", "patching")
-"""Recipes whose rows hold predictions, and nothing else of `BASE`."""
-
 METHODS = ("chefer", "class_projection", "random")
+UNUSED = {
+    "faithfulness": tuple(f"_{method}" for method in {*schema.METHODS} - {*METHODS}),
+    "one_pass": ("agreement_head", "chance_head", "simple_head"),
+}
+"""Recipe -> how names of arrays end that its runs do not hold."""
+
 KEPT = (4, 8, 12)
 
 STUDY = {
@@ -136,11 +61,11 @@ def fake_run(
     config = Config(**{**config, "heads": 2, "mlp_dim": 16, **fields})
     draw = np.random.default_rng(seed)
     previews = min(previews, images)
-    base = BASE[:3] if recipe in UNRANKED else BASE
-    families = [*base, *FAMILIES[recipe]]
-    families += [schema.PATCH_LABEL] if masks else []
-    families += [schema.PREVIEW, schema.PREVIEW_INDEX] if previews else []
-    families += [schema.RANK_REFINED] if config.refinement else []
+    names = ["label", "valid", *RECIPES[recipe].dims, *RECIPES[recipe].static]
+    names += ["patch_label"] if masks else []
+    names += ["preview_image", "preview_index"] if previews else []
+    unused = UNUSED.get(recipe, ()) + (("_refined",) if not config.refinement else ())
+    names = [name for name in names if not name.endswith(unused)]
     sizes = {
         "image": images,
         "layer": config.depth,
@@ -175,7 +100,7 @@ def fake_run(
             return draw.random(shape) < 0.6
         return draw.random(shape, dtype=np.float32)
 
-    arrays = {a.name: values(a) for family in families for a in family}
+    arrays = {name: values(schema.SCHEMA[name]) for name in names}
     label = draw.integers(classes, size=images, dtype=np.int32)
     wrong = draw.random(images) < 0.3
     prediction = np.where(wrong, (label + 1) % classes, label).astype(np.int32)
@@ -209,10 +134,6 @@ def fake_run(
         for name, stays in (("without_context", 1), ("without_class", 0)):
             gone = np.pad(patch_label != stays, ((0, 0), (config.prefix, 0)))
             arrays[schema.RANK_EDITED(name)][gone] = -1
-    if recipe == "faithfulness":
-        unused = set(schema.METHODS) - set(METHODS)
-        ends = tuple(f"_{method}" for method in unused)
-        arrays = {n: v for n, v in arrays.items() if not n.endswith(ends)}
     arrays |= {"done": np.ones(images, bool), **(change or {})}
     axes = {name: array.axes for name, array in schema.SCHEMA.items()}
     axes["done"] = ("image",)

@@ -112,7 +112,7 @@ def rows_table() -> str:
         array = next(iter(family))
         cells = (
             f"`{family.template.format(*names)}`",
-            " ".join(array.axes),
+            " or ".join(dict.fromkeys(" ".join(array.axes) for array in family)),
             "yes" if array.needs_label else "",
             family.meaning.format(*names),
         )

@@ -1,10 +1,13 @@
-"""Projection, rank, identifiability, top-k: formulas and properties."""
+"""Hidden states in class space, fused projection, and the largest entries."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import tiny
 
+from vitjax.analysis import fused_projection
 from vitjax.analysis.class_space import (
     identifiability,
     project,
@@ -12,6 +15,17 @@ from vitjax.analysis.class_space import (
     take_label,
     top_k,
 )
+from vitjax.analysis.top_k import (
+    GROUP,
+    ROUNDS,
+    argmax,
+    argmax_reduced,
+    argmax_two_pass,
+    fast_top_k_indices,
+    maxima,
+    top_k_indices,
+)
+from vitjax.models.forward import forward
 
 RNG = np.random.default_rng(0)
 
@@ -98,3 +112,154 @@ def test_class_logits_of_half_precision_are_float32():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
     states = jnp.asarray(RNG.normal(size=(3, 5, 16)), jnp.bfloat16)
     assert project(space, states).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ("plain", "gap", "layer_scale"))
+def test_products_divided_by_sigma_are_the_projection(name):
+    model = tiny.make(tiny.CONFIGS[name])
+    states = np.random.default_rng(0).normal(2, 3, (2, 5, 16)).astype(np.float32)
+    space = fused_projection.fold(model.class_space)
+    products = fused_projection.product(space, states)
+    logits = products * fused_projection.inverse_sigma(space, states)[..., None]
+    expected = project(model.class_space, states)
+    np.testing.assert_allclose(logits + space.beta[None, None], expected, atol=1e-4)
+
+
+def test_the_stream_adds_up_on_real_weights(oracle, published_model):
+    model, images = published_model("setA"), oracle("setA").images[:2]
+    label = oracle("setA").label[:2]
+    fields = ("embedding", "residual", "attention_update", "mlp_update")
+    _, trace = jax.jit(forward, static_argnames="capture")(
+        model, images, capture=fields
+    )
+    space = fused_projection.fold(model.class_space)
+    total = fused_projection.product(space, trace.embedding)
+    for layer in range(model.config.depth):
+        total += fused_projection.product(space, trace.attention_update[layer])
+        total += fused_projection.product(space, trace.mlp_update[layer])
+    ranks, logits = fused_projection.rank_and_logit(
+        space, total, trace.residual[-1], label
+    )
+    direct = project(model.class_space, trace.residual[-1])
+    np.testing.assert_allclose(logits, take_label(direct, label[:, None]), atol=1e-4)
+    difference = np.abs(np.asarray(ranks) - np.asarray(rank(direct, label[:, None])))
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.99
+    assert published.CONFIGS["setA"] == model.config
+
+
+def test_a_label_never_counts_against_itself():
+    space = fused_projection.fold(tiny.make(tiny.CONFIGS["plain"]).class_space)
+    states = np.random.default_rng(0).normal(size=(7, 4, 16)).astype(np.float32)
+    products = fused_projection.product(space, states)
+    ranks = [
+        fused_projection.rank_and_logit(
+            space, products, states, np.full(7, c, np.int32)
+        )[0]
+        for c in range(7)
+    ]
+    # Over all classes the ranks of a state are a permutation of 0 .. C-1.
+    np.testing.assert_array_equal(
+        np.sort(np.stack(ranks), axis=0),
+        np.broadcast_to(np.arange(7)[:, None, None], (7, 7, 4)),
+    )
+
+
+@pytest.mark.parametrize("dtype", ("uint8", "int8", "int64"))
+def test_labels_of_any_integers_and_classes_that_tie(dtype):
+    """More classes than a byte holds; ranks of a head of zeros are at chance."""
+    model = tiny.make(tiny.CONFIGS["plain"], classes=tuple(map(str, range(300))))
+    space = fused_projection.fold(model.class_space)
+    states = np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float32)
+    label = np.array([0, 100, 127], dtype)
+    products = fused_projection.product(space, states)
+    ranks, _ = fused_projection.rank_and_logit(space, products, states, label)
+    direct = rank(project(model.class_space, states), label[:, None])
+    assert np.abs(np.asarray(ranks) - np.asarray(direct)).max() <= 1
+    empty = space._replace(weight=0 * space.weight, beta=0 * space.beta)
+    ranks, _ = fused_projection.rank_and_logit(empty, 0 * products, states, label)
+    assert (np.asarray(ranks) == 299 // 2).all()
+
+
+@pytest.mark.parametrize("entries", [5, 63, 320, 768, 1000])
+@pytest.mark.parametrize("k", [1, 5])
+def test_largest_is_what_a_sort_puts_first(entries, k):
+    x = RNG.normal(size=(3, 4, entries)).astype(np.float32)
+    actual = jax.jit(fast_top_k_indices, static_argnums=1)(x, k)
+    np.testing.assert_array_equal(actual, np.argsort(-x, axis=-1)[..., :k])
+    np.testing.assert_array_equal(argmax(x), x.argmax(-1))
+
+
+def test_equal_entries_have_the_values_of_the_largest():
+    x = RNG.integers(3, size=(7, 900)).astype(np.float32)
+    places = np.asarray(fast_top_k_indices(x, 5))
+    assert all(len(set(row)) == 5 for row in places.tolist())
+    np.testing.assert_array_equal(np.take_along_axis(x, places, -1), 2)
+    np.testing.assert_array_equal(argmax(x), x.argmax(-1))
+
+
+SPECIAL = (np.nan, np.inf, -np.inf, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("way", [top_k_indices, maxima])
+@pytest.mark.parametrize("k", [1, 5, ROUNDS, ROUNDS + 1, 20])
+def test_descending_is_a_stable_sort_also_of_what_is_equal_infinite_or_nan(way, k):
+    x = RNG.choice(SPECIAL, size=(6, 5, 20)).astype(np.float32)
+    x[0] = -np.inf
+    x[1] = np.nan
+    expected = np.lexsort((-np.nan_to_num(x, nan=0.0), ~np.isnan(x)), axis=-1)
+    actual = jax.jit(way, static_argnums=1)(x, k)
+    np.testing.assert_array_equal(actual, expected[..., :k])
+
+
+@pytest.mark.parametrize("way", [argmax, argmax_reduced, argmax_two_pass])
+def test_the_first_of_what_is_equal_infinite_or_nan(way):
+    x = RNG.choice(SPECIAL, size=(60, 7)).astype(np.float32)
+    x[0] = -np.inf
+    expected = np.where(np.isnan(x).any(-1), 0, np.nan_to_num(x, nan=-9).argmax(-1))
+    np.testing.assert_array_equal(jax.jit(way)(x), expected)
+    np.testing.assert_array_equal(jax.vmap(way)(x), expected)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_few_largest_are_found_without_a_sort_where_sorts_are_slow(platform):
+    def program(function):
+        traced = jax.jit(function).trace(np.zeros((2, 900), np.float32))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "top_k" in program(lambda x: jax.lax.top_k(x, 5)[1])
+    for few in (lambda x: fast_top_k_indices(x, 5), argmax):
+        text = program(few)
+        assert "top_k" not in text and "stablehlo.sort" not in text
+
+
+def test_where_nothing_equals_the_maximum_the_largest_is_found_all_the_same(
+    monkeypatch,
+):
+    x = RNG.normal(size=(3, 9)).astype(np.float32)
+    calls, where = [], jnp.where
+
+    def mistaken(condition, *values):
+        calls.append(condition)
+        return where(condition & (len(calls) > 1), *values)
+
+    monkeypatch.setattr(jnp, "where", mistaken)
+    np.testing.assert_array_equal(argmax_two_pass(jnp.asarray(x)), x.argmax(-1))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_padding_is_never_found(k):
+    x = np.full((3, 4 * k * GROUP + 1), -np.inf, np.float32)
+    x[0, -1], x[1, :2] = 1, 1  # in the group that is filled up, elsewhere, nowhere
+    actual = np.asarray(fast_top_k_indices(x, k))
+    assert actual.max() < x.shape[1]
+    assert all(len(set(row)) == k for row in actual.tolist())
+    np.testing.assert_array_equal(
+        np.take_along_axis(x, actual, -1), -np.sort(-x, -1)[:, :k]
+    )
+
+
+def test_k_out_of_range():
+    with pytest.raises(ValueError, match="k=4"):
+        fast_top_k_indices(np.zeros((2, 3), np.float32), 4)

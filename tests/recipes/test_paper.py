@@ -201,11 +201,10 @@ def test_random_keep_sets_are_as_large_and_depend_on_the_image_alone(study):
         kept = rows[schema.RANK_EDITED(name)][:, model.config.prefix :] >= 0
         np.testing.assert_array_equal(kept.sum(1), (batch.patch_label == kind).sum(1))
         assert (kept != (batch.patch_label == kind)).any()
-    alone = paper.as_many_at_random(
-        batch.patch_label[1:2] == 1, batch.index[1:2], setup.carry.key
-    )
+    alone = jax.tree.map(lambda leaf: leaf[1:2], batch)
+    edits = paper.make_edits("random_as_class", model, alone, setup.carry.key)
     kept = rows["rank_random_as_class"][1:2, model.config.prefix :] >= 0
-    np.testing.assert_array_equal(alone, kept)
+    np.testing.assert_array_equal(edits.keep, kept)
 
 
 def test_without_masks_nothing_is_removed():

@@ -8,40 +8,17 @@ import numpy as np
 import pytest
 import tiny
 from fake_context import FakeContext
+from photos import CLASSES, Noise
 from sklearn.linear_model import Ridge
 
 import vitjax
 from vitjax.data.datasets import open_data
-from vitjax.data.images import ImageError
-from vitjax.data.records import Record
 from vitjax.recipes import probe_fits, probes, schema
 from vitjax.recipes.probe_fits import first_of_each_class, token_ranges
 from vitjax.recipes.probes import PROBES
+from vitjax.recipes.recipe import image_noise
 
 STREAMS = tuple(schema.STREAMS)
-CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
-
-
-class Labeled:
-    """A data set whose labels only decoding tells, unless it has `label_names`."""
-
-    id = "labeled/1"
-
-    def __init__(self, labels):
-        self.labels, self.read = labels, []
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        if self.labels[index] == "broken":
-            raise ImageError(str(index), "broken")
-        pixels = np.random.default_rng(index).integers(256, size=(40, 36, 3))
-        label = self.labels[index]
-        return Record(image=pixels.astype(np.uint8), label=label, name=f"image {index}")
-
-
 PHOTOS = [CLASSES[index % 6] for index in range(29)]
 """At batch size 8, the last batch holds five."""
 
@@ -61,7 +38,7 @@ def configured(**options):
 def context():
     """A run that fits all probes at once, on some of the images that it measures."""
     model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
-    context = Context(model, Labeled(PHOTOS))
+    context = Context(model, Noise(PHOTOS))
     context.run(configured())
     return context
 
@@ -129,7 +106,7 @@ def test_rows_keep_the_patches_that_probes_and_gradients_point_at(context, state
 def test_the_study_is_described(context):
     study = PROBES.describe(context, **configured().keywords)
     assert study["train"] == {
-        "id": "labeled/1; first 3 of each class, 18 images",
+        "id": "noise/0; first 3 of each class, 18 images",
         "images": 18,
     }
     assert (study["shared_images"], study["probes"]) == (18, 3 * 2 * 20)
@@ -161,7 +138,7 @@ def test_groups_change_nothing_and_share_programs(context, memory):
 def test_images_that_cannot_be_read_are_left_out(context):
     recipe = configured(streams=("residual",))
     other = Context(
-        context.model, Labeled([*PHOTOS[:4], "broken", *PHOTOS[5:]]), on_error="skip"
+        context.model, Noise([*PHOTOS[:4], "broken", *PHOTOS[5:]]), on_error="skip"
     )
     rows = other.run(recipe)
     assert PROBES.describe(other, **recipe.keywords)["train"]["images"] == 18
@@ -224,29 +201,29 @@ def test_small_ranks_in_any_block_are_important():
     assert probes.importance_of(huge)[0, 0] == -24 * 21_000
 
 
-def test_random_orders_depend_on_the_image_alone():
-    draw = probes.random_importance
-    together = draw(jnp.int32(7), np.arange(6, dtype=np.int32), 16)
-    later = draw(jnp.int32(7), np.arange(3, 6, dtype=np.int32), 16)
+def test_noise_depends_on_key_and_image_alone():
+    key, other = jax.random.key(7), jax.random.key(8)
+    together = image_noise(key, np.arange(6, dtype=np.int32), 16)
+    later = image_noise(key, np.arange(3, 6, dtype=np.int32), 16)
     np.testing.assert_array_equal(together[3:], later)
-    assert len({tuple(np.argsort(row)) for row in np.asarray(together)}) == 6
-    assert not np.array_equal(draw(jnp.int32(8), jnp.arange(6), 16), together)
+    assert len(np.unique(together, axis=0)) == 6
+    assert not np.array_equal(image_noise(other, jnp.arange(6), 16), together)
 
 
 def test_the_first_of_each_class_are_chosen():
-    data = Labeled(["a", "a", "b", "a", None, "b", "broken", "b", "c", "a"])
+    data = Noise(["a", "a", "b", "a", None, "b", "broken", "b", "c", "a"])
     source = open_data(data, classes=("a", "b", "c"))
     chosen = first_of_each_class(source, shots=2, classes=3)
     assert chosen.indices == (0, 1, 2, 5, 8) and len(chosen) == 5
     assert (chosen[3].label, chosen[3].name) == (1, "image 5")
     assert chosen.id != first_of_each_class(source, shots=1, classes=3).id
     with pytest.raises(ValueError, match="no labeled image"):
-        first_of_each_class(open_data(Labeled([None])), shots=1, classes=1)
+        first_of_each_class(open_data(Noise([None])), shots=1, classes=1)
 
 
 @pytest.mark.parametrize("named", (False, True))
 def test_nothing_is_decoded_that_need_not_be(named):
-    data = Labeled(["a", "b", "a", "b"])
+    data = Noise(["a", "b", "a", "b"])
     if named:
         data.label_names = tuple(data.labels)
     source = open_data(data, classes=("a", "b"))

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import FAMILIES, STUDY, UNRANKED, fake_run
+from fake_runs import STUDY, fake_run
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from vitjax.recipes.registry import RECIPES
 from vitjax.report import marks
 from vitjax.report.figure import Table, number
 
@@ -170,16 +171,16 @@ def test_number():
     assert tuple(map(number, values)) == words
 
 
-@pytest.mark.parametrize("recipe", FAMILIES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_figure_and_table_of_every_recipe(report, recipe):
-    manifest = {"study": STUDY}
+    manifest, ranked = {"study": STUDY}, "rank_residual" in RECIPES[recipe].dims
     for options in ({"masks": True}, {"images": 1, "class_token": False}):
         figures, tables, _ = report(fake_run(recipe, manifest=manifest, **options))
         expected = {"identifiability", "updates", "rate", "maps"}
-        if recipe in UNRANKED:
+        if not ranked:
             expected = {f"{recipe}_heads", f"{recipe}_blocks"}
         assert expected <= set(figures)
-        assert ("summary" in tables) == (recipe not in UNRANKED)
+        assert ("summary" in tables) == ranked
         common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
         for key, figure in figures.items():
             assert figure.title and figure.caption.endswith(".") and len(figure.data)

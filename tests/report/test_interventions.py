@@ -11,7 +11,7 @@ from vitjax.statistics import bootstrap_mean
 
 EFFECTS = np.random.default_rng(1).normal(size=(9, 3, 2)).astype(np.float32)
 EFFECTS[:, 0, 0] += 3
-CHANGE = {schema.EFFECT_HEAD(kind): EFFECTS for kind in schema.ABLATIONS}
+CHANGE = {schema.EFFECT(kind, "head"): EFFECTS for kind in schema.ABLATIONS}
 
 
 @pytest.fixture(scope="module")

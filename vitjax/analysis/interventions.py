@@ -98,20 +98,9 @@ def restrict(
     allowed: np.ndarray, config: Config, layers, heads
 ) -> Float[Array, "layer 1 head query key_token"]:
     """A [query key_token] mask for the chosen blocks and heads; 1 everywhere else."""
-    in_layers = members("layers", layers, config.depth)[:, None, None, None, None]
-    in_heads = members("heads", heads, config.heads)[None, None, :, None, None]
-    mask = np.where(in_layers & in_heads, allowed[None, None, None], True)
+    chosen = choose(config, "attention_weights", layers, heads, None, None)
+    mask = np.where(chosen, allowed[None, None, None], True)
     return jnp.asarray(mask, jnp.float32)
-
-
-def members(name: str, numbers, count: int) -> np.ndarray:
-    """Numbers as booleans; one True, meaning all, for None."""
-    if numbers is None:
-        return np.ones(1, bool)
-    messages.check_range(name, tuple(numbers), -count, count - 1)
-    chosen = np.zeros(count, bool)
-    chosen[list(numbers)] = True
-    return chosen
 
 
 @checked
@@ -314,4 +303,7 @@ def chosen_mask(name: str, chosen: Any, count: int) -> Any:
         return chosen
     if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
         raise ValueError(f"{name}={chosen!r} must be numbers, or a boolean mask.")
-    return members(name, tuple(np.ravel(chosen).tolist()), count)
+    numbers, mask = np.ravel(chosen).tolist(), np.zeros(count, bool)
+    messages.check_range(name, tuple(numbers), -count, count - 1)
+    mask[numbers] = True
+    return mask

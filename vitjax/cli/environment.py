@@ -36,11 +36,7 @@ def device_advice(platform: str) -> str:
 
 
 def describe_weights(model: str, checkpoint: str | None = None) -> str:
-    """Where a model's weights come from, and how large they are.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    """Where a model's weights come from, and how large they are."""
     if checkpoint is not None:
         return f"Weights: your own, {checkpoint}; nothing is downloaded."
     if model not in registry.VARIANTS and os.path.isdir(model):

@@ -103,15 +103,17 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
+def note(names: Sequence[str], what: str) -> list[str]:
+    """How many names there are, what is said of them, and the first; if there are."""
+    return [f"{len(names)} {what}: {first_names(names)}."] if names else []
+
+
 def note_unlabeled(
     names: Sequence[str], labels: Sequence[str | None], rule: str
 ) -> list[str]:
     """What is said of images that have no label, where there are any."""
     without = [name for name, label in zip(names, labels) if label is None]
-    if not without:
-        return []
-    count = f"{len(without)} of the {len(names)} images have no label"
-    return [f"{count} ({first_names(without)}): {rule}."]
+    return note(without, f"of the {len(names)} images have no label, since {rule}")
 
 
 def open_folder(path: str | os.PathLike) -> ImageFiles:
@@ -139,20 +141,16 @@ def open_folder(path: str | os.PathLike) -> ImageFiles:
     labels = tuple(map(folder_label, names))
     digest = digest_rows(zip(names, labels, labels))
     id = f"folder/1:{len(names)} files,{digest}"
-    notes = note_unlabeled(
-        names,
-        labels,
+    rule = (
         "a label is the name of the folder in the data set's folder, or the WordNet id "
-        "that a name begins with",
+        "that a name begins with"
     )
-    if others:
-        notes.append(
-            f"{len(others)} files are left out, being none that Pillow opens as an "
-            f"image: {first_names(others)}."
-        )
-    if empty := sorted(folders - set(labels)):
-        notes.append(f"{len(empty)} folders hold no image: {first_names(empty)}.")
-    return ImageFiles(id, root, tuple(names), labels, notes=tuple(notes))
+    notes = (
+        *note_unlabeled(names, labels, rule),
+        *note(others, "files are left out, being none that Pillow opens as an image"),
+        *note(sorted(folders - set(labels)), "folders hold no image"),
+    )
+    return ImageFiles(id, root, tuple(names), labels, notes=notes)
 
 
 def find_images(root: pathlib.Path) -> tuple[list[str], list[str], set[str]]:
@@ -258,27 +256,23 @@ def open_csv(
     missing = [
         name for name in dict.fromkeys(files) if not os.path.exists(table.parent / name)
     ]
-    check_utf8(table, [*missing, *(label for label in labels if label)])
-    notes = []
-    if "label" not in columns:
-        notes.append(
-            f"{table} has no column label, so that no image has a label; its columns "
-            f"are {', '.join(columns)}."
-        )
-    else:
-        notes += note_unlabeled(names, labels, "their cells are empty or -1")
-    if others := [name for name in columns if name and name not in COLUMNS]:
-        notes.append(
-            f"Columns of {table} that are not read: {', '.join(others)}; expected "
-            f"{', '.join(COLUMNS)}."
-        )
-    if missing:
-        notes.append(
-            f"{len(missing)} files of {table} do not exist: {first_names(missing)}."
-        )
+    for text in (*missing, *(label or "" for label in labels)):
+        if printable(text) != text:
+            raise SourceError(
+                f"{table} is not a table in UTF-8 ({printable(text)}); save it as CSV "
+                "UTF-8."
+            )
+    others = [name for name in columns if name and name not in COLUMNS]
     again = [name for name, count in collections.Counter(names).items() if count > 1]
-    if again:
-        notes.append(f"Several rows of {table} have one path: {first_names(again)}.")
+    rule = "their cells are empty or -1"
+    if "label" not in columns:
+        rule = f"{table} has no column label: its columns are {', '.join(columns)}"
+    notes = (
+        *note_unlabeled(names, labels, rule),
+        *note(others, f"columns of {table} are not among {', '.join(COLUMNS)}"),
+        *note(missing, f"files of {table} do not exist"),
+        *note(again, f"paths of {table} are in several rows"),
+    )
     return ImageFiles(
         id,
         table.parent,
@@ -286,7 +280,7 @@ def open_csv(
         labels,
         masks,
         mask_formats=formats,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -331,13 +325,3 @@ def read_csv(
         itertools.zip_longest(columns, x[: len(columns)], fillvalue="") for x in cells
     )
     return columns, list(map(dict, rows))[1:]
-
-
-def check_utf8(table: pathlib.Path, texts: Iterable[str]) -> None:
-    """Raise SourceError for a text of a table that is not UTF-8."""
-    for text in texts:
-        if printable(text) != text:
-            raise SourceError(
-                f"{table} is not a table in UTF-8 ({printable(text)}); save it as CSV "
-                "UTF-8."
-            )

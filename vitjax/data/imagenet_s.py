@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitjax.data.image_files import ImageFiles, digest_rows, first_names, read_csv
+from vitjax.data.image_files import ImageFiles, digest_rows, note, read_csv
 from vitjax.data.labels import imagenet_s
 from vitjax.data.records import SourceError
 
@@ -94,12 +94,11 @@ def open_imagenet_s(
         for wnid, name in listed
         if wnid in ids and name.lower().endswith((".jpeg", ".jpg", ".png"))
     ]
-    notes = []
-    if others := ["/".join(file) for file in sorted({*listed} - {*files})]:
-        notes.append(
-            f"{len(others)} files are left out, being no images (.jpeg, .jpg, .png) of "
-            f"the {subset} classes: {first_names(others)}."
-        )
+    notes = note(
+        ["/".join(file) for file in sorted({*listed} - {*files})],
+        f"files are left out, being no images (.jpeg, .jpg, .png) of the {subset} "
+        "classes",
+    )
     chosen = "all"
     if select == "paper":
         count = per_class or PER_CLASS[part]
@@ -107,10 +106,8 @@ def open_imagenet_s(
         if csv_file is None and table.is_file():
             csv_file = table
         if csv_file is not None:
-            files, chosen = (
-                from_table(files, pathlib.Path(csv_file).expanduser()),
-                "by table",
-            )
+            files = from_table(files, pathlib.Path(csv_file).expanduser())
+            chosen = "by table"
         else:
             files = draw(files, count, seed or 0)
             chosen = f"{count} per class by seed {seed or 0}"
@@ -119,9 +116,9 @@ def open_imagenet_s(
             f"{folder} holds no matching image ({select}, {subset} classes). {STEPS}"
         )
     masks = find_masks(folder.with_name(f"{part}-segmentation"), files)
-    if part == "validation" and None in masks:
+    if part == "validation":
         without = ["/".join(file) for file, mask in zip(files, masks) if mask is None]
-        notes.append(f"{len(without)} images have no mask: {first_names(without)}.")
+        notes += note(without, "images have no mask")
     digest = digest_rows(files)
     return ImageFiles(
         id=f"imagenet_s{subset}/{part}:{len(files)} files,{chosen},{digest}",

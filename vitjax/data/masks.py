@@ -127,11 +127,7 @@ def check_mask_size(size: tuple[int, ...], image: Pixels) -> None:
 def object_mask(
     image: Image.Image, mask_format: MaskFormat = "auto"
 ) -> UInt8[np.ndarray, "height width"]:
-    """A mask of 0 context, 1 object and 255 neither from an image; see `MaskFormat`.
-
-    Raises:
-        ValueError: it is none of the format or, as "auto", shows several labels.
-    """
+    """A mask of 0 context, 1 object and 255 neither from an image; see `MaskFormat`."""
     levels = brightness(image)
     numbers = np.asarray(image) if image.mode == "P" else levels
     values = np.unique(numbers)
@@ -208,9 +204,6 @@ def class_mask(
     """One class of a segmentation: 1 on it, 255 where ignored, 0 elsewhere.
 
     Pixels hold the number R + 256 G; the mask has the size of the upright image.
-
-    Raises:
-        ValueError: the segmentation has another aspect than its image.
     """
     size = upright_size(image)
     check_mask_size(segmentation.size, image)

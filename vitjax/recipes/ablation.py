@@ -9,6 +9,7 @@ the heads of the largest mean effect are ablated together, and as many random on
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,27 +23,18 @@ from vitjax.models.edits import field_shape
 from vitjax.models.forward import scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset
 from vitjax.recipes.sites import (
+    PARTS,
     Values,
+    by_part,
     one_by_one,
     part_shapes,
-    placed_batches,
     read_stream,
-    spread,
+    subset,
     sweep,
 )
 from vitjax.types import ArrayLike, Batch, Config
-
-FIELDS = ("mixed_values", "attention_update", "mlp_update")
-"""What is ablated: a head, a block's attention, an MLP."""
-
-MEASURES = (
-    (schema.EFFECT_HEAD, schema.EFFECT),
-    (schema.EFFECT_PREDICTED_HEAD, schema.EFFECT_PREDICTED),
-    (schema.PREDICTION_HEAD, schema.PREDICTION_ABLATED),
-)
-"""Rows of a head, and of attention and MLP."""
 
 
 class Carry(NamedTuple):
@@ -79,7 +71,7 @@ def make_step(options: "AblationOptions"):
         config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
         logits, streams = scan_blocks(model, batch.images, read_stream)
         prediction = jnp.argmax(logits, -1).astype(jnp.int32)
-        parts, counts = one_by_one(part_shapes(config)), head_counts(config)
+        shapes, counts = part_shapes(config), head_counts(config)
 
         def read(logits):
             best = jnp.argmax(logits, -1).astype(jnp.int32)
@@ -87,35 +79,37 @@ def make_step(options: "AblationOptions"):
 
         def of_ablation(values_and_order):
             values, order = values_and_order
-            sites = {field: jnp.asarray(mask) for field, mask in parts.items()}
+            sites = jax.tree.map(jnp.asarray, one_by_one(shapes))
             if options.draws:
                 sets = head_sets(config, order, carry.seed, counts, options.draws)
-                rest = jnp.zeros((len(sets), config.depth), bool)
-                more = dict(zip(FIELDS, (sets, rest, rest)))
-                sites = {f: jnp.concatenate([sites[f], more[f]]) for f in FIELDS}
+                none = jnp.zeros((len(sets), config.depth), bool)
+                sets = {"head": sets, "attention": none, "mlp": none}
+                sites = {p: jnp.concatenate([m, sets[p]]) for p, m in sites.items()}
             return sweep(model, streams, values, sites, read)
 
         # One program for all kinds of ablation: arrays are [ablation site batch].
         each = jax.lax.map(of_ablation, (carry.values, jnp.asarray(carry.order)))
         true, predicted, after = each
-        effect = take_label(logits, label)[None, None] - true
-        effect_predicted = take_label(logits, prediction)[None, None] - predicted
-        heads = config.depth * config.heads
-        ends = np.cumsum([heads, config.depth, config.depth])
+        measures = [
+            (schema.EFFECT, take_label(logits, label)[None, None] - true),
+            (
+                schema.EFFECT_PREDICTED,
+                take_label(logits, prediction)[None, None] - predicted,
+            ),
+            (schema.PREDICTION_ABLATED, after),
+        ]
         rows = {schema.PREDICTION(): prediction}
-        for families, measured in zip(MEASURES, (effect, effect_predicted, after)):
-            of_head, of_system = families
+        for family, measured in measures:
             for name, values in zip(options.ablations, measured):
-                head, attention, mlp, _ = jnp.split(values.T, ends, axis=1)
-                shape = (len(label), config.depth, config.heads)
-                rows[of_head(name)] = head.reshape(shape)
-                rows[of_system(name, "attention")] = attention
-                rows[of_system(name, "mlp")] = mlp
-        correct = after[:, ends[-1] :] == label[None, None]
-        for name, sets in zip(options.ablations if options.draws else (), correct):
-            sets = sets.T.reshape(len(label), 1 + options.draws, len(counts))
-            rows[schema.CORRECT_TOP_HEADS(name)] = sets[:, 0]
-            rows[schema.CORRECT_RANDOM_HEADS(name)] = sets[:, 1:]
+                parts = by_part(values, shapes)
+                rows |= {family(name, part): own for part, own in parts.items()}
+        if options.draws:
+            size = 1 + options.draws, len(counts)
+            correct = after[:, -math.prod(size) :] == label[None, None]
+            for name, sets in zip(options.ablations, correct):
+                sets = sets.T.reshape(-1, *size)
+                rows[schema.CORRECT_TOP_HEADS(name)] = sets[:, 0]
+                rows[schema.CORRECT_RANDOM_HEADS(name)] = sets[:, 1:]
         return rows
 
     return step
@@ -150,7 +144,8 @@ def empty_carry(config: Config, options: "AblationOptions") -> Carry:
     """A carry of zeros: zero ablation, and heads in their own order."""
     kinds, heads = len(options.ablations), config.depth * config.heads
     values = {
-        field: jnp.zeros((kinds, *field_shape(field, config, 1))) for field in FIELDS
+        part: jnp.zeros((kinds, *field_shape(PARTS[part][0], config, 1)))
+        for part in schema.PARTS
     }
     order = jnp.tile(jnp.arange(heads, dtype=jnp.int32)[None], (kinds, 1))
     return Carry(values, order, jnp.int32(0))
@@ -158,41 +153,45 @@ def empty_carry(config: Config, options: "AblationOptions") -> Carry:
 
 def prepare(context: Context, options: "AblationOptions") -> Carry:
     """Means over the reference images, and the order of heads on some of them."""
-    source = reference(context, options)
+    source, of_order = reference(context, options)
     carry = empty_carry(context.model.config, options)
     if "mean" in options.ablations:
-        means = field_means(context, spread(source, options.reference_images))
-        place = options.ablations.index("mean")
-        values = {f: v.at[place].set(means[f]) for f, v in carry.values.items()}
+        means, place = part_means(context, source), options.ablations.index("mean")
+        values = {
+            part: v.at[place].set(means[part]) for part, v in carry.values.items()
+        }
         carry = carry._replace(values=values)
     if options.draws:
-        chosen = spread(source, options.order_images)
-        carry = carry._replace(order=order_heads(context, chosen, carry, options))
+        carry = carry._replace(order=order_heads(context, of_order, carry, options))
     return carry._replace(seed=jnp.int32(context.seed))
 
 
-def reference(context: Context, options: "AblationOptions") -> Any:
-    """The data set of the reference images."""
-    if options.reference is None:
-        return context.source
-    return context.open_data(options.reference)
+def reference(context: Context, options: "AblationOptions") -> list[Subset]:
+    """The images to average over, and those that say how important heads are.
+
+    Spread evenly over the data set, which may be sorted by class.
+    """
+    source = context.source
+    if options.reference is not None:
+        source = context.open_data(options.reference)
+    counts = options.reference_images, options.order_images
+    return [
+        subset(source, np.arange(count) * len(source) // count, f"{count} images")
+        for count in (min(count, len(source)) for count in counts)
+    ]
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     """Which images are averaged over, and which say how important heads are."""
-    options = AblationOptions(**keywords)
-    source = reference(context, options)
-    return {
-        "reference": spread(source, options.reference_images).id,
-        "order": spread(source, options.order_images).id,
-    }
+    source, of_order = reference(context, AblationOptions(**keywords))
+    return {"reference": source.id, "order": of_order.id}
 
 
-def field_means(context: Context, source: Any) -> Values:
-    """The mean of every field over images, [layer 1 token ...], summed as they come."""
+def part_means(context: Context, source: Subset) -> Values:
+    """The mean of every part over images, [layer 1 token ...], summed as they come."""
     total, count = None, 0
-    for batch in placed_batches(context, source):
-        sums = field_sums(context.model, batch)
+    for batch in context.batches(source, 0, len(source)):
+        sums = part_sums(context.model, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         count += int(np.sum(batch.valid))
     if not count:
@@ -201,21 +200,20 @@ def field_means(context: Context, source: Any) -> Values:
 
 
 @jax.jit
-def field_sums(model: Model, batch: Batch) -> Values:
-    """The sum of every field over the images of a batch, in float32."""
+def part_sums(model: Model, batch: Batch) -> Values:
+    """The sum of every part over the images of a batch, in float32."""
 
     def read(params, stream_in, trace, valid):
-        return {
-            field: jnp.tensordot(valid, getattr(trace, field).astype(valid.dtype), 1)
-            for field in FIELDS
-        }
+        states = {part: getattr(trace, PARTS[part][0]) for part in schema.PARTS}
+        add = functools.partial(jnp.tensordot, valid, axes=1)
+        return {part: add(state.astype(valid.dtype)) for part, state in states.items()}
 
     valid = jnp.asarray(batch.valid, jnp.float32)
     return scan_blocks(model, batch.images, read, args=valid)[1]
 
 
 def order_heads(
-    context: Context, source: Any, carry: Carry, options: "AblationOptions"
+    context: Context, source: Subset, carry: Carry, options: "AblationOptions"
 ) -> Int[np.ndarray, "ablation head"]:
     """Heads, `layer * heads + head`, by their mean effect on images, largest first.
 
@@ -224,13 +222,13 @@ def order_heads(
     """
     total = np.zeros(carry.order.shape)
     program = jax.jit(make_step(dataclasses.replace(options, draws=0)))
-    for batch in placed_batches(context, source):
+    for batch in context.batches(source, 0, len(source)):
         rows = jax.device_get(program(context.model, batch, carry))
         labeled = np.asarray(batch.label)[:, None, None] >= 0
         valid = np.asarray(batch.valid)
         for sums, name in zip(total, options.ablations):
-            true = rows[schema.EFFECT_HEAD(name)]
-            predicted = rows[schema.EFFECT_PREDICTED_HEAD(name)]
+            true = rows[schema.EFFECT(name, "head")]
+            predicted = rows[schema.EFFECT_PREDICTED(name, "head")]
             effect = np.where(labeled, true, predicted)[valid]
             sums += effect.reshape(len(effect), -1).sum(0)
     return np.argsort(-total, axis=1, kind="stable").astype(np.int32)
@@ -275,19 +273,16 @@ ABLATION = Recipe(
     name="ablation",
     **schema.rows(
         schema.PREDICTION,
-        schema.EFFECT_HEAD,
         schema.EFFECT,
-        schema.EFFECT_PREDICTED_HEAD,
         schema.EFFECT_PREDICTED,
-        schema.PREDICTION_HEAD,
         schema.PREDICTION_ABLATED,
         schema.CORRECT_TOP_HEADS,
         schema.CORRECT_RANDOM_HEADS,
+        schema.ABLATED,
     ),
     options=AblationOptions(),
     previews=0,
     setup=setup,
-    static=schema.dims(schema.ABLATED),
     passes=make_passes,
     describe=describe,
 )

@@ -209,9 +209,9 @@ FAITHFULNESS = Recipe(
         schema.PIXELS,
         schema.SEGMENTATION,
         schema.PREDICTION_EMPTY,
+        schema.KEPT,
     ),
     options=FaithfulnessOptions(),
     setup=setup,
-    static=schema.dims(schema.KEPT),
     benchmark=benchmark,
 )

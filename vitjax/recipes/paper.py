@@ -22,8 +22,8 @@ from vitjax.models.model import Model, initialize, memory_values
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
-from vitjax.recipes.recipe import Recipe, Setup
-from vitjax.types import CONVENTIONS, ArrayLike, Batch, Edits, Trace
+from vitjax.recipes.recipe import Recipe, Setup, image_noise
+from vitjax.types import CONVENTIONS, Batch, Edits, Trace
 
 PERMUTATIONS = 4
 """Of the classes: chance levels are means over them."""
@@ -231,21 +231,10 @@ def make_edits(name: str, model: Model, batch: Batch, key: Array) -> Edits | Non
     if batch.patch_label is None:
         return None
     keep = batch.patch_label == KEPT_PATCH_LABELS[name]
-    if name.startswith("random"):
-        keep = as_many_at_random(keep, batch.index, key)
+    if name.startswith("random"):  # as many, any of them
+        noise = image_noise(key, batch.index, keep.shape[1])
+        keep = jnp.argsort(jnp.argsort(noise)) < keep.sum(1, keepdims=True)
     return interventions.keep_tokens(keep)
-
-
-def as_many_at_random(
-    keep: Bool[ArrayLike, "batch patch"], index: Int[ArrayLike, " batch"], key: Array
-) -> Bool[Array, "batch patch"]:
-    """As many patches of every image, any of them; they depend on `index` alone."""
-
-    def draw(index, row):
-        noise = jax.random.uniform(jax.random.fold_in(key, index), row.shape)
-        return jnp.argsort(jnp.argsort(noise)) < row.sum()
-
-    return jax.vmap(draw)(index, keep)
 
 
 def intervene(
@@ -336,10 +325,9 @@ FAMILIES = (
     schema.CHANCE_HEAD,
     schema.SIMPLE_HEAD,
     schema.CHANCE_SIMPLE_HEAD,
-)
-
-STATIC = schema.dims(
-    schema.CLASS_VALUE, schema.CLASS_VALUE_CONTROL, schema.CLASS_VALUE_HEAD
+    schema.CLASS_VALUE,
+    schema.CLASS_VALUE_CONTROL,
+    schema.CLASS_VALUE_HEAD,
 )
 
 ONE_PASS = Recipe(
@@ -348,7 +336,6 @@ ONE_PASS = Recipe(
     **schema.rows(*FAMILIES),
     options=OnePassOptions(),
     setup=setup,
-    static=STATIC,
 )
 
 PAPER = Recipe(
@@ -357,5 +344,4 @@ PAPER = Recipe(
     **schema.rows(*FAMILIES, schema.RANK_EDITED, schema.PREDICTION_EDITED),
     options=PaperOptions(),
     setup=setup,
-    static=STATIC,
 )

@@ -25,9 +25,10 @@ from vitjax.messages import check_range
 from vitjax.models.forward import forward, scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, image_noise
 from vitjax.recipes.sites import (
-    AXES,
+    PARTS,
+    by_part,
     one_by_one,
     part_shapes,
     read_stream,
@@ -60,15 +61,9 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     options, model = PatchingOptions(**keywords), context.model
     token_groups(model.config, options.tokens)  # a wrong option is an error by now
     chosen = choose_partners(context, options.partners)
-    count, shape = len(chosen), (len(chosen), *model.config.shape, 3)
-    empty = jax.eval_shape(
-        lambda: Carry(
-            images=jnp.zeros(shape),
-            label=jnp.zeros(count, jnp.int32),
-            position=jnp.zeros(count, jnp.int32),
-            seed=jnp.int32(0),
-        )
-    )
+    shape, number = (len(chosen), *model.config.shape, 3), jnp.int32(0)
+    numbers = jnp.zeros(len(chosen), jnp.int32)
+    empty = jax.eval_shape(lambda: Carry(jnp.zeros(shape), numbers, numbers, number))
     whole = Pass(
         step=make_step(options.tokens),
         dims=PATCHING.dims,
@@ -102,14 +97,10 @@ def draw_partner(
     """A random image of another class for each, whatever batch it is in: its place in
     the carry, and whether there is one.
     """
-    key, labels = jax.random.key(carry.seed), jnp.asarray(carry.label)
-
-    def draw(index, label):
-        noise = jax.random.uniform(jax.random.fold_in(key, index), labels.shape)
-        noise = jnp.where((labels >= 0) & (labels != label), noise, -1.0)
-        return jnp.argmax(noise).astype(jnp.int32), noise.max() >= 0
-
-    return jax.vmap(draw)(jnp.asarray(index), label)
+    labels = jnp.asarray(carry.label)[None]
+    noise = image_noise(jax.random.key(carry.seed), index, labels.size)
+    noise = jnp.where((labels >= 0) & (labels != label[:, None]), noise, -1.0)
+    return jnp.argmax(noise, 1).astype(jnp.int32), noise.max(1) >= 0
 
 
 @functools.lru_cache(maxsize=16)
@@ -124,40 +115,31 @@ def make_step(tokens: Tokens):
         def metric(logits):
             return take_label(logits, label) - take_label(logits, other)
 
-        clean_logits, trace = forward(model, batch.images, capture=tuple(AXES))
+        fields = {part: field for part, (field, _) in PARTS.items()}
+        clean_logits, trace = forward(
+            model, batch.images, capture=tuple(fields.values())
+        )
         corrupted_images = jnp.asarray(carry.images)[place]
         corrupted_logits, streams = scan_blocks(model, corrupted_images, read_stream)
-        values = {field: getattr(trace, field) for field in AXES}
-        sites = patched_sites(config, tokens)
+        values = {part: getattr(trace, field) for part, field in fields.items()}
+        group = token_groups(config, tokens)
+        shapes = {"residual": (config.depth, int(group.max()) + 1)}
+        shapes |= part_shapes(config)
+        sites = one_by_one(shapes)
+        sites["residual"] = sites["residual"][:, :, group] & (group >= 0)
         patched = sweep(model, streams, values, sites, metric)
         clean, corrupted = metric(clean_logits), metric(corrupted_logits)
         gap = jnp.where(exists & (clean != corrupted), clean - corrupted, jnp.nan)
-        restored = ((patched - corrupted[None]) / gap[None]).T  # [batch site]
-        groups = int(token_groups(config, tokens).max()) + 1
-        sizes = config.depth * np.array([groups, config.heads, 1])
-        residual, head, attention, mlp = jnp.split(restored, np.cumsum(sizes), axis=1)
-        return {
+        restored = by_part((patched - corrupted[None]) / gap[None], shapes)
+        rows = {schema.RESTORED(part): values for part, values in restored.items()}
+        return rows | {
             schema.PREDICTION(): jnp.argmax(clean_logits, -1).astype(jnp.int32),
             schema.PARTNER(): jnp.where(exists, jnp.asarray(carry.position)[place], -1),
             schema.METRIC("clean"): jnp.where(exists, clean, jnp.nan),
             schema.METRIC("corrupted"): jnp.where(exists, corrupted, jnp.nan),
-            schema.RESTORED_RESIDUAL(): residual.reshape(-1, config.depth, groups),
-            schema.RESTORED_HEAD(): head.reshape(-1, config.depth, config.heads),
-            schema.RESTORED("attention"): attention,
-            schema.RESTORED("mlp"): mlp,
         }
 
     return step
-
-
-def patched_sites(
-    config: Config, tokens: Tokens
-) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
-    """Groups of tokens after each block, then heads, attention and MLPs."""
-    group = token_groups(config, tokens)
-    groups = {"residual": (config.depth, int(group.max()) + 1)}
-    sites = one_by_one(groups | part_shapes(config))
-    return sites | {"residual": sites["residual"][:, :, group] & (group >= 0)}
 
 
 def token_groups(config: Config, tokens: Tokens) -> Int[np.ndarray, " token"]:
@@ -209,13 +191,11 @@ PATCHING = Recipe(
         schema.PREDICTION,
         schema.PARTNER,
         schema.METRIC,
-        schema.RESTORED_RESIDUAL,
-        schema.RESTORED_HEAD,
         schema.RESTORED,
+        schema.TOKEN_GROUP,
     ),
     options=PatchingOptions(),
     previews=0,
     setup=setup,
-    static=schema.dims(schema.TOKEN_GROUP),
     passes=make_passes,
 )

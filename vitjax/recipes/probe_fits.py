@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis import probes
@@ -83,13 +82,11 @@ def stream_states(
     context: Context, source: Subset, streams: tuple[str, ...], tokens: range
 ) -> Examples:
     """States and labels of a source, batch by batch."""
-    sharding = NamedSharding(context.mesh, PartitionSpec(*context.mesh.axis_names))
     for batch in context.batches(source, 0, len(source)):
-        images = jax.device_put(batch.images, sharding)
         labels = np.where(batch.valid, batch.label, -1).astype(np.int32)
         states = jitted_states(
             context.model,
-            images,
+            jnp.asarray(batch.images),
             jnp.int32(tokens.start),
             streams=streams,
             tokens=len(tokens),

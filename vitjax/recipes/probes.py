@@ -36,7 +36,14 @@ from vitjax.recipes.probe_fits import (
     stream_states,
     token_ranges,
 )
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, median_seconds
+from vitjax.recipes.recipe import (
+    Context,
+    Pass,
+    Recipe,
+    Setup,
+    image_noise,
+    median_seconds,
+)
 from vitjax.saliency.relevancy import relevancy
 from vitjax.types import ArrayLike, Batch
 
@@ -217,8 +224,8 @@ def make_removal_step(counts: tuple[int, ...]):
             schema.CORRECT("negative", "gradient"): gradient,
             schema.CORRECT("positive", "probe"): -probe,
             schema.CORRECT("positive", "gradient"): -gradient,
-            "correct_random": random_importance(
-                carry.seed, batch.index, model.config.patches
+            "correct_random": image_noise(
+                jax.random.key(carry.seed), batch.index, model.config.patches
             ),
         }
         maps = jnp.stack(list(orders.values()))
@@ -240,18 +247,6 @@ def importance_of(
 ) -> Float[np.ndarray, "image patch"]:
     """Minus the sum of a patch's ranks over blocks: small ranks are important."""
     return -ranks.sum(1, dtype=np.int64).astype(np.float32)
-
-
-def random_importance(
-    seed: Int[Array, ""], index: Int[ArrayLike, " batch"], patches: int
-) -> Float[Array, "batch patch"]:
-    """An order of its own for every image, whatever batch it is in."""
-
-    def draw(place):
-        return jax.random.uniform(jax.random.fold_in(key, place), (patches,))
-
-    key = jax.random.key(seed)
-    return jax.vmap(draw)(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,11 +296,14 @@ def time_projection(model: Model, batch: Batch, **options: Any) -> dict[str, flo
 PROBES = Recipe(
     name="probes",
     **schema.rows(
-        *base.FAMILIES, schema.CORRECT, schema.CORRECT_RANDOM, schema.RANK_PROBE
+        *base.FAMILIES,
+        schema.CORRECT,
+        schema.CORRECT_RANDOM,
+        schema.RANK_PROBE,
+        schema.KEPT,
     ),
     options=ProbeOptions(),
     setup=setup,
-    static=schema.dims(schema.KEPT),
     passes=make_passes,
     describe=describe,
     benchmark=time_projection,

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from vitjax.data.records import Record
 from vitjax.messages import unknown
 from vitjax.models.model import Model
-from vitjax.types import Batch
+from vitjax.types import ArrayLike, Batch
 
 Dims = Mapping[str, tuple[str, ...]]
 """Array name -> names of its axes after `image`."""
@@ -63,7 +64,6 @@ class Context(Protocol):
         images: how many of it are run.
         batch_size: images per step over the devices of this process.
         seed: of whatever is random.
-        mesh: the devices of this process.
     """
 
     model: Model
@@ -71,14 +71,15 @@ class Context(Protocol):
     images: int
     batch_size: int
     seed: int
-    mesh: Any
 
     def open_data(self, spec: Any) -> Any:
         """Another data set, labels matched against the same classes."""
         ...
 
     def batches(self, source: Any, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of one shape of images of a source; padding has `valid` False."""
+        """Batches of one shape of images of a source, split over the devices of this
+        process; padding has `valid` False.
+        """
         ...
 
     def rows(self, name: str) -> np.ndarray:
@@ -211,3 +212,14 @@ def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
         jax.block_until_ready(compiled(*arguments))
         laps.append(time.perf_counter() - start)
     return sorted(laps[1:])[1]
+
+
+def image_noise(
+    key: Array, index: Int[ArrayLike, " batch"], size: int
+) -> Float[Array, "batch entry"]:
+    """Uniform noise in [0, 1) of each image, the same whatever batch it is in."""
+
+    def draw(index):
+        return jax.random.uniform(jax.random.fold_in(key, index), (size,))
+
+    return jax.vmap(draw)(jnp.asarray(index))

@@ -87,6 +87,17 @@ ABLATIONS = {
 }
 """What an ablated part of the model becomes."""
 
+PARTS = {
+    "head": "a head",
+    "attention": "the attention update",
+    "mlp": "the MLP update",
+}
+"""Parts of a block that are ablated and patched."""
+
+TARGETS = {"residual": "the residual stream at a group of tokens"}
+TARGETS |= {part: f"{words} at all tokens" for part, words in PARTS.items()}
+"""What is patched: entries of it are restored."""
+
 RUNS = {"clean": "the image", "corrupted": "its partner"}
 """The two forward passes of activation patching."""
 
@@ -119,13 +130,14 @@ class Family:
     """Arrays of one meaning, one for every combination of keys.
 
     `template` makes names of keys, and `meaning` one line of their words; `keys` holds
-    a mapping from key to words for every `{}`. `axes` follow `image`; a `static` array
-    is written once for the run and has no such axis. One that `needs_label` means
-    nothing for an image without a known class.
+    a mapping from key to words for every `{}`. `axes`, those of all arrays or a mapping
+    from their last key, follow `image`; a `static` array is written once for the run
+    and has no such axis. One that `needs_label` means nothing for an image without a
+    known class.
     """
 
     template: str
-    axes: tuple[str, ...]
+    axes: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     meaning: str
     keys: tuple[Mapping[str, str], ...] = ()
     needs_label: bool = False
@@ -136,11 +148,12 @@ class Family:
         return self.template.format(*keys)
 
     def __iter__(self) -> Iterator[Array]:
-        axes = self.axes if self.static else ("image", *self.axes)
+        first = () if self.static else ("image",)
         for keys in itertools.product(*self.keys):
+            axes = self.axes[keys[-1]] if isinstance(self.axes, Mapping) else self.axes
             words = (mapping[key] for mapping, key in zip(self.keys, keys))
             meaning = self.meaning.format(*words)
-            yield Array(self(*keys), axes, meaning, self.needs_label)
+            yield Array(self(*keys), (*first, *axes), meaning, self.needs_label)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,6 +166,8 @@ static = functools.partial(Family, static=True)
 
 LAYER, TOKEN = ("layer",), ("layer", "token")
 HEAD, CLASS = ("layer", "head"), ("layer", "class")
+OF_PART = {"head": HEAD, "attention": LAYER, "mlp": LAYER}
+OF_TARGET = {"residual": ("layer", "group"), **OF_PART}
 
 # Every run.
 LABEL = Family("label", (), "True class, -1 where unknown.")
@@ -320,35 +335,23 @@ CORRECT_RANDOM = labeled(
 )
 
 # ablation. Effects are logits before minus after: positive where the part helps.
-EFFECT_HEAD = labeled(
-    "effect_{}_head", HEAD, "Effect on the true class's logit: a head {}.", (ABLATIONS,)
-)
 EFFECT = labeled(
     "effect_{}_{}",
-    LAYER,
-    "Effect on the true class's logit; {}: the update of {}.",
-    (ABLATIONS, SYSTEMS),
-)
-EFFECT_PREDICTED_HEAD = Family(
-    "effect_predicted_{}_head",
-    HEAD,
-    "Effect on the predicted class's logit: a head {}.",
-    (ABLATIONS,),
+    OF_PART,
+    "Effect on the true class's logit: {1} {0}.",
+    (ABLATIONS, PARTS),
 )
 EFFECT_PREDICTED = Family(
     "effect_predicted_{}_{}",
-    LAYER,
-    "Effect on the predicted class's logit; {}: the update of {}.",
-    (ABLATIONS, SYSTEMS),
-)
-PREDICTION_HEAD = Family(
-    "prediction_{}_head", HEAD, "Class with the largest logit: a head {}.", (ABLATIONS,)
+    OF_PART,
+    "Effect on the predicted class's logit: {1} {0}.",
+    (ABLATIONS, PARTS),
 )
 PREDICTION_ABLATED = Family(
     "prediction_{}_{}",
-    LAYER,
-    "Class with the largest logit; {}: the update of {}.",
-    (ABLATIONS, SYSTEMS),
+    OF_PART,
+    "Class with the largest logit: {1} {0}.",
+    (ABLATIONS, PARTS),
 )
 CORRECT_TOP_HEADS = labeled(
     "correct_top_{}",
@@ -372,13 +375,7 @@ METRIC = labeled(
     "Logit of the image's class minus that of its partner's, of {}.",
     (RUNS,),
 )
-RESTORED_RESIDUAL = labeled(
-    "restored_residual", ("layer", "group"), "Restored by a group of tokens' residual."
-)
-RESTORED_HEAD = labeled("restored_head", HEAD, "Restored by a head, at all tokens.")
-RESTORED = labeled(
-    "restored_{}", LAYER, "Restored by the update of {}, at all tokens.", (SYSTEMS,)
-)
+RESTORED = labeled("restored_{}", OF_TARGET, "Restored by {}.", (TARGETS,))
 TOKEN_GROUP = static(
     "token_group", ("token",), "Group that a token is patched with, -1: none."
 )
@@ -402,4 +399,8 @@ def dims(*families: Family) -> dict[str, tuple[str, ...]]:
 def rows(*families: Family) -> dict[str, Any]:
     """Fields of the recipe that writes these families."""
     names = [name for family in families if family.needs_label for name in family.names]
-    return {"dims": dims(*families), "needs_label": tuple(names)}
+    return {
+        "dims": dims(*(family for family in families if not family.static)),
+        "static": dims(*(family for family in families if family.static)),
+        "needs_label": tuple(names),
+    }

@@ -44,9 +44,8 @@ BINS = 50
 
 def distributions(runs: Sequence[Run]) -> Section:
     """Every distribution that the runs have rows for, in the published order."""
-    figures = list(figures_of(runs, FIGURES))
     title = "Distributions over images and classes"
-    return Section(key="appendix", title=title, figures=figures)
+    return Section(key="appendix", title=title, figures=figures_of(runs, FIGURES))
 
 
 def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows:

@@ -5,8 +5,8 @@ intervals over images and differences between methods are paired.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from vitjax.report.figure import (
     Section,
     Table,
     figures_of,
+    rows_of_all,
     with_interval,
 )
 from vitjax.report.marks import Frame
@@ -93,12 +94,12 @@ class Curve(NamedTuple):
 def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
     runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
-    rows = [row for run in runs if len(run.image) for row in method_rows(run)]
+    rows = rows_of_all(runs, method_rows)
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
-        figures=list(figures_of(runs, MAP_FIGURES)),
-        tables=[method_table(runs, pd.DataFrame(rows))] if rows else [],
+        figures=figures_of(runs, MAP_FIGURES),
+        tables=[method_table(runs, rows)] if len(rows) else [],
     )
 
 
@@ -130,12 +131,13 @@ def kept_patches(run: Run) -> Int[np.ndarray, " step"]:
     return np.array([*kept, run.config.patches])[::-1]
 
 
-def method_rows(run: Run) -> Iterator[dict[str, Any]]:
+def method_rows(run: Run) -> Rows:
     """Methods by protocols, one row per cell.
 
     `p`: two-sided paired sign-flip test against random orders, `p_chefer` against
     Chefer's map; `published`: removal areas as the published code has them.
     """
+    rows = []
     for column in COLUMNS:
         curves, values = {}, {}
         for method in methods(run):
@@ -161,7 +163,9 @@ def method_rows(run: Run) -> Iterator[dict[str, Any]]:
                     (row[name],) = sign_flip_test(difference, alternative="two-sided")
             removal = column in ("removal_negative", "removal_positive")
             row["published"] = curves[method].vilas2023_area() if removal else np.nan
-            yield row | {"images": int(np.isfinite(own).sum())}
+            rows.append(row | {"images": int(np.isfinite(own).sum())})
+    if rows:
+        yield pd.DataFrame(rows)
 
 
 def curve_rows(run: Run, kind: str) -> Rows:
@@ -175,10 +179,10 @@ def curve_rows(run: Run, kind: str) -> Rows:
 
 def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     """A line per run and method, a column per protocol; *: differs from Chefer's."""
-    cells = map(with_interval, rows["value"], rows["low"], rows["high"])
-    stars = np.where(rows["p_chefer"] < 0.05, "*", "")
-    shown = rows.assign(cell=list(cells), column=rows["column"].map(COLUMNS))
-    shown["cell"] += stars
+    shown = rows.assign(
+        cell=with_interval(rows, "value"), column=rows["column"].map(COLUMNS)
+    )
+    shown["cell"] += np.where(rows["p_chefer"] < 0.05, "*", "")
     shown = shown.pivot(index=["run", "method"], columns="column", values="cell")
     shown = shown[[column for column in COLUMNS.values() if column in shown]]
     order = [(run.name, name) for run in runs for name in methods(run)]
@@ -219,7 +223,7 @@ def probes(runs: Sequence[Run]) -> Section:
         data=costs,
         shown=shown,
     )
-    figures = list(figures_of(runs, PROBE_FIGURES))
+    figures = figures_of(runs, PROBE_FIGURES)
     return Section(key="probes", title="Linear probes", figures=figures, tables=[table])
 
 

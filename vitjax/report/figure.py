@@ -245,9 +245,13 @@ def number(value: float) -> str:
     return f"{value:.{4 if fine else 3}f}".replace("-", "−")
 
 
-def with_interval(mean: float, low: float, high: float) -> str:
-    """A mean with its interval, where it has one."""
-    return number(mean) + (f" [{number(low)}, {number(high)}]" if low == low else "")
+def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:
+    """A column of means with their intervals, which PREFIXlow and PREFIXhigh hold."""
+    columns = rows[[mean, f"{prefix}low", f"{prefix}high"]]
+    return [
+        number(value) + (f" [{number(low)}, {number(high)}]" if low == low else "")
+        for value, low, high in columns.itertuples(index=False)
+    ]
 
 
 def to_csv(data: Frame) -> str:
@@ -284,11 +288,16 @@ FigureTable = Mapping[str, tuple[Callable[[Run], Rows], str, str, Mapping[str, A
 """Key: (rows of a run, title, caption, how they are drawn: fields of `Figure`)."""
 
 
-def figures_of(runs: Sequence[Run], table: FigureTable) -> Iterator[Figure]:
+def rows_of_all(runs: Sequence[Run], rows_of: Callable[[Run], Rows]) -> Frame:
+    """The rows of all runs that have some; empty without any."""
+    rows = [rows for run in runs if len(run.image) for rows in rows_of(run)]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def figures_of(runs: Sequence[Run], table: FigureTable) -> list[Figure]:
     """The figures that some run has rows for."""
-    for key, (rows_of, title, caption, drawing) in table.items():
-        rows = [rows for run in runs if len(run.image) for rows in rows_of(run)]
-        if rows:
-            data = pd.concat(rows, ignore_index=True)
-            words = {"key": key, "title": title, "caption": caption}
-            yield Figure(**words, data=data, **drawing)
+    return [
+        Figure(key=key, title=title, caption=caption, data=data, **drawing)
+        for key, (rows_of, title, caption, drawing) in table.items()
+        if len(data := rows_of_all(runs, rows_of))
+    ]

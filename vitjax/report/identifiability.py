@@ -175,8 +175,7 @@ def summary_rows(run: Run) -> Frame:
 
 def summary_table(data: Frame) -> Table:
     """A line per quantity, a column per run."""
-    cells = map(with_interval, data["value"], data["low"], data["high"])
-    shown = data.assign(cell=list(cells))
+    shown = data.assign(cell=with_interval(data, "value"))
     shown = shown.pivot(index="quantity", columns="run", values="cell")
     levels = data.dropna(subset="chance").groupby("quantity")["chance"].unique()
     levels = levels.map(lambda own: ", ".join(f"{level:.4g}" for level in sorted(own)))
@@ -196,8 +195,7 @@ def summary_table(data: Frame) -> Table:
 def describe(run: Run, summary: Frame) -> Iterator[str]:
     """What a run says of its model, in sentences."""
     rows = summary.set_index("quantity")
-    bounds = rows[["value", "low", "high"]]
-    share = {name: with_interval(*row) for name, *row in bounds.itertuples()}
+    share = dict(zip(rows.index, with_interval(rows, "value")))
     yield (
         f"{run.manifest['model']['name']} answers {share[TOP1]} of "
         f"{rows['images'][TOP1]:,} images right, among {len(run.classes):,} classes."

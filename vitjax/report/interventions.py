@@ -1,6 +1,8 @@
 """Ablation and activation patching: what parts of the model do to the prediction."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from vitjax.report.figure import (
     Section,
     Table,
     figures_of,
+    rows_of_all,
     with_interval,
 )
 from vitjax.report.marks import Frame
@@ -26,22 +29,19 @@ CELLS = "A dot: its 95 % bootstrap interval over images, by itself, does not hol
 
 def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
-    runs = [run for run in runs if ablations(run) and len(run.image)]
-    parts = [rows for run in runs for rows in part_rows(run)]
-    sets = [rows for run in runs for rows in set_rows(run)]
-    tables = [part_table(pd.concat(parts))] if parts else []
-    tables += [set_table(pd.concat(sets))] if sets else []
+    builders = {part_rows: part_table, set_rows: set_table}
+    rows = {build: rows_of_all(runs, rows_of) for rows_of, build in builders.items()}
     return Section(
         key="ablation",
         title="Ablation",
-        figures=list(figures_of(runs, ABLATION_FIGURES)),
-        tables=tables,
+        figures=figures_of(runs, ABLATION_FIGURES),
+        tables=[build(own) for build, own in rows.items() if len(own)],
     )
 
 
 def ablations(run: Run) -> list[str]:
     """Kinds of ablation that a run holds."""
-    return [kind for kind in schema.ABLATIONS if schema.EFFECT_HEAD(kind) in run]
+    return [kind for kind in schema.ABLATIONS if schema.EFFECT(kind, "head") in run]
 
 
 def cells(
@@ -69,7 +69,7 @@ EFFECTS = ("the logit falls", "the logit rises")
 def head_effects(run: Run) -> Rows:
     """Effect of every head on the true class's logit."""
     for kind in ablations(run):
-        values = run.read(schema.EFFECT_HEAD(kind))
+        values = run.read(schema.EFFECT(kind, "head"))
         yield from cells(run, f"a head {schema.ABLATIONS[kind]}", values, EFFECTS)
 
 
@@ -82,29 +82,20 @@ def block_effects(run: Run) -> Rows:
             yield run.line(panel, name, style, values)
 
 
+MEASURED = (schema.EFFECT, schema.EFFECT_PREDICTED, schema.PREDICTION_ABLATED)
+
+
 def part_rows(run: Run) -> Rows:
     """All parts of a run: effects on both logits and on accuracy, with intervals."""
-    for kind in ablations(run):
-        for part in ("head", *schema.SYSTEMS):
-            keys = (kind,) if part == "head" else (kind, part)
-            effect, predicted, prediction = (
-                run.read(family(*keys)) for family in PARTS[part == "head"]
-            )
-            one = (slice(None), *[None] * (effect.ndim - 1))
-            accuracy = (prediction == run.label[one]) - run.correct[one].astype(float)
-            layer, *head = (place.ravel() for place in np.indices(effect.shape[1:]))
-            columns = {"run": run.name, "ablation": kind, "part": part, "layer": layer}
-            columns |= {"head": head[0] if head else np.nan}
-            measured = {"effect": effect, "effect_predicted": predicted}
-            columns |= summarize(**measured, accuracy=accuracy)
-            yield pd.DataFrame(columns)
-
-
-PARTS = {
-    True: (schema.EFFECT_HEAD, schema.EFFECT_PREDICTED_HEAD, schema.PREDICTION_HEAD),
-    False: (schema.EFFECT, schema.EFFECT_PREDICTED, schema.PREDICTION_ABLATED),
-}
-"""Rows of a head, or of an update."""
+    for kind, part in itertools.product(ablations(run), schema.PARTS):
+        names = [family(kind, part) for family in MEASURED]
+        effect, predicted, prediction = map(run.read, names)
+        accuracy = ((run.label == prediction.T) - run.correct.astype(float)).T
+        layer, *head = (place.ravel() for place in np.indices(effect.shape[1:]))
+        columns = {"run": run.name, "ablation": kind, "part": part, "layer": layer}
+        columns |= {"head": head[0] if head else np.nan}
+        measured = {"effect": effect, "effect_predicted": predicted}
+        yield pd.DataFrame(columns | summarize(**measured, accuracy=accuracy))
 
 
 def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,16 +108,6 @@ def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
     return columns
 
 
-def cells_of(rows: Frame, headings: Mapping[str, str]) -> dict[str, list[str]]:
-    """What people read of columns of `summarize`: heading -> means with intervals."""
-    return {
-        heading: list(
-            map(with_interval, rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
-        )
-        for name, heading in headings.items()
-    }
-
-
 def part_table(rows: Frame) -> Table:
     """The parts of the largest effect, whichever its sign."""
     largest = rows.sort_values("effect", key=abs, ascending=False, kind="stable")
@@ -135,8 +116,13 @@ def part_table(rows: Frame) -> Table:
     shown = largest[["run", "ablation"]].assign(
         block=largest["layer"],
         part=head.where(largest["part"] == "head", largest["part"]),
-        **cells_of(largest, PART_HEADINGS),
     )
+    for column, heading in (
+        ("effect", "true class's logit, before − after"),
+        ("effect_predicted", "predicted class's"),
+        ("accuracy", "accuracy, after − before"),
+    ):
+        shown[heading] = with_interval(largest, column, f"{column}_")
     return Table(
         key="ablation",
         title="Parts of the largest effect",
@@ -145,18 +131,6 @@ def part_table(rows: Frame) -> Table:
         data=rows,
         shown=shown,
     )
-
-
-PART_HEADINGS = {
-    "effect": "true class's logit, before − after",
-    "effect_predicted": "predicted class's",
-    "accuracy": "accuracy, after − before",
-}
-SET_HEADINGS = {
-    "top": "without the most important",
-    "random": "without random ones",
-    "difference": "difference",
-}
 
 
 def head_sets(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -174,11 +148,10 @@ def set_curves(run: Run) -> Rows:
     for kind, top, random in head_sets(run):
         counts = np.array([0, *run.results[schema.ABLATED()].values.astype(int)])
         axis = {"heads": counts, "x": counts / (run.config.depth * run.config.heads)}
-        panel, sets = f"heads {schema.ABLATIONS[kind]}", (top, random.mean(1))
-        for style, (name, values) in enumerate(
-            zip(("the most important", "random"), sets)
-        ):
+        sets = {"the most important": top, "random": random.mean(1)}
+        for style, (name, values) in enumerate(sets.items()):
             whole = np.hstack([run.correct[:, None], values])
+            panel = f"heads {schema.ABLATIONS[kind]}"
             yield run.line(panel, name, style, whole, axis=axis)
 
 
@@ -200,11 +173,12 @@ def set_rows(run: Run) -> Rows:
 
 def set_table(rows: Frame) -> Table:
     """Accuracy without the most important heads beside that without random ones."""
+    shown = rows[["run", "ablation", "heads"]].copy()
+    shown["without the most important"] = with_interval(rows, "top", "top_")
+    shown["without random ones"] = with_interval(rows, "random", "random_")
+    shown["difference"] = with_interval(rows, "difference", "difference_")
     ends = zip(rows["lowest_draw"], rows["highest_draw"])
-    shown = rows[["run", "ablation", "heads"]].assign(
-        **cells_of(rows, SET_HEADINGS),
-        **{"lowest and highest draw": [f"{a:.3f} to {b:.3f}" for a, b in ends]},
-    )
+    shown["lowest and highest draw"] = [f"{a:.3f} to {b:.3f}" for a, b in ends]
     return Table(
         key="ablation_sets",
         title="Most important heads against random ones",
@@ -218,12 +192,12 @@ def set_table(rows: Frame) -> Table:
 
 def patching(runs: Sequence[Run]) -> Section:
     """Where clean activations restore the answer of a corrupted pass."""
-    runs = [run for run in runs if schema.RESTORED_HEAD() in run]
-    figures = list(figures_of(runs, PATCHING_FIGURES))
+    runs = [run for run in runs if schema.RESTORED("head") in run]
+    figures = figures_of(runs, PATCHING_FIGURES)
     return Section(key="patching", title="Activation patching", figures=figures)
 
 
-def restored(run: Run, name: str) -> Float[np.ndarray, "image ..."]:
+def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
     """Shares of the mean gap between both passes: an image counts by its own gap, or
     those of hardly any would decide.
     """
@@ -231,29 +205,21 @@ def restored(run: Run, name: str) -> Float[np.ndarray, "image ..."]:
     gap = clean.astype(float) - corrupted
     gap[~np.isfinite(gap)] = 0
     scale = gap / (gap[gap != 0].mean() if gap.any() else 1)
-    values = run.read(name)
-    return values * scale.reshape(-1, *[1] * (values.ndim - 1))
+    return (run.read(schema.RESTORED(part)).T * scale).T
 
 
 RESTORED = ("toward the clean answer", "away from it")
 
 
-def residual_cells(run: Run) -> Rows:
-    """The residual stream, by block and group of tokens."""
-    values = restored(run, schema.RESTORED_RESIDUAL())
-    yield from cells(run, "residual stream", values, RESTORED, "group")
+def restored_cells(run: Run, part: str, panel: str, column: str) -> Rows:
+    """A part of the model, block by block."""
+    yield from cells(run, panel, restored(run, part), RESTORED, column)
 
 
-def restoring_heads(run: Run) -> Rows:
-    """Heads, at all tokens."""
-    yield from cells(run, "heads", restored(run, schema.RESTORED_HEAD()), RESTORED)
-
-
-def restoring_blocks(run: Run) -> Rows:
+def restored_updates(run: Run) -> Rows:
     """Attention and MLP of every block, at all tokens."""
     for style, (system, name) in enumerate(schema.SYSTEMS.items()):
-        values = restored(run, schema.RESTORED(system))
-        yield run.line("updates at all tokens", name, style, values)
+        yield run.line("updates at all tokens", name, style, restored(run, system))
 
 
 HEADS = {"mark": "grid", "x": "head", "x_label": "head", "y_label": "block"}
@@ -287,20 +253,22 @@ PATCHED = (
 )
 PATCHING_FIGURES: FigureTable = {
     "patching_residual": (
-        residual_cells,
+        functools.partial(
+            restored_cells, part="residual", panel="residual stream", column="group"
+        ),
         "Where the answer is, block by block",
         f"{PATCHED}. Groups of tokens: prefix tokens first, then patches from the "
         f"upper left. {CELLS}",
         HEADS | {"x": "group", "x_label": "group of tokens"},
     ),
     "patching_heads": (
-        restoring_heads,
+        functools.partial(restored_cells, part="head", panel="heads", column="head"),
         "Which heads carry it",
         f"{PATCHED}. Each head at all tokens. {CELLS}",
         HEADS,
     ),
     "patching_blocks": (
-        restoring_blocks,
+        restored_updates,
         "Which updates carry it",
         f"{PATCHED}. {BAND}",
         {"y_label": "restored"},

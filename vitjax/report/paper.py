@@ -35,7 +35,7 @@ def section(runs: Sequence[Run]) -> Section:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
     with_rows = [run for run in runs if run.has_paper]
     edits = {r.name: edit_rows(r) for r in with_rows if r.paper["intervention"].size}
-    figures = list(figures_of(with_rows, FIGURES))
+    figures = figures_of(with_rows, FIGURES)
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
     title = "What blocks write, and with which memories"
@@ -219,9 +219,9 @@ def edit_rows(run: Run) -> Frame:
 
 def edit_table(rows: Frame) -> Table:
     """Interventions as the page shows them."""
-    changes = map(with_interval, rows["change"], rows["low"], rows["high"])
     shown = rows.drop(columns=["intervention", "low", "high"])
-    shown = shown.assign(change=list(changes), p=rows["p"].map("{:.2g}".format))
+    changes = with_interval(rows, "change")
+    shown = shown.assign(change=changes, p=rows["p"].map("{:.2g}".format))
     headings = {"words": "intervention", "before": "identifiable before"}
     headings |= {name: name.replace("_", " ") for name in rows if "accuracy" in name}
     return Table(

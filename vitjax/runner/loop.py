@@ -102,9 +102,9 @@ class Job:
         return open_data(spec, classes=model.classes, class_ids=model.class_ids)
 
     def batches(self, source: Any, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of one shape of images of a source, without masks."""
+        """Batches of one shape of images of a source, on the devices, without masks."""
         for loaded in self.load(source, start, stop, masks=False):
-            yield loaded.batch
+            yield meshes.shard(loaded.batch, self.mesh)
 
     def rows(self, name: str) -> np.ndarray:
         """An array as it is on disk, of this process's chunks; zeros elsewhere."""

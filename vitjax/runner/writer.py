@@ -272,11 +272,7 @@ def create_or_resume(
     manifest: dict[str, Any],
     specs: Mapping[str, ArraySpec],
 ) -> RunWriter:
-    """Create a run directory, or resume the same run in it.
-
-    Raises:
-        ValueError: the folder holds another run, or rows without a manifest.
-    """
+    """Create a run directory, or resume the same run in it."""
     # Read before the manifest, which is written first.
     rows = folder.read(f"{ROWS}/zarr.json")
     existing = read_manifest(folder)
