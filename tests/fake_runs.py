@@ -74,6 +74,7 @@ def fake_run(
         "head": config.heads,
         "class": classes,
         "top": min(5, classes),
+        "chosen": min(3, classes),
         "step": len(KEPT),
         "level": 9,
         "count": 2,
@@ -107,6 +108,10 @@ def fake_run(
     patch_label = draw.integers(-1, 2, (images, config.patches)).astype(np.int8)
     pixels = draw.integers(256, size=(previews, *config.shape, 3))
     ordered = draw.random((images, config.depth, config.tokens, classes)).argsort(-1)
+    chosen = (label[:, None] + np.arange(sizes["chosen"])) % classes
+    tokens = images, config.depth, config.tokens
+    attention = draw.integers(256, size=(*tokens, config.patches), dtype=np.uint8)
+    ranks = draw.integers(classes, size=(*tokens, sizes["chosen"]), dtype=np.int32)
     shares = np.sort(arrays.get(schema.TOKEN_PROBABILITIES(), np.zeros(1)))[..., ::-1]
     special = {
         "label": label,
@@ -118,6 +123,9 @@ def fake_run(
         "preview_index": np.arange(previews, dtype=np.int32),
         "token_classes": ordered[..., : sizes["top"]].astype(np.int32),
         "token_probabilities": shares,
+        "token_attention": attention,
+        "chosen_classes": chosen.astype(np.int32),
+        "chosen_ranks": ranks,
         "kept": np.asarray(KEPT, np.float32),
         "ablated": np.asarray([1, 2], np.float32),
     }

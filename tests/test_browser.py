@@ -52,7 +52,9 @@ def written(run, tmp_path_factory):
     Image.fromarray(run["preview_image"][0].values).save(unlabeled / "a <b>.png")
     bare = tmp_path_factory.mktemp("bare")
     third = vitjax.run("identifiability", model, f"folder:{unlabeled}", bare, **options)
-    cell, both = other / "notebook.html", other / "both.html"
+    cell, both, old = (other / f"{name}.html" for name in ("notebook", "both", "old"))
+    new = [name for name in run if re.match("chosen|token_(att|norm)", name)]
+    old.write_text(vitjax.explorer(run.drop_vars(new))._repr_html_(), "utf-8")
     both.write_text(vitjax.explorer([run, second])._repr_html_(), "utf-8")
     cell.write_text(vitjax.explorer(run)._repr_html_(), "utf-8")
     return {
@@ -61,6 +63,7 @@ def written(run, tmp_path_factory):
         "two": vitjax.write_report([run, second], other),
         "notebook": cell,
         "both": both,
+        "old": old,
     }
 
 
@@ -73,7 +76,7 @@ def opened(browser, written):
     """opened(which, ...) -> the page; at the end, nothing was complained of."""
     complaints, contexts = [], []
 
-    def open_page(which="one", *, width=1200, scheme="light", hash=""):
+    def open_page(which="one", hash="", *, width=1200, scheme="light"):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme
         )
@@ -122,8 +125,11 @@ def value_of(page, name):
     return float(re.search(rf"{name} (\S+)", text)[1].replace("−", "-"))
 
 
+LAST = "#image=0&block=5"
+
+
 def test_pointing_at_a_token_shows_its_classes(opened, run):
-    page, last = opened(), 5
+    page, last = opened(hash=LAST), 5
     for patch in (0, 27, 63):
         point(page, patch)
         row, column = divmod(patch, 8)
@@ -137,7 +143,7 @@ def test_pointing_at_a_token_shows_its_classes(opened, run):
 
 
 def test_a_click_pins_a_token_and_keys_move_on(opened, run):
-    page = opened()
+    page = opened(hash=LAST)
     point(page, 9, click=True)
     point(page, 40)
     assert "row 1, column 1" in page.inner_text("#explorer-token")
@@ -156,7 +162,7 @@ def test_a_click_pins_a_token_and_keys_move_on(opened, run):
 
 
 def test_maps_of_blocks_and_heads(opened, run):
-    page = opened()
+    page = opened(hash=LAST)
     relevancy, attention = run["helpful"][0, 2].values, run["attended"][0, 2].values
     positive = relevancy.clip(0)
     gap = positive / positive.sum(-1, keepdims=True)
@@ -186,38 +192,128 @@ def test_maps_of_blocks_and_heads(opened, run):
     assert button.get_attribute("aria-pressed") == "false"
 
 
-def test_the_map_is_painted(opened, run):
+def test_it_opens_where_there_is_something_to_see(opened, run):
     page = opened()
-    page.select_option("#explorer-quantity", "identifiability")
-    pixels = page.evaluate(
-        """() => {
-          const canvas = document.getElementById("explorer-map");
-          const data = canvas.getContext("2d").getImageData(2, 2, 1, 1).data;
-          return [canvas.width, ...data];
-        }"""
-    )
+    image = int(page.input_value("#explorer-image"))
+    assert run["label"][image] == run["prediction"][image]
+    assert int(page.input_value("#explorer-block")) in (4, 5)
+    assert page.input_value("#explorer-quantity") == "rank"
+    assert "on the object" in page.inner_text("#explorer-values")
+    assert page.evaluate("location.hash") == ""
+
+
+PIXEL = """() => {
+  const canvas = document.getElementById("explorer-map");
+  const data = canvas.getContext("2d").getImageData(2, 2, 1, 1).data;
+  return [canvas.width, ...data];
+}"""
+
+
+@pytest.mark.parametrize("quantity", ("rank", "identifiability"))
+def test_the_map_is_painted(opened, run, quantity):
+    page = opened(hash=f"{LAST}&map={quantity}")
+    pixels = page.evaluate(PIXEL)
     from matplotlib import colormaps
 
-    level = 1 - int(run["rank_residual"][0, -1, 1]) / 10
+    rank = int(run["rank_residual"][0, -1, 1])
+    level = 1 - np.log1p(rank) / np.log(10) if quantity == "rank" else 1 - rank / 10
     expected = colormaps["viridis"](round(255 * level), bytes=True)
     assert pixels[0] == 8 * 24 and np.abs(np.subtract(pixels[1:], expected)).max() <= 2
+    ticks = page.locator("#explorer-ticks span").all_inner_texts()
+    assert ticks == (["0", "1", "3", "9"] if quantity == "rank" else ["0", "1"])
 
 
-def test_images_have_addresses_of_their_own(opened, run):
-    page = opened(hash="#image-0-7")
+def test_any_two_classes_and_their_difference(opened, run):
+    page, patch, layer = opened(hash="#image=0&block=3"), 12, 3
+    chosen = run["chosen_classes"][0].values.tolist()
+    names = run.manifest["model"]["classes"]
+    assert chosen[0] == run["label"][0] and sorted(chosen) == list(range(10))
+    one, other = chosen[4], chosen[7]
+    page.fill("#explorer-a", names[one])
+    page.fill("#explorer-b", names[other])
+    page.select_option("#explorer-quantity", "probability")
+    page.get_by_role("button", name="A − B").click()
+    point(page, patch, click=True)
+    words = page.inner_text("#explorer-values").split("; ")
+    for number, line in zip((one, other), words):
+        assert f"rank of {names[number]} " in line or number == run["prediction"][0]
+        place = layer, patch + 1, chosen.index(number)
+        rank, logit = (run[f"chosen_{n}"][0][place] for n in ("ranks", "logits"))
+        total = run["token_normalizer"][0, layer, patch + 1]
+        shown = [
+            float(re.search(rf"{n} (\S+?)(,|$)", line)[1].replace("−", "-"))
+            for n in ("probability", "logit")
+        ]
+        assert re.search(r"rank of .*? (\d+),", line)[1] == str(int(rank))
+        expected = [float(np.exp(logit - total)), float(logit)]
+        assert shown == pytest.approx(expected, rel=0.1, abs=0.02)
+    assert page.locator("#explorer-views canvas").count() == 3
+    page.locator("#explorer-classes button").first.click()
+    top = expected_classes(run, 0, layer, patch + 1)[0]
+    assert page.input_value("#explorer-a") == top
+    assert page.evaluate("location.hash").count("show=") == 0  # A alone
+
+
+def test_attention_from_the_chosen_token(opened, run):
+    page = opened(hash="#image=0&block=2&token=21&map=between")
+    weights = run["token_attention"][0, 2, 21].values / 255
+    weights = weights * run["token_attention_largest"][0, 2, 21].values
+    shown = value_of(page, "attention to itself")
+    assert shown == pytest.approx(weights[20], abs=weights.max() / 60)
+    assert value_of(page, "all image tokens") == pytest.approx(weights.sum(), abs=0.1)
+    before = page.evaluate(PIXEL)
+    page.get_by_role("button", name="[CLS]").click()
+    assert page.evaluate(PIXEL) != before
+
+
+def test_blocks_are_played(opened):
+    page = opened(hash="#image=0&block=5")
+    number = page.locator("#explorer-block-number")
+    stage = page.locator("#explorer-stage")
+    stage.press(" ")
+    sync_api.expect(number).to_have_text("0")
+    sync_api.expect(number).to_have_text("1")
+    stage.press(" ")
+    assert "play" in page.inner_text("#explorer-play")
+    page.click("#explorer-play")
+    sync_api.expect(number).to_have_text("2")
+    stage.press("]")  # stops it
+    assert "play" in page.inner_text("#explorer-play")
+
+
+def test_the_address_holds_what_is_looked_at(opened, run):
+    page = opened(hash="#image=7&block=2&token=12&map=identifiability&a=4")
     assert page.inner_text("#explorer-about").startswith("7 ·")
+    where = "image token, row 1, column 3, after block 2"
+    assert page.inner_text("#explorer-token") == where
+    names = run.manifest["model"]["classes"]
+    assert page.input_value("#explorer-a") == names[4]
     page.click("#explorer-next")
-    page.wait_for_url("**#image-0-8")
+    page.wait_for_url("**#image=8&block=2&map=identifiability&a=4")
+    page.locator("#explorer-thumbs button").nth(3).click()
+    page.wait_for_url("**#image=3&*")
     right = run["label"].values == run["prediction"].values
     page.select_option("#explorer-filter", "right")
-    listed = page.locator("#explorer-image option").count()
-    assert listed == right.sum()
+    for each in ("image option", "thumbs button"):
+        assert page.locator(f"#explorer-{each}").count() == right.sum()
+    page.evaluate("location.hash = '#image=2&block=99&token=999&map=x&a=77&head=9'")
+    sync_api.expect(page.locator("#explorer-about")).to_contain_text("2 ·")
+    assert "row 7, column 7, after block 5" in page.inner_text("#explorer-token")
+
+
+def test_rows_of_an_older_run(opened, run):
+    page = opened("old")
+    assert not page.locator("#explorer-a").is_visible()
+    page.get_by_role("button", name="block 2").click()
+    assert "rank of the label" in page.inner_text("#explorer-values")
+    listed = page.locator("#explorer-quantity option").count()
+    assert listed == 6  # rank, identifiability, top class, attention, relevancy, gap
 
 
 def test_names_are_text(opened, run):
     page = opened()
     image = int(np.flatnonzero(run["label"].values == 0)[0])
-    page.evaluate(f"location.hash = '#image-0-{image}'")
+    page.evaluate(f"location.hash = '#image={image}'")
     about = page.locator("#explorer-about")
     sync_api.expect(about).to_contain_text(f"{image} ·")
     assert EVIL in page.inner_text("#explorer-about")
@@ -253,8 +349,10 @@ def test_two_runs_side_by_side(opened):
 def test_the_explorer_works_in_a_notebook(opened, run):
     page = opened("notebook")
     page.get_by_role("button", name="block 2").click()
+    page.get_by_role("button", name="[CLS]").click()
     assert page.inner_text("#explorer-token") == "[CLS], after block 2"
-    assert shown_classes(page) == expected_classes(run, 0, 2, 0)
+    image = int(page.input_value("#explorer-image"))
+    assert shown_classes(page) == expected_classes(run, image, 2, 0)
 
 
 def test_tables_sort(opened):

@@ -13,7 +13,7 @@ import vitjax
 from vitjax.analysis.class_space import project, rank, take_label, top_k
 from vitjax.models.heads import pool
 from vitjax.recipes.identifiability import identifiability
-from vitjax.recipes.tokens import TOKENS
+from vitjax.recipes.tokens import TOKENS, choose_classes
 from vitjax.types import Edits
 
 step, tokens = jax.jit(identifiability), jax.jit(TOKENS.run_step)
@@ -169,6 +169,43 @@ def test_what_is_attended_and_what_would_help(case):
     target = np.where(LABELS >= 0, LABELS, np.asarray(rows["prediction"]))
     helpful = vitjax.relevancy(model, batch.images, target)[..., prefix:]
     np.testing.assert_allclose(rows["helpful"], np.moveaxis(helpful, 0, 1), atol=1e-6)
+
+
+def test_chosen_classes_and_attention_of_every_token(case):
+    model, batch, rows = case
+    fields = ("residual", "attention_weights")
+    _, trace = vitjax.forward(model, batch.images, capture=fields)
+    logits = vitjax.project_tokens(model, trace.residual)
+    chosen = np.asarray(rows["chosen_classes"])
+    np.testing.assert_array_equal(chosen[:2, 0], LABELS[:2])
+    assert chosen[2, 0] == rows["prediction"][2]
+    assert (np.sort(chosen) == np.arange(model.num_classes)).all()  # few: all of them
+    for place in range(chosen.shape[1]):
+        label = chosen[:, place, None]
+        for name, function in (("ranks", vitjax.rank), ("logits", take_label)):
+            expected = np.moveaxis(np.asarray(function(logits, label)), 0, 1)
+            rows_of_class = rows[f"chosen_{name}"][..., place]
+            np.testing.assert_allclose(rows_of_class, expected, atol=1e-5)
+    total = np.moveaxis(jax.nn.logsumexp(logits, -1), 0, 1)
+    np.testing.assert_allclose(rows["token_normalizer"], total, atol=1e-5)
+    weights = np.asarray(trace.attention_weights).mean(2)[..., model.config.prefix :]
+    largest = np.asarray(rows["token_attention_largest"])[..., None]
+    restored = rows["token_attention"] / np.float32(255) * largest
+    error = np.abs(restored - np.moveaxis(weights, 0, 1))
+    assert (error <= 0.51 / 255 * largest).all()
+
+
+def test_of_many_classes_the_label_the_best_and_the_most_probable_are_chosen():
+    classes, draw = 60, np.random.default_rng(0)
+    logits, mass = draw.normal(size=(2, 2, classes)).astype(np.float32)
+    mass = np.exp(mass)
+    label = np.array([int(logits[0].argmin()), -1], np.int32)
+    chosen = np.asarray(jax.jit(choose_classes)(label, logits, mass))
+    best = np.argsort(-logits)[:, :5].tolist()
+    first = [[label[0], *best[0]], best[1]]
+    for row, start, share in zip(chosen.tolist(), first, mass):
+        rest = [n for n in np.argsort(-share).tolist() if n not in start]
+        assert row == [*start, *rest][:20]
 
 
 def test_the_rest_is_identifiability_of_the_label_or_the_prediction(case):

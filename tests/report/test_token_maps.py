@@ -157,11 +157,12 @@ def tokens_run(**options):
 def test_the_page_gets_what_the_run_holds():
     run = tokens_run()
     data, packs = read(run)
-    assert list(packs) == [f"explorer-0-{n}" for n in range(4)]
+    assert sorted(packs) == [f"explorer-0-{n}" for n in range(4)]
     (entry,) = data["runs"]
     assert entry["prefix"] == ["[CLS]"] and entry["grid"] == (4, 4)
     assert (entry["depth"], entry["heads"]) == (3, 2)
-    for place, (url, arrays) in enumerate(packs.values()):
+    for place in range(4):
+        url, arrays = packs[f"explorer-0-{place}"]
         about = entry["images"][place]
         assert about["index"] == place
         assert about["label"] == run["label"][place]
@@ -170,6 +171,10 @@ def test_the_page_gets_what_the_run_holds():
             ("rank", "rank_residual"),
             ("classes", "token_classes"),
             ("on_object", "patch_label"),
+            ("chosen", "chosen_classes"),
+            ("ranks", "chosen_ranks"),
+            ("normalizer", "token_normalizer"),
+            ("between_largest", "token_attention_largest"),
         ):
             np.testing.assert_array_equal(arrays[key], run[name][place])
         error = arrays["probabilities"] / 255 - run["token_probabilities"][place]
@@ -178,6 +183,10 @@ def test_the_page_gets_what_the_run_holds():
             scale = arrays[f"{key}_scale"][..., None]
             error = np.abs(scale * arrays[key] - run[name][place].values)
             assert (error <= 0.51 * scale).all()
+        logits = arrays["logits_scale"][:, None, None] * arrays["logits"]
+        np.testing.assert_allclose(logits, run["chosen_logits"][place], atol=0.0101)
+        error = arrays["between"] / 63 - run["token_attention"][place].values / 255
+        assert np.abs(error).max() <= 0.51 / 63
         content = base64.b64decode(url.partition("base64,")[2])
         pixels = np.asarray(Image.open(io.BytesIO(content)))
         np.testing.assert_array_equal(pixels, run["preview_image"][place])
@@ -193,7 +202,38 @@ def test_what_a_run_lacks_is_left_out():
     assert data["runs"][0]["images"][0]["label"] == -1
     assert data["runs"][0]["prefix"] == ["register 0"]
     assert data["runs"][0]["pool"] == "mean"
+    assert data["opening"]["layer"] == 2 and data["opening"]["token"] == 0
     assert explorer.explorer_data([Run(fake_run(previews=0))]) == {}
+
+
+def test_arrays_of_every_token_and_class_go_to_as_many_images_as_fit(monkeypatch):
+    run = Run(tokens_run(), "a")
+    made = explorer.explorer_data([run])
+    opening = f"explorer-0-{made['data']['opening']['image']}"
+    size = max(map(explorer.packed_bytes, made["packs"].values()))
+    monkeypatch.setattr(explorer, "PAGE_BYTES", 2.5 * size)
+    made = explorer.explorer_data([run])
+    large = {key for key, pack in made["packs"].items() if "chosen" in pack["arrays"]}
+    assert 0 < made["whole"] == len(large) < 4 and opening in large
+    assert all("rank" in pack["arrays"] for pack in made["packs"].values())
+
+
+@pytest.mark.parametrize("masks", (True, False))
+def test_it_opens_where_there_is_something_to_see(masks):
+    """Image 2 is right and has a mask; image 0 is wrong, image 1 has no object."""
+    ranks = np.full((9, 3, 17), 4, np.int32)
+    ranks[:, 0] = np.arange(17) % 5  # the first block varies most
+    ranks[0, 2, 9] = ranks[1, 2, 5] = ranks[2, 2, 6] = 0
+    patch_label = np.zeros((9, 16), np.int8)
+    patch_label[[0, 2], 4:6] = 1
+    label = np.zeros(9, np.int32)
+    prediction = np.array([1, *8 * [0]], np.int32)
+    change = {"rank_residual": ranks, "label": label, "prediction": prediction}
+    change |= {"patch_label": patch_label} if masks else {}
+    data, _ = read(fake_run(previews=9, masks=masks, change=change))
+    image = 2 if masks else 1
+    expected = {"run": 0, "image": image, "layer": 2, "token": 6 if masks else 5}
+    assert data["opening"] == expected
 
 
 def test_no_more_images_than_the_limit():

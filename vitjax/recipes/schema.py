@@ -270,6 +270,32 @@ TOKEN_CLASSES = Family(
 TOKEN_PROBABILITIES = Family(
     "token_probabilities", (*TOKEN, "top"), "Probabilities of `token_classes`, [0, 1]."
 )
+TOKEN_NORMALIZER = Family(
+    "token_normalizer",
+    TOKEN,
+    "Log-sum-exp of all class logits of every token; NaN where probabilities are "
+    "sigmoids.",
+)
+TOKEN_ATTENTION = Family(
+    "token_attention",
+    (*TOKEN, "patch"),
+    "Attention weights of every token's row, mean over heads, in 255ths of the row's "
+    "largest.",
+)
+TOKEN_ATTENTION_LARGEST = Family(
+    "token_attention_largest", TOKEN, "Largest weight of each row of `token_attention`."
+)
+CHOSEN_CLASSES = Family(
+    "chosen_classes",
+    ("chosen",),
+    "The label, the model's best, then the most probable of all tokens and blocks.",
+)
+CHOSEN_LOGITS = Family(
+    "chosen_logits", (*TOKEN, "chosen"), "Class logits of `chosen_classes`."
+)
+CHOSEN_RANKS = Family(
+    "chosen_ranks", (*TOKEN, "chosen"), "Ranks of `chosen_classes`, 0 first."
+)
 ATTENDED = Family(
     "attended", (*HEAD, "patch"), "Attention weights of the pooled token's row."
 )

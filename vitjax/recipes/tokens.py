@@ -1,24 +1,33 @@
-"""Rows of the token explorer: the best classes of every token, attention, relevancy.
+"""Rows of the token explorer: classes of every token, attention, relevancy.
 
-They take some hundred KiB an image: meant for the few hundred images that are looked at
-one by one. The previews of the first 200 are kept.
+Meant for images that are looked at one by one: about 1 MB each for Ti/16. The previews
+of the first 200 are kept. Class logits of 1,000 classes at every token would be 9 MB:
+they and their ranks are kept for a few classes of each image, by `choose_classes`, and
+attention between tokens as the mean over heads in 8 bits.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from vitjax.analysis.class_space import project_tokens, top_k
+from vitjax.analysis.class_space import project_tokens, rank, top_k
 from vitjax.models.forward import forward, scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.recipe import Recipe
-from vitjax.saliency.attention import raw_attention
+from vitjax.saliency.attention import pooled_attention
 from vitjax.saliency.relevancy import relevancy
-from vitjax.types import Batch
+from vitjax.types import Batch, Edits
+
+CHOSEN = 20
+"""Classes of an image whose logits are kept at every token."""
+
+ALL = 48
+"""Models of at most so many classes: all are."""
 
 
 @microbatched
@@ -34,24 +43,66 @@ def tokens(model: Model, batch: Batch, *, top: int) -> dict[str, jax.Array]:
     rows = base.identifiability(
         model, dataclasses.replace(batch, label=target), top=top
     )
-    helpful = relevancy(model, batch.images, target)[..., model.config.prefix :]
+    prefix = model.config.prefix
+    helpful = relevancy(model, batch.images, target)[..., prefix:]
 
     def read(params, stream_in, trace):
         logits = project_tokens(model, trace.residual)
-        best = top_k(logits, k=min(top, model.num_classes))
+        probabilities = model.class_space.probabilities(logits)
+        best = top_k(logits, k=min(top, model.num_classes)).classes
+        patches = trace.attention_weights.mean(1)[..., prefix:]
+        steps, largest = quantize(patches)
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
         if model.config.sigmoid:
-            return best.classes, jax.nn.sigmoid(best.logits)
-        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # of all classes
-        return best.classes, jnp.exp(best.logits - total)
+            normalizer = jnp.full_like(normalizer, jnp.nan)
+        return probabilities.sum(1), {
+            "token_classes": best,
+            "token_probabilities": jnp.take_along_axis(probabilities, best, axis=-1),
+            "token_normalizer": normalizer,
+            "attended": pooled_attention(model, trace, Edits())[..., prefix:],
+            "token_attention": steps,
+            "token_attention_largest": largest,
+        }
 
-    _, (classes, probabilities) = scan_blocks(model, batch.images, read)
-    per_layer = {
-        "token_classes": classes,
-        "token_probabilities": probabilities,
-        "attended": raw_attention(model, batch.images),
-        "helpful": helpful,
-    }
-    return rows | {n: jnp.moveaxis(v, 0, 1) for n, v in per_layer.items()}
+    _, (mass, per_layer) = scan_blocks(model, batch.images, read)
+    chosen = choose_classes(jnp.asarray(batch.label), logits, mass.sum(0))
+
+    def read_chosen(params, stream_in, trace):
+        logits = project_tokens(model, trace.residual)
+        ranks = jax.lax.map(lambda label: rank(logits, label[:, None]), chosen.T)
+        return {
+            "chosen_logits": jnp.take_along_axis(logits, chosen[:, None], axis=-1),
+            "chosen_ranks": jnp.moveaxis(ranks, 0, -1),
+        }
+
+    per_layer |= scan_blocks(model, batch.images, read_chosen)[1] | {"helpful": helpful}
+    rows |= {name: jnp.moveaxis(value, 0, 1) for name, value in per_layer.items()}
+    return rows | {"chosen_classes": chosen}
+
+
+def choose_classes(
+    label: Int[Array, " batch"],
+    logits: Float[Array, "batch class"],
+    mass: Float[Array, "batch class"],
+) -> Int[Array, "batch chosen"]:
+    """The label, the five best of the model, then those of the largest mass.
+
+    `mass` is probability, summed over blocks and tokens.
+    """
+    classes = logits.shape[-1]
+    best = top_k(logits, k=min(5, classes)).classes
+    first = jnp.concatenate([best[:, ::-1], label[:, None]], axis=1)  # the last wins
+    places = jnp.arange(1, first.shape[1] + 1, dtype=mass.dtype)
+    bonus = (places[:, None] * jax.nn.one_hot(first, classes, dtype=mass.dtype)).max(1)
+    count = classes if classes <= ALL else CHOSEN
+    return top_k(mass + bonus * (mass.sum(-1, keepdims=True) + 1), k=count).classes
+
+
+def quantize(weights: Float[Array, "*any patch"]):
+    """(steps, largest): each row in 255ths of its largest weight."""
+    largest = jnp.nan_to_num(weights).max(-1)
+    shares = weights / jnp.where(largest > 0, largest, 1)[..., None]
+    return jnp.rint(255 * jnp.nan_to_num(shares)).astype(jnp.uint8), largest
 
 
 TOKENS = Recipe(
@@ -61,6 +112,12 @@ TOKENS = Recipe(
         *base.FAMILIES,
         schema.TOKEN_CLASSES,
         schema.TOKEN_PROBABILITIES,
+        schema.TOKEN_NORMALIZER,
+        schema.TOKEN_ATTENTION,
+        schema.TOKEN_ATTENTION_LARGEST,
+        schema.CHOSEN_CLASSES,
+        schema.CHOSEN_LOGITS,
+        schema.CHOSEN_RANKS,
         schema.ATTENDED,
         schema.HELPFUL,
     ),

@@ -3,29 +3,59 @@
 (() => {
   const byId = (name) => document.getElementById(`explorer-${name}`);
   const data = JSON.parse(byId("data").textContent);
+  // Without a normalizer, probabilities are sigmoids.
+  const probability = (logit, normalizer) => Number.isNaN(normalizer)
+    ? 1 / (1 + Math.exp(-logit)) : Math.exp(logit - normalizer);
+  // What a map shows. `perClass`: of the chosen class, [0, 1] unless `scaled`.
   const QUANTITIES = {
-    identifiability: { title: "identifiability of the label", needs: ["rank"] },
-    probability: { title: "probability of the token's top class", needs: ["classes"] },
-    attention: { title: "attention weight", needs: ["attention"], perHead: true },
+    rank: {
+      title: "rank of CLASS, log colors", needs: ["ranks"], perClass: true,
+      of: (rank) => 1 - Math.log1p(rank) / Math.log(state.run.classes.length),
+    },
+    identifiability: {
+      title: "identifiability of CLASS, linear colors", needs: ["ranks"], perClass: true,
+      of: (rank) => identifiability(rank),
+    },
+    probability: {
+      title: "probability of CLASS", needs: ["logits"], perClass: true,
+      of: (rank, logit, normalizer) => probability(logit, normalizer),
+    },
+    logit: {
+      title: "class logit of CLASS", needs: ["logits"], perClass: true, scaled: true,
+      signed: true, of: (rank, logit) => logit,
+    },
+    top: { title: "probability of the token's top class", needs: ["classes"] },
+    between: {
+      title: "attention weights of the chosen token, mean over heads",
+      needs: ["between"], scaled: true,
+    },
+    attention: {
+      title: "attention weights of ROW, by head", needs: ["attention"], perHead: true,
+      scaled: true,
+    },
     relevancy: {
-      title: "relevancy for the label", needs: ["relevancy"], perHead: true, signed: true,
+      title: "relevancy for TARGET", needs: ["relevancy"], perHead: true, scaled: true,
+      signed: true,
     },
     gap: {
       title: "relevancy minus attention", needs: ["relevancy", "attention"],
-      perHead: true, signed: true,
+      perHead: true, scaled: true, signed: true,
     },
   };
   const CELL = 24;
+  const BLOCK_MILLISECONDS = 700;
   const state = {
-    run: data.runs[0], image: null, arrays: {}, quantity: null, layer: 0, head: null,
-    token: 0, pinned: false, requests: 0,
+    run: data.runs[0], image: null, arrays: {}, quantity: null, layer: data.opening.layer,
+    head: null, token: data.opening.token, pinned: false, requests: 0, timer: null,
+    a: null, b: null, view: "a", // classes, null: the default ones; "a", "b" or "minus"
   };
   const prefix = () => state.run.prefix.length;
   const patches = () => state.run.grid[0] * state.run.grid[1];
   const tokens = () => prefix() + patches();
   const range = (length) => [...Array(length).keys()];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const exponential = (value, digits) => value.toExponential(digits).replaceAll("-", "−");
+  const minus = (text) => text.replaceAll("-", "−");
+  const exponential = (value, digits) => minus(value.toExponential(digits));
   const rowAndColumn = (patch) => {
     const columns = state.run.grid[1];
     return [Math.floor(patch / columns), patch % columns];
@@ -47,6 +77,14 @@
     byId(name).replaceChildren(...options);
   }
 
+  // Children of a parent, as many as asked for: reused, so that the focus stays.
+  function children(name, count, make) {
+    const parent = byId(name);
+    while (parent.children.length > count) parent.lastChild.remove();
+    while (parent.children.length < count) parent.append(make(parent.children.length));
+    return [...parent.children];
+  }
+
   function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream();
@@ -60,12 +98,40 @@
       arrays[name] = new globalThis[type](await inflate(bytes));
       arrays[name].top = shape[2];
     }
+    if (arrays.chosen) arrays.chosen = [...arrays.chosen];
+    else if (arrays.rank) Object.assign(arrays, { chosen: [image.label], ranks: arrays.rank });
     return { url: pack.url, arrays };
   }
 
-  function rankOf(layer, token) {
-    const rank = state.arrays.rank?.[layer * tokens() + token] ?? -1;
-    return rank < 0 ? NaN : rank;
+  const chosen = () => state.arrays.chosen ?? [];
+  const classA = () => (chosen().includes(state.a) ? state.a : chosen()[0]);
+  const classB = () => {
+    const others = chosen().filter((number) => number !== classA());
+    return others.includes(state.b) ? state.b : others[0];
+  };
+  // Namesakes are told apart by their numbers.
+  const className = (number) => {
+    const { classes } = state.run;
+    const name = classes[number];
+    const alone = classes.indexOf(name) === classes.lastIndexOf(name);
+    return alone ? name : `${name} (${number})`;
+  };
+  function isOf(number, { label, prediction }) {
+    if (number === label) return "the label";
+    return number === prediction ? "the prediction" : "";
+  }
+  const classWord = (number) => isOf(number, state.image) || className(number);
+
+  // Rank, logit and log-sum-exp of a class at a token, NaN where not known.
+  function readClass(number, layer, token) {
+    const { arrays } = state;
+    const place = chosen().indexOf(number);
+    if (place < 0) return [NaN, NaN, NaN];
+    const row = layer * tokens() + token;
+    const cell = row * chosen().length + place;
+    const rank = arrays.ranks[cell];
+    const logit = arrays.logits ? arrays.logits[cell] * arrays.logits_scale[layer] : NaN;
+    return [rank < 0 ? NaN : rank, logit, arrays.normalizer?.[row] ?? NaN];
   }
 
   const identifiability = (rank) => 1 - rank / state.run.classes.length;
@@ -88,6 +154,13 @@
     return Float32Array.from(steps, (step) => step * scale);
   }
 
+  function attentionFrom(token, layer) {
+    const row = layer * tokens() + token;
+    const scale = state.arrays.between_largest[row] / 63;
+    const steps = state.arrays.between.subarray(row * patches(), (row + 1) * patches());
+    return Float32Array.from(steps, (step) => step * scale);
+  }
+
   function shares(values) {
     const total = values.reduce((sum, value) => sum + value, 0);
     return values.map((value) => (total > 0 ? value / total : 0));
@@ -100,30 +173,48 @@
     return relevancy.map((value, patch) => value - attention[patch]);
   }
 
-  function mapOf(quantity, layer, head) {
-    if (QUANTITIES[quantity].perHead) {
+  function classMap(quantity, layer, view) {
+    const of = (number) => range(patches()).map((patch) =>
+      QUANTITIES[quantity].of(...readClass(number, layer, prefix() + patch)));
+    if (view !== "minus") return of(view === "a" ? classA() : classB());
+    const other = of(classB());
+    return of(classA()).map((value, patch) => value - other[patch]);
+  }
+
+  function mapOf(quantity, { layer, head, view }) {
+    const { perClass, perHead } = QUANTITIES[quantity];
+    if (perClass) return classMap(quantity, layer, view);
+    if (quantity === "between") return attentionFrom(state.token, layer);
+    if (perHead) {
       const heads = head === null ? range(state.run.heads) : [head];
       const count = quantity === "attention" ? heads.length : 1;
       const maps = heads.map((one) => headMap(quantity, layer, one));
       return maps[0].map((_, patch) => maps.reduce((sum, map) => sum + map[patch], 0) / count);
     }
-    return range(patches()).map((patch) => {
-      const token = prefix() + patch;
-      return quantity === "identifiability"
-        ? identifiability(rankOf(layer, token)) : topClasses(layer, token)[0].probability;
-    });
+    return range(patches()).map((patch) => topClasses(layer, prefix() + patch)[0].probability);
   }
 
-  const rampOf = (quantity) => data.colors[QUANTITIES[quantity].signed ? "RdBu_r" : "viridis"];
+  const isDifference = (quantity, view) =>
+    Boolean(QUANTITIES[quantity].perClass) && view === "minus";
+  const isSigned = (quantity, view) =>
+    QUANTITIES[quantity].signed || isDifference(quantity, view);
+  const rampOf = (quantity, view) =>
+    data.colors[isSigned(quantity, view) ? "RdBu_r" : "viridis"];
   const colorAt = (ramp, place) => `#${ramp.slice(6 * place, 6 * place + 6)}`;
 
   // Paints a map; returns its largest magnitude, or 1 where the scale is [0, 1].
-  function paint(canvas, quantity, layer, head, cell) {
+  function paint(canvas, cell, changes = {}) {
+    const { quantity } = state;
+    const shown = { ...state, ...changes };
     const [rows, columns] = state.run.grid;
-    const { signed, perHead } = QUANTITIES[quantity];
-    const values = mapOf(quantity, layer, head);
+    const signed = isSigned(quantity, shown.view);
+    const ramp = rampOf(quantity, shown.view);
+    const values = mapOf(quantity, shown);
     const largest = values.reduce((most, v) => Math.max(most, Math.abs(v) || 0), 0);
-    const scale = perHead ? largest : 1;
+    const scaled = QUANTITIES[quantity].scaled || isDifference(quantity, shown.view);
+    const scale = scaled ? largest : 1;
+    const dots = QUANTITIES[quantity].needs[0] === "ranks" && shown.view !== "minus";
+    const number = shown.view === "b" ? classB() : classA();
     canvas.width = columns * cell;
     canvas.height = rows * cell;
     const pen = canvas.getContext("2d");
@@ -131,9 +222,9 @@
       const share = scale ? value / scale : 0;
       const place = Math.round(255 * (signed ? 0.5 + share / 2 : share));
       const [y, x] = rowAndColumn(patch).map((n) => n * cell);
-      pen.fillStyle = Number.isNaN(place) ? "#808080" : colorAt(rampOf(quantity), place);
+      pen.fillStyle = Number.isNaN(place) ? "#808080" : colorAt(ramp, place);
       pen.fillRect(x, y, cell, cell);
-      if (quantity === "identifiability" && rankOf(layer, prefix() + patch) === 0) {
+      if (dots && readClass(number, shown.layer, prefix() + patch)[0] === 0) {
         pen.fillStyle = "#0a0a0e";
         pen.beginPath();
         pen.arc(x + cell / 2, y + cell / 2, 0.22 * cell, 0, 7);
@@ -164,19 +255,38 @@
     }
   }
 
+  // [place in [0, 1], words] along the color bar.
+  function ticksOf(quantity, view, scale) {
+    if (quantity === "rank" && view !== "minus") {
+      const last = state.run.classes.length - 1;
+      const ranks = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000];
+      const place = (rank) => QUANTITIES.rank.of(rank);
+      const inner = ranks.filter((rank) => place(rank) > 0.09);
+      return [...inner, last].map((rank) => [place(rank), rank]);
+    }
+    const most = scale === 1 ? "1" : scale > 0.01 && scale < 1000
+      ? String(Number(scale.toPrecision(2))) : exponential(scale, 1);
+    return isSigned(quantity, view)
+      ? [[0, `−${most}`], [0.5, "0"], [1, most]] : [[0, "0"], [1, most]];
+  }
+
   function drawMap() {
     const canvas = byId("map");
-    const { layer, quantity, head } = state;
+    const { quantity, view } = state;
     byId("scale").hidden = canvas.hidden = !quantity;
     if (!quantity) return;
-    const { signed, perHead } = QUANTITIES[quantity];
-    const scale = paint(canvas, quantity, layer, head, CELL);
+    const scale = paint(canvas, CELL);
     if (state.arrays.on_object) drawMaskBorder(canvas.getContext("2d"), CELL);
     canvas.style.opacity = byId("opacity").value / 100;
-    const most = perHead ? exponential(scale, 1) : "1";
-    byId("low").textContent = signed ? `−${most}` : "0";
-    byId("high").textContent = `${most} ${titleOf(quantity)}`;
-    const stops = range(11).map((n) => colorAt(rampOf(quantity), Math.round(25.5 * n)));
+    byId("scale-title").textContent = titleOf(quantity, view);
+    byId("ticks").replaceChildren(...ticksOf(quantity, view, scale).map(([place, text]) => {
+      const edge = place < 0.03 ? "low" : place > 0.97 ? "high" : "";
+      const tick = element("span", text, { class: edge });
+      tick.style.left = `${100 * place}%`;
+      return tick;
+    }));
+    const ramp = rampOf(quantity, view);
+    const stops = range(11).map((n) => colorAt(ramp, Math.round(25.5 * n)));
     byId("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   }
 
@@ -194,42 +304,52 @@
     }
   }
 
-  // A row of small maps. Buttons are reused, so that the keyboard's focus stays.
-  function drawStrip(name, count, word, selected, draw, select) {
-    const strip = byId(name);
-    while (strip.children.length > count) strip.lastChild.remove();
-    while (strip.children.length < count) {
-      const number = strip.children.length;
-      const title = `${word} ${number}`;
-      const button = element("button", undefined, { type: "button", "aria-label": title });
-      button.append(element("canvas"), element("span", title));
-      button.addEventListener("click", () => select(number));
-      strip.append(button);
-    }
-    [...strip.children].forEach((button, number) => {
-      button.setAttribute("aria-pressed", String(number === selected));
-      draw(button.firstChild, number);
+  // A row of small maps: [title, what differs from the state, whether it is shown].
+  function drawStrip(name, maps, select) {
+    const buttons = children(name, maps.length, (place) => {
+      const button = element("button", undefined, { type: "button" });
+      button.append(element("canvas"), element("span"));
+      button.addEventListener("click", () => select(place));
+      return button;
+    });
+    buttons.forEach((button, place) => {
+      const [title, changes, selected] = maps[place];
+      button.setAttribute("aria-label", title);
+      button.setAttribute("aria-pressed", String(selected));
+      button.lastChild.textContent = button.title = title;
+      paint(button.firstChild, 6, changes);
     });
   }
 
   function drawStrips() {
-    const { run, layer, head, quantity } = state;
-    drawStrip("blocks", quantity ? run.depth : 0, "block", layer,
-      (canvas, number) => paint(canvas, quantity, number, head, 6),
-      (number) => update({ layer: number }));
-    const perHead = Boolean(quantity && QUANTITIES[quantity].perHead);
-    drawStrip("heads", perHead ? run.heads : 0, "head", head,
-      (canvas, number) => paint(canvas, quantity, layer, number, 6),
-      (number) => update({ head: number === state.head ? null : number }));
-    byId("heads-title").hidden = !perHead;
+    const { run, layer, head, quantity, view } = state;
+    const { perClass, perHead } = QUANTITIES[quantity] ?? {};
+    drawStrip("blocks",
+      range(quantity ? run.depth : 0).map((n) => [`block ${n}`, { layer: n }, n === layer]),
+      openBlock);
+    drawStrip("heads",
+      range(perHead ? run.heads : 0).map((n) => [`head ${n}`, { head: n }, n === head]),
+      (place) => update({ head: place === state.head ? null : place }));
+    const titles = {
+      a: `A: ${className(classA())}`, b: `B: ${className(classB())}`, minus: "A − B",
+    };
+    const views = perClass && chosen().length > 1 ? Object.entries(titles) : [];
+    drawStrip("views",
+      views.map(([key, title]) => [title, { view: key }, key === view]),
+      (place) => update({ view: views[place][0] }));
+    byId("views-title").hidden = !views.length;
+    byId("heads-title").hidden = byId("head").closest("label").hidden = !perHead;
     byId("heads-title").textContent = `Heads of block ${layer}`;
-    byId("head").disabled = !perHead;
   }
 
-  // Without a label, ranks and relevancy are those of the prediction.
-  const ofPrediction = (text) => state.image.label < 0
-    ? text.replace("the label", "the prediction") : text;
-  const titleOf = (quantity) => ofPrediction(QUANTITIES[quantity].title);
+  function titleOf(quantity, view = "a") {
+    const { image, run } = state;
+    const word = { a: classWord(classA()), b: classWord(classB()) };
+    word.minus = `${word.a} minus ${word.b}`;
+    return QUANTITIES[quantity].title.replace("CLASS", word[view])
+      .replace("ROW", run.pool !== "cls" ? "the tokens that are read" : "[CLS]")
+      .replace("TARGET", image.label < 0 ? "the prediction" : "the label");
+  }
 
   function tokenName(token) {
     if (token < prefix()) return state.run.prefix[token];
@@ -237,59 +357,109 @@
     return `image token, row ${row}, column ${column}`;
   }
 
-  function valueLine(token) {
-    const { arrays, layer, head, quantity } = state;
-    const patch = token - prefix();
-    const parts = [];
-    if (arrays.rank) {
-      const rank = rankOf(layer, token);
-      parts.push(Number.isNaN(rank) ? "absent"
-        : ofPrediction(`rank of the label ${rank}`) + `, identifiability ${identifiability(rank).toFixed(3)}`);
+  function classLine(number, layer, token) {
+    const [rank, logit, normalizer] = readClass(number, layer, token);
+    if (Number.isNaN(rank)) return "absent";
+    const known = [`rank of ${classWord(number)} ${rank}`,
+      `identifiability ${identifiability(rank).toFixed(3)}`];
+    if (!Number.isNaN(logit)) {
+      known.push(`probability ${probability(logit, normalizer).toPrecision(2)}`,
+        `logit ${minus(logit.toFixed(2))}`);
     }
+    return known.join(", ");
+  }
+
+  function valueLine(token) {
+    const { arrays, layer, quantity, view } = state;
+    const patch = token - prefix();
+    const { perClass, perHead } = QUANTITIES[quantity] ?? {};
+    const parts = chosen().length ? [classLine(classA(), layer, token)] : [];
+    if (perClass && view !== "a") parts.push(classLine(classB(), layer, token));
     if (patch >= 0 && arrays.on_object && arrays.on_object[patch] >= 0) {
       parts.push(arrays.on_object[patch] ? "on the object" : "context");
     }
-    if (patch >= 0 && quantity && QUANTITIES[quantity].perHead) {
-      const value = mapOf(quantity, layer, head)[patch];
-      parts.push(`${titleOf(quantity)} ${exponential(value, 2)}`);
+    if (patch >= 0 && perHead) {
+      parts.push(`${titleOf(quantity)} ${exponential(mapOf(quantity, state)[patch], 2)}`);
+    }
+    if (quantity === "between") {
+      const weights = attentionFrom(token, layer);
+      const sum = weights.reduce((total, weight) => total + weight, 0);
+      if (patch >= 0) parts.push(`attention to itself ${exponential(weights[patch], 1)}`);
+      parts.push(`to all image tokens ${sum.toFixed(2)}`);
     }
     return parts.join("; ");
   }
 
+  function drawClasses() {
+    const { layer, token, image } = state;
+    const tops = topClasses(layer, token);
+    const items = children("classes", tops.length, (place) => {
+      const item = element("li");
+      const button = element("button", undefined, { type: "button" });
+      button.addEventListener("click", () => {
+        const { number } = topClasses(state.layer, state.token)[place];
+        showClass({ a: number, view: "a" });
+      });
+      const name = element("span");
+      name.append(button);
+      item.append(name, element("b"), element("i"));
+      return item;
+    });
+    items.forEach((item, place) => {
+      const top = tops[place];
+      const [name, share, bar] = item.children;
+      item.className = top.number === image.label ? "label" : "";
+      name.title = name.firstChild.textContent = top.name;
+      name.firstChild.disabled = !chosen().includes(top.number);
+      share.textContent = top.probability.toFixed(2);
+      bar.style.width = `${100 * top.probability}%`;
+    });
+  }
+
   function drawToken() {
-    const { token, layer, run, arrays } = state;
+    const { token, layer, run } = state;
     byId("token").textContent = `${tokenName(token)}, after block ${layer}`;
     byId("values").textContent = valueLine(token);
-    byId("classes").replaceChildren(...topClasses(layer, token).map((top) => {
-      const isLabel = top.number === state.image.label;
-      const row = element("li", undefined, { class: isLabel ? "label" : "" });
-      const bar = element("i");
-      bar.style.width = `${100 * top.probability}%`;
-      row.append(element("span", top.name, { title: top.name }),
-        element("b", top.probability.toFixed(2)), bar);
-      return row;
-    }));
+    drawClasses();
     byId("depth").replaceChildren(...[null, ...range(run.depth)].map((block) => {
       const row = element("tr", undefined, { class: block === layer ? "current" : "" });
       const add = (title, value, name) => row.append(block === null
-        ? element("th", title, { class: name })
+        ? element("th", title, { class: name, title })
         : element("td", value, { class: name, title: value }));
       add("block", block, "n");
       const [top] = topClasses(block ?? 0, token);
       if (top) add("top class", top.name, "");
       if (top) add("probability", top.probability.toFixed(2), "n");
-      const rank = rankOf(block, token);
-      if (arrays.rank) add("rank", Number.isNaN(rank) ? "–" : rank, "n");
+      const [rank] = readClass(classA(), block ?? 0, token);
+      const title = chosen().length > 1 ? "rank of A" : "rank";
+      if (chosen().length) add(title, Number.isNaN(rank) ? "–" : rank, "n");
       return row;
     }));
     drawCursor();
   }
 
+  function drawPickers() {
+    const { run, image } = state;
+    const known = chosen().length > 1;
+    for (const [name, number] of [["a", classA()], ["b", classB()]]) {
+      byId(name).closest("label").hidden = !known;
+      byId(name).placeholder = known ? className(number) : "";
+      if (document.activeElement !== byId(name)) byId(name).value = byId(name).placeholder;
+    }
+    byId("names").replaceChildren(...chosen().map((number) =>
+      element("option", isOf(number, image), { value: className(number) })));
+    const all = chosen().length === run.classes.length;
+    byId("chosen").hidden = !known || all;
+    const total = run.classes.length.toLocaleString("en-US");
+    byId("chosen-number").textContent = `${chosen().length} of ${total}`;
+  }
+
   function drawAll() {
-    byId("quantity").value = state.quantity;
     byId("block").value = state.layer;
     byId("block-number").textContent = state.layer;
     byId("head").value = state.head === null ? "all" : state.head;
+    drawPickers();
+    drawQuantities();
     drawMap();
     drawStrips();
     drawToken();
@@ -300,9 +470,31 @@
     drawAll();
   }
 
+  function showClass(changes) {
+    const { quantity } = state;
+    update({ ...changes, quantity: QUANTITIES[quantity].perClass ? quantity : "rank" });
+  }
+
   function setToken(token, pinned) {
     Object.assign(state, { token, pinned });
     drawToken();
+    if (state.quantity === "between") {
+      drawMap();
+      drawStrips();
+    }
+  }
+
+  function play(on) {
+    const next = () => update({ layer: (state.layer + 1) % state.run.depth });
+    clearInterval(state.timer);
+    state.timer = on ? setInterval(next, BLOCK_MILLISECONDS) : null;
+    byId("token").setAttribute("aria-live", on ? "off" : "polite");
+    byId("play").textContent = on ? "❚❚ pause" : "▶ play";
+  }
+
+  function openBlock(layer) {
+    play(false);
+    update({ layer: clamp(layer, 0, state.run.depth - 1) });
   }
 
   function listedImages() {
@@ -323,33 +515,67 @@
     const images = listedImages();
     const options = images.map((image) => [image.index, describe(image)]);
     setOptions("image", images.length ? options : [["", "none"]]);
-    if (images.includes(state.image)) byId("image").value = state.image.index;
+    byId("thumbs").hidden = state.run.images.length < 2;
+    byId("thumbs").replaceChildren(...images.map((image) => {
+      const title = describe(image);
+      const attributes = { type: "button", value: image.index, title };
+      const button = element("button", undefined, attributes);
+      button.append(element("img", undefined, { src: image.thumb, alt: title }));
+      button.addEventListener("click", () => openImage(image));
+      return button;
+    }));
+    markImage();
   }
 
-  async function openImage(image, run = state.run) {
+  function markImage() {
+    const thumbs = byId("thumbs");
+    for (const button of thumbs.children) {
+      const isOpen = Number(button.value) === state.image?.index;
+      button.setAttribute("aria-pressed", String(isOpen));
+      if (!isOpen) continue;
+      byId("image").value = state.image.index;
+      const middle = button.offsetLeft + button.offsetWidth / 2;
+      thumbs.scrollLeft = middle - thumbs.clientWidth / 2;
+    }
+  }
+
+  const available = () => Object.keys(QUANTITIES).filter((name) =>
+    QUANTITIES[name].needs.every((need) => need in state.arrays));
+
+  function drawQuantities() {
+    const select = byId("quantity");
+    const names = available();
+    const current = [...select.options].map(({ value }) => value);
+    if (String(current) !== String(names)) {
+      setOptions("quantity", names.map((name) => [name, ""]));
+    }
+    for (const option of select.options) option.textContent = titleOf(option.value);
+    select.value = state.quantity;
+  }
+
+  // Opens an image, with `wanted` parts of the state.
+  async function openImage(image, run = state.run, wanted = {}) {
     const request = (state.requests += 1);
     const { url, arrays } = await load(run, image);
     if (request !== state.requests) return; // another one was opened meanwhile
+    const isFirst = !state.image;
     Object.assign(state, { image, arrays, pinned: false });
-    if (run !== state.run || !byId("image").options.length) openRun(run);
+    if (run !== state.run || isFirst) openRun(run);
     byId("picture").src = url;
     byId("picture").alt = `image ${image.index} of the data set, as the model saw it`;
-    byId("image").value = image.index;
     byId("about").textContent = describe(image);
-    const available = Object.keys(QUANTITIES).filter((name) =>
-      QUANTITIES[name].needs.every((need) => need in arrays));
-    if (!available.includes(state.quantity)) state.quantity = available[0] ?? null;
-    setOptions("quantity", available.map((name) => [name, titleOf(name)]));
-    byId("note").hidden = !available.some((name) => QUANTITIES[name].perHead);
-    state.token = Math.min(state.token, tokens() - 1);
+    Object.assign(state, wanted);
+    if (!available().includes(state.quantity)) state.quantity = available()[0] ?? null;
+    if (chosen().length < 2) state.view = "a";
+    state.token = clamp(state.token, 0, tokens() - 1);
+    byId("note").hidden = !available().some((name) => QUANTITIES[name].perHead);
+    markImage();
     drawAll();
-    try {
-      history.replaceState(null, "", `#image-${run.number}-${image.index}`);
-    } catch { /* a page within another has no address of its own */ }
+    if (!isFirst) writeAddress();
   }
 
   function openRun(run) {
-    Object.assign(state, { run, layer: run.depth - 1, head: null });
+    Object.assign(state, { run, layer: clamp(state.layer, 0, run.depth - 1), head: null });
     byId("run").value = run.number;
     byId("block").max = run.depth - 1;
     setOptions("head", [["all", "all"], ...range(run.heads).map((n) => [n, n])]);
@@ -377,13 +603,37 @@
     openImage(images[(place + by + images.length) % images.length]);
   }
 
-  function openHash() {
-    const [, number, index] = /^#image-(\d+)-(\d+)$/.exec(location.hash) ?? [];
-    const run = data.runs.find((one) => one.number === Number(number));
-    const image = run?.images.find((one) => one.index === Number(index));
+  // The address holds what is looked at: #image=3&block=5&token=12
+  function writeAddress() {
+    const { run, image, layer, token, pinned, quantity, head, a, b, view } = state;
+    if (!image) return;
+    const parts = {
+      run: data.runs.length > 1 ? run.number : null, image: image.index, block: layer,
+      token: pinned ? token : null, map: quantity, head, a, b, show: view === "a" ? null : view,
+    };
+    const known = Object.entries(parts).filter(([, value]) => value !== null);
+    try {
+      history.replaceState(null, "", `#${new URLSearchParams(known)}`);
+    } catch { /* a page within another has no address of its own */ }
+  }
+
+  function openAddress() {
+    const parts = new URLSearchParams(location.hash.slice(1));
+    const number = (name) => (/^\d+$/.test(parts.get(name)) ? Number(parts.get(name)) : null);
+    const run = data.runs.find((one) => one.number === (number("run") ?? data.runs[0].number));
+    const image = run?.images.find(({ index }) => index === number("image"));
     if (!image) return false;
+    const head = number("head");
+    const wanted = {
+      quantity: parts.get("map") ?? state.quantity, a: number("a"), b: number("b"),
+      view: ["b", "minus"].includes(parts.get("show")) ? parts.get("show") : "a",
+      head: head === null ? null : clamp(head, 0, run.heads - 1),
+      layer: clamp(number("block") ?? state.layer, 0, run.depth - 1),
+    };
+    const token = number("token");
+    if (token !== null) Object.assign(wanted, { token, pinned: true });
     byId("filter").value = "all";
-    openImage(image, run);
+    openImage(image, run, wanted);
     return true;
   }
 
@@ -408,8 +658,9 @@
     if (event.key in moves) {
       setToken(neighbor(...moves[event.key]), true);
     } else if (event.key === "[" || event.key === "]") {
-      const layer = state.layer + (event.key === "]" ? 1 : -1);
-      update({ layer: clamp(layer, 0, state.run.depth - 1) });
+      openBlock(state.layer + (event.key === "]" ? 1 : -1));
+    } else if (event.key === " ") {
+      play(!state.timer);
     } else return;
     event.preventDefault();
   }
@@ -434,18 +685,32 @@
   on("quantity", "change", ({ target }) => update({ quantity: target.value }));
   on("head", "change", ({ target }) =>
     update({ head: target.value === "all" ? null : Number(target.value) }));
-  on("block", "input", ({ target }) => update({ layer: Number(target.value) }));
+  for (const name of ["a", "b"]) {
+    on(name, "focus", ({ target }) => { target.value = ""; }); // or it lists itself alone
+    on(name, "blur", ({ target }) => { target.value = target.placeholder; });
+    on(name, "input", ({ target }) => {
+      const number = chosen().find((one) => className(one) === target.value);
+      if (number === undefined) return;
+      showClass({ [name]: number });
+    });
+  }
+  on("block", "input", ({ target }) => openBlock(Number(target.value)));
+  on("play", "click", () => play(!state.timer));
   on("opacity", "input", drawMap);
   on("stage", "pointermove", onPointer);
   on("stage", "click", onPointer);
   on("stage", "keydown", onKey);
-  window.addEventListener("hashchange", openHash);
+  for (const type of ["click", "change", "keyup"]) on("explorer", type, writeAddress);
+  window.addEventListener("hashchange", openAddress);
 
   if (!("DecompressionStream" in window)) {
     byId("about").textContent = "The explorer needs a browser of 2023 or later.";
-  } else {
-    byId("body").hidden = false;
-    if (openHash()) byId("explorer").scrollIntoView();
-    else openImage(state.run.images[0]);
+    return;
+  }
+  byId("body").hidden = false;
+  if (openAddress()) byId("explorer").scrollIntoView();
+  else {
+    const run = data.runs.find(({ number }) => number === data.opening.run);
+    openImage(run.images.find(({ index }) => index === data.opening.image), run);
   }
 })();

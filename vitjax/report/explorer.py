@@ -7,7 +7,7 @@ only the recipe `tokens` writes all of it.
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,32 +28,57 @@ ARRAYS = {
 }
 """Name in the page -> in the run."""
 
+LARGE = {
+    "chosen": schema.CHOSEN_CLASSES(),
+    "ranks": schema.CHOSEN_RANKS(),
+    "logits": schema.CHOSEN_LOGITS(),  # in units of `logits_scale`
+    "normalizer": schema.TOKEN_NORMALIZER(),
+    "between": schema.TOKEN_ATTENTION(),  # in units of `between_largest` / 63
+    "between_largest": schema.TOKEN_ATTENTION_LARGEST(),
+}
+"""The same of arrays that only as many images get as fit in `PAGE_BYTES`."""
+
+PAGE_BYTES = 25_000_000
+
 
 def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
     """What the template takes of the first images of each run; empty without any."""
-    entries, packs = [], {}
+    entries, packs, opening = [], {}, {}
+    whole, room = 0, PAGE_BYTES
     for number, run in enumerate(runs):
         images = previews(run, limit=limit)
         if not images:
             continue
         entries.append(describe(run, number, images))
+        first, layer, token = find_opening(run, images)
+        if not opening:
+            index = images[first].index
+            opening = {"run": number, "image": index, "layer": layer, "token": token}
         arrays = read_arrays(run, images)
-        for place, image in enumerate(images):
+        for place in [first, *np.delete(np.arange(len(images)), first)]:
+            image = images[place]
             rows = {name: values[place] for name, values in arrays.items()}
             if (rows["rank"] < 0).all():  # of an image without a label
                 del rows["rank"]
             kind = "png" if entries[-1]["pixelated"] else "jpeg"
-            packs[f"explorer-{number}-{image.index}"] = {
+            packs[f"explorer-{number}-{image.index}"] = pack = {
                 "url": image_url(image.pixels, kind=kind),
-                "arrays": {name: pack(values) for name, values in rows.items()},
+                "arrays": {name: pack_array(values) for name, values in rows.items()},
             }
+            room -= packed_bytes(pack)
+            if room > 0 and LARGE["chosen"] in run:
+                large = {n: pack_array(v) for n, v in read_large(image).items()}
+                room -= packed_bytes({"url": "", "arrays": large})
+                pack["arrays"] |= large
+                whole += 1
     if not entries:
         return {}
     colors = {name: color_table(name) for name in (POSITIVE, SIGNED)}
     return {
-        "data": {"runs": entries, "colors": colors},
+        "data": {"runs": entries, "colors": colors, "opening": opening},
         "packs": packs,
         "complete": all(ARRAYS["classes"] in run for run in runs),
+        "whole": whole,
     }
 
 
@@ -73,8 +98,52 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
         "pool": config.pool,
         "data": run.manifest["data"]["id"],
         "pixelated": max(config.shape) <= 128,  # PNG, enlarged without smoothing
-        "images": [{key: getattr(image, key) for key in keys} for image in images],
+        "images": [
+            {key: getattr(image, key) for key in keys} | {"thumb": thumbnail(image)}
+            for image in images
+        ],
     }
+
+
+def thumbnail(image: Preview) -> str:
+    """A small copy as a URL."""
+    from PIL import Image
+
+    small = Image.fromarray(image.pixels)
+    small.thumbnail((80, 80))
+    return image_url(np.asarray(small), kind="jpeg")
+
+
+def find_opening(run: Run, images: Sequence[Preview]) -> tuple[int, int, int]:
+    """(place, layer, token) where most is to be seen, in the last third of the blocks.
+
+    Of the images predicted correctly, those with a mask if there are any: where
+    log(1 + rank) on the object lies furthest below that around it or, without masks,
+    varies most. The token is one of the label's best; without a label, the first.
+    """
+    config = run.config
+    indices = np.array([image.index for image in images])
+    labels = np.array([image.label for image in images])
+    correct = labels == [image.prediction for image in images]
+    ranks = run.read(ARRAYS["rank"], indices)[:, 2 * config.depth // 3 :]
+    logs = np.log1p(ranks[:, :, config.prefix :].clip(0))
+    spread, use = logs.std(-1), np.ones((len(images), config.patches), bool)
+    if ARRAYS["on_object"] in run:
+        patch_label = run.read(ARRAYS["on_object"], indices)
+        masked = correct & (patch_label == 1).any(-1) & (patch_label == 0).any(-1)
+        if masked.any():
+            correct, use = masked, patch_label == 1
+            outside, inside = (
+                np.einsum("ilp,ip->il", logs, on) / np.maximum(on.sum(-1), 1)[:, None]
+                for on in (patch_label == 0, use)
+            )
+            spread = outside - inside
+    spread[correct < correct.max()] = -np.inf
+    place, layer = np.unravel_index(spread.argmax(), spread.shape)
+    row = np.where(use[place], logs[place, layer], np.inf)
+    best = np.flatnonzero(row == row.min())
+    token = config.prefix + best[len(best) // 2] if labels[place] >= 0 else 0
+    return int(place), 2 * config.depth // 3 + int(layer), int(token)
 
 
 def read_arrays(run: Run, images: Sequence[Preview]) -> dict[str, np.ndarray]:
@@ -90,22 +159,41 @@ def read_arrays(run: Run, images: Sequence[Preview]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_large(image: Preview) -> dict[str, np.ndarray]:
+    """The arrays `LARGE` of one image as the page takes them."""
+    arrays = {key: image.read(name) for key, name in LARGE.items()}
+    if len(image.run.classes) < 2**16:
+        arrays["ranks"] = arrays["ranks"].astype(np.uint16)
+    logits = arrays["logits"]
+    by_layer = quantize(logits.reshape(len(logits), -1), least=0.02)
+    arrays["logits_scale"], steps = by_layer
+    arrays["logits"] = steps.reshape(logits.shape)
+    arrays["between"] = np.rint(arrays["between"] * (63 / 255)).astype(np.uint8)
+    return arrays
+
+
 def quantize(
-    maps: Float[np.ndarray, "*maps patch"],
+    maps: Float[np.ndarray, "*maps patch"], *, least: float = 0
 ) -> tuple[Float[np.ndarray, "*maps"], Int16[np.ndarray, "*maps patch"]]:
-    """(scale, steps): their product is the map within half a scale."""
+    """(scale, steps): their product is the map within half a scale, `least` or more."""
     maps = np.nan_to_num(maps)
-    scale = np.abs(maps).max(-1) / np.float32(2**15 - 1)
+    scale = np.maximum(np.abs(maps).max(-1) / (2**15 - 1), least)
     steps = maps / np.where(scale > 0, scale, 1)[..., None]
     return scale.astype(np.float32), np.rint(steps).astype(np.int16)
 
 
-def pack(values: np.ndarray) -> dict[str, Any]:
+def pack_array(values: np.ndarray) -> dict[str, Any]:
     """An array as JSON, its bytes in the order that browsers read."""
     content = values.astype(values.dtype.newbyteorder("<")).tobytes()
     text = base64.b64encode(zlib.compress(content)).decode()
     kind = f"{values.dtype.name.capitalize()}Array"  # in JavaScript
     return {"type": kind, "shape": values.shape, "bytes": text}
+
+
+def packed_bytes(pack: Mapping[str, Any]) -> int:
+    """What an image takes in the page."""
+    arrays = pack["arrays"].values()
+    return len(pack["url"]) + sum(len(array["bytes"]) for array in arrays)
 
 
 def color_table(name: str) -> str:
