@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vitjax.recipes import schema
-from vitjax.report.overlays import POSITIVE, SIGNED
+from vitjax.report.marks import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
 from vitjax.report.token_maps import Preview, image_url, previews
 

@@ -19,6 +19,9 @@ else:
 Series = Mapping[str, Frame]
 Handles = dict[str, Any]
 
+SIGNED, POSITIVE = "RdBu_r", "viridis"
+"""Color maps of values around 0 and of values from 0."""
+
 SERIES = {
     "blue": ("#1f6fc4", "#6cb0ff"),
     "vermilion": ("#c75109", "#ff9a5c"),

@@ -15,11 +15,8 @@ from PIL import Image
 
 from vitjax.messages import check_one_of, check_range
 from vitjax.recipes import schema
-from vitjax.report.marks import settings
+from vitjax.report.marks import POSITIVE, SIGNED, settings
 from vitjax.saliency.methods import METHODS, SIGNED_METHODS
-
-SIGNED, POSITIVE = "RdBu_r", "viridis"
-"""Color maps of values around 0 and of values from 0."""
 
 HEAT = "inferno"
 """Color map of values from 0 that lie over a photo."""

@@ -10,6 +10,7 @@ import dataclasses
 import html
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
 from vitjax.report.figure import Figure, Section, data_url
-from vitjax.report.marks import Frame
-from vitjax.report.overlays import POSITIVE, Panel, Scale, draw_grid
+from vitjax.report.marks import POSITIVE, Frame
 from vitjax.report.per_image import Run
 
 ABSENT = (128, 128, 128)
@@ -74,8 +74,10 @@ class Preview:
         draw_border(image, mask, cell * scale)
         return image
 
-    def row(self) -> list[Panel]:
-        """The image and its maps."""
+    def row(self) -> list[Any]:
+        """The image and its maps, as panels."""
+        from vitjax.report.overlays import Panel
+
         run, mask = self.run, self.mask
         names = [self.class_name(n) for n in (self.label, self.prediction)]
         label, prediction = map(short_name, names)
@@ -150,6 +152,8 @@ class MapFigure(Figure):
 
     def png(self, *, dpi: int = 150) -> bytes:
         """All rows and a color bar."""
+        from vitjax.report.overlays import Scale, draw_grid
+
         rows = [preview.row() for preview in self.previews]
         scale = Scale(POSITIVE, 0, 1, words=self.y_label)
         buffer = io.BytesIO()
