@@ -59,7 +59,7 @@ def test_the_model_is_found(built, kind, tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
     pip += ["--no-deps", "--no-build-isolation", "--force-reinstall"]
     run(*pip, *what, cwd=tmp_path)
-    file, shapes = run(python, "-c", USE, cwd=tmp_path).split(maxsplit=1)
+    file, shapes = run(python, "-I", "-c", USE, cwd=tmp_path).split(maxsplit=1)
     home = ROOT if kind == "editable" else tmp_path / "venv"
     assert pathlib.Path(file).is_relative_to(home)
     assert shapes.split() == ["(1,", "10)", "(64,", "64,", "3)"]
