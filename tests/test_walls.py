@@ -28,7 +28,10 @@ ARROWS = {
 
 ARROWS["benchmark"] = {*ARROWS, "benchmark"} - {"report"}
 FILES_OF_OTHER_ROOMS = {
-    "report": {"vitjax.recipes.schema", "vitjax.runner.results", "vitjax.runner.store"},
+    "report": {
+        *("vitjax.recipes.schema", "vitjax.runner.results", "vitjax.runner.store"),
+        "vitjax.saliency.methods",
+    },
 }
 FREE = {"cli", "guide", "__main__", "__init__"}
 

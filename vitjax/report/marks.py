@@ -245,7 +245,10 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
     """
     from matplotlib.patches import Patch
 
-    handles, scale = {}, max(rows["mean"].abs().max() for rows in series.values())
+    handles, shades = {}, {}
+    scale = max(rows["mean"].abs().max() for rows in series.values())
+    if figure.share_y:
+        scale = figure.data["mean"].abs().max()
     for name, rows in series.items():
         shade, x, layer = color(rows), rows[figure.x], rows["layer"]
         shares = rows["mean"].abs() / (scale or 1)
@@ -255,7 +258,58 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
         look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
         axes.plot(x[sure], layer[sure], **look)
         handles[name] = Patch(facecolor=shade)
+        shades[1 if rows["mean"].iloc[0] >= 0 else -1] = shade
+    color_bar(axes, scale, shades, figure.bar_label)
     return handles
+
+
+STEPS = 24
+"""Cells of one sign in a color bar."""
+
+
+def color_bar(axes: Any, scale: float, shades: Mapping[int, str], label: str) -> None:
+    """Draw what the colors of cells stand for, to their right; sign -> color."""
+    bar = axes.inset_axes((1.05, 0, 0.05, 1))
+    share = (np.arange(STEPS) + 0.5) / STEPS
+    for sign, shade in shades.items():
+        fills = [(shade, one) for one in share]
+        bar.barh(sign * share, 1, 1 / STEPS, color=fills, linewidth=0)
+    ends = [sign * (sign in shades) for sign in (-1, 1)]
+    bar.set(xlim=(0, 1), ylim=ends, xticks=[], yticks=sorted({0, *ends}))
+    bar.set_yticklabels([f"{tick * scale:.2g}" for tick in sorted({0, *ends})])
+    bar.yaxis.tick_right()
+    bar.set_ylabel(label, fontsize=8)
+    bar.yaxis.set_label_position("right")
+    bar.grid(visible=False)
+    bar.spines[:].set_visible(False)
+
+
+def swatch(handle: Any) -> str:
+    """What stands for a series in the legend of a page."""
+    from matplotlib.colors import to_hex, to_rgba
+    from matplotlib.lines import Line2D
+    from matplotlib.markers import MarkerStyle
+
+    if not isinstance(handle, Line2D):
+        patch = getattr(handle, "patches", [handle])[0]
+        *_, alpha = to_rgba(patch.get_facecolor())
+        shade = VARIABLES[to_hex(patch.get_facecolor())]
+        look = f'fill="{shade}" fill-opacity="{alpha:.2g}" stroke="{shade}"'
+        shape = f'<rect x="6" y="1.5" width="16" height="9" {look}/>'
+    else:
+        shade = VARIABLES[to_hex(handle.get_color())]
+        dashes = ' stroke-dasharray="6 3"' if handle.is_dashed() else ""
+        line = f'stroke="{shade}" stroke-width="2"{dashes}'
+        shape = f'<line x1="0" y1="6" x2="28" y2="6" {line}/>'
+        marker = handle.get_marker()
+        if marker in MARKERS:
+            style = MarkerStyle(marker)
+            path = style.get_path().transformed(style.get_transform())
+            points = np.asarray(path.to_polygons()[0])
+            face = VARIABLES[to_hex(handle.get_markerfacecolor())]
+            corners = " ".join(f"{14 + 8 * x:.1f},{6 - 8 * y:.1f}" for x, y in points)
+            shape += f'<polygon points="{corners}" fill="{face}"/>'
+    return f'<svg class="key" viewBox="0 0 28 12" aria-hidden="true">{shape}</svg>'
 
 
 MARKS = {

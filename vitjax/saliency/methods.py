@@ -59,6 +59,19 @@ WHOLE_MODEL: dict[str, Callable[..., Float[Array, "batch patch"]]] = {
 
 METHODS = (*PER_HEAD, *WHOLE_MODEL)
 
+SIGNED_METHODS = frozenset(
+    {
+        "relevancy",
+        "class_projection",
+        "helpful_minus_attended",
+        "integrated_gradients",
+        "integrated_presence",
+        "attnlrp",
+        "occlusion",
+    }
+)
+"""Methods whose maps hold evidence for a class and against it; others are from 0."""
+
 if TYPE_CHECKING:
     Method = str
 else:
