@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
-from vitjax.report.figure import Figure, Section, csv_link, data_url, paragraph
+from vitjax.report.figure import Figure, Section, data_url, paragraph
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 
@@ -181,7 +181,8 @@ class PictureFigure(Figure):
         bar = f'<div class="shared">{color_bar(self.scale)}</div>' if self.scale else ""
         return (
             f"<figure>{paragraph(self.see)}{bar}{rows}<figcaption>"
-            f"<p>{html.escape(self.caption)} {csv_link(self)}</p></figcaption></figure>"
+            f"<p>{html.escape(self.caption)} Numbers: "
+            f"<code>figures/{self.key}.csv</code>.</p></figcaption></figure>"
         )
 
 
@@ -206,7 +207,7 @@ def color_bar(scale: "Scale") -> str:
     low, high = (f"<span>{end}</span>" for end in ends)
     words = f"<span>{html.escape(scale.words)}</span>"
     return (
-        f'<img class="ramp" alt="" src="{image_url(colors)}">'
+        f'<img class="strip" alt="" src="{image_url(colors)}">'
         f'<div class="ends">{low}{words}{high}</div>'
     )
 
