@@ -142,21 +142,23 @@ def describe(rows: Frame) -> Iterator[str]:
     if len(own):
         best = own.loc[own["value"].idxmax()].to_dict()
         yield (
-            f"{schema.METHODS[best['method']]} finds the object best, with an average "
-            f"precision of {quote(best, mean='value')}."
+            f"The object is found best by {schema.METHODS[best['method']]}: average "
+            f"precision {quote(best, mean='value')}."
         )
 
 
-GALLERY = 8
-"""Images in the gallery of maps, at most."""
+GALLERY, MAPS = 8, 40
+"""Images in the gallery, and maps, at most."""
 
 
 def gallery(runs: Sequence[Run]) -> list[PictureFigure]:
     """Photos that runs kept, and the map of each method laid over them."""
     from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid, to_photo
 
-    shown = [one for run in runs for one in previews(run, limit=GALLERY // len(runs))]
-    rows, data = [], []
+    rows, data, shown = [], [], []
+    for run in runs:
+        count = min(GALLERY, max(2, MAPS // len(methods(run)))) // len(runs)
+        shown += previews(run, limit=max(1, count))
     for one in (one for one in shown if one.label >= 0):
         photo = to_photo(one.pixels)
         row = [Panel(photo, one.words)]

@@ -309,7 +309,7 @@ def quote(
     """
     scale = 100 if unit == " %" else 1
     ends = [scale * float(values[k]) for k in (mean, f"{prefix}low", f"{prefix}high")]
-    digits = 1 if scale > 1 else 2 if max(map(abs, ends)) >= 1 else 3
+    digits = 1 if scale > 1 else 2 if max(map(abs, ends)) > 1 else 3
     center, low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
     interval = f"95 % CI {low} to {high}, " if ends[1] == ends[1] else ""
     return f"{center}{unit} ({interval}n = {int(values['images']):,})"

@@ -91,6 +91,10 @@ MANY_DOTS = 2000
 """More dots become an image within an SVG, or a page grows by megabytes."""
 
 
+CROWD = 5
+"""More lines in one panel have pale bands and fewer markers."""
+
+
 def color(rows: Frame) -> str:
     """The color of a series."""
     return COLORS[rows["style"].iloc[0] % len(COLORS)]
@@ -98,10 +102,13 @@ def color(rows: Frame) -> str:
 
 def line(axes: Any, series: Series, figure: Any) -> Handles:
     """A line through the means with the band of their intervals."""
-    handles = {}
+    handles, crowded = {}, len(series) > CROWD
     for name, rows in series.items():
         shade, kind = color(rows), rows["style"].iloc[0]
-        x, look = rows[figure.x], {"alpha": 0.32, "linewidth": 0}
+        look = {"alpha": 0.08 if crowded else 0.32, "linewidth": 0}
+        x, every = rows[figure.x], 1
+        if crowded and len(x) > 2 * CROWD:
+            every = (kind % CROWD, CROWD)  # markers apart from those of other lines
         draw = axes.fill_between
         if len(x) == 1:  # a band has no width there
             draw, look = axes.vlines, {"alpha": 0.64, "linewidth": 1.5}
@@ -114,6 +121,7 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
             linestyle="-" if kind < len(COLORS) else "--",
             marker=MARKERS[kind % len(MARKERS)],
             markersize=5 if len(x) <= 16 else 3.6,
+            markevery=every,
             markeredgecolor=PAPER,
             markeredgewidth=0.6,
             zorder=3,
