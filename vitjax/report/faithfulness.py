@@ -329,7 +329,7 @@ def describe_probes(run: Run) -> Iterator[str]:
     rows = rows_of_all([run], functools.partial(top1, kind="image"))
     rows = rows[rows["panel"] == schema.STREAMS["residual"]]
     last = rows[rows["layer"] == run.config.depth - 1].set_index("series")
-    probe, projection = (quote(last.loc[name]) for name in READERS)
+    probe, projection = (quote(last.loc[name].to_dict()) for name in READERS)
     yield (
         f"After the last block linear probes have the true class first at {probe} of "
         f"the image tokens, and the class projection at {projection}."

@@ -6,14 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitjax.recipes import schema
-from vitjax.report.figure import (
-    FigureTable,
-    Rows,
-    Section,
-    Table,
-    figures_of,
-    with_name,
-)
+from vitjax.report.figure import Figure, Section, Table, with_name
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import BAND, Run
 from vitjax.report.token_maps import (
@@ -40,7 +33,7 @@ def section(runs: Sequence[Run]) -> Section:
         sentences=[
             sentence for run in runs for sentence in with_name(run, runs, describe(run))
         ],
-        figures=[*pictures(runs), *figures_of(runs, FIGURES)] if runs else [],
+        figures=[*pictures(runs), *settling(runs)],
         tables=tables,
     )
 
@@ -68,11 +61,23 @@ def describe(run: Run) -> Iterator[str]:
         )
 
 
-def settling(run: Run) -> Rows:
+def settling(runs: Sequence[Run]) -> Iterator[Figure]:
     """Share of images whose final class is first already."""
-    if schema.TOP_CLASSES() in run:
-        name = schema.KINDS[run.pooled]
-        yield run.line(f"at {name}", run.name, 0, settled(run).astype(float))
+    rows = [
+        run.line("all images", run.name, style, settled(run).astype(float))
+        for style, run in enumerate(runs)
+        if schema.TOP_CLASSES() in run
+    ]
+    if rows:
+        yield Figure(
+            key="settling",
+            title="When the prediction is settled",
+            see="A late rise: the answer is decided in the last blocks.",
+            caption="Share of images whose predicted class is first already after the "
+            f"block, at the token that the prediction is read from. {BAND}",
+            data=pd.concat(rows, ignore_index=True),
+            y_label="share of images",
+        )
 
 
 def prediction_rows(run: Run) -> Frame:
@@ -87,9 +92,9 @@ def prediction_rows(run: Run) -> Frame:
     }
     if schema.TOP_LOGITS() in run and len(run.classes) > 1:
         tops = run.read(schema.TOP_CLASSES(), run.valid)[:, -1]
-        logits = run.read(schema.TOP_LOGITS(), run.valid)[:, -1]
+        logits = run.read(schema.TOP_LOGITS(), run.valid)[:, -1, :2]
         columns |= {"second": [run.classes[number] for number in tops[:, 1]]}
-        columns |= {"margin": logits[:, 0] - logits[:, 1]}
+        columns |= {"margin": logits.astype(float) @ [1, -1]}
     return pd.DataFrame(columns)
 
 
@@ -155,15 +160,3 @@ def pictures(runs: Sequence[Run]) -> list[PictureFigure]:
             rows=[*rows, *([photos] if photos else [])],
         )
     ]
-
-
-FIGURES: FigureTable = {
-    "settling": (
-        settling,
-        "When the prediction is settled",
-        "A late rise: the answer is decided in the last blocks.",
-        "Share of images whose predicted class is first already after the block, at "
-        f"the token that the prediction is read from. {BAND}",
-        {"y_label": "share of images"},
-    ),
-}
