@@ -100,11 +100,12 @@ def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
                 row = chosen.loc[chosen["effect"].idxmax()].to_dict()
                 part = schema.SYSTEMS.get(row["part"], f"head {row['head']:.0f}")
                 fall = quote(row, unit="", mean="effect", prefix="effect_")
-                worth.append(f"{part} of block {row['layer']}, {fall}")
+                worth.append(f"by {fall} for {part} of block {row['layer']}")
         if worth:
             yield (
-                f"The true class's logit falls most without {worth[0]}, of the heads, "
-                f"and without {worth[1]}, of whole updates, each {words}."
+                f"With one part at a time {words}, the true class's logit falls "
+                f"{worth[0]}, the most of all heads, and {worth[1]}, the most of all "
+                "updates."
             )
     if len(sets) and (sets["run"] == run.name).any():
         own = sets[sets["run"] == run.name]
@@ -252,29 +253,39 @@ def describe_patching(run: Run) -> Iterator[str]:
         "The logit of the image's class is ahead of that of its partner's class by "
         f"{clean} in the image's own pass and by {corrupted} in the partner's."
     )
-    groups = run.results[schema.TOKEN_GROUP()].values
-    pooled = groups[0] if run.config.class_token else -1
-    parts = []
-    for part, column in (("residual", "group"), ("head", "head"), ("attention", "")):
-        values = restored(run, part)
-        if part == "attention":
-            values = np.stack([values, restored(run, "mlp")], -1)
-        means = np.nan_to_num(intervals(values)["mean"], nan=-np.inf)
-        layer, place = np.unravel_index(means.argmax(), values.shape[1:])
-        best = intervals(values[:, layer, place][:, None])
-        share = quote({name: ends[0] for name, ends in best.items()})
-        words = f"{column} {place}"
-        if part == "residual" and place == pooled:
-            words = "[CLS]"
-        if part == "attention":
-            words = tuple(schema.SYSTEMS.values())[place]
-        parts.append((words, layer, share))
-    (group, after, whole), (head, block, one), (update, at, own) = parts
+    residual, heads = restored(run, "residual"), restored(run, "head")
+    updates = np.stack([restored(run, system) for system in schema.SYSTEMS], axis=-1)
+    pooled = int(run.results[schema.TOKEN_GROUP()].values[0])
+    if run.config.class_token and pooled >= 0:
+        means = intervals(residual[..., pooled])["mean"]
+        after = int((np.nan_to_num(means) >= 0.5).argmax())
+        yield (
+            "Of the residual stream, [CLS] alone restores half of the difference or "
+            f"more from block {after} on: {share_at(residual, after, pooled)}."
+            if means[after] >= 0.5
+            else "Of the residual stream, [CLS] alone restores less than half of the "
+            "difference after every block."
+        )
+    (block, head), (layer, system) = most(heads), most(updates)
     yield (
-        f"Of the residual stream, {group} after block {after} restores most of the "
-        f"difference, {whole}; of single heads, {head} of block {block}, {one}; of "
-        f"whole updates, {update} of block {at}, {own}."
+        f"Of all heads, head {head} of block {block} restores most, "
+        f"{share_at(heads, block, head)}; of all updates, "
+        f"{list(schema.SYSTEMS.values())[system]} of block {layer}, "
+        f"{share_at(updates, layer, system)}."
     )
+
+
+def most(values: Float[np.ndarray, "image layer column"]) -> tuple[int, int]:
+    """Block and column of the largest mean."""
+    means = np.nan_to_num(intervals(values)["mean"], nan=-np.inf)
+    layer, column = np.unravel_index(means.argmax(), values.shape[1:])
+    return int(layer), int(column)
+
+
+def share_at(values: np.ndarray, layer: int, column: int) -> str:
+    """A mean share in the usual form."""
+    cell = intervals(values[:, layer, column][:, None])
+    return quote({name: ends[0] for name, ends in cell.items()})
 
 
 def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
@@ -318,7 +329,7 @@ ABLATION_FIGURES: FigureTable = {
         "High points are the blocks that the answer depends on.",
         "The same for all that a block's attention or MLP adds to the residual stream. "
         f"{BAND}",
-        {"y_label": "true class's logit, before − after"},
+        {"y_label": "fall of the true class's logit"},
     ),
     "ablation_sets": (
         set_curves,

@@ -253,10 +253,10 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
     """
     from matplotlib.patches import Patch
 
-    handles, shades = {}, {}
+    handles, means = {}, figure.data["mean"]
     scale = max(rows["mean"].abs().max() for rows in series.values())
     if figure.share_y:
-        scale = figure.data["mean"].abs().max()
+        scale = means.abs().max()
     for name, rows in series.items():
         shade, x, layer = color(rows), rows[figure.x], rows["layer"]
         shares = rows["mean"].abs() / (scale or 1)
@@ -266,7 +266,8 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
         look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
         axes.plot(x[sure], layer[sure], **look)
         handles[name] = Patch(facecolor=shade)
-        shades[1 if rows["mean"].iloc[0] >= 0 else -1] = shade
+    signs = {1: (means >= 0).any(), -1: (means < 0).any()}
+    shades = {sign: COLORS[sign < 0] for sign, present in signs.items() if present}
     color_bar(axes, scale, shades, figure.bar_label)
     return handles
 
