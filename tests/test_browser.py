@@ -329,11 +329,32 @@ def test_an_image_of_which_nothing_is_known(opened):
 
 @pytest.mark.parametrize("scheme", ("light", "dark"))
 def test_nothing_is_wider_than_a_phone(opened, scheme):
-    page = opened(width=390, scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for which, width in (("two", 1280), ("two", 390), ("bare", 390), ("one", 390)):
+        page = opened(which, width=width, scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cut = """() => [...document.querySelectorAll("main svg, main img")]
+          .filter((one) => one.getBoundingClientRect().right > innerWidth).length"""
+        assert page.evaluate(cut) == 0
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = np.mean([int(part) for part in re.findall(r"\d+", ground)[:3]])
     assert (bright > 128) == (scheme == "light")
+
+
+def test_contents_stand_beside_and_pictures_come_early(opened):
+    page = opened(width=1280)
+    contents = page.locator("#contents a")
+    assert contents.first.is_visible()
+    first = page.locator("#explorer-stage").bounding_box()
+    assert first["y"] < 2 * 900
+    contents.get_by_text("How it was computed").click()
+    assert page.locator("#computed table").first.is_visible()
+    assert contents.first.bounding_box()["y"] >= 0  # sticky
+    phone = opened(width=390)
+    assert not phone.locator("#contents a").first.is_visible()
+    phone.get_by_text("Contents", exact=True).click()
+    phone.get_by_role("link", name="Tables").click()
+    assert phone.locator("#tables").bounding_box()["y"] < 200
+    assert not phone.locator("#contents a").first.is_visible()
 
 
 def test_two_runs_side_by_side(opened):

@@ -34,9 +34,9 @@ def figures(report, paper_results):
 
 def paint(figure):
     """(axes, handles, rows) of a figure's last panel."""
-    title, rows = list(figure.panels().items())[-1]
+    rows = list(figure.panels().values())[-1]
     axes = Canvas().subplots()
-    return axes, figure._draw(axes, title, rows), rows
+    return axes, figure._draw(axes, rows), rows
 
 
 def test_lines_have_their_bands_and_their_chance(figures):
@@ -125,7 +125,9 @@ def test_drawings_follow_the_page_and_escape_names(figures, mark):
     nasty = replace(figure, data=rows, title=NASTY, caption=NASTY)
     text = nasty.html()
     assert "<b>" not in text and "&lt;b&gt;" in text
-    assert "<svg" in text and "&lt;b&gt;&amp;" in text
+    assert "&lt;b&gt;&amp;" in text
+    assert text.count('<svg role="img"') == len(nasty.panels())
+    assert text.count('<svg class="key"') == text.count("<li>") > 0
     assert re.findall(r"#[0-9a-f]{6}\b", nasty.svg()) == []
     assert "var(--series-" in text and "var(--sans)" in text
     identifiers = re.findall(r'\bid="([^"]*)"', text)
@@ -175,8 +177,11 @@ def test_number():
 def test_every_figure_and_table_of_every_recipe(report, recipe):
     manifest, ranked = {"study": STUDY}, "rank_residual" in RECIPES[recipe].dims
     for options in ({"masks": True}, {"images": 1, "class_token": False}):
-        figures, tables, _ = report(fake_run(recipe, manifest=manifest, **options))
+        results = fake_run(recipe, manifest=manifest, **options)
+        figures, tables, sentences = report(results)
+        assert sentences and not any("nan" in line for line in sentences)
         expected = {"identifiability", "updates", "rate", "maps"}
+        expected |= {"gallery"} if recipe == "faithfulness" else set()
         if not ranked:
             expected = {f"{recipe}_heads", f"{recipe}_blocks"}
         assert expected <= set(figures)
@@ -184,6 +189,7 @@ def test_every_figure_and_table_of_every_recipe(report, recipe):
         common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
         for key, figure in figures.items():
             assert figure.title and figure.caption.endswith(".") and len(figure.data)
+            assert figure.see.endswith(".")
             if recipe == "paper" or (key not in common and recipe != "one_pass"):
                 assert figure.png(dpi=20)[1:4] == b"PNG"
         for table in tables.values():

@@ -23,7 +23,7 @@ def ablated(report):
 def test_a_grid_has_a_cell_for_every_head_by_size_and_sign(ablated):
     run, figures, _ = ablated
     figure = figures["ablation_heads"]
-    title, rows = list(figure.panels().items())[0]
+    rows = next(iter(figure.panels().values()))
     effect = run["effect_zero_head"].values
     expected = bootstrap_mean(effect)
     for _, row in rows.iterrows():
@@ -32,7 +32,7 @@ def test_a_grid_has_a_cell_for_every_head_by_size_and_sign(ablated):
         assert row["low"] == pytest.approx(expected.low[place])
         assert (row["style"] == 1) == (row["mean"] < 0)
     axes = Canvas().subplots()
-    handles = figure._draw(axes, title, rows)
+    handles = figure._draw(axes, rows)
     assert set(handles) == {"the logit falls", "the logit rises"}
     assert len(axes.patches) == 6
     alphas = sorted(patch.get_facecolor()[3] for patch in axes.patches)
@@ -40,6 +40,9 @@ def test_a_grid_has_a_cell_for_every_head_by_size_and_sign(ablated):
     np.testing.assert_allclose(alphas, sizes / sizes[-1], atol=1e-6)
     sure = ((expected.low > 0) | (expected.high < 0)).sum()
     assert sum(len(line.get_xdata()) for line in axes.lines) == sure > 0
+    (bar,) = axes.child_axes
+    ticks = [float(text.get_text().replace("−", "-")) for text in bar.get_yticklabels()]
+    assert ticks == pytest.approx([-sizes[-1], 0, sizes[-1]], rel=0.05)
     assert axes.get_ylim() == (2.5, -0.5) and axes.get_xlim() == (-0.5, 1.5)
     assert "var(--series-" in figure.svg() and figure.png(dpi=20)[1:4] == b"PNG"
 

@@ -10,10 +10,11 @@ import sys
 
 import numpy as np
 import pytest
-from fake_runs import fake_run
+from fake_runs import STUDY, fake_run
 from PIL import Image
 
 import vitjax
+from vitjax.recipes.registry import RECIPES
 from vitjax.report import page
 from vitjax.report.explorer import explorer_data
 from vitjax.report.per_image import as_runs
@@ -27,6 +28,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.links, self.sources, self.text = [], [], [], []
+        self.ids = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -39,6 +41,8 @@ class Page(html.parser.HTMLParser):
                 self.sources.append(value)
             if name in ("href", "xlink:href"):
                 self.links.append((tag, value))
+            if name == "id":
+                self.ids.append(value)
 
     def handle_endtag(self, tag):
         if tag not in VOID:
@@ -96,9 +100,12 @@ def test_the_page_needs_nothing_else(report):
 
 def test_downloads_in_the_page_are_the_files(report):
     folder, parsed = report
+    pictures = {"maps"}
     inside = [link for _, link in parsed.links if link.startswith("data:text/csv")]
     contents = {base64.b64decode(link.partition(",")[2]) for link in inside}
-    files = {p.read_bytes() for p in folder.glob("figures/*.csv") if p.stem != "maps"}
+    files = {
+        p.read_bytes() for p in folder.glob("figures/*.csv") if p.stem not in pictures
+    }
     assert contents == files
 
 
@@ -120,7 +127,7 @@ def test_same_rows_same_report(masked_run, report):
 def test_edge_cases(case):
     runs = as_runs(fake_run(**case))
     words = Page(page.render_page(runs, page.sections(runs), {})).words
-    assert "In short" in words and "nan" not in words.lower().split()
+    assert "What was found" in words and "nan" not in words.lower().split()
     assert ("no [CLS] token" in words) == (case.get("class_token") is False)
 
 
@@ -174,11 +181,43 @@ def test_what_limits_a_run_is_said(notice):
     assert notice in words_of(run)
 
 
-@pytest.mark.parametrize("change", ({"label": UNKNOWN}, {"done": NONE}), ids=list)
-def test_nothing_to_draw(tmp_path, change):
-    path = page.write_report([fake_run(change=change)], tmp_path)
-    words = Page(path.read_text("utf-8")).words.lower().split()
-    assert "nan" not in words and not list(tmp_path.rglob("*.png"))
+@pytest.mark.parametrize(
+    "recipe, change, drawn",
+    [
+        ("identifiability", {"done": NONE}, set()),
+        ("identifiability", {"label": UNKNOWN}, {"photos", "settling"}),
+        ("tokens", {"label": UNKNOWN}, {"photos", "settling"}),
+        ("ablation", {"label": UNKNOWN}, set()),
+    ],
+)
+def test_what_needs_no_label_is_drawn(tmp_path, recipe, change, drawn):
+    path = page.write_report([fake_run(recipe, change=change)], tmp_path)
+    parsed = Page(path.read_text("utf-8"))
+    assert "nan" not in parsed.words.lower().split()
+    assert {path.stem for path in tmp_path.rglob("*.png")} == drawn
+    if drawn:
+        assert "no labels" in parsed.words and "table-predictions" in parsed.ids
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "two"])
+def test_contents_and_the_order_of_sections(recipe):
+    options = {"masks": True, "manifest": {"study": STUDY}}
+    results = [fake_run(recipe if recipe in RECIPES else "paper", **options)]
+    results += [fake_run(depth=2, class_token=False)] if recipe == "two" else []
+    runs = as_runs(results)
+    text = page.render_page(runs, page.sections(runs), explorer_data(runs))
+    parsed = Page(text)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    anchors = [link[1:] for tag, link in parsed.links if tag == "a" and link[0] == "#"]
+    assert set(anchors) <= set(parsed.ids)
+    top = [key for key in anchors if "-" not in key]
+    assert [key for key in parsed.ids if key in top] == top
+    ends = ["tests", "tables", "measured", "computed"]
+    assert top[0] == "found" and [key for key in top if key in ends][-2:] == ends[-2:]
+    assert top[-len(set(ends) & set(top)) :] == [key for key in ends if key in top]
+    if "explorer" in top:
+        pictures = ["faithfulness"] if recipe == "faithfulness" else []
+        assert top[1 : 3 + len(pictures)] == [*pictures, "explorer", "maps"]
 
 
 def test_no_page_is_left_if_rows_cannot_be_read(tmp_path, monkeypatch):

@@ -87,9 +87,11 @@ def test_the_border_does_not_hide_a_small_image():
 
 def test_an_image_of_several_runs_stands_together():
     figure = figure_of(fake_run(), fake_run(seed=1, depth=5))
-    assert [one.index for one in figure.previews] == [0, 0, 1, 1]
-    assert [len(one.row()) for one in figure.previews] == [4, 6] * 2
-    assert '<img src="data:image/png' in figure.html()
+    assert [len(row) for row in figure.rows] == [4, 6] * 2
+    names = [row[0].words.split("\n")[0] for row in figure.rows]
+    assert names == ["vit_test (1)", "vit_test (2)"] * 2
+    text = figure.html()
+    assert text.count("data:image/png") == 1 + sum(map(len, figure.rows))
 
 
 def test_a_map_has_colors_dots_and_absences():

@@ -24,12 +24,14 @@ class Report(Command):
             also shuffles which images are right. published is the old name of
             vilas2023.
         subset: on how many images those rest.
+        names: of the runs, in their order; by default what tells them apart.
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("DIR...")]]
     out: Annotated[str | None, metavar("DIR")] = None
     tests: Literal["images", "within_images", "vilas2023", "published"] = "images"
     subset: int = 500
+    names: Annotated[tuple[str, ...], metavar("NAME...")] = ()
     needs_device: ClassVar[bool] = False
 
     def __call__(self) -> Any:
@@ -46,6 +48,7 @@ class Report(Command):
             out,
             tests="vilas2023" if self.tests == "published" else self.tests,
             subset=self.subset,
+            names=self.names,
         )
         facts = {"report": str(page), "figures": f"{out}/figures"}
         self.show(facts, f"Report: {page}")

@@ -133,6 +133,7 @@ FIGURES: FigureTable = {
     "identifiability_boxes": (
         functools.partial(kind_boxes, kinds=("cls", "image"), alternative="two-sided"),
         "How identifiability is spread over images",
+        "A tall box: images differ much in how early their class can be read.",
         f"Class identifiability of the block outputs over images. {BOX} Star: [CLS] "
         f"and image tokens differ (two-sided sign-flip {STAR}). Dashed: chance.",
         {"mark": "boxes", "y_label": "class identifiability"},
@@ -140,6 +141,7 @@ FIGURES: FigureTable = {
     "context_boxes": (
         functools.partial(kind_boxes, kinds=("context", "object"), alternative="less"),
         "Object tokens beside context tokens",
+        "Where the two boxes part, tokens on the object know more of the class.",
         f"Class identifiability of the block outputs over images (Figure 3a). {BOX} "
         "Star: object tokens are more identifiable (one-sided sign-flip "
         f"{STAR}). Dashed: chance.",
@@ -148,6 +150,7 @@ FIGURES: FigureTable = {
     "class_value_boxes": (
         class_value_boxes,
         "How class-value agreement is spread over classes",
+        "Boxes above the dashed line: value vectors point to classes by training.",
         "Largest cosine between a class embedding and a value vector of the layer, "
         f"over classes (section 6). {BOX} Star: larger than with random "
         f"initialization (one-sided Wilcoxon {STAR}), whose mean is dashed.",
@@ -160,6 +163,7 @@ FIGURES: FigureTable = {
     "agreement_classes": (
         agreement_classes,
         "Key-value agreement, class by class",
+        "Dots far from the diamond are classes with memories of their own.",
         "Key-value agreement rate (section 6). Dot: images of a class; diamonds: "
         "mean over classes. Dashed: chance.",
         {
@@ -172,6 +176,7 @@ FIGURES: FigureTable = {
     "identifiable_tokens": (
         identifiable_tokens,
         "How many tokens of an image are identifiable",
+        "A bar far to the right: images most of whose tokens name the class.",
         "Image tokens of an image that have the true class first after the last block. "
         "Bars: share of images; thin lines: its 95 % bootstrap interval; dark line: "
         "mean number; dashed: mean number by chance.",

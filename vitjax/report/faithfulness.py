@@ -5,7 +5,7 @@ intervals over images and differences between methods are paired.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +20,15 @@ from vitjax.report.figure import (
     Section,
     Table,
     figures_of,
+    quote,
     rows_of_all,
     with_interval,
+    with_name,
 )
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import BAND, Run
+from vitjax.report.token_maps import PictureFigure, previews
+from vitjax.saliency.methods import SIGNED_METHODS
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 
 COLUMNS = {
@@ -98,9 +102,92 @@ def maps(runs: Sequence[Run]) -> Section:
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
-        figures=figures_of(runs, MAP_FIGURES),
+        sentences=[
+            sentence
+            for run in runs
+            if len(run.image)
+            for sentence in with_name(
+                run, runs, describe(rows[rows["run"] == run.name])
+            )
+        ],
+        figures=[*gallery(runs), *figures_of(runs, MAP_FIGURES)],
         tables=[method_table(runs, rows)] if len(rows) else [],
     )
+
+
+BEST = {
+    "removal_negative": (1, "as tokens go, the least important first", "stays highest"),
+    "removal_positive": (-1, "as tokens go, the most important first", "falls fastest"),
+}
+
+
+def describe(rows: Frame) -> Iterator[str]:
+    """The most faithful method by each order of removal, and by segmentation."""
+    for column, (sign, when, what) in BEST.items():
+        own = rows[(rows["column"] == column) & (rows["method"] != "random")]
+        if own.empty:
+            continue
+        best = own.loc[(sign * own["value"]).idxmax()].to_dict()
+        random = rows[(rows["column"] == column) & (rows["method"] == "random")]
+        level = (
+            f"; in random order it is {100 * random['value'].iloc[0]:.1f} %"
+            if len(random)
+            else ""
+        )
+        yield (
+            f"Accuracy {what} {when}, by {schema.METHODS[best['method']]}: "
+            f"{quote(best, mean='value')} on average along the curve{level}."
+        )
+    own = rows[(rows["column"] == "average_precision") & (rows["method"] != "random")]
+    if len(own):
+        best = own.loc[own["value"].idxmax()].to_dict()
+        yield (
+            f"The object is found best by {schema.METHODS[best['method']]}: average "
+            f"precision {quote(best, mean='value')}."
+        )
+
+
+GALLERY, MAPS = 8, 40
+"""Images in the gallery, and maps, at most."""
+
+
+def gallery(runs: Sequence[Run]) -> list[PictureFigure]:
+    """Photos that runs kept, and the map of each method laid over them."""
+    from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid, to_photo
+
+    rows, data, shown = [], [], []
+    for run in runs:
+        count = min(GALLERY, max(2, MAPS // len(methods(run)))) // len(runs)
+        shown += previews(run, limit=max(1, count))
+    for one in (one for one in shown if one.label >= 0):
+        photo = to_photo(one.pixels)
+        row = [Panel(photo, one.words)]
+        for method in methods(one.run):
+            values = one.read(schema.MAP(method))
+            grid = to_grid(values, one.run.config.grid)
+            signed = method in SIGNED_METHODS
+            scale = scale_of(grid, signed=signed, percentile=98, opacity=0.75)
+            row.append(
+                Panel(lay_over(photo, grid, scale), schema.METHODS[method], scale)
+            )
+            columns = {"run": one.run.name, "image": one.index, "name": one.name}
+            columns |= {"method": method, "patch": np.arange(len(values))}
+            data.append(pd.DataFrame(columns | {"value": values}))
+        rows.append(row)
+    if not rows:
+        return []
+    return [
+        PictureFigure(
+            key="gallery",
+            title="The maps that are compared",
+            see="Maps of a faithful method are strong where the image shows the class.",
+            caption="Red: evidence for the class, blue: against it; of methods without "
+            "a sign, the brighter the more important. Each map has a scale of its own, "
+            "whose ends stand below it.",
+            data=pd.concat(data),
+            rows=rows,
+        )
+    ]
 
 
 def methods(run: Run) -> list[str]:
@@ -223,8 +310,30 @@ def probes(runs: Sequence[Run]) -> Section:
         data=costs,
         shown=shown,
     )
-    figures = figures_of(runs, PROBE_FIGURES)
-    return Section(key="probes", title="Linear probes", figures=figures, tables=[table])
+    return Section(
+        key="probes",
+        title="Linear probes",
+        sentences=[
+            sentence
+            for run in runs
+            if len(run.image)
+            for sentence in with_name(run, runs, describe_probes(run))
+        ],
+        figures=figures_of(runs, PROBE_FIGURES),
+        tables=[table],
+    )
+
+
+def describe_probes(run: Run) -> Iterator[str]:
+    """Probes beside the projection at image tokens of the last block."""
+    rows = rows_of_all([run], functools.partial(top1, kind="image"))
+    rows = rows[rows["panel"] == schema.STREAMS["residual"]]
+    last = rows[rows["layer"] == run.config.depth - 1].set_index("series")
+    probe, projection = (quote(last.loc[name].to_dict()) for name in READERS)
+    yield (
+        f"After the last block linear probes have the true class first at {probe} of "
+        f"the image tokens, and the class projection at {projection}."
+    )
 
 
 def top1(run: Run, kind: str) -> Rows:
@@ -284,23 +393,25 @@ REMOVED = {
     "x": "x",
     "x_label": "share of image tokens removed",
 }
-FAITHFUL = (
-    "A faithful order stays high where the least important tokens go first, and falls "
-    f"fast where the most important do. {BAND}"
+SEE = (
+    "A faithful order stays high where the least important go first, and falls fast "
+    "where the most important do."
 )
 MAP_FIGURES: FigureTable = {
     "faithfulness_removal": (
         functools.partial(curve_rows, kind="removal"),
         "Faithfulness: image tokens removed",
+        SEE,
         "Accuracy of the model while image tokens are taken away after position "
-        f"embedding, in the order of each method's map (section 7). {FAITHFUL}",
+        f"embedding, in the order of each method's map (section 7). {BAND}",
         REMOVED,
     ),
     "faithfulness_pixels": (
         functools.partial(curve_rows, kind="pixels"),
         "Faithfulness: pixels blackened",
+        SEE,
         "The same with pixels set to black in tenths of the image, by each map "
-        "enlarged bilinearly (protocol of Chefer et al. 2021).",
+        f"enlarged bilinearly (protocol of Chefer et al. 2021). {BAND}",
         REMOVED | {"x_label": "share of pixels black"},
     ),
 }
@@ -309,6 +420,7 @@ PROBE_FIGURES: FigureTable = {
         f"probes_{kind}": (
             functools.partial(top1, kind=kind),
             f"Linear probes against class projection: {schema.KINDS[kind]}",
+            "The gap between the lines is what is there and the model does not read.",
             f"Share of {schema.KINDS[kind]} at which the true class ranks first, by "
             "the linear probe of that stream, block and token, and by projection onto "
             "class space (section 8). Probes find what can be told apart, the "
@@ -320,10 +432,11 @@ PROBE_FIGURES: FigureTable = {
     "probes_removal": (
         removal,
         "Do probes find the tokens that the model uses?",
+        SEE,
         "Accuracy of the model while image tokens are taken away in the order of minus "
         "the rank that probes of the residual stream give the true class, summed over "
         "blocks, or of the gradient of its projection with respect to attention "
-        f"weights, over all heads and blocks (sections 7 and 8). {FAITHFUL}",
+        f"weights, over all heads and blocks (sections 7 and 8). {BAND}",
         REMOVED,
     ),
 }

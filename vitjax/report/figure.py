@@ -9,7 +9,8 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,8 +20,14 @@ from vitjax.report.marks import Frame
 from vitjax.report.per_image import Run
 
 CELL = (4.1, 2.85)
-MARGIN = (0.66, 0.47, 0.12, 0.34)
-"""Inches: a panel with its labels; room left of, below, right of and above its axes."""
+PAGE_CELL = (3.6, 2.4)
+MARGIN = (0.66, 0.47, 0.12, 0.14)
+TITLE, TITLE_LETTERS = 0.2, 44
+BAR = 0.6
+"""Inches: a panel with its labels, in print and on the page, where it is alone; room
+left of, below, right of and above its axes, for a line of its title, of so many
+letters, and for a color bar.
+"""
 
 DPI, SCREEN = 144, 96
 """Dots per inch in a notebook: drawn with, shown at."""
@@ -70,6 +77,8 @@ class Figure:
     caption: str
     data: Frame
     y_label: str
+    see: str = ""
+    """What to look for: a sentence above the figure; the caption stands below."""
     mark: str = "line"
     """How rows are drawn, a key of `marks.MARKS`."""
     x: str = "layer"
@@ -77,6 +86,8 @@ class Figure:
     chance_label: str = ""
     """If chance differs along the horizontal axis, and is not one level: its legend."""
     share_y: bool = True
+    bar_label: str = ""
+    """What the color of a `grid` says."""
     hidden: Sequence[str] = ("style",)
     """Columns that are drawn and are not in the CSV."""
 
@@ -103,33 +114,28 @@ class Figure:
 
     def svg(self) -> str:
         """The drawing as an element of a page, with its font and its colors."""
-        key = f"{self.key}-"
-        with marks.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
-            metadata: Any = {"Date": None}
-            text = self._save(
-                format="svg", transparent=True, metadata=metadata
-            ).decode()
-        text = text[text.index("<svg") :]
-        text = re.sub(
-            r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S
-        )
-        text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}", text)
-        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-        for color, variable in marks.VARIABLES.items():
-            text = text.replace(color, variable)
-        label = html.escape(
-            f"{self.y_label} by {self.x_label}: {', '.join(self.panels())}"
-        )
-        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        canvas, _ = self._draw_panels(self.panels(), CELL)
+        return self._svg(canvas, self.key, ", ".join(self.panels()))
 
     def html(self) -> str:
-        """The figure for a page, where a wide one scrolls; a link to its CSV."""
-        size = "max-width: {0}rem; min-width: min({0}rem, {1}rem)"
-        columns = self._columns
-        size = size.format(36 if columns == 1 else 64, 19 * columns)
+        """The figure for a page: panels that stand below each other where it is
+        narrow, their legend, and a link to the CSV.
+        """
+        panels, handles = [], {}
+        for place, (title, rows) in enumerate(self.panels().items()):
+            canvas, own = self._draw_panels({title: rows}, PAGE_CELL, words=False)
+            drawing = self._svg(canvas, f"{self.key}-{place}", title)
+            panels.append(f"<div><h4>{html.escape(title)}</h4>{drawing}</div>")
+            handles |= own
+        legend = [
+            f"<li>{marks.swatch(handles[name])} {html.escape(name)}</li>"
+            for name in self._names
+            if name in handles
+        ]
         return (
-            f'<figure><div class="scroll"><div style="{size}">{self.svg()}</div></div>'
+            f"<figure>{paragraph(self.see)}"
+            f'<div class="panels" style="--columns: {columns_of(len(panels))}">'
+            f'{"".join(panels)}</div><ul class="legend">{"".join(legend)}</ul>'
             f"<figcaption><p>{html.escape(self.caption)} {csv_link(self)}</p>"
             "</figcaption></figure>"
         )
@@ -142,46 +148,79 @@ class Figure:
         width = int.from_bytes(png[16:20], "big") * SCREEN // DPI
         title, caption = html.escape(self.title), html.escape(self.caption)
         return (
-            f'<figure><b>{title}</b><br><img alt="{title}" src="{data_url(png)}" '
+            f"<figure><b>{title}</b><br>{paragraph(self.see)}"
+            f'<img alt="{title}" src="{data_url(png)}" '
             f'style="width:{width}px;max-width:100%;height:auto">'
             f'<figcaption style="max-width:50rem">{caption}</figcaption></figure>'
         )
 
     @property
-    def _columns(self) -> int:
-        count = len(self.panels())
-        return count if count < 4 else 2 if count == 4 else 3
+    def _names(self) -> list[str]:
+        """What the legend explains, in order."""
+        return [*self.series(self.data), *self._chance_text]
 
     def _save(self, **options: Any) -> bytes:
-        """All panels, with a legend below, in a format of matplotlib's."""
+        """All panels in a format of matplotlib's."""
+        canvas, _ = self._draw_panels(self.panels(), CELL)
+        return save(canvas, **options)
+
+    def _svg(self, canvas: Any, key: str, label: str) -> str:
+        """A drawing as an element of a page; `key` begins its identifiers."""
+        options = {"transparent": True, "metadata": {"Date": None}}
+        with marks.settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
+            text = save(canvas, format="svg", **options).decode()
+        text = text[text.index("<svg") :]
+        text = re.sub(
+            r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S
+        )
+        text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
+        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+        for color, variable in marks.VARIABLES.items():
+            text = text.replace(color, variable)
+        label = html.escape(f"{self.y_label} by {self.x_label}: {label}")
+        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+    def _draw_panels(
+        self,
+        panels: Mapping[str, Frame],
+        cell: tuple[float, float],
+        *,
+        words: bool = True,
+    ) -> tuple[Any, marks.Handles]:
+        """Panels in rows, with `words` titles and a legend below; what it explains."""
         from matplotlib.figure import Figure as Canvas
 
-        panels, columns, handles = self.panels(), self._columns, {}
-        rows, width = -(-len(panels) // columns), columns * CELL[0] + 0.1
-        names = [*self.series(self.data), *self._chance_text]
+        columns, handles, names = columns_of(len(panels)), {}, self._names
+        rows, width = -(-len(panels) // columns), columns * cell[0] + 0.1
+        titles = [textwrap.fill(title, TITLE_LETTERS) for title in panels]
+        top = TITLE * (max(t.count("\n") for t in titles) + 1) if words else 0.0
         # About 15 characters an inch, in lines as even as possible.
         fit = max(1, int(15 * width / (max(map(len, names)) + 7)))
-        lines = -(-len(names) // fit)
-        height = rows * CELL[1] + 0.21 * lines + 0.12
+        lines = -(-len(names) // fit) if words else 0
+        height = rows * (cell[1] + top) + (0.21 * lines + 0.12) * words
         with marks.settings():
-            canvas, buffer = Canvas(figsize=(width, height)), io.BytesIO()
-            for place, (title, data) in enumerate(panels.items()):
+            canvas = Canvas(figsize=(width, height))
+            for place, (title, data) in enumerate(zip(titles, panels.values())):
                 # Axes in inches: solving a layout takes seconds.
-                left = CELL[0] * (place % columns) + MARGIN[0]
-                bottom = height - CELL[1] * (place // columns + 1) + MARGIN[1]
-                wide, high = (CELL[i] - MARGIN[i] - MARGIN[i + 2] for i in (0, 1))
+                left = cell[0] * (place % columns) + MARGIN[0]
+                bottom = height - (cell[1] + top) * (place // columns + 1) + MARGIN[1]
+                wide, high = (cell[i] - MARGIN[i] - MARGIN[i + 2] for i in (0, 1))
+                wide -= BAR * (self.mark == "grid")
                 box = left / width, bottom / height, wide / width, high / height
-                handles |= self._draw(canvas.add_axes(box), title, data)
+                axes = canvas.add_axes(box)
+                handles |= self._draw(axes, data)
+                axes.set_title(title if words else "")
             names = [name for name in names if name in handles]
-            canvas.legend(
-                [handles[name] for name in names],
-                names,
-                loc="lower center",
-                ncols=-(-len(names) // lines),
-                borderpad=0.6,
-            )
-            canvas.savefig(buffer, **options)
-        return buffer.getvalue()
+            if words:
+                canvas.legend(
+                    [handles[name] for name in names],
+                    names,
+                    loc="lower center",
+                    ncols=-(-len(names) // lines),
+                    borderpad=0.6,
+                )
+        return canvas, handles
 
     def _levels(self, rows: Frame) -> list[float]:
         """Chance levels of some rows, one for each number of classes."""
@@ -195,7 +234,7 @@ class Figure:
         text = f"chance {levels}" if levels else self.chance_label
         return [text] if text else []
 
-    def _draw(self, axes: Any, title: str, rows: Frame) -> marks.Handles:
+    def _draw(self, axes: Any, rows: Frame) -> marks.Handles:
         """Fill one pair of axes; handles of a legend by name."""
         from matplotlib.ticker import MaxNLocator
 
@@ -207,8 +246,6 @@ class Figure:
             draw, order = (axes.axvline, 3.5) if upright else (axes.axhline, 1.5)
             handle = draw(level, color=marks.MUTED, zorder=order, **marks.DASHED)
             handles[self._chance_text[0]] = handle
-        # Names of runs may be long: about 44 characters fit.
-        axes.set_title(title, fontsize=max(5, min(9.5, 9.5 * 44 / len(title))))
         axes.set(xlabel=self.x_label, ylabel=self.y_label)
         if self.mark == "grid":
             for axis in (axes.xaxis, axes.yaxis):  # a locator belongs to one axis
@@ -237,12 +274,45 @@ class Figure:
         return low - 0.04 * (low < 0) * (high - low), high + 0.08 * (high - low)
 
 
+def columns_of(panels: int) -> int:
+    """In how many columns panels stand."""
+    return panels if panels < 4 else 2 if panels == 4 else 3
+
+
+def save(canvas: Any, **options: Any) -> bytes:
+    """A drawing in a format of matplotlib's."""
+    buffer = io.BytesIO()
+    with marks.settings():
+        canvas.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def paragraph(text: str) -> str:
+    """An element of a page, none of an empty text."""
+    return f"<p>{html.escape(text)}</p>" if text else ""
+
+
 def number(value: float) -> str:
     """A fraction as people read it."""
     if value != value:
         return "–"
     fine = 0 < abs(value) < 0.01 or 0.99 < value < 1
     return f"{value:.{4 if fine else 3}f}".replace("-", "−")
+
+
+def quote(
+    values: Mapping[str, Any], *, unit: str = " %", mean: str = "mean", prefix: str = ""
+) -> str:
+    """A mean in the usual form, of a fraction 82.5 % (95 % CI 70.0 to 92.5, n = 40).
+
+    `values` holds it, its interval (PREFIXlow, PREFIXhigh) and the number of images.
+    """
+    scale = 100 if unit == " %" else 1
+    ends = [scale * float(values[k]) for k in (mean, f"{prefix}low", f"{prefix}high")]
+    digits = 1 if scale > 1 else 2 if max(map(abs, ends)) > 1 else 3
+    center, low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
+    interval = f"95 % CI {low} to {high}, " if ends[1] == ends[1] else ""
+    return f"{center}{unit} ({interval}n = {int(values['images']):,})"
 
 
 def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:
@@ -284,8 +354,12 @@ class Section:
 Rows = Iterator[Frame]
 """The rows of a figure, series by series."""
 
-FigureTable = Mapping[str, tuple[Callable[[Run], Rows], str, str, Mapping[str, Any]]]
-"""Key: (rows of a run, title, caption, how they are drawn: fields of `Figure`)."""
+FigureTable = Mapping[
+    str, tuple[Callable[[Run], Rows], str, str, str, Mapping[str, Any]]
+]
+"""Key: (rows of a run, title, what to look for, caption, how they are drawn: fields of
+`Figure`).
+"""
 
 
 def rows_of_all(runs: Sequence[Run], rows_of: Callable[[Run], Rows]) -> Frame:
@@ -294,10 +368,16 @@ def rows_of_all(runs: Sequence[Run], rows_of: Callable[[Run], Rows]) -> Frame:
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
+def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterator[str]:
+    """Sentences about one of several runs, with its name."""
+    name = f"{run.name}: " if len(runs) > 1 else ""
+    return (name + sentence for sentence in sentences)
+
+
 def figures_of(runs: Sequence[Run], table: FigureTable) -> list[Figure]:
     """The figures that some run has rows for."""
     return [
-        Figure(key=key, title=title, caption=caption, data=data, **drawing)
-        for key, (rows_of, title, caption, drawing) in table.items()
+        Figure(key=key, title=title, see=see, caption=caption, data=data, **drawing)
+        for key, (rows_of, title, see, caption, drawing) in table.items()
         if len(data := rows_of_all(runs, rows_of))
     ]

@@ -16,7 +16,9 @@ from vitjax.report.figure import (
     Table,
     figures_of,
     number,
+    quote,
     with_interval,
+    with_name,
 )
 from vitjax.report.marks import KIND_STYLES, Frame
 from vitjax.report.per_image import BAND, MEASURES, Run, intervals
@@ -30,9 +32,9 @@ def section(runs: Sequence[Run]) -> Section:
         key="identifiability",
         title="Class identifiability",
         sentences=[
-            (f"{run.name}: " if len(runs) > 1 else "") + sentence
+            sentence
             for run in used
-            for sentence in describe(run, summaries[run.name])
+            for sentence in with_name(run, runs, describe(run, summaries[run.name]))
         ],
         figures=[*curve_figures(used), *figures_of(runs, REFINEMENT)],
         tables=[summary_table(pd.concat(summaries.values()))] if used else [],
@@ -44,23 +46,27 @@ FIGURES = {
         ("residual",),
         "identifiability",
         "Identifiability over the blocks",
+        "A line that rises towards 1: after more blocks, the true class can be read "
+        "from tokens of that kind.",
         "Class identifiability of the block outputs, 1 - rank/C (section 5, Figure 2).",
     ),
     "updates": (
         ("attention_update", "mlp_update"),
         "identifiability",
         "What attention and MLP write",
+        "Where one of the two lies higher, it is what writes the class.",
         "The same, for what each sub-layer adds to the stream, projected by itself.",
     ),
     "rate": (
         ("residual",),
         "rate",
         "Identifiability rate over the blocks",
+        "The stricter measure: the true class must come first.",
         "Share of tokens of the block outputs whose first class is the true one; last "
         "block: Table 1. Vertical axes differ.",
     ),
 }
-"""Key: (streams, measure, title, what is drawn)."""
+"""Key: (streams, measure, title, what to look for, what is drawn)."""
 
 MASKED = dict.fromkeys(("object", "context"), "image tokens by mask")
 PANELS = {
@@ -74,10 +80,12 @@ PANELS = {
 def curve_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     """Identifiability and its rate: kinds of tokens side by side, or several runs."""
     relative = len({run.config.depth for run in runs}) > 1
-    for key, (streams, measure, title, caption) in FIGURES.items() if runs else ():
+    for key, row in FIGURES.items() if runs else ():
+        streams, measure, title, see, caption = row
         yield Figure(
             key=key,
             title=title,
+            see=see,
             caption=f"{caption} {BAND} Dashed: chance."
             + " Blocks are shown as fractions of the depth." * relative,
             data=pd.concat(curves(runs, streams, measure), ignore_index=True),
@@ -125,6 +133,7 @@ REFINEMENT: FigureTable = {
     key: (
         functools.partial(refined, measure=measure),
         title,
+        "Where the module lies above the projection, it has learned to read more.",
         "What each module (Naseer et al. 2022) answers, beside the state that the head "
         f"reads, projected after the same block. {BAND} Dashed: chance.",
         {"y_label": MEASURES[measure]},
@@ -194,29 +203,33 @@ def summary_table(data: Frame) -> Table:
 
 def describe(run: Run, summary: Frame) -> Iterator[str]:
     """What a run says of its model, in sentences."""
-    rows = summary.set_index("quantity")
-    share = dict(zip(rows.index, with_interval(rows, "value")))
+    rows = summary.set_index("quantity").to_dict("index")
     yield (
-        f"{run.manifest['model']['name']} answers {share[TOP1]} of "
-        f"{rows['images'][TOP1]:,} images right, among {len(run.classes):,} classes."
+        f"The model is right on {quote(rows[TOP1], mean='value')} of the images, among "
+        f"{len(run.classes):,} classes."
     )
     for kind in ("cls", "image") if "cls" in run.tokens else ("image",):
         line, chance = intervals(run.curve(kind)), run.chance("identifiability")
         start = np.flatnonzero(~(line["low"] > chance)).max(initial=-1) + 1
         stays = f"stays above chance from block {start} on"
         stays = stays if start < run.config.depth else "does not end above chance"
+        last = {name: column[-1] for name, column in line.items()}
         yield (
-            f"Mean identifiability of the class at {KINDS[kind]} goes from "
-            f"{number(line['mean'][0])} after block 0 to {number(line['mean'][-1])} "
-            f"after block {run.config.depth - 1} (chance {number(chance)}); its "
-            f"interval {stays}."
+            f"Mean identifiability at {KINDS[kind]}: {number(line['mean'][0])} after "
+            f"block 0, {quote(last, unit='')} after the last, block "
+            f"{run.config.depth - 1}; chance is {number(chance)}, and the interval "
+            f"{stays}."
         )
+    rate, some = (quote(rows[name], mean="value") for name in (RATE, ANY))
     yield (
-        f"In the last block {share[RATE]} of the image tokens put it first (chance "
-        f"{rows['chance'][RATE]:.4g}); {share[ANY]} of the images have such a token."
+        f"After the last block the true class comes first at {rate} of the image "
+        f"tokens of an image, by chance at {100 * rows[RATE]['chance']:.3g} %, and at "
+        f"one token or more in {some} of the images."
     )
-    if "object" in run.tokens and not np.isnan(rows["value"][DIFFERENCE]):
+    if "object" in run.tokens and not np.isnan(rows[DIFFERENCE]["value"]):
+        more = "more" if rows[DIFFERENCE]["value"] >= 0 else "less"
+        difference = quote(rows[DIFFERENCE], mean="value", unit="")
         yield (
-            "Object tokens minus context tokens of the same image: identifiability "
-            f"{share[DIFFERENCE]} in the last block."
+            f"Tokens on the object are {more} identifiable than those around it, by "
+            f"{difference} after the last block."
         )

@@ -15,8 +15,10 @@ from vitjax.report.figure import (
     Section,
     Table,
     figures_of,
+    quote,
     rows_of_all,
     with_interval,
+    with_name,
 )
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import BAND, Run, intervals
@@ -31,9 +33,15 @@ def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
     builders = {part_rows: part_table, set_rows: set_table}
     rows = {build: rows_of_all(runs, rows_of) for rows_of, build in builders.items()}
+    used = [run for run in runs if len(run.image) and ablations(run)]
     return Section(
         key="ablation",
         title="Ablation",
+        sentences=[
+            sentence
+            for run in used
+            for sentence in with_name(run, runs, describe_ablation(run, *rows.values()))
+        ],
         figures=figures_of(runs, ABLATION_FIGURES),
         tables=[build(own) for build, own in rows.items() if len(own)],
     )
@@ -80,6 +88,35 @@ def block_effects(run: Run) -> Rows:
             values = run.read(schema.EFFECT(kind, system))
             panel = f"an update {schema.ABLATIONS[kind]}"
             yield run.line(panel, name, style, values)
+
+
+def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
+    """The head and the update worth most, and what the most important heads decide."""
+    for kind, words in schema.ABLATIONS.items():
+        own = parts[(parts["run"] == run.name) & (parts["ablation"] == kind)]
+        worth = []
+        for chosen in (own[own["part"] == "head"], own[own["part"] != "head"]):
+            if len(chosen):
+                row = chosen.loc[chosen["effect"].idxmax()].to_dict()
+                part = schema.SYSTEMS.get(row["part"], f"head {row['head']:.0f}")
+                fall = quote(row, unit="", mean="effect", prefix="effect_")
+                worth.append(f"by {fall} for {part} of block {row['layer']}")
+        if worth:
+            yield (
+                f"With one part at a time {words}, the true class's logit falls "
+                f"{worth[0]}, the most of all heads, and {worth[1]}, the most of all "
+                "updates."
+            )
+    if len(sets) and (sets["run"] == run.name).any():
+        own = sets[sets["run"] == run.name]
+        row = own.loc[own["difference"].idxmax()].to_dict()
+        yield (
+            f"Without the {row['heads']} most important heads, each "
+            f"{schema.ABLATIONS[row['ablation']]}, accuracy is "
+            f"{quote(row, mean='top', prefix='top_')}; without as many random ones it "
+            f"is {quote(row, mean='random', prefix='random_')}, with all of them "
+            f"{100 * run.correct.mean():.1f} %."
+        )
 
 
 MEASURED = (schema.EFFECT, schema.EFFECT_PREDICTED, schema.PREDICTION_ABLATED)
@@ -193,8 +230,62 @@ def set_table(rows: Frame) -> Table:
 def patching(runs: Sequence[Run]) -> Section:
     """Where clean activations restore the answer of a corrupted pass."""
     runs = [run for run in runs if schema.RESTORED("head") in run]
-    figures = figures_of(runs, PATCHING_FIGURES)
-    return Section(key="patching", title="Activation patching", figures=figures)
+    return Section(
+        key="patching",
+        title="Activation patching",
+        sentences=[
+            sentence
+            for run in runs
+            if len(run.image)
+            for sentence in with_name(run, runs, describe_patching(run))
+        ],
+        figures=figures_of(runs, PATCHING_FIGURES),
+    )
+
+
+def describe_patching(run: Run) -> Iterator[str]:
+    """How far apart both passes are, and what restores most of that."""
+    clean, corrupted = (
+        quote({name: column[0] for name, column in intervals(values).items()}, unit="")
+        for values in (run.read(schema.METRIC(each))[:, None] for each in schema.RUNS)
+    )
+    yield (
+        "The logit of the image's class is ahead of that of its partner's class by "
+        f"{clean} in the image's own pass and by {corrupted} in the partner's."
+    )
+    residual, heads = restored(run, "residual"), restored(run, "head")
+    updates = np.stack([restored(run, system) for system in schema.SYSTEMS], axis=-1)
+    pooled = int(run.results[schema.TOKEN_GROUP()].values[0])
+    if run.config.class_token and pooled >= 0:
+        means = intervals(residual[..., pooled])["mean"]
+        after = int((np.nan_to_num(means) >= 0.5).argmax())
+        yield (
+            "Of the residual stream, [CLS] alone restores half of the difference or "
+            f"more from block {after} on: {share_at(residual, after, pooled)}."
+            if means[after] >= 0.5
+            else "Of the residual stream, [CLS] alone restores less than half of the "
+            "difference after every block."
+        )
+    (block, head), (layer, system) = most(heads), most(updates)
+    yield (
+        f"Of all heads, head {head} of block {block} restores most, "
+        f"{share_at(heads, block, head)}; of all updates, "
+        f"{list(schema.SYSTEMS.values())[system]} of block {layer}, "
+        f"{share_at(updates, layer, system)}."
+    )
+
+
+def most(values: Float[np.ndarray, "image layer column"]) -> tuple[int, int]:
+    """Block and column of the largest mean."""
+    means = np.nan_to_num(intervals(values)["mean"], nan=-np.inf)
+    layer, column = np.unravel_index(means.argmax(), values.shape[1:])
+    return int(layer), int(column)
+
+
+def share_at(values: np.ndarray, layer: int, column: int) -> str:
+    """A mean share in the usual form."""
+    cell = intervals(values[:, layer, column][:, None])
+    return quote({name: ends[0] for name, ends in cell.items()})
 
 
 def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
@@ -227,20 +318,23 @@ ABLATION_FIGURES: FigureTable = {
     "ablation_heads": (
         head_effects,
         "What heads are worth",
+        "A full cell: without that head, the logit of the true class changes most.",
         "Effect of ablating a single head: the true class's logit before minus after, "
         f"mean over images; the fuller the color, the larger. {CELLS}",
-        HEADS,
+        HEADS | {"bar_label": "fall of the logit"},
     ),
     "ablation_blocks": (
         block_effects,
         "What attention and MLPs are worth",
+        "High points are the blocks that the answer depends on.",
         "The same for all that a block's attention or MLP adds to the residual stream. "
         f"{BAND}",
-        {"y_label": "true class's logit, before − after"},
+        {"y_label": "fall of the true class's logit"},
     ),
     "ablation_sets": (
         set_curves,
         "Most important heads against random ones",
+        "The faster the first line falls below the second, the fewer heads decide.",
         "Accuracy with more and more heads ablated, by their mean effect on reference "
         f"images or, as the control, at random (mean over draws). {BAND}",
         {"x": "x", "x_label": "share of heads ablated", "y_label": "accuracy"},
@@ -251,26 +345,31 @@ PATCHED = (
     "of the difference of the two classes' logits returns, 0 none, 1 all, as a share "
     "of the mean difference"
 )
+RESTORES = {"bar_label": "share restored"}
 PATCHING_FIGURES: FigureTable = {
     "patching_residual": (
         functools.partial(
             restored_cells, part="residual", panel="residual stream", column="group"
         ),
         "Where the answer is, block by block",
+        "Follow the full cells down the blocks: they show which tokens hold the answer "
+        "and when it moves on.",
         f"{PATCHED}. Groups of tokens: prefix tokens first, then patches from the "
         f"upper left. {CELLS}",
-        HEADS | {"x": "group", "x_label": "group of tokens"},
+        HEADS | RESTORES | {"x": "group", "x_label": "group of tokens"},
     ),
     "patching_heads": (
         functools.partial(restored_cells, part="head", panel="heads", column="head"),
         "Which heads carry it",
+        "A full cell is a head that brings the answer back by itself.",
         f"{PATCHED}. Each head at all tokens. {CELLS}",
-        HEADS,
+        HEADS | RESTORES,
     ),
     "patching_blocks": (
         restored_updates,
         "Which updates carry it",
+        "High points are the updates that bring the answer back by themselves.",
         f"{PATCHED}. {BAND}",
-        {"y_label": "restored"},
+        {"y_label": "share restored"},
     ),
 }

@@ -94,6 +94,10 @@ MANY_DOTS = 2000
 """More dots become an image within an SVG, or a page grows by megabytes."""
 
 
+CROWD = 5
+"""More lines in one panel have pale bands and fewer markers."""
+
+
 def color(rows: Frame) -> str:
     """The color of a series."""
     return COLORS[rows["style"].iloc[0] % len(COLORS)]
@@ -101,10 +105,13 @@ def color(rows: Frame) -> str:
 
 def line(axes: Any, series: Series, figure: Any) -> Handles:
     """A line through the means with the band of their intervals."""
-    handles = {}
+    handles, crowded = {}, len(series) > CROWD
     for name, rows in series.items():
         shade, kind = color(rows), rows["style"].iloc[0]
-        x, look = rows[figure.x], {"alpha": 0.32, "linewidth": 0}
+        look = {"alpha": 0.08 if crowded else 0.32, "linewidth": 0}
+        x, every = rows[figure.x], 1
+        if crowded and len(x) > 2 * CROWD:
+            every = (kind % CROWD, CROWD)  # markers apart from those of other lines
         draw = axes.fill_between
         if len(x) == 1:  # a band has no width there
             draw, look = axes.vlines, {"alpha": 0.64, "linewidth": 1.5}
@@ -117,6 +124,7 @@ def line(axes: Any, series: Series, figure: Any) -> Handles:
             linestyle="-" if kind < len(COLORS) else "--",
             marker=MARKERS[kind % len(MARKERS)],
             markersize=5 if len(x) <= 16 else 3.6,
+            markevery=every,
             markeredgecolor=PAPER,
             markeredgewidth=0.6,
             zorder=3,
@@ -248,7 +256,10 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
     """
     from matplotlib.patches import Patch
 
-    handles, scale = {}, max(rows["mean"].abs().max() for rows in series.values())
+    handles, means = {}, figure.data["mean"]
+    scale = max(rows["mean"].abs().max() for rows in series.values())
+    if figure.share_y:
+        scale = means.abs().max()
     for name, rows in series.items():
         shade, x, layer = color(rows), rows[figure.x], rows["layer"]
         shares = rows["mean"].abs() / (scale or 1)
@@ -258,7 +269,59 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
         look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
         axes.plot(x[sure], layer[sure], **look)
         handles[name] = Patch(facecolor=shade)
+    signs = {1: (means >= 0).any(), -1: (means < 0).any()}
+    shades = {sign: COLORS[sign < 0] for sign, present in signs.items() if present}
+    color_bar(axes, scale, shades, figure.bar_label)
     return handles
+
+
+STEPS = 24
+"""Cells of one sign in a color bar."""
+
+
+def color_bar(axes: Any, scale: float, shades: Mapping[int, str], label: str) -> None:
+    """Draw what the colors of cells stand for, to their right; sign -> color."""
+    bar = axes.inset_axes((1.05, 0, 0.05, 1))
+    share = (np.arange(STEPS) + 0.5) / STEPS
+    for sign, shade in shades.items():
+        fills = [(shade, one) for one in share]
+        bar.barh(sign * share, 1, 1 / STEPS, color=fills, linewidth=0)
+    ends = [sign * (sign in shades) for sign in (-1, 1)]
+    bar.set(xlim=(0, 1), ylim=ends, xticks=[], yticks=sorted({0, *ends}))
+    bar.set_yticklabels([f"{tick * scale:.2g}" for tick in sorted({0, *ends})])
+    bar.yaxis.tick_right()
+    bar.set_ylabel(label, fontsize=8)
+    bar.yaxis.set_label_position("right")
+    bar.grid(visible=False)
+    bar.spines[:].set_visible(False)
+
+
+def swatch(handle: Any) -> str:
+    """What stands for a series in the legend of a page."""
+    from matplotlib.colors import to_hex, to_rgba
+    from matplotlib.lines import Line2D
+    from matplotlib.markers import MarkerStyle
+
+    if not isinstance(handle, Line2D):
+        patch = getattr(handle, "patches", [handle])[0]
+        *_, alpha = to_rgba(patch.get_facecolor())
+        shade = VARIABLES[to_hex(patch.get_facecolor())]
+        look = f'fill="{shade}" fill-opacity="{alpha:.2g}" stroke="{shade}"'
+        shape = f'<rect x="6" y="1.5" width="16" height="9" {look}/>'
+    else:
+        shade = VARIABLES[to_hex(handle.get_color())]
+        dashes = ' stroke-dasharray="6 3"' if handle.is_dashed() else ""
+        line = f'stroke="{shade}" stroke-width="2"{dashes}'
+        shape = f'<line x1="0" y1="6" x2="28" y2="6" {line}/>'
+        marker = handle.get_marker()
+        if marker in MARKERS:
+            style = MarkerStyle(marker)
+            path = style.get_path().transformed(style.get_transform())
+            points = np.asarray(path.to_polygons()[0])
+            face = VARIABLES[to_hex(handle.get_markerfacecolor())]
+            corners = " ".join(f"{14 + 8 * x:.1f},{6 - 8 * y:.1f}" for x, y in points)
+            shape += f'<polygon points="{corners}" fill="{face}"/>'
+    return f'<svg class="key" viewBox="0 0 28 12" aria-hidden="true">{shape}</svg>'
 
 
 MARKS = {

@@ -14,6 +14,7 @@ from vitjax.report import (
     interventions,
     marks,
     paper,
+    predictions,
     token_maps,
 )
 from vitjax.report.explorer import explorer_data
@@ -145,9 +146,7 @@ def write_report(
     """
     from etils import epath
 
-    opened = as_runs(runs, names)
-    tokens = [run for run in opened if run.manifest["recipe"] == "tokens"]
-    shown = [run for run in opened if run not in tokens] or opened
+    shown, tokens = split_tokens(runs, names)
     made = sections(shown, tests, subset)
     content = render_page(shown, made, explorer_data(tokens) or explorer_data(shown))
     folder = epath.Path(out) / "figures"
@@ -161,24 +160,112 @@ def write_report(
     return page
 
 
+def split_tokens(
+    runs: Sequence[Results], names: Sequence[str]
+) -> tuple[list[Run], list[Run]]:
+    """Runs that are reported, and those that only add the explorer; they are no reason
+    for longer names.
+    """
+    every = as_runs(runs, names)
+    tokens = [run for run in every if run.manifest["recipe"] == "tokens"]
+    others = [run for run in every if run not in tokens]
+    if names or not others:
+        return others or every, tokens
+    rename = [
+        as_runs([run.results for run in each]) for each in (others, tokens) if each
+    ]
+    return rename[0], rename[-1] if tokens else []
+
+
 def sections(
     runs: Sequence[Run], tests: Units = "images", subset: int = 500
 ) -> list[Section]:
-    """The sections that some runs have the rows for, in the order of the page."""
+    """The sections that some runs have the rows for, in the order of the page: the
+    pictures, what the recipe is about, the rest.
+    """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
     if ranked:
         every = [
+            predictions.section(ranked),
+            faithfulness.maps(ranked),
+            token_maps.section(ranked),
+            faithfulness.probes(ranked),
             identifiability.section(ranked),
             paper.section(ranked),
-            appendix.distributions(ranked),
-            faithfulness.maps(ranked),
-            faithfulness.probes(ranked),
             *every,
+            appendix.distributions(ranked),
             appendix.tests(ranked, tests, subset),
-            token_maps.section(ranked),
         ]
     return [section for section in every if section.figures or section.tables]
+
+
+RECIPES = {
+    "identifiability": (
+        "Class identifiability",
+        "How well can the true class be read from every token, block by block?",
+    ),
+    "paper": (
+        "How the class comes about",
+        "Where can the true class be read from tokens, and which layers and memories "
+        "write it there?",
+    ),
+    "tokens": (
+        "Token by token",
+        "Which classes does every token name after every block, and where does the "
+        "model look?",
+    ),
+    "faithfulness": (
+        "Faithfulness of explanation methods",
+        "Whose maps show what the prediction rests on?",
+    ),
+    "probes": (
+        "Linear probes against class projection",
+        "What do tokens hold of the class, and how much of it does the model read?",
+    ),
+    "ablation": (
+        "Ablation",
+        "What is every head, attention and MLP worth to the prediction?",
+    ),
+    "patching": (
+        "Activation patching",
+        "Where in the network is it decided between two classes?",
+    ),
+}
+RECIPES["one_pass"] = RECIPES["paper"]
+"""Recipe -> (title, what it asks)."""
+
+OTHER = ("Recipe {}", "What does the recipe {} find?")
+
+
+def heading(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """Title of the page; its opening: what was asked, of which models and images."""
+    recipes = dict.fromkeys(run.manifest["recipe"] for run in runs)
+    known = [
+        RECIPES.get(recipe, [text.format(recipe) for text in OTHER])
+        for recipe in recipes
+    ]
+    names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
+    data = {short_data(run.manifest) for run in runs}
+    where = f" on {data.pop()}" if len(data) == 1 else ""
+    what = " and ".join(dict.fromkeys(title for title, _ in known))
+    title = f"{what}: {', '.join(names)}{where}"
+    return title, [
+        " ".join(dict.fromkeys(question for _, question in known)),
+        f"Asked of {'; and of '.join(map(describe_run, runs))}.",
+    ]
+
+
+def describe_run(run: Run) -> str:
+    """The model of a run and its images, in words."""
+    config, model = run.config, run.manifest["model"]
+    size = f"{config.depth} blocks of {config.heads} heads, {config.patches} patches"
+    pooled = "with [CLS]" if config.class_token else "without [CLS]"
+    trained = "" if model.get("sha256") else ", randomly initialized"
+    return (
+        f"{model['name']} ({size}, {pooled}, {len(run.classes):,} classes{trained}), "
+        f"on {run.done:,} images of {short_data(run.manifest)}"
+    )
 
 
 def render_page(
@@ -194,16 +281,33 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
-    data = {short_data(run.manifest) for run in runs}
-    where = f" on {data.pop()}" if len(data) == 1 else ""
-    ranked = any(run.streams for run in runs)
-    what = "Class identifiability" if ranked else "Interventions"
+    title, opening = heading(runs) if runs else ("Token explorer", [])
+    drawn = [section for section in made if section.figures]
+    if explorer:
+        # After pictures that the recipe is about, before all others.
+        first = bool(drawn) and drawn[0].key in ("predictions", "faithfulness")
+        drawn.insert(first, Section(key="explorer", title="Token explorer"))
+    tested = [section for section in made if section.key == "tests"]
+    tables = [t for section in made if section.key != "tests" for t in section.tables]
+    sentences = [line for section in made for line in section.sentences]
+    contents = [("found", "What was found", [])] if sentences else []
+    for section in drawn:
+        parts = [(f"figure-{figure.key}", figure.title) for figure in section.figures]
+        contents.append((section.key, section.title, parts))
+    contents += [(section.key, section.title, []) for section in tested]
+    parts = [(f"table-{table.key}", table.title) for table in tables]
+    contents += [("tables", "Tables", parts)] if tables else []
+    contents += [("measured", "What is measured", [])]
+    contents += [("computed", "How it was computed", [])]
     return environment.get_template("report.html.jinja").render(
-        title=f"{what}: {', '.join(names)}{where}",
+        title=title,
+        opening=opening,
+        contents=contents,
         runs=runs,
-        sections=made,
-        sentences=[line for section in made for line in section.sentences],
+        drawn=drawn,
+        tested=tested,
+        tables=tables,
+        sentences=sentences,
         explorer=explorer,
         provenance=provenance,
         colors=list(zip(marks.COLORS, marks.DARK)),

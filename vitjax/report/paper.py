@@ -124,6 +124,7 @@ FIGURES: FigureTable = {
     "change": (
         change,
         "Who writes towards the class?",
+        "Above the dashed line a layer raises the true class more often than not.",
         "Share of tokens whose true class has a larger logit in what is written than "
         f"in what was read (section 6, Figure 3b). {BAND}",
         {"y_label": "class similarity change rate"},
@@ -131,6 +132,8 @@ FIGURES: FigureTable = {
     "composition": (
         functools.partial(composition, convention="paper"),
         "Where does a block's answer come from?",
+        "The tallest part of a bar is where that block's top class comes from; compare "
+        "it with the pale bar beside it.",
         "Share of tokens whose top class after the block is also that of one of its "
         "input and its two updates, of more than one, or of none (section 6, Figure "
         "3c). Bars: mean over images; thin lines: 95 % bootstrap intervals; pale bars: "
@@ -140,6 +143,7 @@ FIGURES: FigureTable = {
     "composition_published": (
         functools.partial(composition, convention="vilas2023"),
         "The same, as published",
+        "Compare these bars with the paper's, and those above with each other.",
         "As the published code counts, for comparison with Figure 3c: categories "
         "overlap and the last does not look at the MLP, so that bars exceed one.",
         BARS,
@@ -147,6 +151,7 @@ FIGURES: FigureTable = {
     "class_value": (
         class_value,
         "Do the weights hold classes?",
+        "The trained weights above both controls: memories of classes were learned.",
         "Largest cosine between a class embedding and a value vector of the layer "
         "(section 6, Figure 4a). Line: mean over classes; band: its 95 % bootstrap "
         "interval.",
@@ -155,6 +160,8 @@ FIGURES: FigureTable = {
     "heads": (
         heads,
         "Which heads hold and call classes?",
+        "A head that stands out from the others and from the dashed line is one that "
+        "recalls classes.",
         "The next two figures for each attention head and its own memories (section "
         f"6.2). Dashed: classes permuted, mean over heads. {BAND}",
         {
@@ -165,6 +172,7 @@ FIGURES: FigureTable = {
     "agreement": (
         agreement,
         "Do tokens call memories of their class?",
+        "A line above its dashed one: tokens use memories of their own class.",
         "Share of tokens whose five strongest memories have the true class among "
         "their five best classes (paper, section 6, Figure 4b), or are among the "
         f"five memories that promote it most (published code). Dashed: chance. {BAND}",
@@ -173,6 +181,7 @@ FIGURES: FigureTable = {
     "simple": (
         simple,
         "Is a layer's answer one memory's?",
+        "A low line: what the layer writes is composed of several memories.",
         "Share of tokens for which the top class of what the layer writes is that of "
         "one of their five strongest memories; otherwise it is composed of several "
         f"(section 6). Dashed: chance. {BAND}",

@@ -57,6 +57,7 @@ class Run:
     Attributes:
         total, done: images that were requested; that were computed or skipped so far.
         skipped, unlabeled: among these, not readable; without a known class.
+        valid: position in the data set of those that were read.
         image: position in the data set of the others, that all numbers are about.
         label, correct: their class; whether the prediction is it.
         tokens: kinds of tokens that exist, keys of `schema.KINDS`.
@@ -77,6 +78,7 @@ class Run:
         done = np.flatnonzero(results["done"].values)
         valid, label = self.read(schema.VALID(), done), self.read(schema.LABEL(), done)
         use = valid & (label >= 0)
+        self.valid = done[valid]
         self.total, self.done = len(results["done"]), len(done)
         self.skipped = int((~valid).sum())
         self.unlabeled = int((valid & (label < 0)).sum())
@@ -236,26 +238,36 @@ def as_runs(
     several = [results] if isinstance(results, Results) else list(results)
     if not several:
         raise ValueError("Expected at least one run, as open_results returns it.")
+    if names and len(names) != len(several):
+        raise ValueError(
+            f"names={tuple(names)} are {len(names)}, not one for each of "
+            f"{len(several)} runs."
+        )
     names = names or run_names([each.manifest for each in several])
-    return [Run(each, name) for each, name in zip(several, names, strict=True)]
+    return [Run(each, name) for each, name in zip(several, names)]
 
 
 def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Short names that tell runs apart: the model, and more only where it differs."""
+    """Short names that tell runs apart: the first of model, recipe, data and so on that
+    differ; of a single run, its model.
+    """
     fields = [
+        lambda m: m["model"]["name"],
         short_data,
+        lambda m: m.get("recipe"),
         lambda m: m.get("dtype"),
         lambda m: pathlib.PurePath(str(m["model"].get("checkpoint"))).name,
         lambda m: str(m["model"].get("sha256"))[:8],
         lambda m: f"seed {m.get('seed')}",
     ]
-    names = [m["model"]["name"] for m in manifests]
+    names = [""] * len(manifests)
     for place, field in enumerate(fields):
         values = [str(field(m)) for m in manifests]
         # Other data is always worth saying, the rest only to tell namesakes apart.
-        needed = place == 0 or len(set(names)) < len(names)
+        needed = place < 2 or len(set(names)) < len(names)
         if needed and len(set(values)) > 1:
-            names = [f"{name} · {value}" for name, value in zip(names, values)]
+            names = [f"{a} · {b}" if a else b for a, b in zip(names, values)]
+    names = [name or m["model"]["name"] for name, m in zip(names, manifests)]
     return [
         name if names.count(name) == 1 else f"{name} ({names[:place].count(name) + 1})"
         for place, name in enumerate(names)

@@ -10,16 +10,19 @@ import dataclasses
 import html
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from vitjax.recipes import schema
-from vitjax.report.figure import Figure, Section, data_url
+from vitjax.report.figure import Figure, Section, data_url, paragraph
 from vitjax.report.marks import POSITIVE, Frame
 from vitjax.report.per_image import Run
+
+if TYPE_CHECKING:  # matplotlib is imported when something is drawn
+    from vitjax.report.overlays import Panel, Scale
 
 ABSENT = (128, 128, 128)
 DOT = (10, 10, 14)
@@ -74,20 +77,27 @@ class Preview:
         draw_border(image, mask, cell * scale)
         return image
 
-    def row(self) -> list[Any]:
-        """The image and its maps, as panels."""
+    @property
+    def words(self) -> str:
+        """What stands above the image: its classes, where they are known."""
+        classes = {"label": self.label, "prediction": self.prediction}
+        return "\n".join(
+            f"{name}: {short_name(self.class_name(number))}"
+            for name, number in classes.items()
+            if number >= 0
+        )
+
+    def row(self) -> "list[Panel]":
+        """The image and its maps."""
         from vitjax.report.overlays import Panel
 
         run, mask = self.run, self.mask
-        names = [self.class_name(n) for n in (self.label, self.prediction)]
-        label, prediction = map(short_name, names)
-        words = f"{short_name(run.name)}\nlabel: {label}\nprediction: {prediction}"
-        cells = [Panel(self.image, words)]
+        cells = [Panel(self.image, self.words)]
         tops = self.read(schema.TOP_CLASSES())[:, 0]
         for layer, ranks in zip(shown_layers(run.config.depth), self.ranks):
             image = draw_map(ranks, classes=len(run.classes), mask=mask)
-            words = f"block {layer}\n{short_name(run.classes[tops[layer]])}"
-            cells.append(Panel(image, words))
+            top = short_name(run.classes[tops[layer]])
+            cells.append(Panel(image, f"block {layer}\n{top}"))
         return cells
 
     def table(self) -> Frame:
@@ -145,50 +155,90 @@ def shown_layers(depth: int, *, count: int = 6) -> Int[np.ndarray, " shown"]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class MapFigure(Figure):
-    """A row per labeled preview: the image and its maps."""
+class PictureFigure(Figure):
+    """Rows of pictures with words above them; one scale for all, or of each its own."""
 
-    previews: Sequence[Preview]
+    rows: "Sequence[Sequence[Panel]]"
+    scale: "Scale | None" = None
+    y_label: str = ""
+    hidden: Sequence[str] = ()
 
     def png(self, *, dpi: int = 150) -> bytes:
-        """All rows and a color bar."""
-        from vitjax.report.overlays import Scale, draw_grid
+        """All rows with their color bars."""
+        from vitjax.report.overlays import draw_grid
 
-        rows = [preview.row() for preview in self.previews]
-        scale = Scale(POSITIVE, 0, 1, words=self.y_label)
         buffer = io.BytesIO()
-        draw_grid(rows, scale=scale).savefig(buffer, format="png", dpi=dpi)
+        canvas = draw_grid(self.rows, scale=self.scale)
+        canvas.savefig(buffer, format="png", dpi=dpi)
         return buffer.getvalue()
 
     def html(self) -> str:
-        """The PNG; on a narrow page it scrolls."""
-        return (
-            f'<figure><div class="scroll maps"><img src="{data_url(self.png())}" '
-            f'alt="{self.title}"></div><figcaption><p>{html.escape(self.caption)} '
-            "Numbers: <code>figures/maps.csv</code>.</p></figcaption></figure>"
+        """Every picture by itself: as many stand side by side as there is room for."""
+        rows = "".join(
+            f'<div class="pictures">{"".join(map(picture, row))}</div>'
+            for row in self.rows
         )
+        bar = f'<div class="shared">{color_bar(self.scale)}</div>' if self.scale else ""
+        return (
+            f"<figure>{paragraph(self.see)}{bar}{rows}<figcaption>"
+            f"<p>{html.escape(self.caption)} Numbers: "
+            f"<code>figures/{self.key}.csv</code>.</p></figcaption></figure>"
+        )
+
+
+def picture(panel: "Panel") -> str:
+    """A picture of a page with the words above it and its color bar below."""
+    kind = "jpeg" if panel.scale else "png"
+    image = f'<img alt="" src="{image_url(panel.image, kind=kind, most=PIXELS)}">'
+    words = "<br>".join(map(html.escape, panel.words.split("\n")))
+    bar = color_bar(panel.scale) if panel.scale else ""
+    return f"<div><p>{words}</p>{image}{bar}</div>"
+
+
+PIXELS = 224
+"""Of a picture's longer side on the page, at most."""
+
+
+def color_bar(scale: "Scale") -> str:
+    """The colors of a scale, the numbers at its ends and its words."""
+    values = np.linspace(scale.low, scale.high, 64)[None]
+    colors = scale.blend(np.full((1, 64, 3), 200, np.uint8), values)
+    ends = (f"{end:.2g}".replace("-", "−") for end in (scale.low, scale.high))
+    low, high = (f"<span>{end}</span>" for end in ends)
+    words = f"<span>{html.escape(scale.words)}</span>"
+    return (
+        f'<img class="strip" alt="" src="{image_url(colors)}">'
+        f'<div class="ends">{low}{words}{high}</div>'
+    )
 
 
 def section(runs: Sequence[Run]) -> Section:
     """Maps of the labeled images that runs kept, those of one image together."""
+    from vitjax.report.overlays import Scale
+
     shown = [one for run in runs for one in previews(run, limit=max(2, 8 // len(runs)))]
     shown = [one for one in shown if one.label >= 0]
     if not shown:
         return Section(key="maps", title="Image by image")
     shown.sort(key=lambda one: (one.run.manifest["data"]["id"], one.index))
-    figure = MapFigure(
+    rows = [preview.row() for preview in shown]
+    if len(runs) > 1:
+        for row, one in zip(rows, shown):
+            row[0] = row[0]._replace(words=f"{one.run.name}\n{row[0].words}")
+    figure = PictureFigure(
         key="maps",
-        title="Image by image",
+        title="Identifiability over the blocks, token by token",
+        see="Bright tokens know the class: watch where they are first, and how many "
+        "they become.",
         caption="Each cell is an image token, its color the identifiability of the "
         "label after the block; below the block's number stands the class that would "
         "be predicted from it. Dot: identifiable token (rank 0); line: border of the "
         "object's mask; gray: absent token.",
         data=pd.concat([preview.table() for preview in shown]),
-        y_label="class identifiability",
-        hidden=(),
-        previews=shown,
+        rows=rows,
+        scale=Scale(POSITIVE, 0, 1, words="class identifiability"),
     )
-    return Section(key="maps", title=figure.title, figures=[figure])
+    return Section(key="maps", title="Image by image", figures=[figure])
 
 
 def draw_map(
@@ -229,10 +279,14 @@ def short_name(name: str, *, longest: int = 24) -> str:
     return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
 
 
-def image_url(image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png") -> str:
-    """An image as the source of an `<img>`."""
+def image_url(
+    image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png", most: int = 0
+) -> str:
+    """An image as the source of an `<img>`, its longer side at most `most` pixels."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=kind, optimize=True, quality=85)
+    buffer, picture = io.BytesIO(), Image.fromarray(image)
+    if most:
+        picture.thumbnail((most, most))
+    picture.save(buffer, format=kind, optimize=True, quality=85)
     return data_url(buffer.getvalue(), f"image/{kind}")

@@ -1,4 +1,23 @@
 "use strict";
+// Contents: a menu that closes on a narrow page; a link opens what is folded.
+(() => {
+  const contents = document.getElementById("contents");
+  const wide = matchMedia("(min-width: 1100px)");
+  const fit = () => { if (contents) contents.open = wide.matches; };
+  const unfold = (hash) => {
+    const target = document.getElementById(hash.slice(1));
+    if (target instanceof HTMLDetailsElement) target.open = true;
+  };
+  wide.addEventListener("change", fit);
+  fit();
+  contents?.addEventListener("click", (event) => {
+    const link = event.target.closest("a");
+    if (!link) return;
+    fit();
+    unfold(link.hash);
+  });
+  unfold(location.hash);
+})();
 // Tables: numbers stand to the right; a click on a column's head sorts.
 (() => {
   const textOf = (row, column) => row.cells[column]?.textContent.trim() ?? "";
