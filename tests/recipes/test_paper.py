@@ -274,9 +274,9 @@ def test_the_known_truth_of_the_embedded_data_is_found():
     recipe = paper.PAPER.with_options(options)
     for correlation in (0, 1):
         data = f"textured_digits:test_{correlation}"
-        context = FakeContext(model, data, batch_size=50, limit=200, masks=True)
+        context = FakeContext(model, data, batch_size=50, limit=400, masks=True)
         rows = context.run(recipe)
-        loaded = context.batches(context.source, 0, 200)
+        loaded = context.batches(context.source, 0, 400)
         labels = np.concatenate([batch.patch_label for batch in loaded])
         before, after = rows["rank_residual"][:, -1, 1:], rows["rank_without_context"]
         on_object, on_context = (
