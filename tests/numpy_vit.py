@@ -105,16 +105,16 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
     def head(streams):
         x, bias = streams[-1], p["head"]["bias"] + p["head"].get("logit_bias", 0.0)
         kernel, z = p["head"]["kernel"], norm(x, final)
-        if cfg.pool == "cls_mean":
+        if cfg.pooling == "cls_mean":
             logits = z[0] @ kernel + bias
             logits = logits + z[cfg.prefix :].mean(0) @ p["head_patches"]["kernel"]
             for i in range(1, cfg.head_blocks):
                 earlier = p["head_earlier"]["kernel"][-i]
                 logits = logits + norm(streams[-1 - i][0], final) @ earlier
             return logits
-        if cfg.pool == "map":
+        if cfg.pooling == "map":
             f = attention_pool(z)
-        elif cfg.pool == "cls":
+        elif cfg.pooling == "cls":
             f = z[0]
         elif cfg.pool_norm == "before":
             f = z[cfg.prefix :].mean(0)

@@ -157,7 +157,7 @@ class Config:
         pool: what the head reads. "cls": [CLS]. "mean": the mean of the patches. "map":
             SigLIP's attention pooling over all tokens. "cls_mean": [CLS] by one class
             embedding and the mean of the patches by another (DINOv2). None: "cls" with
-            a class token, else "mean".
+            a class token, else "mean"; see `pooling`.
         pool_norm: whether the final norm stands "after" or "before" a mean; "map" and
             "cls_mean" pool normalized tokens.
         projection: width of the space in which images and classes are compared, where
@@ -207,8 +207,8 @@ class Config:
         if not isinstance(self.image_size, int):  # also a list, which has no hash
             height, width = self.image_size
             object.__setattr__(self, "image_size", (int(height), int(width)))
-        if self.pool is None:
-            object.__setattr__(self, "pool", "cls" if self.class_token else "mean")
+        if self.pool == ("cls" if self.class_token else "mean"):
+            object.__setattr__(self, "pool", None)  # equal configs are one program
         sizes = (self.patch_size, self.dim, self.depth, self.heads, self.mlp_dim)
         sizes += (self.embed_dim, self.head_blocks, *self.grid)
         if min(*sizes, *self.shape, self.channels) < 1 or self.registers < 0:
@@ -223,21 +223,27 @@ class Config:
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}.")
-        if self.refinement and (self.pool != "cls" or self.depth < 2):
+        if self.refinement and (self.pooling != "cls" or self.depth < 2):
             raise ValueError(
                 "Token refinement reads [CLS] of every block but the last: it needs "
                 f"pool='cls' and a depth of at least 2; got {self}."
             )
-        if self.distilled and not (self.pool == "cls" and self.registers):
+        if self.distilled and not (self.pooling == "cls" and self.registers):
             raise ValueError(
                 "distilled=True reads [CLS] and the first register: it needs "
                 f"pool='cls' and a register; got {self}."
             )
-        if self.pool in ("cls", "cls_mean") and not self.class_token:
-            raise ValueError(f"pool={self.pool!r} reads [CLS]: it needs a class token.")
-        if self.pool == "cls_mean" and (self.head == "cosine" or self.projection):
+        if self.pooling in ("cls", "cls_mean") and not self.class_token:
+            raise ValueError(
+                f"pool={self.pooling!r} reads [CLS]: it needs a class token."
+            )
+        if self.pooling == "cls_mean" and (self.head == "cosine" or self.projection):
             raise ValueError("pool='cls_mean' has a linear head without a projection.")
-        if not 1 <= self.head_blocks <= (self.depth if self.pool == "cls_mean" else 1):
+        if (
+            not 1
+            <= self.head_blocks
+            <= (self.depth if self.pooling == "cls_mean" else 1)
+        ):
             raise ValueError(
                 f"Config.head_blocks={self.head_blocks}: only pool='cls_mean' reads "
                 "more blocks than the last, and at most all."
@@ -246,7 +252,7 @@ class Config:
             "norm": ("pre", "residual_post"),
             "gelu": GELUS,
             "mlp": ("gelu", "swiglu"),
-            "pool": ("cls", "mean", "map", "cls_mean"),
+            "pool": (None, "cls", "mean", "map", "cls_mean"),
             "pool_norm": ("after", "before"),
             "head": ("linear", "cosine"),
         }
@@ -302,6 +308,11 @@ class Config:
         return self.prefix + self.patches
 
     @property
+    def pooling(self) -> str:
+        """What the head reads: `pool`, or "cls" with a class token, else "mean"."""
+        return self.pool or ("cls" if self.class_token else "mean")
+
+    @property
     def embed_dim(self) -> int:
         """Width of the space in which images and classes are compared."""
         return self.dim if self.projection is None else self.projection
@@ -309,7 +320,7 @@ class Config:
     @property
     def normalizes_first(self) -> bool:
         """Whether the final norm is applied to tokens, before they are pooled."""
-        return self.pool in ("map", "cls_mean") or self.pool_norm == "before"
+        return self.pooling in ("map", "cls_mean") or self.pool_norm == "before"
 
     @property
     def head_dim(self) -> int:

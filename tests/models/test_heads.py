@@ -26,7 +26,9 @@ def test_the_last_block_read_where_the_model_reads_gives_the_logits(name):
         images = tiny.images(config)
         logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
         x = trace.residual[-1]
-        if config.pool == "map":  # the head on one token alone, the only one there is
+        if (
+            config.pooling == "map"
+        ):  # the head on one token alone, the only one there is
             x = x[:, :1]
             read = model.apply(x, Edits(), method="unembed")
             np.testing.assert_allclose(
@@ -38,9 +40,9 @@ def test_the_last_block_read_where_the_model_reads_gives_the_logits(name):
         patches = x[:, config.prefix :]
         tokens = vitjax.project_tokens(model, x)
         assert tokens.shape == (3, config.tokens, 7)
-        if config.pool == "cls":
+        if config.pooling == "cls":
             expected = tokens[:, 0]
-        elif config.pool == "cls_mean":
+        elif config.pooling == "cls_mean":
             mean = jnp.einsum("bp,bpc->bc", weights, tokens[:, config.prefix :])
             expected = tokens[:, 0] + mean
             for block in range(2, config.head_blocks + 1):

@@ -86,9 +86,9 @@ def test_patching_a_whole_residual_gives_the_other_run(name):
         np.testing.assert_allclose(FORWARD(model, images, edits), other_logits, **TOL)
     none = np.zeros(model.config.tokens, bool)
     nothing = vitjax.patch(model, other, "residual", tokens=none)
-    np.testing.assert_array_equal(FORWARD(model, images, nothing), logits)
+    np.testing.assert_allclose(FORWARD(model, images, nothing), logits, atol=2e-6)
     zero = vitjax.steer(model, np.zeros(16, np.float32), layers=[1])
-    np.testing.assert_array_equal(FORWARD(model, images, zero), logits)
+    np.testing.assert_allclose(FORWARD(model, images, zero), logits, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,7 +49,7 @@ def test_contributions_add_up_to_the_logit(name):
             logits, _ = vitjax.forward(model, images, edits=edits)
         expected = np.asarray(logits)[np.arange(3), TARGET]
         np.testing.assert_allclose(total, expected, atol=1e-4 * np.abs(logits).max())
-        assert ("head" in parts) == (model.config.pool == "map")
+        assert ("head" in parts) == (model.config.pooling == "map")
 
 
 @pytest.mark.parametrize("name", ("clip", "siglip", "dinov2", "mean_of_norms"))
@@ -115,7 +115,7 @@ def test_relevancy_of_the_last_block_is_the_slope_of_the_models_loss(name):
     slope = jax.jit(lambda m, x: vitjax.attention_gradients(m, x, loss)[-1])
     expected = -np.asarray(slope(model, images)).sum(2)
     np.testing.assert_allclose(maps[-1], expected, atol=2e-5)
-    if model.config.pool == "cls_mean":
+    if model.config.pooling == "cls_mean":
         every = np.asarray(vitjax.relevancy(model, images, TARGET, query="all"))
         assert every.shape == (*maps.shape[:3], *maps.shape[-1:] * 2)
         assert np.isfinite(log_softmax(logits)).all() and np.abs(every).max() > 0
@@ -174,7 +174,7 @@ def test_every_method_explains_every_kind_or_says_why_not():
     for name, model in MODELS.items():
         images = tiny.images(model.config)
         for method in METHODS:
-            if method in ("lrp", "attnlrp") and name in (
+            if method in ("lrp", "attnlrp", "libragrad") and name in (
                 "siglip",
                 "map_linear",
                 "dinov2",

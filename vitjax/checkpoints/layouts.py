@@ -169,7 +169,7 @@ def google_table(config: Config, keys: Keys, *, rename: dict[str, str]) -> Table
 def google_config(config: Config, arrays: Arrays) -> Config:
     """The original code and big_vision average normalized tokens."""
     changes: dict[str, Any] = {}
-    if config.pool == "mean" and config.norm == "pre":
+    if config.pooling == "mean" and config.norm == "pre":
         changes["pool_norm"] = "before"
     if f"{MAP}probe" in arrays:
         changes |= dict(pool="map", class_token=False)
@@ -248,7 +248,7 @@ def head_table(head: str) -> Table:
 
 def columns(array, target) -> np.ndarray:
     """[class, k x dim] as [k class dim]."""
-    parts = target.config.head_blocks + (target.config.pool == "cls_mean")
+    parts = target.config.head_blocks + (target.config.pooling == "cls_mean")
     return array.reshape(len(array), parts, -1).swapaxes(0, 1)
 
 
@@ -256,7 +256,7 @@ def width_of_head(config: Config, weight: str, arrays: Arrays) -> dict[str, Any]
     """Fields of a config whose head reads [CLS] of several blocks, and the patches."""
     shape: Any = arrays[weight]().shape if weight in arrays else ()
     parts = shape[1] // config.dim if len(shape) == 2 else 1
-    if parts < 2 or shape[1] % config.dim or config.pool not in ("cls", "cls_mean"):
+    if parts < 2 or shape[1] % config.dim or config.pooling not in ("cls", "cls_mean"):
         return {}
     return dict(pool="cls_mean", head_blocks=parts - 1)
 
@@ -276,7 +276,7 @@ def timm_table(config: Config, keys: Keys) -> Table:
         MAP + "Dense_1/": ("attn_pool.mlp.fc2.", transpose),
         "refinement/token/": (REFINEMENT + "{refined}.token_fc.", transpose),
     }
-    pooled_first = config.pool == "mean" and config.pool_norm == "after"
+    pooled_first = config.pooling == "mean" and config.pool_norm == "after"
     norms = {
         "embed_norm/": "norm_pre.",
         BLOCK + "LayerNorm_0/": block + "norm1.",
@@ -345,7 +345,7 @@ def timm_config(config: Config, arrays: Arrays) -> Config:
     if "norm_pre.weight" in arrays:
         bias = "patch_embed.proj.bias" in arrays
         changes |= dict(embed_norm=True, patch_bias=bias)
-    if config.pool == "mean" and "norm.weight" in arrays:
+    if config.pooling == "mean" and "norm.weight" in arrays:
         changes["pool_norm"] = "before"
     if "attn_pool.latent" in arrays:
         changes["pool"] = "map"

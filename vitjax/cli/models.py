@@ -92,7 +92,7 @@ def count_parameters(row: registry.Variant) -> int:
     count = (3 * cfg.patch_size**2 + cfg.patch_bias + cfg.tokens + cfg.prefix) * dim
     count += cfg.depth * block + 2 * dim * (1 + cfg.embed_norm)
     count += cfg.refinement * (cfg.depth - 1) * 5 * dim * (2 * dim + 1)
-    if cfg.pool == "map":
+    if cfg.pooling == "map":
         count += attention + mlp + 3 * dim
     count += dim * (cfg.projection or 0) + (cfg.head == "cosine") + cfg.sigmoid
     return count + (cfg.embed_dim + 1) * len(row.labels()[0])

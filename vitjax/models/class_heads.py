@@ -99,7 +99,7 @@ def with_head(
         weights, bias, centre = (np.asarray(each, np.float64) for each in exact)
         bias = bias - np.einsum("...cd,...d->...c", weights, centre)
     blocks = config.head_blocks
-    width = config.embed_dim * (blocks + 1 if config.pool == "cls_mean" else 1)
+    width = config.embed_dim * (blocks + 1 if config.pooling == "cls_mean" else 1)
     count = weights.shape[0] if weights.ndim else 0
     names = tuple(map(str, range(count))) if classes is None else classes
     names = check_classes(names, weights.shape, width, "head")
@@ -107,7 +107,7 @@ def with_head(
         raise ValueError(f"A bias of shape {bias.shape}; expected {(len(names),)}.")
     kernel = jnp.asarray(weights, np.float32).T
     parts: dict[str, Any] = {}
-    if config.pool == "cls_mean":
+    if config.pooling == "cls_mean":
         *earlier, kernel, patches = jnp.split(kernel, blocks + 1)
         parts["head_patches"] = {"kernel": patches}
         if earlier:

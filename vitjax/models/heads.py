@@ -178,7 +178,7 @@ def pool(
     x: Float[Array, "*any token dim"], edits: Edits, config: Config
 ) -> Float[Array, "*any dim"]:
     """[CLS], or the mean of the patches that exist, where the head reads one state."""
-    if config.pool == "cls":
+    if config.pooling == "cls":
         return x[..., 0, :]
     return mean_of_patches(x, edits, config)
 
@@ -214,6 +214,6 @@ def mean_weights(
 
 def pooled_rows(config: Config) -> slice:
     """The tokens that the head reads."""
-    if config.pool == "cls":
+    if config.pooling == "cls":
         return slice(0, 1)
-    return slice(config.prefix if config.pool == "mean" else 0, None)
+    return slice(config.prefix if config.pooling == "mean" else 0, None)

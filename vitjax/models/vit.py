@@ -85,13 +85,13 @@ class VisionTransformer(nn.Module):
             self.embed_norm = LayerNorm(cfg.dim, cfg.epsilon)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.Transformer = Encoder(cfg, self.dropout, self.drop_path)
-        if cfg.pool == "map":
+        if cfg.pooling == "map":
             self.MAPHead_0 = AttentionPool(cfg)
         if cfg.projection is not None:
             self.projection = Affine((cfg.dim, cfg.projection))
         cosine = cfg.head == "cosine"
         self.head = Head(cfg.embed_dim, self.classes, cosine, cfg.sigmoid)
-        if cfg.pool == "cls_mean":
+        if cfg.pooling == "cls_mean":
             self.head_patches = Affine((cfg.dim, self.classes))
         if cfg.head_blocks > 1:
             earlier = (cfg.head_blocks - 1, cfg.dim, self.classes)
@@ -140,9 +140,9 @@ class VisionTransformer(nn.Module):
             embedding=head.kernel.T,
             sigmoid=cfg.sigmoid,
         )
-        if cfg.pool == "cls_mean":
+        if cfg.pooling == "cls_mean":
             fields["patch_embedding"] = self.head_patches.kernel.T
-        if cfg.pool == "map":
+        if cfg.pooling == "map":
             fields |= self.MAPHead_0.of_one_token()
         elif cfg.projection is not None:
             fields["projection"] = self.projection.kernel
@@ -165,11 +165,11 @@ class VisionTransformer(nn.Module):
         """
         cfg, space = self.config, self.class_space()
         x = space.normalize(x) if cfg.normalizes_first else x
-        if cfg.pool == "map":
+        if cfg.pooling == "map":
             return self.attend(x, self.head_attention(x, edits, presence))
         pooled = (
             pool(x, edits, cfg)
-            if presence is None or cfg.pool == "cls"
+            if presence is None or cfg.pooling == "cls"
             else mean_of_patches(x, edits, cfg, presence)
         )
         return space.embed(pooled if cfg.normalizes_first else space.normalize(pooled))
@@ -201,7 +201,7 @@ class VisionTransformer(nn.Module):
         them. `presence` in [0, 1] is how far each token takes part in pooling.
         """
         cfg, space = self.config, self.class_space()
-        if cfg.pool == "cls_mean":
+        if cfg.pooling == "cls_mean":
             z = space.normalize(x)
             patches = mean_of_patches(z, edits, cfg, presence)
             logits = space.read(z[:, 0]) + space.of_patches.read(patches)
@@ -230,7 +230,7 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "batch embed"]:
         """What is multiplied by the head's kernel; see `vitjax.encode_image`."""
         cfg, space = self.config, self.class_space()
-        if cfg.pool != "cls_mean":
+        if cfg.pooling != "cls_mean":
             return space.finish(self.embed_image(x, edits))
         z = space.normalize(x)
         parts = [z[:, 0], mean_of_patches(z, edits, cfg)]
@@ -248,17 +248,17 @@ class VisionTransformer(nn.Module):
         [CLS], the other for the patches together.
         """
         cfg = self.config
-        if cfg.pool == "map":
+        if cfg.pooling == "map":
             z = self.class_space().normalize(x)
             return self.head_attention(z, edits).mean(1).astype(x.dtype)
         first = jnp.tile((jnp.arange(x.shape[1]) == 0)[None], (len(x), 1))
         first = first.astype(x.dtype)
-        if cfg.pool == "cls":
+        if cfg.pooling == "cls":
             return first
         keep = None if edits.keep is None else patch_mask(edits)
         patches = mean_weights(x[:, cfg.prefix :], keep)
         patches = jnp.pad(patches, ((0, 0), (cfg.prefix, 0)))
-        return patches if cfg.pool == "mean" else (first + patches) / 2
+        return patches if cfg.pooling == "mean" else (first + patches) / 2
 
     def refine(
         self, params: Any, x: Float[Array, "batch token dim"]

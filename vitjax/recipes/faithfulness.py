@@ -34,7 +34,7 @@ from vitjax.types import Batch, Edits
 
 Protocol = Literal["vilas_removal", "chefer_perturbation", "segmentation"]
 LEVELS = 10
-LRP = {"lrp", "attnlrp"}
+LRP = {"lrp", "attnlrp", "libragrad"}
 
 
 def faithfulness(

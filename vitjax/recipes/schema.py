@@ -61,6 +61,10 @@ METHODS = {
     "consensus": "consensus",
     "lrp": "LRP of Chefer et al. 2021",
     "attnlrp": "AttnLRP",
+    "input_x_gradient": "input x gradient",
+    "libragrad": "LibraGrad",
+    "tokentm": "TokenTM",
+    "inflow": "InFlow",
     "occlusion": "occlusion",
     "random": "random",
 }

@@ -95,7 +95,7 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
         "heads": config.heads,
         "grid": config.grid,
         "prefix": ["[CLS]"] * config.class_token + registers,
-        "pool": config.pool,
+        "pool": config.pooling,
         "data": run.manifest["data"]["id"],
         "pixelated": max(config.shape) <= 128,  # PNG, enlarged without smoothing
         "images": [

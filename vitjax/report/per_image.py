@@ -97,7 +97,7 @@ class Run:
         """The kind of tokens that the prediction is read from; where it is read from
         both, [CLS].
         """
-        return "cls" if self.config.pool in ("cls", "cls_mean") else "image"
+        return "cls" if self.config.pooling in ("cls", "cls_mean") else "image"
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ Maps = Float[Array, "layer batch head patch"]
 def pooled_attention(model: Model, trace: Trace, edits: Edits):
     """The attention row of [CLS], or the average row of the tokens that are read."""
     weights: Any = trace.attention_weights
-    if model.config.pool == "cls":
+    if model.config.pooling == "cls":
         return weights[:, :, 0]
     pooled = model.apply(trace.residual, edits, method="token_weights")
     return jnp.einsum("bq,bhqt->bht", pooled, weights)

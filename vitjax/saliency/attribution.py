@@ -151,7 +151,7 @@ class Readout:
         space, config, edits = self.space, self.config, self.edits
         z = self.normalize(self.sites(x), held.inverse_sigma)
         bias = self.of_target(space.bias)
-        if config.pool == "cls_mean":
+        if config.pooling == "cls_mean":
             patches = mean_of_patches(z, edits, config)
             logit = self.dot(z[:, 0], space.embedding) + bias
             logit = logit + self.dot(patches, space.patch_embedding)
@@ -166,7 +166,7 @@ class Readout:
 
     def embed(self, z, held: Held) -> Float[Array, "batch embed"]:
         """The embedding before the MLP."""
-        if self.config.pool == "map":
+        if self.config.pooling == "map":
             return self.model.apply(z, held.attention, method="attend")
         first = self.config.normalizes_first
         return self.space.embed(pool(z, self.edits, self.config) if first else z)
@@ -183,9 +183,9 @@ class Readout:
             held = held._replace(earlier=earlier)
         one = jnp.ones(len(x), z.dtype)
         held = held._replace(factor=one)
-        if config.pool == "cls_mean":
+        if config.pooling == "cls_mean":
             return held
-        if config.pool == "map":
+        if config.pooling == "map":
             attention = self.model.apply(z, self.edits, method="head_attention")
             held = held._replace(attention=attention)
         f = self.embed(z, held)

@@ -47,7 +47,7 @@ def integrated_presence(
     dtype = np.promote_types(model.dtype, jnp.float32)
     others, prefix = edits or Edits(), model.config.prefix
     patches = model.config.patches if others.select is None else others.select.shape[1]
-    reads_patches = model.config.pool != "cls"
+    reads_patches = model.config.pooling != "cls"
 
     def of_tokens(presence, tokens):
         return jnp.where(np.arange(tokens) >= prefix, presence, 1.0)

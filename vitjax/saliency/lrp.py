@@ -139,13 +139,13 @@ def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
 
     x = normalize(x) if config.normalizes_first else x
     patches = slice(config.prefix, None)
-    if config.pool == "cls":
+    if config.pooling == "cls":
         state = x[:, 0]
     else:
         keep = None if edits.keep is None else patch_mask(edits)
         weights = mean_weights(x[:, patches], keep)
         state = rules.mean(x[:, patches], weights[:, :, None])
-    if config.pool == "cls_mean":  # one layer that reads both, side by side
+    if config.pooling == "cls_mean":  # one layer that reads both, side by side
         state = jnp.concatenate([x[:, 0], state], axis=-1)
         parts = jnp.asarray(space.embedding), jnp.asarray(space.patch_embedding)
         return dense(state, jnp.concatenate(parts, axis=1).T, space.bias)
@@ -166,7 +166,7 @@ def no_rules(config: Config) -> str:
             "LRP starts from one head, and a distilled model averages two: use "
             "another method, or load the weights without the distillation head."
         )
-    if config.pool == "map":
+    if config.pooling == "map":
         return (
             "LRP has no rules for a head that pools by attention (Config.pool='map'), "
             "whose query is a parameter: use another method."

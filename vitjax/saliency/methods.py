@@ -73,6 +73,8 @@ SIGNED_METHODS = frozenset(
         "integrated_gradients",
         "integrated_presence",
         "attnlrp",
+        "input_x_gradient",
+        "libragrad",
         "occlusion",
     }
 )

@@ -90,7 +90,7 @@ def relevancy(
         states: Any = states if of == "residual" else block.attention_update
         if every_row:
             logits = project_tokens(model, states)
-        elif config.pool == "cls":
+        elif config.pooling == "cls":
             logits = model.class_space.logits(states)
         else:
             states = jnp.pad(states, ((0, 0), (rows.start, 0), (0, 0)))
@@ -101,7 +101,7 @@ def relevancy(
     def read(params, stream_in, trace, context):
         block = params, stream_in, trace, context
         weights, values = trace.attention_weights, trace.values
-        if every_row or config.pool == "cls":
+        if every_row or config.pooling == "cls":
 
             def of_weights(weights):
                 return loss_of_rows(mix(weights, values), *block)
