@@ -404,6 +404,14 @@ def test_duplicate_names_match_by_id_and_number_only(tmp_path):
         ("facebook/deit-small-patch16-224", "deit_s16"),
         ("vit_large_patch16_384", "vit_l16_384"),
         ("ViT-B/16", "vit_b16"),
+        ("openai/clip-vit-base-patch32", "clip_b32_openai"),
+        ("timm/vit_base_patch16_clip_224.laion2b", "clip_b16_laion2b"),
+        ("ViT-L-14/datacomp_xl_s13b_b90k", "clip_l14_datacomp"),
+        ("vit_base_patch32_clip_224", "clip_b32_openai' or 'clip_b32_laion2b"),
+        ("google/siglip2-base-patch16-256", "siglip2_b16_256"),
+        ("hf-hub:timm/ViT-SO400M-14-SigLIP-384", "siglip_so400m14_384"),
+        ("facebook/dinov2-with-registers-base", "dinov2_b14_reg"),
+        ("dinov2_vits14", "dinov2_s14"),
     ),
 )
 def test_names_of_other_libraries_are_answered_with_ours(name, ours):

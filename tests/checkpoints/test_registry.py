@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vitjax
-from vitjax.checkpoints import registry
+from vitjax.checkpoints import download, registry
 from vitjax.models.model import parameter_shapes
 
 PARAMETERS = {
@@ -42,18 +42,28 @@ def test_every_row_has_the_known_number_of_parameters(name):
 def test_all_models_of_the_paper_are_there():
     assert set(vitjax.list_models()) >= PAPER | {"textured_digits", "vit_ti16"}
     assert len(vitjax.list_models()) == len(set(vitjax.list_models()))
+    families = [row.family for row in registry.ROWS]
+    assert sorted(families, key=families.index) == families  # as `vitjax list` shows
+
+
+def test_files_have_names_of_their_own_in_the_cache():
+    paths = [file.cached for row in registry.ROWS for file in download.published(row)]
+    shared = {registry.VARIANTS[f"vit_b16_{n}"].url for n in ("refinement",)}
+    assert len(paths) - len(set(paths)) == len(shared)
 
 
 @pytest.mark.parametrize("name", registry.VARIANTS)
 def test_every_row_is_whole(name):
     row = registry.VARIANTS[name]
     names, ids = row.labels()
-    assert len(names) == len(ids) == len(set(ids)) > 0
+    assert len(names) == len(ids) == len(set(ids))
+    assert len(names) > 0 or row.family in ("CLIP", "SigLIP", "DINOv2", "MAE")
+    assert (row.config.head == "cosine") == (row.family in ("CLIP", "SigLIP"))
     assert (row.preprocess.height, row.preprocess.width) == row.config.shape
-    assert row.license and row.source
+    assert row.license and row.source and row.family
     assert bool(row.url) + bool(row.packaged) + bool(row.obtain) == 1
     if row.sha256:
-        assert row.url.endswith(f"-{row.sha256}.pth")
+        assert row.sha256 in row.url
 
 
 def test_addresses_and_tags_name_the_same_weights():

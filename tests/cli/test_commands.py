@@ -150,7 +150,15 @@ def test_list_of_one_model_says_where_its_settings_come_from(
         assert capsys.readouterr().err.startswith("vitjax: ")
 
 
-@pytest.mark.parametrize("name", ["textured_digits", "deit_ti16", "vit_b16_gap"])
+ENCODERS = (
+    *("clip_b32_openai", "siglip_b16", "siglip_so400m14_384", "dinov2_g14_reg"),
+    *("dinov2_s14", "mae_b16", "mae_b16_in1k", "clip_b16_openai_in1k"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["textured_digits", "deit_ti16", "vit_b16_gap", *ENCODERS]
+)
 def test_list_counts_parameters_as_the_model_has_them(name):
     row = VARIANTS[name]
     shapes = parameter_shapes(row.config, len(row.labels()[0]))

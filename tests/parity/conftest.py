@@ -25,8 +25,8 @@ class Stand(types.ModuleType):
 
 
 class Finder:
-    """timm imports torchvision for data loading, which no test here needs, and which
-    PyPI does not build for every CPU-only PyTorch.
+    """timm and open_clip import torchvision for pictures, which no test here needs, and
+    which PyPI does not build for every CPU-only PyTorch.
     """
 
     def find_spec(self, name, path=None, target=None):
@@ -48,29 +48,29 @@ def torch():
     return torch
 
 
-def import_with_stand_in(name):
-    """A library, with a stand-in for torchvision where that is not installed."""
+def without_torchvision(name):
+    """A library that imports it, with a stand-in where it is absent."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     stand_in = importlib.util.find_spec("torchvision") is None
     if stand_in:
         sys.meta_path.append(Finder())
-    library = importlib.import_module(name)
+    module = importlib.import_module(name)
     if stand_in:  # transformers would take it for the real one
         sys.meta_path.pop()
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-    return library
+    return module
 
 
 @pytest.fixture(scope="session")
 def timm(torch):
-    return import_with_stand_in("timm")
+    return without_torchvision("timm")
 
 
 @pytest.fixture(scope="session")
 def open_clip(timm):
-    return import_with_stand_in("open_clip")
+    return without_torchvision("open_clip")
 
 
 @pytest.fixture(scope="session")

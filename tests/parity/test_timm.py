@@ -96,9 +96,30 @@ def test_addresses_are_timms(timm):
     from timm.models import get_pretrained_cfg
 
     for row in registry.ROWS:
-        if row.tag:
-            name = row.tag.removeprefix("timm/")
+        tags = [t for t in (row.tag, *row.aliases) if t.startswith("timm/vit_")]
+        for name in (tag.removeprefix("timm/") for tag in tags):
             config = get_pretrained_cfg(name)
-            assert config is not None and config.url == row.url, name
-            assert config.num_classes == len(row.labels()[0])
-            assert config.input_size == (3, *row.config.shape)
+            assert config is not None, name
+            if row.file == "model.safetensors" and f"timm/{name}" == row.tag:
+                assert config.url == row.url or f"/timm/{name}/" in row.url, name
+            classes = len(row.labels()[0]) or row.config.projection or 0
+            assert config.num_classes == classes
+            trained = (518, 518) if row.family == "DINOv2" else row.config.shape
+            assert config.input_size == (3, *trained)
+
+
+def test_addresses_are_open_clips(open_clip):
+    for row in registry.ROWS:
+        for alias in row.aliases:
+            name, _, weights = alias.partition(" ")
+            if not weights or "-quickgelu" in name:
+                continue
+            config = open_clip.get_pretrained_cfg(name, weights)
+            assert config, alias
+            hub = config["hf_hub"].strip("/")
+            assert hub in (row.tag, *row.aliases)
+            if row.family == "CLIP":
+                assert hub == row.tag and config["url"] in ("", row.url)
+                assert config["mean"] == row.preprocess.mean
+                quick = config.get("quick_gelu", False)
+                assert row.config.gelu == ("quick" if quick else "erf")

@@ -39,6 +39,7 @@ VIT: Any = dict(
     layer_norm_eps=1e-12,
     config={},
     processor="ViT",
+    pixels={},
 )
 CLIP = VIT | dict(
     patch_size=32,
@@ -46,18 +47,21 @@ CLIP = VIT | dict(
     layer_norm_eps=1e-5,
     config=dict(embed_norm=True, patch_bias=False),
     processor="CLIP",
+    pixels=dict(resize="shorter", interpolation="bicubic", **pipelines.CLIP),
 )
 SIGLIP = VIT | dict(
     hidden_act="gelu_pytorch_tanh",
     layer_norm_eps=1e-6,
     config=dict(class_token=False, pool="map"),
     processor="Siglip",
+    pixels=dict(interpolation="bicubic"),
 )
 DINOV2 = VIT | dict(
     patch_size=14,
     layer_norm_eps=1e-6,
     config=dict(layer_scale=True),
     processor="Bit",
+    pixels=dict(resize="shorter", **pipelines.TORCHVISION),
 )
 MODEL_TYPES: dict[str, dict[str, Any]] = {
     "vit": VIT,
@@ -66,8 +70,9 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("siglip", "siglip_vision_model"), SIGLIP),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), DINOV2),
 }
-"""Model types of transformers -> defaults of fields, what every such model has, and the
-image processor of a file that names none."""
+"""Model types of transformers -> defaults of fields, what every such model has, the
+image processor of a file that names none, and the pipeline at 224 pixels where there is
+no such file."""
 
 NOT_READ = {
     "siglip2": "NaFlex resizes its positions for each image. Take a SigLIP 2 of fixed "
@@ -147,6 +152,11 @@ class HuggingFace:
     def preprocess(self) -> Preprocess | None:
         return None  # it is a file of its own
 
+    @property
+    def assumed(self) -> Preprocess:
+        """The pipeline where that file is missing."""
+        return Preprocess(224, 224, **self.kind["pixels"])
+
 
 def truncates(size: int | tuple[int, int], patch: int) -> bool:
     """Whether a convolution drops pixels at the edge of an image."""
@@ -189,10 +199,7 @@ TIMM_WITHOUT_EFFECT = {
 }
 """Arguments of a model that its arrays show as well, or that the logits do not need."""
 
-QUICK_TAGS = (
-    *("openai", "metaclip_400m", "metaclip_2pt5b", "metaclip2_worldwide"),
-    *("dfn2b", "dfn5b"),
-)
+QUICK_TAGS = (*("openai", "metaclip_400m", "metaclip_2pt5b", "dfn2b", "dfn5b"),)
 """timm's tags of weights that were trained with QuickGELU, whatever the architecture
 that they are loaded into computes."""
 
@@ -340,9 +347,7 @@ class OpenClip:
         """The description of an image tower of timm."""
         size = self.tower.get("image_size", 224)
         arguments = {"img_size": size, "global_pool": self.tower.get("timm_pool")}
-        arguments["act_layer"] = self.tower.section("timm_kwargs").get("act_layer")
-        name = str(self.of_timm)
-        return Timm({"architecture": name, "model_args": arguments})
+        return Timm({"architecture": str(self.of_timm), "model_args": arguments})
 
     @property
     def stated(self) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def write_folder(folder, arrays: dict[str, np.ndarray], config: dict) -> None:
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {k: np.asarray(array, order="C") for k, array in arrays.items()}
+    contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
     (folder / ARRAYS).write_bytes(safetensors.numpy.save(contiguous))
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 

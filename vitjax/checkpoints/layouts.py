@@ -131,7 +131,7 @@ def scalar(array, target):
 
 def exponential(array, target):
     """The factor whose logarithm the file holds."""
-    return np.exp(array.reshape(()))
+    return np.asarray(np.exp(array.reshape(())))
 
 
 def flax_table(
@@ -169,12 +169,12 @@ def google_table(config: Config, keys: Keys, *, rename: dict[str, str]) -> Table
 def google_config(config: Config, arrays: Arrays) -> Config:
     """The original code and big_vision average normalized tokens."""
     changes: dict[str, Any] = {}
-    if config.pooling == "mean" and config.norm == "pre":
-        changes["pool_norm"] = "before"
     if f"{MAP}probe" in arrays:
         changes |= dict(pool="map", class_token=False)
         if "head/kernel" not in arrays:
             changes |= dict(head="cosine", sigmoid=True)
+    elif config.pooling == "mean" and config.norm == "pre":
+        changes["pool_norm"] = "before"
     return dataclasses.replace(config, **changes)
 
 
@@ -345,12 +345,17 @@ def timm_config(config: Config, arrays: Arrays) -> Config:
     if "norm_pre.weight" in arrays:
         bias = "patch_embed.proj.bias" in arrays
         changes |= dict(embed_norm=True, patch_bias=bias)
-    if config.pooling == "mean" and "norm.weight" in arrays:
-        changes["pool_norm"] = "before"
     if "attn_pool.latent" in arrays:
         changes["pool"] = "map"
         if "head.weight" not in arrays:
             changes |= dict(head="cosine", sigmoid=True)
+    elif config.pooling == "mean" and "norm.weight" in arrays:
+        changes["pool_norm"] = "before"
+    if config.projection is not None and np.any(arrays.get("head.bias", bool)()):
+        raise CheckpointError(
+            "The head has a bias, so it is no projection of CLIP: give a Config with "
+            "projection=None and head='linear'."
+        )
     return dataclasses.replace(config, **changes)
 
 
@@ -534,6 +539,7 @@ TIMM = CheckpointLayout(
     },
     ignored={
         re.escape(REFINEMENT) + ".*": "refinement, unless the Config has it",
+        r"head\.bias": "zeros, as a projection has no bias",
         "mask_token": MASK_TOKEN,
     },
     positions=("all", "class", "none"),

@@ -285,20 +285,20 @@ def choose_preprocess(
     if config.channels != 3 and yours is None:
         return None, f"none: vitjax makes images of 3 channels, not {config.channels}"
     described = description.preprocess() if description is not None else None
+    of_transformers = isinstance(description, configs.HuggingFace)
     if row is not None and beside.own:
         base, source = row.preprocess, f"file {files.CONFIG}"
     elif description is not None and described is not None:
         base, source = described, f"file {description.file}"
     elif beside.preprocessor:
-        processor = "ViT"
-        if isinstance(description, configs.HuggingFace):
-            processor = description.kind["processor"]
-        base = pipelines.hugging_face(beside.preprocessor, processor)
+        kind = description.kind["processor"] if of_transformers else "ViT"
+        base = pipelines.hugging_face(beside.preprocessor, kind)
         source = "file preprocessor_config.json"
     elif row is not None and row.name:
         base, source = row.preprocess, f"row {row.name}"
     else:
-        base, source = Preprocess(*config.shape), "assumed"
+        base = description.assumed if of_transformers else Preprocess(*config.shape)
+        source = "assumed"
     if yours is not None:
         base, source = changed(base or Preprocess(*config.shape), yours), "you"
     return base and base.resized_to(*config.shape), source

@@ -20,6 +20,8 @@ IMAGENET: Any = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CLIP: Any = dict(
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
+TORCHVISION: Any = dict(resize_size=256, interpolation="bicubic", **IMAGENET)
+"""The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 CLIP_COLORS = {f"image_{name}": values for name, values in CLIP.items()}
 SQUARE: dict[str, Any] = dict(
     size=224,

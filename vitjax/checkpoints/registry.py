@@ -11,7 +11,7 @@ from typing import Any
 
 from vitjax import messages
 from vitjax.checkpoints.files import ARRAYS
-from vitjax.checkpoints.pipelines import CLIP, IMAGENET
+from vitjax.checkpoints.pipelines import CLIP, TORCHVISION
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.data.textured_digits import CLASSES
@@ -69,8 +69,6 @@ HUGE: dict[str, Any] = dict(dim=1280, depth=32, heads=16, mlp_dim=5120)
 SO400M: dict[str, Any] = dict(dim=1152, depth=27, heads=16, mlp_dim=4304)
 GIANT: dict[str, Any] = dict(dim=1536, depth=40, heads=24, mlp_dim=4096, mlp="swiglu")
 
-TORCHVISION: dict[str, Any] = dict(resize_size=256, interpolation="bicubic", **IMAGENET)
-"""The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 AUGREG_224 = {

@@ -186,6 +186,7 @@ def initializer(config: Config, classes: int) -> Any:
     return jax.jit(initialize_params)
 
 
+@functools.lru_cache(maxsize=64)
 def parameter_shapes(config: Config, classes: int) -> dict[str, tuple[int, ...]]:
     """Path to shape of every parameter of a model."""
     tree = jax.eval_shape(initializer(config, classes), jax.random.key(0))

@@ -1,0 +1,412 @@
+"""Files of CLIP, SigLIP, DINOv2 and pooled variants: whole, and strictly."""
+
+import dataclasses
+import json
+
+import formats
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+
+import vitjax
+from vitjax.checkpoints.files import CheckpointError
+from vitjax.models.model import flatten
+from vitjax.types import Config
+
+CONFIGS = formats.CONFIGS
+HF = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+TIMM = {"model_args": {"num_heads": 2, "img_size": 32}}
+VISION = dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8)
+VISION["mlp_ratio"] = 1.5
+TEXT = {"text_model.final_layer_norm.bias", "text_projection.weight"}
+OPEN_TEXT = {
+    *("positional_embedding", "text_projection", "token_embedding.weight"),
+    *("transformer.resblocks.0.ln_1.weight", "ln_final.bias"),
+}
+
+FORMATS = {
+    "transformers CLIP": (
+        ("clip", formats.HUGGING_FACE_CLIP),
+        {"config": {"model_type": "clip", "vision_config": HF}},
+        TEXT,
+    ),
+    "transformers CLIP, vision tower": (
+        ("clip alone", formats.HUGGING_FACE_CLIP),
+        {"config": HF | {"model_type": "clip_vision_model"}},
+        {"vision_model.embeddings.position_ids"},
+    ),
+    "transformers SigLIP": (
+        ("siglip", formats.HUGGING_FACE_CLIP),
+        {"config": {"model_type": "siglip", "vision_config": HF}},
+        TEXT,
+    ),
+    "open_clip": (
+        ("clip", formats.OPEN_CLIP),
+        {
+            "open_clip_config": {
+                "model_cfg": {"embed_dim": 10, "quick_gelu": True, "vision_cfg": VISION}
+            }
+        },
+        OPEN_TEXT,
+    ),
+    "open_clip, image tower of timm": (
+        ("siglip trunk", formats.TRUNK),
+        {
+            "open_clip_config": {
+                "model_cfg": {
+                    "vision_cfg": {
+                        "timm_model_name": "vit_tiny_patch8_siglip_32",
+                        "timm_pool": "map",
+                        "image_size": 32,
+                    }
+                }
+            }
+        },
+        {"text.positional_embedding", "text.text_projection.bias"},
+    ),
+    "timm CLIP": (
+        ("clip", formats.PROJECTION),
+        {"config": TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224"}},
+        set(),
+    ),
+    "timm SigLIP": (
+        ("siglip", formats.TIMM),
+        {"config": TIMM | {"architecture": "vit_base_patch16_siglip_224"}},
+        set(),
+    ),
+    "timm MAE": (
+        ("mae", formats.MEAN),
+        {
+            "config": TIMM
+            | {"architecture": "vit_base_patch16_224", "global_pool": "avg"}
+        },
+        set(),
+    ),
+    "timm mean of normalized tokens": (
+        ("gap", formats.TIMM),
+        {
+            "config": TIMM
+            | {"architecture": "vit_base_patch16_224", "global_pool": "avg"}
+        },
+        set(),
+    ),
+    "timm DINOv2": (
+        ("dinov2_reg", formats.TIMM),
+        {"config": TIMM | {"architecture": "vit_base_patch14_reg4_dinov2"}},
+        set(),
+    ),
+    "transformers DINOv2": (
+        ("dinov2_reg", formats.HUGGING_FACE_DINO),
+        {
+            "config": HF
+            | dict(
+                model_type="dinov2_with_registers",
+                num_register_tokens=3,
+                mlp_ratio=1.5,
+            )
+        },
+        {"dinov2.embeddings.mask_token"},
+    ),
+    "transformers DINOv2, classifier": (
+        ("dinov2_head", formats.HUGGING_FACE_DINO),
+        {
+            "config": HF
+            | dict(model_type="dinov2_with_registers", num_register_tokens=3)
+        },
+        {"dinov2.embeddings.mask_token"},
+    ),
+}
+
+
+def make(name, *, scaled=True):
+    """A model of a kind, and without classes where its files have none."""
+    config = CONFIGS[name]
+    classes = tiny.CLASSES if name in ("dinov2_head", "mae", "gap") else ()
+    model = tiny.make(config, classes=classes)
+    if config.head == "cosine":
+        head = dict(model.params["head"], temperature=np.float32(14 if scaled else 1))
+        if config.sigmoid:
+            head["logit_bias"] = np.float32(-3 if scaled else 0)
+        model = model.replace(params=dict(model.params, head=head))
+    position = np.array(model.params["pos_embedding"])
+    position[:, 1 : 1 + config.registers] = 0  # their files have none
+    return model.replace(params=dict(model.params, pos_embedding=position))
+
+
+def write_folder(folder, name, change=lambda arrays: None):
+    """The model that a format holds, in a folder that describes it."""
+    (kind, names), descriptions, ignored = FORMATS[name]
+    scaled = "logit_scale" in names.values()
+    model = make(kind, scaled=scaled)
+    if not scaled:
+        names = names | {"head/temperature": "drop", "head/logit_bias": "drop"}
+    arrays = formats.write(model, names)
+    arrays.pop("drop", None)
+    if names.get("projection/") == "head.":
+        arrays["head.bias"] = np.zeros(10, np.float32)
+    arrays |= {key: np.ones(3, np.float32) for key in ignored}
+    change(arrays)
+    file = "open_clip_model" if "open_clip_config" in descriptions else "model"
+    safetensors.numpy.save_file(arrays, folder / f"{file}.safetensors")
+    for file, content in descriptions.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    return model, arrays
+
+
+def assert_same(left, right):
+    left, right = flatten(left.params), flatten(right.params)
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_allclose(left[path], right[path], rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_folders_describe_themselves(tmp_path, name):
+    model, _ = write_folder(tmp_path, name)
+    loaded = vitjax.load(tmp_path)
+    assert loaded.config == model.config and loaded.num_classes == model.num_classes
+    assert_same(loaded, model)
+    ignored = FORMATS[name][2]
+    assert bool(loaded.provenance.ignored) == bool(ignored or name == "timm CLIP")
+    vitjax.save(loaded, tmp_path / "own")
+    again = vitjax.load(tmp_path / "own")
+    assert again.config == loaded.config and again.classes == loaded.classes
+    assert_same(again, loaded)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_key_is_read_named_or_an_error(tmp_path, name):
+    _, arrays = write_folder(tmp_path, name)
+    unread = {*FORMATS[name][2], "head.bias", "logit_scale", "logit_bias"}
+    keys = sorted(arrays.keys() - unread)
+    key = keys[len(keys) // 2]
+    for change in (
+        lambda arrays: arrays.pop(key),
+        lambda arrays: arrays.update(neck=np.ones(3, np.float32)),
+        lambda arrays: arrays.update({key: np.ones((5, 3), np.float32)}),
+    ):
+        _, changed = write_folder(tmp_path, name, change)
+        with pytest.raises(CheckpointError, match="neck" if "neck" in changed else "."):
+            vitjax.load(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ("", "params/"))
+@pytest.mark.parametrize("old", (True, False))
+@pytest.mark.parametrize("stacked", (True, False))
+def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
+    model = make("siglip")
+    out = tiny.flax_arrays(model, stacked=stacked)
+    renamed = {
+        f"{prefix}t": np.log(out.pop("head/temperature")).reshape(1),
+        f"{prefix}b": out.pop("head/logit_bias").reshape(1),
+        f"{prefix}txt/Encoder_0/encoderblock_0/MlpBlock_0/Dense_0/bias": np.ones(3),
+        f"{prefix}txt/head/bias": np.ones(3),
+    }
+    del out["head/kernel"], out["head/bias"]
+    for key, value in out.items():
+        parts = key.split("/")
+        if parts[0] == "MAPHead_0" and parts[1] != "probe":
+            kind = "MlpBlock_0" if "Dense" in key else "MultiHeadDotProductAttention_0"
+            if "LayerNorm" not in key:
+                parts.insert(1, kind)
+        if old and parts[0] == "MAPHead_0":  # in line with the tower
+            del parts[0]
+        renamed[f"{prefix}img/{'/'.join(parts)}"] = value
+    np.savez(tmp_path / "m.npz", **renamed)
+    bare = Config(**tiny.SHAPE, class_token=False, gelu="tanh")
+    for config in (model.config, bare):
+        loaded = vitjax.load(config, checkpoint=tmp_path / "m.npz")
+        assert loaded.config == model.config and loaded.classes == ()
+        assert_same(loaded, model)
+    (line,) = loaded.provenance.ignored
+    assert line.startswith("the text tower")
+
+
+@pytest.mark.parametrize("linen", (True, False))
+def test_means_of_google_are_of_normalized_tokens(tmp_path, linen):
+    model = tiny.make(Config(**tiny.SHAPE, class_token=False))
+    tiny.write_google(tmp_path / "m.npz", model, linen=linen)
+    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
+    assert loaded.config.pool_norm == "before"
+    images = tiny.images(model.config)
+    logits, trace = vitjax.forward(loaded, images, capture=("residual",))
+    each = vitjax.project(loaded.class_space, trace.residual[-1])
+    np.testing.assert_allclose(logits, each.mean(1), atol=1e-5)
+
+
+def test_queries_and_values_alone_may_have_a_bias(tmp_path):
+    model = tiny.make(tiny.CONFIGS["plain"])
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    for block in (0, 1):
+        name = f"blocks.{block}.attn."
+        query, _, value = np.split(arrays.pop(name + "qkv.bias"), 3)
+        arrays |= {name + "q_bias": query.copy(), name + "v_bias": value.copy()}
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
+    attention = loaded.block_params["MultiHeadDotProductAttention_0"]
+    assert not attention["key"]["bias"].any()
+    before = model.block_params["MultiHeadDotProductAttention_0"]
+    for part in ("query", "value"):
+        np.testing.assert_array_equal(attention[part]["bias"], before[part]["bias"])
+
+
+@pytest.mark.parametrize("blocks", (1, 2))
+def test_a_head_in_a_file_of_its_own(tmp_path, blocks):
+    config = CONFIGS["dinov2"]
+    backbone = make("dinov2")
+    arrays = formats.write(backbone, formats.TIMM)
+    arrays["mask_token"] = np.ones((1, 16), np.float32)
+    path, file = tmp_path / "m.safetensors", tmp_path / "head.safetensors"
+    safetensors.numpy.save_file(arrays, path)
+    rng = np.random.default_rng(0)
+    head = {
+        "weight": rng.normal(size=(7, 16 * (blocks + 1))).astype(np.float32),
+        "bias": rng.normal(size=7).astype(np.float32),
+    }
+    safetensors.numpy.save_file(head, file)
+    loaded = vitjax.load(config, checkpoint=path, head=file)
+    expected = dataclasses.replace(config, pool="cls_mean", head_blocks=blocks)
+    assert loaded.config == expected and loaded.num_classes == 7
+    columns = np.split(head["weight"], blocks + 1, axis=1)
+    params = loaded.params
+    np.testing.assert_array_equal(params["head_patches"]["kernel"], columns[-1].T)
+    np.testing.assert_array_equal(params["head"]["kernel"], columns[-2].T)
+    np.testing.assert_array_equal(params["head"]["bias"], head["bias"])
+    if blocks == 2:
+        np.testing.assert_array_equal(params["head_earlier"]["kernel"][0], columns[0].T)
+    assert vitjax.load(config, checkpoint=path).classes == ()
+    with pytest.raises(CheckpointError, match=r"head\.weight"):
+        vitjax.load(config, checkpoint=path, classes=7)
+    for wrong in ({"weight": head["weight"]}, head | {"scale": head["bias"]}):
+        safetensors.numpy.save_file(wrong, file)
+        with pytest.raises(CheckpointError, match="head="):
+            vitjax.load(config, checkpoint=path, head=file)
+    tiny.write_timm(path, tiny.make(tiny.CONFIGS["plain"]))
+    safetensors.numpy.save_file(head, file)
+    with pytest.raises(CheckpointError, match="without head="):
+        vitjax.load(tiny.CONFIGS["plain"], checkpoint=path, head=file)
+
+
+def test_blocks_in_chunks_are_dinov2s(tmp_path):
+    model = make("dinov2")
+    arrays = formats.write(model, formats.TIMM)
+    arrays = {k.replace("blocks.", "blocks.0."): v for k, v in arrays.items()}
+    arrays["mask_token"] = np.ones((1, 16), np.float32)
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
+    assert_same(loaded, model)
+    assert loaded.provenance.position_resize == "offset_bicubic"
+
+
+RESIZE = {
+    "transformers CLIP": "plain_bicubic",
+    "transformers DINOv2": "bicubic",
+    "open_clip": "bicubic",
+    "timm DINOv2": "bicubic",
+}
+
+
+@pytest.mark.parametrize("name", RESIZE)
+def test_positions_are_resized_as_the_files_library_does(tmp_path, name):
+    write_folder(tmp_path, name)
+    loaded = vitjax.load(tmp_path, image_size=48)
+    assert loaded.provenance.position_resize == RESIZE[name]
+    prefix = loaded.config.prefix
+    assert loaded.params["pos_embedding"].shape == (1, 36 + prefix, 16)
+
+
+REFUSED = {
+    "NaFlex": ({"model_type": "siglip2"}, {}),
+    "relative positions": ({"model_type": "beit"}, {}),
+    "rotations": ({"model_type": "dinov3_vit"}, {}),
+    "a bias for relative positions": (
+        {},
+        {"blocks.0.attn.relative_position_bias_table": np.ones((9, 2), np.float32)},
+    ),
+    "are rotations": ({}, {"rope_embed.periods": np.ones(4, np.float32)}),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_not_read_says_why(tmp_path, reason):
+    description, more = REFUSED[reason]
+    arrays = tiny.write_timm(tmp_path / "m.safetensors", tiny.make(CONFIGS["dinov2"]))
+    safetensors.numpy.save_file(arrays | more, tmp_path / "m.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=reason):
+        if description:
+            vitjax.load(tmp_path)
+        else:
+            vitjax.load(CONFIGS["dinov2"], checkpoint=tmp_path / "m.safetensors")
+
+
+def test_a_classifier_that_skips_the_final_norm_is_refused(tmp_path):
+    def change(arrays):
+        arrays["classifier.weight"] = np.ones((7, 16), np.float32)
+        arrays["classifier.bias"] = np.ones(7, np.float32)
+
+    write_folder(tmp_path, "transformers CLIP, vision tower", change)
+    with pytest.raises(CheckpointError, match="before the final norm"):
+        vitjax.load(tmp_path)
+
+
+def test_pixels_that_fill_no_patch_are_dropped_where_the_config_says_so(tmp_path):
+    model = make("siglip")
+    arrays = formats.write(model, formats.HUGGING_FACE_CLIP)
+    save = safetensors.numpy.save_file
+    save(arrays, tmp_path / "model.safetensors")
+    description = {"model_type": "siglip", "vision_config": HF | {"image_size": 38}}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    loaded = vitjax.load(tmp_path)
+    assert loaded.config.truncate and loaded.config.grid == (4, 4)
+    image = tiny.images(loaded.config)
+    whole = vitjax.forward(loaded, image, capture=("residual",))[1].residual
+    kept = vitjax.forward(model, image[:, :32, :32], capture=("residual",))[1].residual
+    np.testing.assert_allclose(whole, kept, atol=1e-6)
+
+
+def test_the_numerics_of_a_file_without_its_temperature(tmp_path):
+    write_folder(tmp_path, "timm SigLIP")
+    loaded = vitjax.load(tmp_path)
+    assert float(loaded.params["head"]["temperature"]) == 1
+    assert "assumed" in loaded.provenance.sources["temperature"]
+    assert jax.tree.leaves(loaded.params)[0].dtype == np.float32
+
+
+ROWS = {
+    "clip_b32_openai": ("clip", formats.OPEN_CLIP),
+    "siglip_b16": ("siglip", formats.HUGGING_FACE_CLIP),
+    "dinov2_s14_reg": ("dinov2_reg", formats.TIMM),
+    "mae_b16_in1k": ("mae", formats.MEAN),
+    "clip_b16_openai_in1k": ("clip alone", formats.TIMM),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_miniatures_of_rows(tmp_path, name):
+    from vitjax.checkpoints.registry import VARIANTS
+
+    config = VARIANTS[name].config
+    changes = dict(tiny.SHAPE, registers=min(config.registers, 3))
+    if config.projection:
+        changes["projection"] = 10
+    config = dataclasses.replace(config, **changes)
+    classes = () if config.head == "cosine" or "dino" in name else tiny.CLASSES
+    model = tiny.make(config, classes=classes)
+    if config.head == "cosine":
+        head = dict(model.params["head"], temperature=np.float32(100))
+        model = model.replace(params=dict(model.params, head=head))
+    arrays = formats.write(model, ROWS[name][1])
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    loaded = vitjax.load(config, checkpoint=tmp_path / "m.safetensors")
+    assert loaded.config == config
+    assert_same(loaded, model)
