@@ -164,7 +164,7 @@ def test_chosen_classes_and_attention_of_every_token(case):
     np.testing.assert_allclose(rows["token_normalizer"], total, atol=1e-5)
     weights = np.asarray(trace.attention_weights).mean(2)[..., model.config.prefix :]
     largest = np.asarray(rows["token_attention_largest"])[..., None]
-    restored = rows["token_attention"] / np.float32(255) * largest
+    restored = np.asarray(rows["token_attention"]) / 255 * largest
     error = np.abs(restored - np.moveaxis(weights, 0, 1))
     assert (error <= 0.51 / 255 * largest).all()
 

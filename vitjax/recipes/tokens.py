@@ -84,7 +84,9 @@ def choose_classes(
     best = top_k(logits, k=min(5, classes)).classes
     first = jnp.concatenate([best[:, ::-1], label[:, None]], axis=1)  # the last wins
     places = jnp.arange(1, first.shape[1] + 1, dtype=mass.dtype)
-    bonus = (places[:, None] * jax.nn.one_hot(first, classes, dtype=mass.dtype)).max(1)
+    bonus = (
+        places[None, :, None] * jax.nn.one_hot(first, classes, dtype=mass.dtype)
+    ).max(1)
     count = classes if classes <= ALL else CHOSEN
     return top_k(mass + bonus * (mass.sum(-1, keepdims=True) + 1), k=count).classes
 
