@@ -122,7 +122,7 @@ def expected_classes(run, image, layer, token):
 def value_of(page, name):
     """The number that stands after a map's name."""
     text = page.inner_text("#explorer-values")
-    return float(re.search(rf"{name} (\S+)", text)[1].replace("−", "-"))
+    return float(re.search(rf"{name} ([^\s;]+)", text)[1].replace("−", "-"))
 
 
 LAST = "#image=0&block=5"
@@ -181,7 +181,7 @@ def test_maps_of_blocks_and_heads(opened, run):
     shown = value_of(page, "relevancy minus attention")
     assert shown == pytest.approx(gap[:, 20].sum(), abs=0.003)
     page.select_option("#explorer-quantity", "attention")
-    shown = value_of(page, "attention weight")
+    shown = value_of(page, r"attention weights of \[CLS\], by head")
     assert shown == pytest.approx(attention[:, 20].mean(), abs=0.001)
     block = page.get_by_role("button", name="block 4")
     block.press("Enter")
