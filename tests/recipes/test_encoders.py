@@ -12,6 +12,7 @@ from vitjax.recipes.registry import RECIPES
 OPTIONS = {
     "faithfulness": {"methods": ("relevancy", "lrp", "legrad"), "steps": 3},
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
+    "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
 }
 KINDS = ("clip", "siglip", "dinov2", "mean_with_cls")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", tiny.slow_but(RECIPES, "paper"))
+@pytest.mark.parametrize("recipe", tiny.slow_but(RECIPES, "identifiability"))
 def test_a_run_and_its_report(recipe, kind, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[kind], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})
