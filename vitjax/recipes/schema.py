@@ -177,6 +177,7 @@ OF_TARGET = {"residual": ("layer", "group"), **OF_PART}
 LABEL = Family("label", (), "True class, -1 where unknown.")
 VALID = Family("valid", (), "False for an image that could not be read.")
 DIGEST = Family("digest", (), "Hash of the image's content, 0 if it was not read.")
+DONE = Family("done", (), "Whether the rows of the image are written.")
 PATCH_LABEL = Family("patch_label", ("patch",), "1 object, 0 context, -1 neither.")
 PREVIEW = static(
     "preview_image",
