@@ -49,8 +49,8 @@ def describe(run: Run) -> Iterator[str]:
     prediction = run.read(schema.PREDICTION(), run.valid)
     yield (
         f"The model predicts {len(np.unique(prediction)):,} of its "
-        f"{len(run.classes):,} classes for {len(prediction):,} images; "
-        f"{run.unlabeled:,} of them have no label."
+        f"{len(run.classes):,} classes for {len(prediction):,} images, "
+        f"{len(run.image) or 'none'} of them with a label."
     )
     if schema.TOP_CLASSES() in run:
         stands = np.logical_and.accumulate(settled(run)[:, ::-1], axis=1).sum(1)
