@@ -371,7 +371,7 @@ def test_given_classes_need_not_be_strings(tmp_path, plain, classes):
 
 @pytest.mark.parametrize(
     "classes",
-    ([["a"], ["b"]], [None] * 7, ["a"] * 7, "abcdefg", True, 2.5, [], {"1": "a"}),
+    ([["a"], ["b"]], [None] * 7, ["a"] * 7, b"abcdefg", True, 2.5, [], {"1": "a"}),
     ids=str,
 )
 def test_classes_that_mean_nothing(tmp_path, plain, classes):

@@ -34,9 +34,7 @@ def replace_kernel(model: Model, system: str, kernel: Any) -> Model:
     return model.replace(params={**model.params, "Transformer": encoder})
 
 
-def with_memory_values(
-    model: Model, values: Mapping[str, Float[ArrayLike, "layer memory dim"]]
-) -> Model:
+def with_memory_values(model: Model, values: Mapping[str, Any]) -> Model:
     """A model with other value vectors: the inverse of `memory_values`.
 
     Where LayerScale multiplies an update, rows of the output matrix are the values over
@@ -45,7 +43,8 @@ def with_memory_values(
 
     Args:
         model: the model.
-        values: "attention", "mlp" or both, shaped as `memory_values` gives them.
+        values: "attention", "mlp" or both, [layer memory dim] as `memory_values` gives
+            them.
 
     Returns:
         The model, whose `memory_values` are these.
