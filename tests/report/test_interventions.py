@@ -96,7 +96,10 @@ def test_patching_is_a_share_of_the_mean_gap(report):
 def test_a_page_of_such_runs_alone_and_beside_others(tmp_path):
     runs = [fake_run("ablation"), fake_run("patching")]
     alone = page.write_report(runs, tmp_path / "alone").read_text("utf-8")
-    assert "<h1>Interventions" in alone and "class identifiability = " not in alone
+    assert (
+        "<h1>Ablation and Activation patching" in alone
+        and "class identifiability = " not in alone
+    )
     beside = page.write_report([fake_run(), *runs], tmp_path / "beside", names="abc")
     text = beside.read_text("utf-8")
     assert "<h1>Class identifiability" in text and "class identifiability = " in text

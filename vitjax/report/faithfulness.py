@@ -191,8 +191,9 @@ def gallery(runs: Sequence[Run]) -> list[PictureFigure]:
 
 
 def methods(run: Run) -> list[str]:
-    """Methods of a run, in the order in which they were requested."""
-    return list(map(str, run.manifest["recipe_options"]["methods"]))
+    """Methods with maps in a run, in the order in which they were requested."""
+    names = map(str, run.manifest["recipe_options"]["methods"])
+    return [name for name in names if schema.MAP(name) in run]
 
 
 def read_curve(run: Run, column: str, method: str) -> Curve | None:

@@ -89,6 +89,9 @@ def inflow(
     not read pass tokens on as they are. About five forward passes.
     """
     cfg, edits = model.config, edits or Edits()
+    exists: Any = jnp.ones((1, 1), model.dtype)
+    if edits.keep is not None:
+        exists = token_mask(edits, cfg).astype(model.dtype)
 
     def read_block(params, stream_in, trace, context):
         def logit(weights):
@@ -111,8 +114,9 @@ def inflow(
 
     def read(_, grads):
         trace = grads.trace
-        influence = jnp.einsum("bhqt,bhqs->bhts", grads.weights, grads.weights_gradient)
-        influence = jnp.abs(influence).mean((2, 3))
+        slopes = grads.weights_gradient * exists[:, None, None]
+        influence = jnp.einsum("bhqt,bhqs->bhts", grads.weights, slopes)
+        influence = jnp.abs(influence).sum((2, 3))
         influence = influence / jnp.maximum(influence.sum(1, keepdims=True), SMALL)
         attended = (grads.weights * influence[:, :, None, None]).max(1)
         middle = grads.stream_in + trace.attention_update
@@ -128,7 +132,7 @@ def inflow(
 
     def step(row, per_block):
         slope, attended, (skip, attention), (middle, mlp) = per_block
-        ratio = mlp / jnp.maximum(middle, SMALL)
+        ratio = mlp / jnp.maximum(middle, SMALL) * exists
         ratio = ratio / jnp.maximum(ratio.sum(1, keepdims=True), SMALL)
         flow = jax.nn.relu(slope * attended) * attention[:, None]
         flow = flow + skip[:, None] * jnp.eye(skip.shape[1], dtype=skip.dtype)[None]
