@@ -1,0 +1,52 @@
+"""LibraGrad: products of the first block and all biases add up to the logit."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import vitjax
+from vitjax.saliency import libragrad
+
+TARGET = np.array([1, 4, 2], np.int32)
+KINDS = ("plain", "layer_scale", "swiglu", "tanh", "pooled", "clip", "cls_mean")
+
+
+@pytest.mark.parametrize(
+    "kind", tiny.slow_but(KINDS, "plain", "swiglu", "pooled", "clip")
+)
+def test_products_and_biases_add_up_to_the_logit(kind):
+    model = tiny.make(tiny.POOLED if kind == "pooled" else tiny.KINDS[kind])
+    images = tiny.images(model.config)
+    terms = jax.jit(libragrad.libragrad_terms)(model, images, TARGET)
+    products, biases, head = map(np.asarray, terms)
+    total = products[0].sum(1) + biases.sum((0, 2)) + head
+    logits = np.asarray(vitjax.forward(model, images)[0])
+    expected = logits[np.arange(3), TARGET]
+    scale = max(1, np.abs(expected).max())
+    np.testing.assert_allclose(total, expected, atol=2e-6 * scale)
+    assert np.abs(biases).max() > 1e-3  # they matter
+    shown = products.sum(0) + biases.sum(0)
+    maps = vitjax.explain(model, images, TARGET, method="libragrad")
+    np.testing.assert_allclose(maps, shown[:, model.config.prefix :], atol=1e-5 * scale)
+
+
+def test_gradients_times_inputs_are_slopes():
+    """Scaling what enters block 0 of one patch moves the logit by its entry."""
+    model = tiny.make(tiny.CONFIGS["plain"])
+    images, patch, step = tiny.images(model.config), 5, 1e-2
+    maps = vitjax.explain(model, images, TARGET, method="input_x_gradient")
+    token = np.zeros((1, model.config.tokens, 1), np.float32)
+    token[0, patch + 1] = step
+    below, above = (
+        vitjax.forward(
+            model,
+            images,
+            edits=vitjax.Edits(
+                taps={"embedding": vitjax.TapEdit(scale=1 + sign * token)}
+            ),
+        )[0][np.arange(3), TARGET]
+        for sign in (-1, 1)
+    )
+    slope = np.asarray(above - below) / (2 * step)
+    np.testing.assert_allclose(maps[:, patch], slope, rtol=2e-2, atol=2e-3)
