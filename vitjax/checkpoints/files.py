@@ -151,15 +151,16 @@ def read_safetensors(path) -> Iterator[Arrays]:
                 "multiplied by its scale if it has one."
             ) from error
 
-    def read(file, key):
-        with known_dtypes(key):
+    def read(key):  # pages of a mapped file count until it is closed
+        opened = safetensors.safe_open(os.fspath(path), framework="numpy")
+        with known_dtypes(key), opened as file:
             return file.get_tensor(key)
 
     try:
         if os.path.exists(path):
             with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-                keys = file.keys()
-                yield {key: functools.partial(read, file, key) for key in keys}
+                keys = list(file.keys())
+            yield {key: functools.partial(read, key) for key in keys}
         else:
             with known_dtypes("of unknown name"):
                 arrays = safetensors.numpy.load(path.read_bytes())
