@@ -263,7 +263,7 @@ def architecture(
         found.check_positions(config)
     elif description is not None:
         size = description.image_size
-        source_config = dataclasses.replace(config, image_size=size)
+        source_config = dataclasses.replace(config, image_size=size, truncate=True)
     return config, source_config, sources
 
 
