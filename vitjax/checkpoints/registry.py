@@ -294,7 +294,9 @@ def siglip(
     third or fourth digit.
     """
     short, number = letter.upper(), "" if version == 1 else "2"
-    at = "" if size == 224 else f"-{size}"
+    # timm and open_clip load the second so400m at 384 pixels as one of 378.
+    theirs = 378 if (version, letter, size) == (2, "so400m", 384) else size
+    at = "" if size == 224 else f"-{theirs}"
     webli = "webli" if version == 1 else "v2_webli"
     repository = f"google/siglip{number}-{word}-patch{patch}-{size}"
     name = f"siglip{number}_{letter}{patch}"
@@ -318,7 +320,7 @@ def siglip(
         aliases=(
             f"timm/ViT-{short}-{patch}-SigLIP{number}{at}",
             f"ViT-{short}-{patch}-SigLIP{number}{at} webli",
-            f"timm/vit_{word}_patch{patch}_siglip_{size}.{webli}",
+            f"timm/vit_{word}_patch{patch}_siglip_{theirs}.{webli}",
         ),
         license="Apache-2.0",
         source=f"SigLIP{number and ' 2'}, WebLI",
