@@ -227,9 +227,8 @@ def describe(run: Run, summary: Frame) -> Iterator[str]:
         f"one token or more in {some} of the images."
     )
     if "object" in run.tokens and not np.isnan(rows[DIFFERENCE]["value"]):
-        more = "more" if rows[DIFFERENCE]["value"] >= 0 else "less"
         difference = quote(rows[DIFFERENCE], mean="value", unit="")
         yield (
-            f"Tokens on the object are {more} identifiable than those around it, by "
+            "Identifiability of tokens on the object minus that of those around it: "
             f"{difference} after the last block."
         )
