@@ -11,9 +11,9 @@ import tiny
 
 import vitjax
 from vitjax.checkpoints import download
-from vitjax.checkpoints.describe import describe_preprocessing
+from vitjax.checkpoints.configs import hugging_face_pipeline
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.checkpoints.pipelines import hugging_face as preprocessing
+from vitjax.checkpoints.loading import describe_preprocessing
 from vitjax.data.labels import match_label
 from vitjax.data.records import SourceError
 from vitjax.models.model import flatten
@@ -306,7 +306,7 @@ UNSUPPORTED = (
 @pytest.mark.parametrize(("fields", "named"), UNSUPPORTED, ids=str)
 def test_preprocessing_that_is_not_understood_is_an_error_that_names_it(fields, named):
     with pytest.raises(CheckpointError) as error:
-        preprocessing(fields)
+        hugging_face_pipeline(fields)
     assert named in str(error.value)
 
 

@@ -18,9 +18,8 @@ from PIL import Image
 
 import vitjax
 from vitjax.checkpoints import download, registry
-from vitjax.checkpoints.configs import HuggingFace
+from vitjax.checkpoints.configs import HuggingFace, hugging_face_pipeline
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.checkpoints.pipelines import hugging_face
 from vitjax.models.heads import pool
 from vitjax.models.model import flatten
 from vitjax.types import Config, Edits
@@ -375,9 +374,9 @@ def test_what_a_config_cannot_say_is_an_error():
 
 
 def test_hugging_faces_pipelines():
-    assert hugging_face({"size": 32}) == vitjax.Preprocess(32, 32)
+    assert hugging_face_pipeline({"size": 32}) == vitjax.Preprocess(32, 32)
     shorter = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}
     plain = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop="floor")
     expected = vitjax.Preprocess(32, 24, resize="shorter", resize_size=40, **plain)
     options = {"do_center_crop": True, "do_normalize": False}
-    assert hugging_face(shorter | options) == expected
+    assert hugging_face_pipeline(shorter | options) == expected

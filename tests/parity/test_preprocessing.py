@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.checkpoints import configs, pipelines
+from vitjax.checkpoints import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,7 +61,7 @@ def test_transformers(module, kind, fields, transformers, tmp_path):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     sparse = fields | {"image_processor_type": f"{kind}FeatureExtractor"}
     for description in (saved, sparse):
-        ours = pipelines.hugging_face(description)
+        ours = configs.hugging_face_pipeline(description)
         for photo in photos():
             (expected,) = theirs(photo, return_tensors="np")["pixel_values"]
             gap = np.abs(ours(photo) - expected.transpose(1, 2, 0)).max()

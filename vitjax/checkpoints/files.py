@@ -273,8 +273,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def find_weights(folder: str | os.PathLike) -> Any:
-    """The file of arrays in a folder, or the index of its shards."""
+    """The file of arrays in a folder, or the index of its shards; a file itself."""
     folder = epath.Path(folder)
+    if not folder.is_dir():
+        return folder
     for path in (folder / name for name in WEIGHTS):
         if path.exists():
             return path

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vitjax import messages
+from vitjax.checkpoints.configs import CLIP_COLORS, TORCHVISION
 from vitjax.checkpoints.files import ARRAYS
-from vitjax.checkpoints.pipelines import CLIP, TORCHVISION
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.data.textured_digits import CLASSES
@@ -170,7 +170,7 @@ def clip(name: str, letter: str, patch: int, size=224, *, gelu: Any, **fields: A
     """A row of CLIP, or of a model with its architecture."""
     _, shape, projection = CLIP_SHAPES[letter]
     embedding: Any = dict(projection=projection, head="cosine", gelu=gelu)
-    colors = fields.pop("colors", CLIP)
+    colors = fields.pop("colors", CLIP_COLORS)
     pipeline: Any = dict(resize="shorter", interpolation="bicubic", **colors)
     return Variant(
         name=f"clip_{letter.lower()}{patch}{'' if size == 224 else f'_{size}'}_{name}",
@@ -234,7 +234,7 @@ def laion(letter: str, patch: int, data: str, training: str) -> Variant:
     return clip(
         *(name, letter, patch),
         gelu="erf",
-        colors=half if (letter, name) == ("L", "laion2b") else CLIP,
+        colors=half if (letter, name) == ("L", "laion2b") else CLIP_COLORS,
         url=HUB.format(repository, "open_clip_pytorch_model.bin"),
         tag=repository,
         aliases=(
@@ -259,7 +259,7 @@ def clip_fine_tuned(letter: str, patch: int, data: str, share: float) -> Variant
     """A CLIP that timm's author fine-tuned to classify: ImageNet-12k, then 1k."""
     word, shape, _ = CLIP_SHAPES[letter]
     tag = f"timm/vit_{word}_patch{patch}_clip_224.{data}_ft_in12k_in1k"
-    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **CLIP)
+    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **CLIP_COLORS)
     side = math.floor(224 / share)
     return Variant(
         name=f"clip_{letter.lower()}{patch}_{data}_in1k",

@@ -13,7 +13,7 @@ from etils import epath
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from vitjax.checkpoints import loading
-from vitjax.checkpoints.class_files import SUFFIXES as CLASS_FILES
+from vitjax.checkpoints.classes import SUFFIXES as CLASS_FILES
 from vitjax.checkpoints.convert import Weights
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.messages import unknown

@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from vitjax.checkpoints import download, loading, registry
-from vitjax.checkpoints.describe import Fact, describe_preprocessing, weightless
+from vitjax.checkpoints.loading import Fact, describe_preprocessing, weightless
 from vitjax.cli.command import WeightsCommand, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
