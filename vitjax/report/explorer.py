@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED
+from vitjax.report.figure import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
-from vitjax.report.token_maps import Preview, image_url, previews
+from vitjax.report.pictures import Preview, image_url, previews
 
 ARRAYS = {
     "rank": schema.RANK("residual"),

@@ -25,9 +25,8 @@ from vitjax.report.figure import (
     with_interval,
     with_name,
 )
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run
-from vitjax.report.token_maps import PictureFigure, previews
+from vitjax.report.per_image import BAND, Frame, Run
+from vitjax.report.pictures import PictureFigure, previews
 from vitjax.saliency.methods import SIGNED_METHODS
 from vitjax.statistics import bootstrap_mean, sign_flip_test
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitjax.recipes.schema import KINDS, RANK_REFINED, STREAMS
 from vitjax.report.figure import (
+    KIND_STYLES,
     Figure,
     FigureTable,
     Rows,
@@ -20,8 +21,7 @@ from vitjax.report.figure import (
     with_interval,
     with_name,
 )
-from vitjax.report.marks import KIND_STYLES, Frame
-from vitjax.report.per_image import BAND, MEASURES, Run, intervals
+from vitjax.report.per_image import BAND, MEASURES, Frame, Run, intervals
 
 
 def section(runs: Sequence[Run]) -> Section:

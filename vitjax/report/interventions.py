@@ -20,8 +20,7 @@ from vitjax.report.figure import (
     with_interval,
     with_name,
 )
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run, intervals
+from vitjax.report.per_image import BAND, Frame, Run, intervals
 
 SHOWN = 12
 """Parts of each kind of ablation that the table shows; its CSV has all."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitjax.messages import check_one_of, check_range
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED, settings
+from vitjax.report.figure import POSITIVE, SIGNED, settings
 from vitjax.saliency.methods import METHODS, SIGNED_METHODS
 
 HEAT = "inferno"

@@ -12,15 +12,12 @@ from vitjax.report import (
     faithfulness,
     identifiability,
     interventions,
-    marks,
     paper,
-    predictions,
-    token_maps,
+    pictures,
 )
 from vitjax.report.explorer import explorer_data
-from vitjax.report.figure import Figure, Section
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import Run, as_runs, short_data
+from vitjax.report.figure import COLORS, DARK, Figure, Section
+from vitjax.report.per_image import Frame, Run, as_runs, short_data
 from vitjax.runner.results import Results
 
 Units = Literal["images", "within_images", "vilas2023", "published"]
@@ -187,9 +184,9 @@ def sections(
     every = [interventions.ablation(runs), interventions.patching(runs)]
     if ranked:
         every = [
-            predictions.section(ranked),
+            pictures.predictions(ranked),
             faithfulness.maps(ranked),
-            token_maps.section(ranked),
+            pictures.token_maps(ranked),
             faithfulness.probes(ranked),
             identifiability.section(ranked),
             paper.section(ranked),
@@ -310,7 +307,7 @@ def render_page(
         sentences=sentences,
         explorer=explorer,
         provenance=provenance,
-        colors=list(zip(marks.COLORS, marks.DARK)),
+        colors=list(zip(COLORS, DARK)),
     )
 
 

@@ -14,6 +14,8 @@ import pandas as pd
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
+    COLORS,
+    KIND_STYLES,
     FigureTable,
     Rows,
     Section,
@@ -22,9 +24,15 @@ from vitjax.report.figure import (
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
-from vitjax.report.marks import COLORS, KIND_STYLES, Frame
-from vitjax.report.paper_metrics import CATEGORIES, COMPARED
-from vitjax.report.per_image import BAND, Run, intervals, mean
+from vitjax.report.per_image import (
+    BAND,
+    CATEGORIES,
+    COMPARED,
+    Frame,
+    Run,
+    intervals,
+    mean,
+)
 from vitjax.statistics import sign_flip_test
 
 DASHED = len(COLORS)
