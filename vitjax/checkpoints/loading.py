@@ -82,6 +82,10 @@ def load(
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         CheckpointError: the file cannot be read or does not fit; what is missing and
             what is extra is listed.
+
+    Example:
+        >>> model = vitjax.load("vit_b16")
+        >>> model = vitjax.load("vit_b16", checkpoint="B_16.npz")  # your own file
     """
     messages.check_one_of("weights", weights, (None, *get_args(Weights)))
     class_file = None
@@ -362,6 +366,9 @@ def init(
 
     Raises:
         ValueError: no such name.
+
+    Example:
+        >>> control = vitjax.init("vit_b16", seed=1)
     """
     if isinstance(classes, str | os.PathLike):
         return read_class_file(classes).apply(init(model, seed=seed))
@@ -385,6 +392,10 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
         model: the model.
         folder: made where it does not exist.
         dtype: of the arrays on disk; float32 reloads bit for bit.
+
+    Example:
+        >>> vitjax.save(model, "my_model")
+        >>> vitjax.load("my_model")
     """
     arrays = {k: np.asarray(v).astype(dtype) for k, v in flatten(model.params).items()}
     config = {

@@ -459,6 +459,9 @@ def list_models() -> tuple[str, ...]:
 
     Returns:
         The names; `VARIANTS` maps each to its row of the table.
+
+    Example:
+        >>> [name for name in vitjax.list_models() if name.startswith("dinov2")]
     """
     return tuple(VARIANTS)
 

@@ -72,6 +72,9 @@ def load_text(
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         CheckpointError: the file holds no text tower, or does not fit; what is missing
             and what is extra is listed.
+
+    Example:
+        >>> text = vitjax.load_text("clip_b16_openai", tokenizer="tokenizer.json")
     """
     exists = lambda path: epath.Path(path).exists()  # noqa: E731
     row, path = loading.resolve(model, checkpoint, exists)

@@ -28,6 +28,10 @@ def metavar(text: str) -> Any:
     return tyro.conf.arg(metavar=text)
 
 
+BLOCKS: Any = tyro.conf.arg(name="blocks", aliases=("--layers",))
+"""The flag of blocks; functions call them layers."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """A command of the command line: its fields are the flags, and calling it prints
@@ -173,7 +177,30 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
         metavar=f"{inner.metavar}...",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [str(item) for item in value],
+        str_from_instance=lambda value: [str(item) for item in value] or ["none"],
+    )
+
+
+@FLAG_TYPES.primitive_rule
+def optional(info: Any) -> PrimitiveConstructorSpec | None:
+    """Show `X | None` as X: for None, the flag is left out."""
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if len(kinds) != 1 or len(get_args(info.type)) != 2:
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(
+        type(info).make(kinds[0], info.markers)
+    )
+    if not isinstance(inner, PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(
+        inner,
+        instance_from_str=lambda words: (
+            None if words == ["None"] else inner.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else inner.str_from_instance(value)
+        ),
     )
 
 

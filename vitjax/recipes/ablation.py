@@ -285,4 +285,5 @@ ABLATION = Recipe(
     setup=setup,
     passes=make_passes,
     describe=describe,
+    many_passes=True,
 )

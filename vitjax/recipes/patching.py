@@ -198,4 +198,5 @@ PATCHING = Recipe(
     previews=0,
     setup=setup,
     passes=make_passes,
+    many_passes=True,
 )
