@@ -15,29 +15,55 @@ ATTENTION, MLP = "MultiHeadDotProductAttention_0/", "MlpBlock_0/"
 ORDER = {"query": 0, "key": 1, "value": 2}
 
 
-def names_of_clip(block: str, *, attention: str, norms: str, mlp: tuple[str, str]):
-    """What towers of CLIP and SigLIP have in every block."""
-    first, second = mlp
-    return {
-        "LayerNorm_0/": f"{block}{norms}1.",
-        "LayerNorm_1/": f"{block}{norms}2.",
-        MLP + "Dense_0/": f"{block}mlp.{first}.",
-        MLP + "Dense_1/": f"{block}mlp.{second}.",
-        ATTENTION + "out/": f"{block}{attention}.out_proj.",
-    }
+def names_of_block(
+    block: str, *, norms: str, mlp: tuple[str, str], qkv: str, out: str, scale: str = ""
+) -> dict[str, str]:
+    """The modules of every block, whose number stands in braces."""
+    names = of_qkv(ATTENTION, block + qkv) | {ATTENTION + "out/": f"{block}{out}."}
+    for number in (0, 1):
+        names[f"LayerNorm_{number}/"] = f"{block}{norms}{number + 1}."
+        names[f"{MLP}Dense_{number}/"] = f"{block}mlp.{mlp[number]}."
+        key = scale.format(number + 1)
+        names |= {f"LayerScale_{number}/gamma": block + key} if scale else {}
+    return names
 
 
 def of_qkv(module: str, key: str) -> dict[str, str]:
-    return {f"{module}{part}/": key.format(part[0], part) for part in ORDER}
+    """Names of queries, keys and values, from a pattern of one letter or a word."""
+    words = {"<q>": lambda part: part[0], "<query>": str}
+    names = dict.fromkeys(ORDER, key)
+    for pattern, word in words.items():
+        names = {
+            part: name.replace(pattern, word(part)) for part, name in names.items()
+        }
+    return {f"{module}{part}/": name for part, name in names.items()}
+
+
+def hugging_face_clip(tower: str) -> dict[str, str]:
+    """The blocks of both towers of transformers' CLIP and SigLIP."""
+    return names_of_block(
+        tower + "encoder.layers.{}.",
+        norms="layer_norm",
+        mlp=("fc1", "fc2"),
+        qkv="self_attn.<q>_proj.",
+        out="self_attn.out_proj",
+    )
+
+
+def open_clip(tower: str) -> dict[str, str]:
+    """The blocks of both towers of open_clip."""
+    return names_of_block(
+        tower + "transformer.resblocks.{}.",
+        norms="ln_",
+        mlp=("c_fc", "c_proj"),
+        qkv="attn.in_proj_",
+        out="attn.out_proj",
+    )
 
 
 TOWER = "vision_model."
-HF_BLOCK = TOWER + "encoder.layers.{}."
 HUGGING_FACE_CLIP = {
-    **names_of_clip(
-        HF_BLOCK, attention="self_attn", norms="layer_norm", mlp=("fc1", "fc2")
-    ),
-    **of_qkv(ATTENTION, HF_BLOCK.replace("{}", "{{}}") + "self_attn.{0}_proj."),
+    **hugging_face_clip(TOWER),
     "embedding/": TOWER + "embeddings.patch_embedding.",
     "pos_embedding": TOWER + "embeddings.position_embedding.weight",
     "cls": TOWER + "embeddings.class_embedding",
@@ -53,10 +79,8 @@ HUGGING_FACE_CLIP = {
     "MAPHead_0/Dense_0/": TOWER + "head.mlp.fc1.",
     "MAPHead_0/Dense_1/": TOWER + "head.mlp.fc2.",
 }
-CLIP_BLOCK = "visual.transformer.resblocks.{}."
 OPEN_CLIP = {
-    **names_of_clip(CLIP_BLOCK, attention="attn", norms="ln_", mlp=("c_fc", "c_proj")),
-    **of_qkv(ATTENTION, CLIP_BLOCK.replace("{}", "{{}}") + "attn.in_proj_"),
+    **open_clip("visual."),
     "embedding/": "visual.conv1.",
     "pos_embedding": "visual.positional_embedding",
     "cls": "visual.class_embedding",
@@ -66,16 +90,15 @@ OPEN_CLIP = {
     "head/temperature": "logit_scale",
     "head/logit_bias": "logit_bias",
 }
-TIMM_BLOCK = "blocks.{}."
 TIMM = {
-    "LayerNorm_0/": TIMM_BLOCK + "norm1.",
-    "LayerNorm_1/": TIMM_BLOCK + "norm2.",
-    "LayerScale_0/gamma": TIMM_BLOCK + "ls1.gamma",
-    "LayerScale_1/gamma": TIMM_BLOCK + "ls2.gamma",
-    MLP + "Dense_0/": TIMM_BLOCK + "mlp.fc1.",
-    MLP + "Dense_1/": TIMM_BLOCK + "mlp.fc2.",
-    **of_qkv(ATTENTION, "blocks.{{}}.attn.qkv."),
-    ATTENTION + "out/": TIMM_BLOCK + "attn.proj.",
+    **names_of_block(
+        "blocks.{}.",
+        norms="norm",
+        mlp=("fc1", "fc2"),
+        qkv="attn.qkv.",
+        out="attn.proj",
+        scale="ls{}.gamma",
+    ),
     "embedding/": "patch_embed.proj.",
     "pos_embedding": "pos_embed",
     "cls": "cls_token",
@@ -84,29 +107,26 @@ TIMM = {
     "Transformer/encoder_norm/": "norm.",
     "head/": "head.",
     "MAPHead_0/probe": "attn_pool.latent",
+    **of_qkv("MAPHead_0/", "attn_pool.kv."),
     "MAPHead_0/query/": "attn_pool.q.",
-    "MAPHead_0/key/": "attn_pool.kv.",
-    "MAPHead_0/value/": "attn_pool.kv.",
     "MAPHead_0/out/": "attn_pool.proj.",
     "MAPHead_0/LayerNorm_0/": "attn_pool.norm.",
     "MAPHead_0/Dense_0/": "attn_pool.mlp.fc1.",
     "MAPHead_0/Dense_1/": "attn_pool.mlp.fc2.",
 }
 TRUNK = {ours: f"visual.trunk.{theirs}" for ours, theirs in TIMM.items()}
-TRUNK |= {f"head/{name}": key for name, key in (("temperature", "logit_scale"),)}
-TRUNK["head/logit_bias"] = "logit_bias"
+TRUNK |= {"head/temperature": "logit_scale", "head/logit_bias": "logit_bias"}
 MEAN = TIMM | {"Transformer/encoder_norm/": "fc_norm."}
 PROJECTION = {k: v for k, v in TIMM.items() if k != "head/"} | {"projection/": "head."}
-DINO_BLOCK = "dinov2.encoder.layer.{}."
 HUGGING_FACE_DINO = {
-    "LayerNorm_0/": DINO_BLOCK + "norm1.",
-    "LayerNorm_1/": DINO_BLOCK + "norm2.",
-    "LayerScale_0/gamma": DINO_BLOCK + "layer_scale1.lambda1",
-    "LayerScale_1/gamma": DINO_BLOCK + "layer_scale2.lambda1",
-    MLP + "Dense_0/": DINO_BLOCK + "mlp.fc1.",
-    MLP + "Dense_1/": DINO_BLOCK + "mlp.fc2.",
-    **of_qkv(ATTENTION, DINO_BLOCK.replace("{}", "{{}}") + "attention.attention.{1}."),
-    ATTENTION + "out/": DINO_BLOCK + "attention.output.dense.",
+    **names_of_block(
+        "dinov2.encoder.layer.{}.",
+        norms="norm",
+        mlp=("fc1", "fc2"),
+        qkv="attention.attention.<query>.",
+        out="attention.output.dense",
+        scale="layer_scale{}.lambda1",
+    ),
     "embedding/": "dinov2.embeddings.patch_embeddings.projection.",
     "pos_embedding": "dinov2.embeddings.position_embeddings",
     "cls": "dinov2.embeddings.cls_token",
@@ -115,22 +135,30 @@ HUGGING_FACE_DINO = {
     "head/": "classifier.",
     "head_patches/": "classifier.",
 }
+HUGGING_FACE_TEXT = {
+    **hugging_face_clip("text_model."),
+    "token_embedding": "text_model.embeddings.token_embedding.weight",
+    "pos_embedding": "text_model.embeddings.position_embedding.weight",
+    "Transformer/encoder_norm/": "text_model.final_layer_norm.",
+    "projection/": "text_projection.",
+}
+OPEN_CLIP_TEXT = {
+    **open_clip(""),
+    "token_embedding": "token_embedding.weight",
+    "pos_embedding": "positional_embedding",
+    "Transformer/encoder_norm/": "ln_final.",
+    "projection/": "text_projection",
+}
 
 SIZES = tiny.SHAPE
+SIGLIP: dict = dict(class_token=False, pool="map", gelu="tanh")
+SIGLIP |= dict(head="cosine", sigmoid=True)
 CLIP: dict = dict(embed_norm=True, patch_bias=False, epsilon=1e-5, gelu="quick")
 CONFIGS = {
     "clip": Config(**SIZES, **CLIP, projection=10, head="cosine"),
     "clip alone": Config(**SIZES, **CLIP),
-    "siglip": Config(
-        **SIZES,
-        **dict(class_token=False, pool="map", gelu="tanh"),
-        **dict(head="cosine", sigmoid=True),
-    ),
-    "siglip trunk": Config(
-        **SIZES | dict(dim=192, heads=3, depth=1),
-        **dict(class_token=False, pool="map", gelu="tanh"),
-        **dict(head="cosine", sigmoid=True),
-    ),
+    "siglip": Config(**SIZES, **SIGLIP),
+    "siglip trunk": Config(**SIZES | dict(dim=192, heads=3, depth=1), **SIGLIP),
     "dinov2": Config(**SIZES, layer_scale=True),
     "dinov2_reg": Config(**SIZES, layer_scale=True, registers=3),
     "dinov2_head": Config(**SIZES, layer_scale=True, registers=3, pool="cls_mean"),
@@ -161,8 +189,8 @@ def write(model, names: dict[str, str]) -> dict[str, np.ndarray]:
     for key, parts in out.items():
         wide = key.startswith("classifier") and parts[0].ndim == 2
         arrays[key] = np.concatenate(parts, axis=1 if wide else 0)
-    if "visual.proj" in arrays:
-        arrays["visual.proj"] = arrays["visual.proj"].T
+    for key in {"visual.proj", "text_projection"} & arrays.keys():
+        arrays[key] = arrays[key].T
     for key in ("pos_embed", "dinov2.embeddings.position_embeddings"):
         if key in arrays:  # registers have none
             without = np.s_[1 : 1 + model.config.registers]
