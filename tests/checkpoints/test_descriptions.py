@@ -12,7 +12,7 @@ import tiny
 import vitjax
 from vitjax.checkpoints import download
 from vitjax.checkpoints.configs import hugging_face_pipeline
-from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.files import CheckpointError, open_arrays
 from vitjax.checkpoints.loading import describe_preprocessing
 from vitjax.data.labels import match_label
 from vitjax.data.records import SourceError
@@ -59,6 +59,12 @@ def plain(tmp_path):
     return model, tiny.write_timm(tmp_path / "m.safetensors", model)
 
 
+@pytest.fixture
+def hugging_face(plain, tmp_path):
+    """The same model, and its arrays as transformers names them."""
+    return plain[0], tiny.write_hugging_face(tmp_path / "m.safetensors", plain[0])
+
+
 def load_arrays(folder, arrays, config=PLAIN, **options):
     save(folder, arrays)
     return vitjax.load(config, checkpoint=folder / "model.safetensors", **options)
@@ -86,9 +92,8 @@ def test_prefixes_in_any_nesting(tmp_path, plain, prefix, head):
     assert any("optimizer" in line for line in loaded.provenance.ignored)
 
 
-def test_transformers_5_names(tmp_path):
-    model = tiny.make(PLAIN)
-    arrays = tiny.write_hugging_face(tmp_path / "m.safetensors", model)
+def test_transformers_5_names(tmp_path, hugging_face):
+    model, arrays = hugging_face
     words = {
         "encoder.layer": "layers",
         "attention.attention.query": "attention.q_proj",
@@ -153,22 +158,12 @@ def test_values_that_are_not_finite_are_an_error_that_names_them(
 def test_integers_are_no_weights(tmp_path, plain, dtype):
     _, arrays = plain
     key = "blocks.0.mlp.fc1.weight"
-    if dtype == "float8":
-        content = safetensors.numpy.save({key: arrays[key].astype(np.uint8)})
-        (tmp_path / "f.safetensors").write_bytes(content.replace(b'"U8"', b'"F8_E4M3"'))
-        header = json.loads(content[8:].split(b"}}")[0] + b"}}")
-        header[key]["dtype"] = "F8_E4M3"
-        text = json.dumps(header).encode()
-        body = bytes(arrays[key].size)
-        (tmp_path / "f.safetensors").write_bytes(
-            len(text).to_bytes(8, "little") + text + body
-        )
-        from vitjax.checkpoints.files import open_arrays
-
-        with (
-            open_arrays(tmp_path / "f.safetensors") as opened,
-            pytest.raises(CheckpointError, match=key),
-        ):
+    if dtype == "float8":  # numpy has none: write its header by hand
+        header = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+        text = json.dumps({key: header}).encode()
+        path = tmp_path / "f.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+        with open_arrays(path) as opened, pytest.raises(CheckpointError, match=key):
             opened[key]()
         return
     arrays[key] = (arrays[key] * 100).astype(dtype)
@@ -246,18 +241,17 @@ def test_shards(tmp_path, plain, damage):
 
 @pytest.mark.parametrize("as_file", (True, False))
 @pytest.mark.parametrize("kind", ("huggingface", "timm"))
-def test_what_lies_beside_the_weights_wins_over_the_row(tmp_path, kind, as_file):
-    model = tiny.make(PLAIN)
+def test_what_lies_beside_the_weights_wins_over_the_row(
+    tmp_path, plain, hugging_face, kind, as_file
+):
     if kind == "timm":
-        arrays = tiny.write_timm(tmp_path / "x.safetensors", model)
         files = {"config": TIMM | {"label_names": list("tuvwxyz")}}
     else:
-        arrays = tiny.write_hugging_face(tmp_path / "x.safetensors", model)
         files = {
             "config": HF | {"id2label": dict(enumerate("tuvwxyz"))},
             "preprocessor_config": {"image_mean": [0.1] * 3, "image_std": [0.2] * 3},
         }
-    (tmp_path / "x.safetensors").unlink()
+    model, arrays = plain if kind == "timm" else hugging_face
     save(tmp_path, arrays, **files)
     path = tmp_path / "model.safetensors" if as_file else tmp_path
     loaded = vitjax.load(PLAIN, checkpoint=path)
@@ -313,11 +307,8 @@ def test_preprocessing_that_is_not_understood_is_an_error_that_names_it(fields, 
 @pytest.mark.parametrize(
     "size", (32, "32", [32], [32, 32], 32.0, {"height": 32, "width": 32})
 )
-def test_sizes_are_written_in_many_ways(tmp_path, size):
-    model = tiny.make(PLAIN)
-    arrays = tiny.write_hugging_face(tmp_path / "x.safetensors", model)
-    (tmp_path / "x.safetensors").unlink()
-    save(tmp_path, arrays, preprocessor_config={"size": size})
+def test_sizes_are_written_in_many_ways(tmp_path, hugging_face, size):
+    save(tmp_path, hugging_face[1], preprocessor_config={"size": size})
     text = json.dumps(HF | {"image_size": size})
     (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert vitjax.load(tmp_path).config.image_size == 32
@@ -337,11 +328,8 @@ def test_sizes_are_written_in_many_ways(tmp_path, size):
     ),
     ids=str,
 )
-def test_a_description_that_means_nothing_is_an_error(tmp_path, field):
-    model = tiny.make(PLAIN)
-    arrays = tiny.write_hugging_face(tmp_path / "x.safetensors", model)
-    (tmp_path / "x.safetensors").unlink()
-    save(tmp_path, arrays, config=HF | field)
+def test_a_description_that_means_nothing_is_an_error(tmp_path, hugging_face, field):
+    save(tmp_path, hugging_face[1], config=HF | field)
     with pytest.raises(ValueError, match="."):
         vitjax.load(tmp_path)
 
@@ -354,11 +342,8 @@ def test_a_description_that_means_nothing_is_an_error(tmp_path, field):
         ({n: n + 0.5 for n in range(7)}, [f"{n}.5" for n in range(7)]),
     ),
 )
-def test_class_names_need_not_be_strings(tmp_path, names, expected):
-    model = tiny.make(PLAIN)
-    arrays = tiny.write_hugging_face(tmp_path / "x.safetensors", model)
-    (tmp_path / "x.safetensors").unlink()
-    save(tmp_path, arrays, config=HF | {"id2label": names})
+def test_class_names_need_not_be_strings(tmp_path, hugging_face, names, expected):
+    save(tmp_path, hugging_face[1], config=HF | {"id2label": names})
     assert vitjax.load(tmp_path).classes == tuple(expected)
 
 
@@ -379,12 +364,9 @@ def test_classes_that_mean_nothing(tmp_path, plain, classes):
         load_arrays(tmp_path, plain[1], classes=classes)
 
 
-def test_duplicate_names_match_by_id_and_number_only(tmp_path):
-    model = tiny.make(PLAIN)
-    arrays = tiny.write_hugging_face(tmp_path / "x.safetensors", model)
-    (tmp_path / "x.safetensors").unlink()
+def test_duplicate_names_match_by_id_and_number_only(tmp_path, hugging_face):
     names = ["crane", "dog", "crane", "d", "e", "f", "g"]
-    save(tmp_path, arrays, config=HF | {"id2label": dict(enumerate(names))})
+    save(tmp_path, hugging_face[1], config=HF | {"id2label": dict(enumerate(names))})
     loaded = vitjax.load(tmp_path)
     assert loaded.classes == tuple(names)
     match = [match_label(x, loaded.classes, loaded.class_ids) for x in ("dog", "2", 0)]

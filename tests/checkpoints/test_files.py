@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vitjax.checkpoints.files import CheckpointError, open_arrays, read_config, sha256
+from vitjax.checkpoints.files import CheckpointError, open_arrays, read_json, sha256
 
 
 def read_all(path):
@@ -70,12 +70,11 @@ def test_torch_files_need_the_extra(tmp_path, monkeypatch):
         read_all(tmp_path / "m.pth")
 
 
-def test_a_folder_that_is_not_ours(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="damaged"):
-        read_config(tmp_path)
+def test_json_that_is_damaged(tmp_path):
+    for text in "{", "[]":
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+            read_json(tmp_path / "config.json")
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
