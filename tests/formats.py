@@ -1,14 +1,19 @@
-"""Encoders in every format of torch, written from the formats' own names.
+"""Models in every format, written from the formats' own names.
 
 Each table maps our modules to the beginnings of keys, and our single arrays to whole
 keys; it is independent of the tables under test.
 """
 
+import dataclasses
+import pathlib
+
 import numpy as np
+import pytest
+import safetensors.numpy
 import tiny
 from jax import tree
 
-from vitjax.models.model import flatten
+from vitjax.models.model import Model, flatten
 from vitjax.types import Config
 
 ATTENTION, MLP = "MultiHeadDotProductAttention_0/", "MlpBlock_0/"
@@ -99,6 +104,9 @@ TIMM = {
         out="attn.proj",
         scale="ls{}.gamma",
     ),
+    MLP + "up/": "blocks.{}.mlp.fc1.",  # one matrix, the gate first
+    ATTENTION + "query_norm/": "blocks.{}.attn.q_norm.",
+    ATTENTION + "key_norm/": "blocks.{}.attn.k_norm.",
     "embedding/": "patch_embed.proj.",
     "pos_embedding": "pos_embed",
     "cls": "cls_token",
@@ -106,6 +114,7 @@ TIMM = {
     "embed_norm/": "norm_pre.",
     "Transformer/encoder_norm/": "norm.",
     "head/": "head.",
+    "head_dist/": "head_dist.",
     "MAPHead_0/probe": "attn_pool.latent",
     **of_qkv("MAPHead_0/", "attn_pool.kv."),
     "MAPHead_0/query/": "attn_pool.q.",
@@ -118,6 +127,21 @@ TRUNK = {ours: f"visual.trunk.{theirs}" for ours, theirs in TIMM.items()}
 TRUNK |= {"head/temperature": "logit_scale", "head/logit_bias": "logit_bias"}
 MEAN = TIMM | {"Transformer/encoder_norm/": "fc_norm."}
 PROJECTION = {k: v for k, v in TIMM.items() if k != "head/"} | {"projection/": "head."}
+LAYER = "encoder.layer.{}."
+HUGGING_FACE = {
+    "LayerNorm_0/": LAYER + "layernorm_before.",
+    "LayerNorm_1/": LAYER + "layernorm_after.",
+    MLP + "Dense_0/": LAYER + "intermediate.dense.",
+    MLP + "Dense_1/": LAYER + "output.dense.",
+    **of_qkv(ATTENTION, LAYER + "attention.attention.<query>."),
+    ATTENTION + "out/": LAYER + "attention.output.dense.",
+    "embedding/": "embeddings.patch_embeddings.projection.",
+    "pos_embedding": "embeddings.position_embeddings",
+    "cls": "embeddings.cls_token",
+    "registers": "embeddings.distillation_token",
+    "Transformer/encoder_norm/": "layernorm.",
+    "head/": "classifier.",
+}
 HUGGING_FACE_DINO = {
     **names_of_block(
         "dinov2.encoder.layer.{}.",
@@ -167,7 +191,9 @@ CONFIGS = {
 }
 
 
-def write(model, names: dict[str, str]) -> dict[str, np.ndarray]:
+def write(
+    model, names: dict[str, str], *, register_positions: bool = False
+) -> dict[str, np.ndarray]:
     """A model's arrays as torch has them, by a table of names."""
     out: dict[str, list] = {}
     flat = flatten(tree.map(np.asarray, model.params))
@@ -192,7 +218,7 @@ def write(model, names: dict[str, str]) -> dict[str, np.ndarray]:
     for key in {"visual.proj", "text_projection"} & arrays.keys():
         arrays[key] = arrays[key].T
     for key in ("pos_embed", "dinov2.embeddings.position_embeddings"):
-        if key in arrays:  # registers have none
+        if key in arrays and not register_positions:
             without = np.s_[1 : 1 + model.config.registers]
             arrays[key] = np.delete(arrays[key], without, axis=1)
     return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
@@ -212,3 +238,127 @@ def to_torch(path: str, value: np.ndarray) -> np.ndarray:
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
     return value.reshape(-1, value.shape[-1]).T
+
+
+def write_timm(path, model: Model, *, prefix: str = "") -> dict:
+    """timm's file, with positions of all tokens."""
+    names = TIMM if model.config.class_token else MEAN
+    if model.config.distilled:
+        names = names | {"registers": "dist_token"}
+    params = {key: x for key, x in model.params.items() if key != "refinement"}
+    out = write(model.replace(params=params), names, register_positions=True)
+    if model.config.refinement:
+        out |= refinement_heads(tree.map(np.asarray, model.params))
+    out = {prefix + key: np.ascontiguousarray(x) for key, x in out.items()}
+    safetensors.numpy.save_file(out, path)
+    return out
+
+
+def refinement_heads(params: dict) -> dict:
+    """Naseer et al.'s modules beside timm's keys, each with a batch-norm counter."""
+    tree, out = params["refinement"], {}
+    for i in range(len(tree["token"]["bias"])):
+        name, bn = f"transformerheads.{i}.", tree["norm"]
+        out |= {
+            name + "conv.weight": tree["conv"]["kernel"][i].transpose(3, 2, 0, 1),
+            name + "bn.weight": bn["scale"][i],
+            name + "bn.bias": bn["bias"][i],
+            name + "bn.running_mean": bn["mean"][i],
+            name + "bn.running_var": bn["var"][i],
+            name + "bn.num_batches_tracked": np.array(7),
+            name + "token_fc.weight": tree["token"]["kernel"][i].T,
+            name + "token_fc.bias": tree["token"]["bias"][i],
+        }
+    return out
+
+
+def write_hugging_face(path, model: Model, *, prefix: str = "vit.") -> dict:
+    """transformers' state dict; a register is DeiT's distillation token."""
+    out = {
+        key if key.startswith("classifier") else prefix + key: value
+        for key, value in write(model, HUGGING_FACE).items()
+    }
+    safetensors.numpy.save_file(out, path)
+    return out
+
+
+PRE_LINEN = {
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
+}
+
+
+def flax_arrays(model: Model, *, stacked: bool, rename=()) -> dict:
+    """The tree's leaves by path, blocks together or apart."""
+    out = {}
+    for key, value in flatten(tree.map(np.asarray, model.params)).items():
+        parts = key.split("/")
+        if stacked or parts[:2] != ["Transformer", "encoderblock"]:
+            out[key] = value
+            continue
+        tail = "/".join(dict(rename).get(part, part) for part in parts[2:])
+        for block in range(len(value)):
+            out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
+    return out
+
+
+def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
+    """The original npz: blocks apart, positions with [CLS]'s own at the front."""
+    out = flax_arrays(model, stacked=False, rename=() if linen else PRE_LINEN)
+    position = out.pop("pos_embedding")
+    out["Transformer/posembed_input/pos_embedding"] = position
+    np.savez(path, **{prefix + key: value for key, value in out.items()})
+    return out
+
+
+def write_big_vision(path, model: Model, *, stacked: bool) -> dict:
+    """big_vision's npz: `params/`, positions of the patches alone, [CLS] apart.
+
+    The position of [CLS] is added to it, as big_vision does when it reads old files.
+    """
+    out = flax_arrays(model, stacked=stacked)
+    out["cls"] = out["cls"] + out["pos_embedding"][:, :1]
+    out["pos_embedding"] = out["pos_embedding"][:, 1:]
+    out = {"params/" + key: value for key, value in out.items()}
+    np.savez(path, **out, **{"opt/0/count": np.array(3)})
+    return out
+
+
+def write_torch(path, arrays: dict, *, nest: str | None) -> None:
+    """The same arrays as PyTorch saves them, by themselves or nested."""
+    torch = pytest.importorskip("torch")
+    state = {key: torch.tensor(value) for key, value in arrays.items()}
+    torch.save({nest: state, "epoch": 3} if nest else state, path)
+
+
+def shrunk(config: Config) -> Config:
+    """The same kind of architecture, small."""
+    depth = 3  # so that a refinement module stands in more than one block
+    return dataclasses.replace(config, **tiny.SHAPE | {"depth": depth})
+
+
+PUBLISHED = {
+    "vit_b16": lambda path, model: write_google(path, model, linen=False),
+    "vit_b16_cifar100": lambda path, model: write_timm(path, model, prefix="model."),
+    "vit_b16_miil": write_timm,
+    "vit_b16_refinement": write_timm,
+    "vit_b16_refinement_heads": write_timm,
+    "vit_b16_gap": write_timm,
+    "deit_b16": write_timm,
+}
+"""Rows of every kind -> how their files are written; B/32 and L/16 are as B/16."""
+
+
+def write_row(folder, name: str, config: Config) -> tuple[Model, pathlib.Path]:
+    """A miniature of a row, and its file in the row's own layout."""
+    model = tiny.make(config)
+    suffix = "npz" if name == "vit_b16" else "safetensors"
+    path = folder / f"{name}.{suffix}"
+    if name == "vit_b16_refinement":  # its file holds the heads that the row leaves out
+        with_heads = tiny.make(dataclasses.replace(config, refinement=True))
+        PUBLISHED[name](path, with_heads)
+        kept = {k: v for k, v in with_heads.params.items() if k != "refinement"}
+        return model.replace(params=kept), path
+    PUBLISHED[name](path, model)
+    return model, path

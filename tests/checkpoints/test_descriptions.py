@@ -3,6 +3,7 @@
 import json
 import logging
 
+import formats
 import ml_dtypes
 import numpy as np
 import pytest
@@ -56,13 +57,13 @@ def save(folder, arrays, **descriptions):
 def plain(tmp_path):
     """A model, and its arrays as timm names them."""
     model = tiny.make(PLAIN)
-    return model, tiny.write_timm(tmp_path / "m.safetensors", model)
+    return model, formats.write_timm(tmp_path / "m.safetensors", model)
 
 
 @pytest.fixture
 def hugging_face(plain, tmp_path):
     """The same model, and its arrays as transformers names them."""
-    return plain[0], tiny.write_hugging_face(tmp_path / "m.safetensors", plain[0])
+    return plain[0], formats.write_hugging_face(tmp_path / "m.safetensors", plain[0])
 
 
 def load_arrays(folder, arrays, config=PLAIN, **options):
@@ -126,7 +127,7 @@ def test_of_two_sets_of_weights_the_average_is_taken_and_said(
 ):
     model, arrays = plain
     ema = tiny.make(PLAIN, seed=1)
-    other = tiny.write_timm(tmp_path / "e.safetensors", ema)
+    other = formats.write_timm(tmp_path / "e.safetensors", ema)
     both = {trained + k: v for k, v in arrays.items()}
     both |= {averaged + k: v for k, v in other.items()}
     with caplog.at_level(logging.WARNING):
@@ -181,7 +182,7 @@ def test_other_floating_point_is_read(tmp_path, plain, dtype):
 @pytest.mark.parametrize("name", ("swiglu", "distilled", "layer_scale"))
 def test_the_file_decides_what_it_has_beyond_the_config(tmp_path, name):
     model = tiny.make(tiny.CONFIGS[name])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     if name == "layer_scale":  # DeiT III
         words = {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
         for old, new in words.items():
@@ -202,7 +203,7 @@ def test_other_numbers_of_channels(tmp_path, channels, write):
     model = tiny.make(Config(**tiny.SHAPE, channels=channels))
     path = tmp_path / ("m.safetensors" if write == "timm" else "m.npz")
     options = {} if write == "timm" else {"linen": True}
-    getattr(tiny, f"write_{write}")(path, model, **options)
+    getattr(formats, f"write_{write}")(path, model, **options)
     loaded = vitjax.load(PLAIN, checkpoint=path)
     assert same(loaded, model) and loaded.preprocess is None
     logits, _ = vitjax.forward(loaded, tiny.images(model.config))
@@ -440,7 +441,7 @@ def test_addresses_are_fetched_once_or_refused(tmp_path, plain, monkeypatch):
 @pytest.mark.parametrize("nest", ("net", "model_state_dict", "weights", "teacher"))
 def test_endings_and_nests_of_torch_files(tmp_path, plain, ending, nest):
     model, arrays = plain
-    tiny.write_torch(tmp_path / f"m.{ending}", arrays, nest=nest)
+    formats.write_torch(tmp_path / f"m.{ending}", arrays, nest=nest)
     assert same(vitjax.load(PLAIN, checkpoint=tmp_path / f"m.{ending}"), model)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import formats
 import numpy as np
 import pytest
 import tiny
@@ -17,8 +18,8 @@ def read_all(path):
 @pytest.fixture
 def written(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_google(tmp_path / "m.npz", model, linen=True)
-    tiny.write_timm(tmp_path / "m.safetensors", model)
+    formats.write_google(tmp_path / "m.npz", model, linen=True)
+    formats.write_timm(tmp_path / "m.safetensors", model)
     return tmp_path
 
 

@@ -41,7 +41,7 @@ TRUNK = dict(timm_model_name="vit_tiny_patch8_siglip_32", timm_pool="map")
 
 
 class Format(NamedTuple):
-    """A kind of model, the names of its arrays, its description, and what is ignored."""
+    """A kind of model, the names of its arrays, its description, what is ignored."""
 
     kind: str
     names: dict[str, str]
@@ -192,7 +192,7 @@ def test_every_key_is_read_named_or_an_error(tmp_path, name):
 @pytest.mark.parametrize("stacked", (True, False))
 def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
     model = make("siglip")
-    out = tiny.flax_arrays(model, stacked=stacked)
+    out = formats.flax_arrays(model, stacked=stacked)
     renamed = {
         f"{prefix}t": np.log(out.pop("head/temperature")).reshape(1),
         f"{prefix}b": out.pop("head/logit_bias").reshape(1),
@@ -222,7 +222,7 @@ def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
 @pytest.mark.parametrize("linen", (True, False))
 def test_means_of_google_are_of_normalized_tokens(tmp_path, linen):
     model = tiny.make(Config(**tiny.SHAPE, class_token=False))
-    tiny.write_google(tmp_path / "m.npz", model, linen=linen)
+    formats.write_google(tmp_path / "m.npz", model, linen=linen)
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
     assert loaded.config.pool_norm == "before"
     images = tiny.images(model.config)
@@ -233,7 +233,7 @@ def test_means_of_google_are_of_normalized_tokens(tmp_path, linen):
 
 def test_queries_and_values_alone_may_have_a_bias(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     for block in (0, 1):
         name = f"blocks.{block}.attn."
         query, _, value = np.split(arrays.pop(name + "qkv.bias"), 3)
@@ -284,7 +284,7 @@ def test_a_head_in_a_file_of_its_own(tmp_path, monkeypatch, blocks):
         safetensors.numpy.save_file(wrong, file)
         with pytest.raises(CheckpointError, match="head="):
             vitjax.load(config, checkpoint=path, head=file)
-    tiny.write_timm(path, tiny.make(tiny.CONFIGS["plain"]))
+    formats.write_timm(path, tiny.make(tiny.CONFIGS["plain"]))
     safetensors.numpy.save_file(head, file)
     with pytest.raises(CheckpointError, match="without head="):
         vitjax.load(tiny.CONFIGS["plain"], checkpoint=path, head=file)
@@ -333,7 +333,9 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_is_not_read_says_why(tmp_path, reason):
     description, more = REFUSED[reason]
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", tiny.make(CONFIGS["dinov2"]))
+    arrays = formats.write_timm(
+        tmp_path / "m.safetensors", tiny.make(CONFIGS["dinov2"])
+    )
     safetensors.numpy.save_file(arrays | more, tmp_path / "m.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match=reason):

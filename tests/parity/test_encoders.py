@@ -2,6 +2,7 @@
 
 import json
 
+import formats
 import jax
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_positions_resize_as_dinov2_does(size, torch, tmp_path):
     """Its call, by a scale of the grid enlarged by 0.1."""
     config = vitjax.Config(**dict(tiny.SHAPE, image_size=72), layer_scale=True)
     model = tiny.make(config)
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     arrays["mask_token"] = np.zeros((1, 16), np.float32)
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     ours = vitjax.load(config, checkpoint=tmp_path / "m.safetensors", image_size=size)
