@@ -79,13 +79,11 @@ class Checkpoint:
     weights: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def table(self, config: Config) -> Table:
+    def table(self, config: Any, shapes: Mapping[str, Any] | None = None) -> Table:
         """The layout's table for this architecture: each of its paths, no other."""
         table = self.layout.table(config, self.arrays)
-        return {
-            path: table.get(path, (path, identity))
-            for path in parameter_shapes(config, 1)
-        }
+        paths = parameter_shapes(config, 1) if shapes is None else shapes
+        return {path: table.get(path, (path, identity)) for path in paths}
 
     def source(self, config: Config, path: str) -> str:
         """The key of the array that becomes a parameter, of block 0; "" of none."""
@@ -185,16 +183,16 @@ class Checkpoint:
         resize = resize or layout.resize
         prefixes = layout.position_prefixes(config)
         target = Target(config, source_config, resize, prefixes)
-        shapes, flat = parameter_shapes(config, classes), {}
-        table = self.table(config)
-        for path, shape in shapes.items():
-            entry = table[path]
+        shapes, table = parameter_shapes(config, classes), self.table(config)
+        filled: dict[str, float] = {}
+        for path, entry in table.items():
             if not isinstance(entry, tuple):
-                flat[path] = jnp.full(shape, entry, jnp.float32)
-                del table[path]
-            elif 0 in shape and entry[0] not in self.arrays:  # there are no classes
-                flat[path] = jnp.zeros(shape, jnp.float32)
-                del table[path]
+                filled[path] = entry
+            elif 0 in shapes[path] and entry[0] not in self.arrays:  # no classes
+                filled[path] = 0.0
+        flat = {path: jnp.full(shapes[path], x, "f4") for path, x in filled.items()}
+        for path in filled:
+            del table[path]
         flat |= self.convert(
             config, table, shapes, target, allow_nonfinite=allow_nonfinite
         )

@@ -554,6 +554,7 @@ LAYOUTS = (
         HUGGING_FACE_DINO,
         name="Hugging Face state dict of DINOv2 with registers",
         mark=r"embeddings\.register_tokens",
+        resize="bicubic",
         positions=("class",),
     ),
     HUGGING_FACE_DINO,

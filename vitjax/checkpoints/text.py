@@ -91,10 +91,11 @@ def load_text(
         config: Any = model
         if not isinstance(model, TextConfig):
             config = architecture(found, folder, row)
+        shapes = parameter_shapes(config)
         flat = found.convert(
             config,
-            full_table(found, config),
-            parameter_shapes(config),
+            found.table(config, shapes),
+            shapes,
             Target(config.blocks, None, "", ()),
             allow_nonfinite=allow_nonfinite,
         )
@@ -124,23 +125,19 @@ def architecture(found: Checkpoint, folder: Any, row: Variant | None) -> TextCon
     return inferred_config(found, row)
 
 
-CLIP: dict[str, Any] = dict(
+CLIP: dict[str, Any] = configs.CLIP | dict(
     vocab_size=49408,
     max_position_embeddings=77,
     hidden_size=512,
     num_attention_heads=8,
     intermediate_size=2048,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
 )
-SIGLIP: dict[str, Any] = dict(
+SIGLIP: dict[str, Any] = configs.SIGLIP | dict(
     vocab_size=32000,
     max_position_embeddings=64,
     hidden_size=768,
     num_attention_heads=12,
     intermediate_size=3072,
-    hidden_act="gelu_pytorch_tanh",
-    layer_norm_eps=1e-6,
 )
 """transformers' defaults."""
 
@@ -232,7 +229,7 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
     arrays, one = found.arrays, TextConfig(1, 1, 1, 1, 1, 1, 1)
     biased = {"head.bias", "text_projection.bias", "head/bias"} & arrays.keys()
     one = dataclasses.replace(one, projection_bias=bool(biased))
-    table = full_table(found, one)
+    table: Any = found.table(one, parameter_shapes(one))
 
     def shape(path: str) -> tuple[int, ...]:
         source, convert = table[path]
@@ -279,13 +276,6 @@ def add_second_positions(found: Checkpoint) -> Checkpoint:
     first, second = arrays["pos_embedding"], arrays.pop(SECOND_POSITIONS)
     arrays["pos_embedding"] = lambda: first() + second()
     return dataclasses.replace(found, arrays=arrays)
-
-
-def full_table(found: Checkpoint, config: TextConfig) -> Any:
-    """The layout's table of exactly this text tower's parameters."""
-    make_table: Any = found.layout.table
-    table = make_table(config, found.arrays)
-    return {path: table[path] for path in parameter_shapes(config)}
 
 
 @functools.lru_cache(maxsize=8)
