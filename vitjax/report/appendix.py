@@ -178,7 +178,7 @@ FIGURES: FigureTable = {
         "How many tokens of an image are identifiable",
         "A bar far to the right: images most of whose tokens name the class.",
         "Image tokens of an image that have the true class first after the last block. "
-        "Bars: share of images; thin lines: its 95 % bootstrap interval; dark line: "
+        "Bars: share of images; thin lines: its 95 % interval; dark line: "
         "mean number; dashed: mean number by chance.",
         {
             "mark": "histogram",

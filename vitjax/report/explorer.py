@@ -46,7 +46,7 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
     entries, packs, opening = [], {}, {}
     whole, room = 0, PAGE_BYTES
     for number, run in enumerate(runs):
-        images = previews(run, limit=limit)
+        images = previews(run, limit=limit) if run.streams else []
         if not images:
             continue
         entries.append(describe(run, number, images))

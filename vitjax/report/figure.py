@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from vitjax.report.per_image import Frame, Run
+from vitjax.report.per_image import Frame, Run, interval_of, mean
 
 Series = Mapping[str, Frame]
 Handles = dict[str, Any]
@@ -443,7 +444,8 @@ class Figure:
 
     def png(self, *, dpi: int = 200) -> bytes:
         """The drawing for print."""
-        return self._save(format="png", dpi=dpi)
+        canvas, _ = self._draw_panels(self.panels(), CELL)
+        return save(canvas, format="png", dpi=dpi)
 
     def svg(self) -> str:
         """The drawing as an element of a page, with its font and its colors."""
@@ -491,11 +493,6 @@ class Figure:
     def _names(self) -> list[str]:
         """What the legend explains, in order."""
         return [*self.series(self.data), *self._chance_text]
-
-    def _save(self, **options: Any) -> bytes:
-        """All panels in a format of matplotlib's."""
-        canvas, _ = self._draw_panels(self.panels(), CELL)
-        return save(canvas, **options)
 
     def _svg(self, canvas: Any, key: str, label: str) -> str:
         """A drawing as an element of a page; `key` begins its identifiers."""
@@ -640,12 +637,21 @@ def quote(
 
     `values` holds it, its interval (PREFIXlow, PREFIXhigh) and the number of images.
     """
-    scale = 100 if unit == " %" else 1
+    scale = 100 if unit in (" %", " points") else 1
     ends = [scale * float(values[k]) for k in (mean, f"{prefix}low", f"{prefix}high")]
     digits = 1 if scale > 1 else 2 if max(map(abs, ends)) > 1 else 3
     center, low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
     interval = f"95 % CI {low} to {high}, " if ends[1] == ends[1] else ""
     return f"{center}{unit} ({interval}n = {int(values['images']):,})"
+
+
+def most(
+    values: Float[np.ndarray, "image layer column"], *, shares: bool = True
+) -> tuple[int, int, str]:
+    """Block and column of the largest mean, and it in the usual form."""
+    means = np.nan_to_num(mean(values), nan=-np.inf)
+    layer, column = map(int, np.unravel_index(means.argmax(), means.shape))
+    return layer, column, quote(interval_of(values[:, layer, column], shares=shares))
 
 
 def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:
@@ -705,6 +711,14 @@ def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterat
     """Sentences about one of several runs, with its name."""
     name = f"{run.name}: " if len(runs) > 1 else ""
     return (name + sentence for sentence in sentences)
+
+
+def sentences_of(
+    runs: Sequence[Run], describe: Callable[[Run], Iterable[str]]
+) -> list[str]:
+    """What each run with labeled images says."""
+    used = [run for run in runs if len(run.image)]
+    return [text for run in used for text in with_name(run, runs, describe(run))]
 
 
 def figures_of(runs: Sequence[Run], table: FigureTable) -> list[Figure]:

@@ -42,14 +42,37 @@ MEASURES = {
 
 WINDOW_BYTES = 2**24
 
-BAND = "Line: mean over images; band: its 95 % bootstrap interval."
+BAND = "Line: mean over images; band: its 95 % interval."
 
 
-def intervals(values: np.ndarray) -> dict[str, np.ndarray]:
-    """images, mean, low and high over the first axis, each flat."""
-    interval = bootstrap_mean(values.astype(np.float64), rates=False)
+def intervals(values: np.ndarray, *, shares: bool = False) -> dict[str, np.ndarray]:
+    """images, mean, low and high over the first axis, each flat.
+
+    Shares of images, which are boolean, have Wilson's interval. So have other `shares`,
+    in [0, 1], that are all 0 or 1; a curve with a few such points would open there.
+    """
+    rates = shares or values.dtype == bool
+    interval = bootstrap_mean(values.astype(np.float64), rates=rates)
     columns = {"images": np.isfinite(values).sum(0), **interval._asdict()}
     return {name: np.ravel(column) for name, column in columns.items()}
+
+
+def interval_of(
+    values: Shaped[np.ndarray, " image"], *, shares: bool = True
+) -> dict[str, Any]:
+    """The same of one number per image."""
+    columns = intervals(values[:, None], shares=shares)
+    return {name: column[0] for name, column in columns.items()}
+
+
+def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table: images, and each mean with the ends of its interval."""
+    columns = {}
+    for name, values in measured.items():
+        mean = intervals(values)
+        columns |= {"images": mean["images"], name: mean["mean"]}
+        columns |= {f"{name}_{end}": mean[end] for end in ("low", "high")}
+    return columns
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -184,12 +207,13 @@ class Run:
         panel: str,
         series: str,
         style: int,
-        values: Shaped[np.ndarray, "unit x"],
+        values: Shaped[np.ndarray, "unit ..."],
         *,
         chance: float | Float[np.ndarray, " x"] = np.nan,
         axis: Mapping[str, Any] | None = None,
     ) -> Frame:
-        """The rows of one series of a figure; its horizontal axis is blocks by default.
+        """The rows of one series of a figure, over blocks by default; else `axis` has a
+        column for each axis of the values.
 
         Values are NaN where an image (or class) has none; `chance` is a level, or one
         for each x.

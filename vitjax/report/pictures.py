@@ -8,10 +8,11 @@ and attention, which need no true class.
 
 import csv
 import dataclasses
+import functools
 import html
 import io
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -73,16 +74,19 @@ class Preview:
             return None
         return (self.read(schema.PATCH_LABEL()) == 1).reshape(self.run.config.grid)
 
+    @functools.cached_property
+    def photo(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels, small ones enlarged."""
+        from vitjax.report.overlays import to_photo
+
+        return to_photo(self.pixels)
+
     @property
     def image(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels with the border of the object's mask, where there is one."""
-        mask = self.mask
-        if mask is None:
-            return self.pixels
-        cell = self.pixels.shape[0] // mask.shape[0]
-        scale = -(-12 // cell)  # a line on a small image must not hide it
-        image = np.repeat(np.repeat(self.pixels, scale, 0), scale, 1)
-        draw_border(image, mask, cell * scale)
+        """The same with the border of the object's mask, where there is one."""
+        image, mask = self.photo.copy(), self.mask
+        if mask is not None:
+            draw_border(image, mask, image.shape[0] // mask.shape[0])
         return image
 
     @property
@@ -95,43 +99,67 @@ class Preview:
             if number >= 0
         )
 
-    def row(self) -> "list[Panel]":
-        """The image and its maps."""
-        from vitjax.report.overlays import Panel
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Which image it is, as columns of a table."""
+        classes = {"label": self.label, "prediction": self.prediction}
+        names = {key: self.class_name(number) for key, number in classes.items()}
+        return {"run": self.run.name, "image": self.index, "name": self.name, **names}
 
-        run, mask = self.run, self.mask
-        cells = [Panel(self.image, self.words)]
-        tops = self.read(schema.TOP_CLASSES())[:, 0]
-        for layer, ranks in zip(shown_layers(run.config.depth), self.ranks):
-            image = draw_map(ranks, classes=len(run.classes), mask=mask)
-            top = short_name(run.classes[tops[layer]])
-            cells.append(Panel(image, f"block {layer}\n{top}"))
-        return cells
+    def lay_over(
+        self,
+        words: str,
+        values: np.ndarray,
+        *,
+        signed: bool = False,
+        opacity: float | None = 0.75,
+        scale: "Scale | None" = None,
+    ) -> "Panel":
+        """A map of patches over the image, on a scale of its own unless it has one."""
+        from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid
 
-    def table(self) -> Frame:
-        """The numbers of the maps, a row per block and image token."""
-        ranks, mask, classes = self.ranks, self.mask, len(self.run.classes)
-        place, row, column = np.indices(ranks.shape).reshape(3, -1)
-        rank = ranks.ravel()
-        columns = {
-            "run": self.run.name,
-            "image": self.index,
-            "name": self.name,
-            "label": self.class_name(self.label),
-            "prediction": self.class_name(self.prediction),
-            "layer": shown_layers(self.run.config.depth)[place],
-            "row": row,
-            "column": column,
-            "rank": rank,
-            "identifiability": np.where(rank >= 0, 1 - rank / classes, np.nan),
-            "on_object": "" if mask is None else 1 * mask[row, column],
-        }
-        return pd.DataFrame(columns)
+        grid = to_grid(values, self.run.config.grid)
+        look = {"signed": signed, "percentile": 98, "opacity": opacity}
+        own = scale or scale_of(grid, **look)
+        return Panel(lay_over(self.photo, grid, own), words, None if scale else own)
+
+
+Maps = Iterator[tuple["Panel", dict[str, Any]]]
+"""Pictures of one image, and the columns of each in a table."""
+
+
+def gallery(
+    runs: Sequence[Run],
+    maps_of: Callable[[Preview], Maps],
+    *,
+    limit: int = 8,
+    labeled: bool = True,
+    **drawing: Any,
+) -> "list[PictureFigure]":
+    """Images that runs kept with their pictures; those of one image stand together."""
+    from vitjax.report.overlays import Panel
+
+    each = max(1, limit // max(1, len(runs)))
+    shown = [one for run in runs for one in previews(run, limit=each)]
+    shown = [one for one in shown if (one.label >= 0) == labeled]
+    shown.sort(key=lambda one: (one.run.manifest["data"]["id"], one.index))
+    rows, alone, data = [], [], []
+    for one in shown:
+        name = f"{one.run.name}\n" if len(runs) > 1 else ""
+        lead, maps = Panel(one.image, name + one.words), list(maps_of(one))
+        data += [pd.DataFrame(one.facts | columns) for _, columns in maps]
+        if maps:
+            rows.append([lead, *(panel for panel, _ in maps)])
+        else:
+            alone.append(lead)
+            data.append(pd.DataFrame(one.facts, index=[0]))
+    rows += [alone] * bool(alone)
+    return [PictureFigure(data=pd.concat(data), rows=rows, **drawing)] if rows else []
 
 
 def previews(run: Run, *, limit: int) -> list[Preview]:
-    """Images that a run with ranks kept, those that are done and valid, each once."""
-    if schema.PREVIEW() not in run or not run.streams:
+    """Images that a run kept, those that are done and valid, each once."""
+    if schema.PREVIEW() not in run:
         return []
     done = np.flatnonzero(run.results["done"].values)
     valid = done[run.read(schema.VALID(), done)]
@@ -221,19 +249,12 @@ def color_bar(scale: "Scale") -> str:
 
 
 def token_maps(runs: Sequence[Run]) -> Section:
-    """Maps of the labeled images that runs kept, those of one image together."""
+    """Maps of the labeled images that runs kept."""
     from vitjax.report.overlays import Scale
 
-    shown = [one for run in runs for one in previews(run, limit=max(2, 8 // len(runs)))]
-    shown = [one for one in shown if one.label >= 0]
-    if not shown:
-        return Section(key="maps", title="Image by image")
-    shown.sort(key=lambda one: (one.run.manifest["data"]["id"], one.index))
-    rows = [preview.row() for preview in shown]
-    if len(runs) > 1:
-        for row, one in zip(rows, shown):
-            row[0] = row[0]._replace(words=f"{one.run.name}\n{row[0].words}")
-    figure = PictureFigure(
+    figures = gallery(
+        runs,
+        rank_maps,
         key="maps",
         title="Identifiability over the blocks, token by token",
         see="Bright tokens know the class: watch where they are first, and how many "
@@ -242,11 +263,32 @@ def token_maps(runs: Sequence[Run]) -> Section:
         "label after the block; below the block's number stands the class that would "
         "be predicted from it. Dot: identifiable token (rank 0); line: border of the "
         "object's mask; gray: absent token.",
-        data=pd.concat([preview.table() for preview in shown]),
-        rows=rows,
         scale=Scale(POSITIVE, 0, 1, words="class identifiability"),
     )
-    return Section(key="maps", title="Image by image", figures=[figure])
+    return Section(key="maps", title="Image by image", figures=figures)
+
+
+def rank_maps(one: Preview) -> Maps:
+    """Ranks of the label after blocks, and the class that comes first there."""
+    from vitjax.report.overlays import Panel
+
+    mask, names = one.mask, one.run.classes
+    tops = one.read(schema.TOP_CLASSES())[:, 0]
+    row, column = np.indices(one.run.config.grid).reshape(2, -1)
+    for layer, ranks in zip(shown_layers(one.run.config.depth), one.ranks):
+        image = draw_map(ranks, classes=len(names), mask=mask)
+        rank = ranks.ravel()
+        yield (
+            Panel(image, f"block {layer}\n{short_name(names[tops[layer]])}"),
+            {
+                "layer": layer,
+                "row": row,
+                "column": column,
+                "rank": rank,
+                "identifiability": np.where(rank >= 0, 1 - rank / len(names), np.nan),
+                "on_object": "" if mask is None else 1 * mask.ravel(),
+            },
+        )
 
 
 def draw_map(
@@ -303,8 +345,6 @@ def image_url(
 SHOWN = 50
 """Images that the table shows; its CSV has all."""
 
-PICTURES = 8
-
 
 def predictions(runs: Sequence[Run]) -> Section:
     """Predictions, and from which block on they stand, of runs with such images."""
@@ -347,7 +387,7 @@ def describe(run: Run) -> Iterator[str]:
 def settling(runs: Sequence[Run]) -> Iterator[Figure]:
     """Share of images whose final class is first already."""
     rows = [
-        run.line("all images", run.name, style, settled(run).astype(float))
+        run.line("all images", run.name, style, settled(run))
         for style, run in enumerate(runs)
         if schema.TOP_CLASSES() in run
     ]
@@ -401,45 +441,30 @@ def photos(runs: Sequence[Run]) -> list[PictureFigure]:
 
     Attention is that of the pooled token, or of all tokens where there is no [CLS].
     """
-    from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid, to_photo
-
-    shown = [one for run in runs for one in previews(run, limit=PICTURES)]
-    shown = [one for one in shown if one.label < 0]
-    rows, alone, data = [], [], []
-    for one in shown:
-        run, photo = one.run, to_photo(one.pixels)
-        columns = {"run": run.name, "image": one.index, "name": one.name}
-        columns |= {"prediction": one.class_name(one.prediction)}
-        if schema.ATTENDED() not in run:
-            alone.append(Panel(photo, one.words))
-            data.append(pd.DataFrame(columns, index=[0]))
-            continue
-        row = [Panel(photo, one.words)]
-        tops = one.read(schema.TOP_CLASSES())[:, 0]
-        for layer in shown_layers(run.config.depth):
-            values = one.read(schema.ATTENDED())[layer].mean(0)
-            grid = to_grid(values, run.config.grid)
-            scale = scale_of(grid, signed=False, percentile=98, opacity=0.75)
-            words = f"block {layer}\n{short_name(run.classes[tops[layer]])}"
-            row.append(Panel(lay_over(photo, grid, scale), words, scale))
-            patch = {"layer": layer, "patch": np.arange(len(values))}
-            data.append(pd.DataFrame(columns | patch | {"attention": values}))
-        rows.append(row)
-    if not shown:
-        return []
+    attended = any(schema.ATTENDED() in run for run in runs)
     attention = " Colors: attention weights of the token that the prediction is read "
     attention += (
         "from, mean over heads; below the block, the class that is first there."
     )
-    return [
-        PictureFigure(
-            key="photos",
-            title="Photos and predictions",
-            see="Where the model looks, block by block, and what it would answer there."
-            if rows
-            else "What the model saw, and what it answers.",
-            caption="Photos as the model saw them." + attention * bool(rows),
-            data=pd.concat(data),
-            rows=[*rows, *([alone] if alone else [])],
-        )
-    ]
+    return gallery(
+        runs,
+        attention_maps,
+        labeled=False,
+        key="photos",
+        title="Photos and predictions",
+        see="Where the model looks, block by block, and what it would answer there."
+        if attended
+        else "What the model saw, and what it answers.",
+        caption="Photos as the model saw them." + attention * attended,
+    )
+
+
+def attention_maps(one: Preview) -> Maps:
+    """Attention weights over the image, mean over heads."""
+    names, tops = one.run.classes, one.read(schema.TOP_CLASSES())[:, 0]
+    held = schema.ATTENDED() in one.run
+    for layer in shown_layers(one.run.config.depth) if held else ():
+        values = one.read(schema.ATTENDED())[layer].mean(0)
+        words = f"block {layer}\n{short_name(names[tops[layer]])}"
+        columns = {"layer": layer, "patch": np.arange(len(values))}
+        yield one.lay_over(words, values), columns | {"attention": values}
