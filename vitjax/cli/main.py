@@ -65,7 +65,7 @@ REMOVED = registry.REMOVED | {
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
 
-ABOUT = f"""{vitjax.__doc__}
+ABOUT = f"""{str(vitjax.__doc__).splitlines()[0]}
 
 Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
 2 wrong usage; 130 after Ctrl-C and 143 after SIGTERM, with what was computed kept."""
