@@ -11,7 +11,7 @@ from vitjax.recipes.registry import RECIPES
 
 OPTIONS = {
     "paper": {"interventions": ("self_only",)},
-    "faithfulness": {"methods": ("relevancy", "lrp", "legrad"), "steps": 3},
+    "faithfulness": {"methods": ("relevancy", "lrp"), "steps": 3},
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
