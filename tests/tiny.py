@@ -1,13 +1,15 @@
 """Miniature models of every architecture."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
+import vitjax
 from vitjax.models.model import Model, parameter_shapes, unflatten
-from vitjax.types import Batch, Config
+from vitjax.types import TRACE_FIELDS, Batch, Config, Edits
 
 SHAPE = dict(image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_dim=24)
 
@@ -56,9 +58,9 @@ ENCODERS = {
 }
 """Kinds whose head is not a linear one that reads [CLS] or all there is."""
 QUICK = "clip", "siglip", "dinov2"
-KINDS = CONFIGS | ENCODERS
 POOLED = dataclasses.replace(CONFIGS["gap"], registers=2, layer_scale=True)
 """All that differs from a model with [CLS], at once."""
+KINDS = CONFIGS | ENCODERS | {"pooled": POOLED}
 CLASSES = tuple("abcdefg")
 
 
@@ -87,6 +89,37 @@ def make(config: Config, *, classes=CLASSES, seed: int = 0) -> Model:
 def images(config: Config, count: int = 3, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(count, *config.shape, config.channels)).astype(np.float32)
+
+
+def keep(config: Config) -> np.ndarray:
+    """Patches of three images: all of the first, and some of the others."""
+    patches = np.arange(config.patches)
+    return np.stack([patches >= 0, patches % 3 > 0, patches % 3 == 1])
+
+
+@functools.cache
+def traced(kind: str, *, kept: bool = False):
+    """(model, images, class logits, every field of the trace), once for all tests."""
+    config = KINDS[kind]
+    model, pixels = make(config), images(config)
+    edits = Edits(keep=keep(config)) if kept else None
+    results = vitjax.forward(model, pixels, capture=TRACE_FIELDS, edits=edits)
+    return model, pixels, *jax.device_get(results)
+
+
+@jax.jit
+def attention_slopes(model: Model, pixels, weights):
+    """Gradients, with respect to attention, of class logits times `weights`."""
+    total = lambda logits: (logits * weights).sum()  # noqa: E731
+    return vitjax.attention_gradients(model, pixels, total)
+
+
+def total(parts: dict) -> np.ndarray:
+    """Contributions to the logits of three images, added up."""
+    images_first = (
+        np.asarray(x if x.ndim == 1 else x.swapaxes(0, 1)) for x in parts.values()
+    )
+    return sum(x.reshape(3, -1).sum(1) for x in images_first)
 
 
 def batch_of(images, label, patch_label=None) -> Batch:
