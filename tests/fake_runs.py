@@ -36,7 +36,7 @@ MEASURED = {
 
 RANKS = ("rank_",)
 CLASSES = ("first_", "prediction_")
-HITS = ("agreement_", "simple_", "removal_", "pixels_", "correct_")
+HITS = ("agreement_", "simple_", "removal_", "pixels_", "correct_", "edited_correct_")
 """How names of arrays begin that hold such numbers; the others are in [0, 1)."""
 
 
@@ -80,6 +80,7 @@ def fake_run(
         "count": 2,
         "draw": 4,
         "group": 5,
+        "edited": 3,
         "refined": config.depth - 1,
         "preview": previews,
         "height": config.shape[0],
@@ -128,6 +129,8 @@ def fake_run(
         "chosen_ranks": ranks,
         "kept": np.asarray(KEPT, np.float32),
         "ablated": np.asarray([1, 2], np.float32),
+        "edited_memories": np.asarray([1, 5], np.float32),
+        "edited_role": (np.arange(images)[:, None] + np.arange(3)) % 4 - 1,
     }
     arrays |= {name: value for name, value in special.items() if name in arrays}
     if "rank_without_context" in arrays and masks:

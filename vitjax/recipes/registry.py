@@ -2,6 +2,7 @@
 
 from vitjax.messages import unknown
 from vitjax.recipes.ablation import ABLATION
+from vitjax.recipes.editing import EDITING
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
 from vitjax.recipes.paper import ONE_PASS, PAPER
@@ -21,6 +22,7 @@ RECIPES = {
         TOKENS,
         ABLATION,
         PATCHING,
+        EDITING,
     )
 }
 

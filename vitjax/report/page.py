@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vitjax.report import (
     appendix,
+    editing,
     faithfulness,
     identifiability,
     interventions,
@@ -182,6 +183,7 @@ def sections(
     """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
+    every.append(editing.section(runs))
     if ranked:
         every = [
             pictures.predictions(ranked),
@@ -227,6 +229,10 @@ RECIPES = {
     "patching": (
         "Activation patching",
         "Where in the network is it decided between two classes?",
+    ),
+    "editing": (
+        "Edits of memories",
+        "Do the memories that promote a class hold it?",
     ),
 }
 RECIPES["one_pass"] = RECIPES["paper"]
