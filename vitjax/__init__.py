@@ -31,6 +31,7 @@ from vitjax.analysis.memory import (
 )
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
+from vitjax.analysis.tuned_lens import TunedLens, apply_lens
 from vitjax.api import (
     encode_image,
     encode_text,
@@ -62,6 +63,7 @@ from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
     from vitjax.data.datasets import open_data
+    from vitjax.recipes.lens import fit_tuned_lens
     from vitjax.recipes.recipe import Recipe
     from vitjax.report.overlays import show
     from vitjax.report.page import explorer, figures, tables, write_report
@@ -77,6 +79,7 @@ LAZY = {
     "show": "vitjax.report.overlays",
     "write_report": "vitjax.report.page",
     "open_data": "vitjax.data.datasets",
+    "fit_tuned_lens": "vitjax.recipes.lens",
     "Recipe": "vitjax.recipes.recipe",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
@@ -110,8 +113,10 @@ __all__ = [
     "TextConfig",
     "TextModel",
     "Trace",
+    "TunedLens",
     "__version__",
     "ablate",
+    "apply_lens",
     "area_under_curve",
     "attention_gradients",
     "attribution_patching",
@@ -125,6 +130,7 @@ __all__ = [
     "figures",
     "fit_ridge_probe",
     "fit_softmax_probe",
+    "fit_tuned_lens",
     "forward",
     "helpful_minus_attended",
     "identifiability",

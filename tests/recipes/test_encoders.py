@@ -14,6 +14,7 @@ OPTIONS = {
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
+    "lens": {"steps": 2},
 }
 KINDS = ("clip", "siglip", "dinov2", "mean_with_cls")
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 def test_a_run_and_its_report(recipe, kind, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[kind], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})
-    if recipe == "probes":
+    if recipe in ("probes", "lens"):
         options = options | {"train": f"folder:{folder}"}
     rows = vitjax.run(
         recipe,

@@ -12,6 +12,7 @@ from vitjax.report import (
     faithfulness,
     identifiability,
     interventions,
+    lenses,
     marks,
     paper,
     predictions,
@@ -185,6 +186,7 @@ def sections(
     """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
+    every += [lenses.lenses(runs), lenses.errors(runs)]
     if ranked:
         every = [
             predictions.section(ranked),
@@ -232,6 +234,11 @@ RECIPES = {
         "Where in the network is it decided between two classes?",
     ),
 }
+RECIPES["lens"] = (
+    "Tuned lenses",
+    "What would every block answer, if the head could read it?",
+)
+RECIPES["errors"] = ("Errors foreseen", "Does the way to an answer tell that it errs?")
 RECIPES["one_pass"] = RECIPES["paper"]
 """Recipe -> (title, what it asks)."""
 
