@@ -75,6 +75,7 @@ def fake_run(
         "class": classes,
         "top": min(5, classes),
         "chosen": min(3, classes),
+        "rival": min(6, classes),
         "step": len(KEPT),
         "level": 9,
         "count": 2,
@@ -93,7 +94,8 @@ def fake_run(
         if array.name.startswith(RANKS):
             improve = np.ones(len(shape[1:]))
             if "layer" in array.axes:
-                improve = np.linspace(1, 0.1, config.depth)[:, None]
+                improve = np.linspace(1, 0.1, config.depth)
+                improve = improve.reshape(-1, *[1] * (len(shape) - 2))
             return (draw.random(shape) * improve * classes).astype(np.int32)
         if array.name.startswith(CLASSES):
             return draw.integers(classes, size=shape, dtype=np.int32)
@@ -114,7 +116,9 @@ def fake_run(
     attention = draw.integers(256, size=(*tokens, config.patches), dtype=np.uint8)
     ranks = draw.integers(classes, size=(*tokens, sizes["chosen"]), dtype=np.int32)
     shares = np.sort(arrays.get(schema.TOKEN_PROBABILITIES(), np.zeros(1)))[..., ::-1]
+    rivals = (prediction[:, None] + np.arange(sizes["rival"])) % classes
     special = {
+        "rivals": rivals.astype(np.int32),
         "label": label,
         "valid": np.ones(images, bool),
         "prediction": prediction,

@@ -3,8 +3,10 @@
 from vitjax.messages import unknown
 from vitjax.recipes.ablation import ABLATION
 from vitjax.recipes.editing import EDITING
+from vitjax.recipes.errors import ERRORS
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
+from vitjax.recipes.lens import LENS
 from vitjax.recipes.paper import ONE_PASS, PAPER
 from vitjax.recipes.patching import PATCHING
 from vitjax.recipes.probes import PROBES
@@ -23,6 +25,8 @@ RECIPES = {
         ABLATION,
         PATCHING,
         EDITING,
+        LENS,
+        ERRORS,
     )
 }
 

@@ -120,6 +120,9 @@ TARGETS |= {part: f"{words} at all tokens" for part, words in PARTS.items()}
 RUNS = {"clean": "the image", "corrupted": "its partner"}
 """The two forward passes of activation patching."""
 
+LENSES = {"projection": "class projection", "lens": "tuned lens"}
+"""What reads the pooled token after every block."""
+
 CONTROLS = {
     "control": "a randomly initialized model",
     "shuffled": "value vectors with permuted components",
@@ -424,6 +427,30 @@ EDITED_EFFECT = labeled(
     (MEMORY_SETS, MEMORY_EDITS),
 )
 EDITED = static("edited_memories", ("count",), "How many memories are edited together.")
+
+# lens. Of the pooled token after every block, unless tokens are named.
+KL_BY = Family(
+    "kl_by_{}", LAYER, "KL of the model's answer to that by {}, in nats.", (LENSES,)
+)
+BIAS_BY = Family(
+    "bias_by_{}",
+    LAYER,
+    "The image's term of the KL of the mean answer to the mean of those by {}.",
+    (LENSES,),
+)
+PREDICTION_BY = Family(
+    "prediction_by_{}", LAYER, "Class with the largest logit by {}.", (LENSES,)
+)
+RANK_BY = labeled("rank_by_{}", LAYER, "Rank of the true class by {}.", (LENSES,))
+RANK_TOKENS_BY = labeled(
+    "rank_tokens_by_{}", TOKEN, "Rank of the true class at tokens by {}.", (LENSES,)
+)
+
+# errors. Class logits of the pooled token after every block, by the model's head.
+RIVALS = Family("rivals", ("rival",), "The model's best classes, the prediction first.")
+RIVAL_LOGITS = Family("rival_logits", ("layer", "rival"), "Class logits of `rivals`.")
+ENTROPY = Family("entropy", LAYER, "Entropy of the softmax, in nats.")
+ENERGY = Family("energy", LAYER, "Log-sum-exp of the class logits: minus the energy.")
 
 FAMILIES = tuple(
     family for family in list(globals().values()) if isinstance(family, Family)

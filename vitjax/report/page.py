@@ -13,6 +13,7 @@ from vitjax.report import (
     faithfulness,
     identifiability,
     interventions,
+    lenses,
     paper,
     pictures,
 )
@@ -183,7 +184,7 @@ def sections(
     """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
-    every.append(editing.section(runs))
+    every += [editing.section(runs), lenses.lenses(runs), lenses.errors(runs)]
     if ranked:
         every = [
             pictures.predictions(ranked),
@@ -234,6 +235,11 @@ RECIPES = {
         "Edits of memories",
         "Do the memories that promote a class hold it?",
     ),
+    "lens": (
+        "Tuned lenses",
+        "What would every block answer, if the head could read it?",
+    ),
+    "errors": ("Errors foreseen", "Does the way to an answer tell that it errs?"),
 }
 RECIPES["one_pass"] = RECIPES["paper"]
 """Recipe -> (title, what it asks)."""
