@@ -72,11 +72,8 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         step=make_step(options),
         dims=EDITING.dims,
         setup=functools.cache(lambda: Setup(prepare(context, options, label, classes))),
-        carry_shape=Carry(
-            *(
-                jax.ShapeDtypeStruct((len(classes), *shape), np.int32)
-                for shape in shapes
-            )
+        carry_shape=jax.eval_shape(
+            lambda: Carry(*(np.zeros((len(classes), *s), np.int32) for s in shapes))
         ),
     )
     return [whole]

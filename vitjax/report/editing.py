@@ -24,8 +24,7 @@ from vitjax.report.figure import (
     with_name,
 )
 from vitjax.report.interventions import summarize
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run, mean
+from vitjax.report.per_image import BAND, Frame, Run, mean
 
 SETS = {"promoting": "promote the class most", "random": "random"}
 
