@@ -71,6 +71,8 @@ def before(run: Run, role: int) -> Float[np.ndarray, "image one"]:
 
 def curves(run: Run) -> Rows:
     """Accuracy over the number of memories, those of the class and random ones."""
+    if schema.EDITED() not in run:
+        return
     counts = np.array([0, *run.results[schema.EDITED()].values.astype(int)])
     axis = {"memories": counts, "x": counts / counts[-1]}
     for edit, role in edits(run):
