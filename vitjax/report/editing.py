@@ -31,17 +31,18 @@ SETS = {"promoting": "promote the class most", "random": "random"}
 
 def section(runs: Sequence[Run]) -> Section:
     """What the memories that promote a class do to its accuracy."""
-    rows = rows_of_all(runs, edit_rows)
+    edited = [run for run in runs if schema.EDITED() in run]
+    rows = rows_of_all(edited, edit_rows)
     return Section(
         key="editing",
         title="Edits of memories",
         sentences=[
             sentence
-            for run in runs
-            if len(run.image) and schema.EDITED_ROLE() in run
+            for run in edited
+            if len(run.image)
             for sentence in with_name(run, runs, describe(run, rows))
         ],
-        figures=figures_of(runs, FIGURES),
+        figures=figures_of(edited, FIGURES),
         tables=[edit_table(rows)] if len(rows) else [],
     )
 
@@ -71,8 +72,6 @@ def before(run: Run, role: int) -> Float[np.ndarray, "image one"]:
 
 def curves(run: Run) -> Rows:
     """Accuracy over the number of memories, those of the class and random ones."""
-    if schema.EDITED() not in run:
-        return
     counts = np.array([0, *run.results[schema.EDITED()].values.astype(int)])
     axis = {"memories": counts, "x": counts / counts[-1]}
     for edit, role in edits(run):
