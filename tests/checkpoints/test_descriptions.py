@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+from libraries import TRANSFORMERS
 
 import vitjax
 from vitjax.checkpoints import download
@@ -21,15 +22,7 @@ from vitjax.models.model import flatten
 from vitjax.types import Config
 
 PLAIN = tiny.CONFIGS["plain"]
-HF = {
-    "model_type": "vit",
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
+HF = TRANSFORMERS | {"model_type": "vit"}
 TIMM = {
     "architecture": "vit_tiny_patch8_32",
     "model_args": {"num_heads": 2, "img_size": 32},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+from libraries import TRANSFORMERS as HF
 
 import vitjax
 from vitjax.checkpoints import registry
@@ -20,14 +21,6 @@ from vitjax.models.model import flatten
 from vitjax.types import Config
 
 CONFIGS = formats.CONFIGS
-HF = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
 TEXT = {"text_model.final_layer_norm.bias", "text_projection.weight"}
 OPEN_TEXT = {
     "positional_embedding",

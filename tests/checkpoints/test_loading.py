@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from libraries import TRANSFORMERS
 from PIL import Image
 
 import vitjax
@@ -223,14 +224,8 @@ def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
     config = Config(**tiny.SHAPE, registers=registers, epsilon=1e-5, gelu="tanh")
     model = tiny.make(config)
     formats.write_hugging_face(tmp_path / "model.safetensors", model, prefix=f"{kind}.")
-    written = {
+    written = TRANSFORMERS | {
         "model_type": kind,
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
         "id2label": {str(n): name for n, name in enumerate("abcdefg")},
