@@ -17,7 +17,6 @@ from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.positions import RESIZE as RESIZES
 from vitjax.cli.main import main
-from vitjax.models.model import flatten
 from vitjax.types import Config
 
 CONFIGS = formats.CONFIGS
@@ -142,25 +141,18 @@ def write_folder(folder, name, change=lambda arrays: None):
     return model, arrays
 
 
-def assert_same(left, right):
-    left, right = flatten(left.params), flatten(right.params)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_allclose(left[path], right[path], rtol=1e-6, err_msg=path)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_folders_describe_themselves(tmp_path, name):
     model, _ = write_folder(tmp_path, name)
     loaded = vitjax.load(tmp_path)
     assert loaded.config == model.config and loaded.num_classes == model.num_classes
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)
     ignored = FORMATS[name].ignored
     assert bool(loaded.provenance.ignored) == bool(ignored or name == "timm CLIP")
     vitjax.save(loaded, tmp_path / "own")
     again = vitjax.load(tmp_path / "own")
     assert again.config == loaded.config and again.classes == loaded.classes
-    assert_same(again, loaded)
+    assert formats.same(again, loaded, 1e-6)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -207,7 +199,7 @@ def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
     for config in (model.config, bare):
         loaded = vitjax.load(config, checkpoint=tmp_path / "m.npz")
         assert loaded.config == model.config and loaded.classes == ()
-        assert_same(loaded, model)
+        assert formats.same(loaded, model, 1e-6)
     (line,) = loaded.provenance.ignored
     assert line.startswith("the text tower")
 
@@ -290,7 +282,7 @@ def test_blocks_in_chunks_are_dinov2s(tmp_path):
     arrays["mask_token"] = np.ones((1, 16), np.float32)
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)
     assert loaded.provenance.position_resize == "offset_bicubic"
 
 
@@ -373,7 +365,7 @@ def test_the_files_own_size_may_leave_an_edge(tmp_path, size):
     (tmp_path / "config.json").write_text(json.dumps(description))
     same = vitjax.load(model.config, checkpoint=path)
     assert same.config == model.config
-    assert_same(same, model)
+    assert formats.same(same, model, 1e-6)
     wide = dataclasses.replace(model.config, image_size=(16, 64))  # as many patches
     resized = vitjax.load(wide, checkpoint=path).params["pos_embedding"]
     grid = np.asarray(model.params["pos_embedding"]).reshape(4, 4, 16)
@@ -418,4 +410,4 @@ def test_miniatures_of_rows(tmp_path, name):
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     loaded = vitjax.load(config, checkpoint=tmp_path / "m.safetensors")
     assert loaded.config == config
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)
