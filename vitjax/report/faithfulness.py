@@ -96,13 +96,14 @@ class Curve(NamedTuple):
 
 def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
+    page = runs
     runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
     rows = rows_of_all(runs, method_rows)
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
         sentences=sentences_of(
-            runs, lambda run: describe(rows[rows["run"] == run.name])
+            page, lambda run: describe(rows[rows["run"] == run.name]), runs
         ),
         figures=[*method_gallery(runs), *figures_of(runs, MAP_FIGURES)],
         tables=[method_table(runs, rows)] if len(rows) else [],

@@ -714,10 +714,12 @@ def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterat
 
 
 def sentences_of(
-    runs: Sequence[Run], describe: Callable[[Run], Iterable[str]]
+    runs: Sequence[Run],
+    describe: Callable[[Run], Iterable[str]],
+    used: Sequence[Run] | None = None,
 ) -> list[str]:
-    """What each run with labeled images says."""
-    used = [run for run in runs if len(run.image)]
+    """What the used of the runs of a page, by default all, say of labeled images."""
+    used = [run for run in (runs if used is None else used) if len(run.image)]
     return [text for run in used for text in with_name(run, runs, describe(run))]
 
 

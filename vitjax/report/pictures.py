@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 from vitjax.recipes import schema
 from vitjax.report.figure import (
     POSITIVE,
+    SIGNED,
     Figure,
     Section,
     Table,
@@ -113,15 +114,18 @@ class Preview:
         *,
         signed: bool = False,
         opacity: float | None = 0.75,
-        scale: "Scale | None" = None,
+        largest: float | None = None,
     ) -> "Panel":
-        """A map of patches over the image, on a scale of its own unless it has one."""
-        from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid
+        """A map of patches over the image, on a scale of its own or, with the largest
+        magnitude that others have, on a signed one.
+        """
+        from vitjax.report.overlays import Panel, Scale, lay_over, scale_of, to_grid
 
         grid = to_grid(values, self.run.config.grid)
-        look = {"signed": signed, "percentile": 98, "opacity": opacity}
-        own = scale or scale_of(grid, **look)
-        return Panel(lay_over(self.photo, grid, own), words, None if scale else own)
+        scale = scale_of(grid, signed=signed, percentile=98, opacity=opacity)
+        if largest is not None:
+            scale = Scale(SIGNED, -largest, largest, opacity)
+        return Panel(lay_over(self.photo, grid, scale), words, scale)
 
 
 Maps = Iterator[tuple["Panel", dict[str, Any]]]
@@ -211,12 +215,14 @@ class PictureFigure(Figure):
     def html(self) -> str:
         """Every picture by itself: as many stand side by side as there is room for."""
         rows = "".join(
-            f'<div class="pictures">{"".join(map(picture, row))}</div>'
+            f'<div class="pictures" style="--count: {len(row)}">'
+            f"{''.join(map(picture, row))}</div>"
             for row in self.rows
         )
         bar = f'<div class="shared">{color_bar(self.scale)}</div>' if self.scale else ""
         return (
-            f"<figure>{paragraph(self.see)}{bar}{rows}<figcaption>"
+            f'<figure>{paragraph(self.see)}{bar}<div class="gallery">{rows}</div>'
+            "<figcaption>"
             f"<p>{html.escape(self.caption)} Numbers: "
             f"<code>figures/{self.key}.csv</code>.</p></figcaption></figure>"
         )
