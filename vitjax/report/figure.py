@@ -646,12 +646,16 @@ def quote(
 
 
 def most(
-    values: Float[np.ndarray, "image layer column"], *, shares: bool = True
+    values: Float[np.ndarray, "image layer column"],
+    *,
+    shares: bool = True,
+    unit: str = " %",
 ) -> tuple[int, int, str]:
     """Block and column of the largest mean, and it in the usual form."""
     means = np.nan_to_num(mean(values), nan=-np.inf)
     layer, column = map(int, np.unravel_index(means.argmax(), means.shape))
-    return layer, column, quote(interval_of(values[:, layer, column], shares=shares))
+    interval = interval_of(values[:, layer, column], shares=shares)
+    return layer, column, quote(interval, unit=unit)
 
 
 def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:

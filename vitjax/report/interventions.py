@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,7 @@ def ablation(runs: Sequence[Run]) -> Section:
     return Section(
         key="ablation",
         title="Ablation",
-        sentences=sentences_of(
-            runs, lambda run: describe_ablation(run, parts, sets), used
-        ),
+        sentences=sentences_of(runs, lambda run: describe_ablation(run, sets), used),
         figures=[
             *gallery(used, image_effects, **ABLATION_GALLERY),
             *figures_of(runs, ABLATION_FIGURES),
@@ -92,23 +90,27 @@ def block_effects(run: Run) -> Rows:
             yield run.line(panel, name, style, values)
 
 
-def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
+def strongest(effects: Mapping[str, np.ndarray], unit: str) -> tuple[str, str]:
+    """The largest mean of all heads and of all updates, and whose it is."""
+    updates = np.stack([effects[system] for system in schema.SYSTEMS], axis=-1)
+    (block, head, first), (layer, system, second) = (
+        most(values, shares=False, unit=unit) for values in (effects["head"], updates)
+    )
+    name = list(schema.SYSTEMS.values())[system]
+    update = f"{second} for {name} of block {layer}"
+    return f"{first} for head {head} of block {block}", update
+
+
+def describe_ablation(run: Run, sets: Frame) -> Iterator[str]:
     """The head and the update worth most, and what the most important heads decide."""
-    for kind, words in schema.ABLATIONS.items():
-        own = parts[(parts["run"] == run.name) & (parts["ablation"] == kind)]
-        worth = []
-        for chosen in (own[own["part"] == "head"], own[own["part"] != "head"]):
-            if len(chosen):
-                row = chosen.loc[chosen["effect"].idxmax()].to_dict()
-                part = schema.SYSTEMS.get(row["part"], f"head {row['head']:.0f}")
-                fall = quote(row, unit="", mean="effect", prefix="effect_")
-                worth.append(f"by {fall} for {part} of block {row['layer']}")
-        if worth:
-            yield (
-                f"With one part at a time {words}, the true class's logit falls "
-                f"{worth[0]}, the most of all heads, and {worth[1]}, the most of all "
-                "updates."
-            )
+    for kind in ablations(run):
+        effects = {part: run.read(schema.EFFECT(kind, part)) for part in schema.PARTS}
+        head, update = strongest(effects, "")
+        yield (
+            f"With one part at a time {schema.ABLATIONS[kind]}, the true class's logit "
+            f"falls by {head}, the most of all heads, and by {update}, the most of all "
+            "updates."
+        )
     if len(sets) and (sets["run"] == run.name).any():
         own = sets[sets["run"] == run.name]
         row = own.loc[own["difference"].idxmax()].to_dict()
@@ -255,14 +257,9 @@ def describe_patching(run: Run) -> Iterator[str]:
             else "Of the residual stream, [CLS] alone restores less than half of the "
             "difference after every block."
         )
-    updates = np.stack([restored(run, system) for system in schema.SYSTEMS], axis=-1)
-    (block, head, first), (layer, system, second) = (
-        most(values, shares=False) for values in (restored(run, "head"), updates)
-    )
-    yield (
-        f"Of all heads, head {head} of block {block} restores most, {first}; of all "
-        f"updates, {list(schema.SYSTEMS.values())[system]} of block {layer}, {second}."
-    )
+    shares = {part: restored(run, part) for part in schema.PARTS}
+    head, update = strongest(shares, " %")
+    yield f"A single head restores at most {head}; a single update, {update}."
 
 
 def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
