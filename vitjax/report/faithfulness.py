@@ -96,16 +96,16 @@ class Curve(NamedTuple):
 
 def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
-    runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
-    rows = rows_of_all(runs, method_rows)
+    used = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
+    rows = rows_of_all(used, method_rows)
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
         sentences=sentences_of(
-            runs, lambda run: describe(rows[rows["run"] == run.name])
+            runs, lambda run: describe(rows[rows["run"] == run.name]), used
         ),
-        figures=[*method_gallery(runs), *figures_of(runs, MAP_FIGURES)],
-        tables=[method_table(runs, rows)] if len(rows) else [],
+        figures=[*method_gallery(used), *figures_of(used, MAP_FIGURES)],
+        tables=[method_table(used, rows)] if len(rows) else [],
     )
 
 
@@ -274,10 +274,10 @@ COSTS = ("probes", "projection")
 
 def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
-    runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
-    if not runs:
+    used = [run for run in runs if schema.RANK_PROBE("residual") in run]
+    if not used:
         return Section(key="probes", title="Linear probes")
-    costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
+    costs = pd.concat([cost_rows(run) for run in used], ignore_index=True)
     shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
     table = Table(
         key="probe_costs",
@@ -289,8 +289,8 @@ def probes(runs: Sequence[Run]) -> Section:
     return Section(
         key="probes",
         title="Linear probes",
-        sentences=sentences_of(runs, describe_probes),
-        figures=figures_of(runs, PROBE_FIGURES),
+        sentences=sentences_of(runs, describe_probes, used),
+        figures=figures_of(used, PROBE_FIGURES),
         tables=[table],
     )
 
