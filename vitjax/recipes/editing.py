@@ -135,7 +135,9 @@ def mean_shares(model: Model, images) -> Float[Array, "batch class"]:
     return jax.nn.softmax(forward(model, images)[0])
 
 
-def spread(indices: Int[np.ndarray, " image"], count: int) -> Int[np.ndarray, " image"]:
+def spread(
+    indices: Int[np.ndarray, " image"], count: int
+) -> Int[np.ndarray, " spread"]:
     """At most so many of the indices, evenly spread."""
     count = min(count, len(indices))
     return indices[np.arange(count) * len(indices) // max(count, 1)]
@@ -151,11 +153,8 @@ def order_memories(
     flat = values.reshape(-1, config.dim)
     promoted = np.array(memory_logits(model.class_space, flat))[classes]
     promoted = promoted.reshape(len(classes), config.depth, -1)
-    if options.layers:
-        others = np.setdiff1d(
-            np.arange(config.depth), np.mod(options.layers, config.depth)
-        )
-        promoted[:, others] = -np.inf
+    edited = np.arange(config.depth)[list(options.layers) or slice(None)]
+    promoted[:, np.setdiff1d(np.arange(config.depth), edited)] = -np.inf
     size = counts_of(config, options.layers)[-1]
     draw, orders = np.random.default_rng(seed), []
     for logits in promoted:
@@ -175,21 +174,25 @@ def make_step(options: "EditingOptions"):
     """The step of these options."""
 
     def step(model: Model, batch: Batch, carry: Carry) -> dict[str, Array]:
-        label = jnp.asarray(batch.label)
+        batch, carry = jax.tree.map(jnp.asarray, (batch, carry))
+        label = batch.label
         logits, streams = scan_blocks(model, batch.images, read_stream)
-        known = jnp.asarray(batch.valid) & (label >= 0)
-        member = jnp.asarray(carry.images)[None] == batch.index[:, None, None, None]
+        known = batch.valid & (label >= 0)
+        member = carry.images[None] == batch.index[:, None, None, None]
         member = member.any(-1) & known[:, None, None]
         role = jnp.where(member.any(-1), member.argmax(-1), -1).astype(jnp.int32)
         pairs = jnp.flatnonzero(role.ravel() >= 0, size=role.size, fill_value=0)
 
         def of_pair(number, rows):
             image, place = jnp.divmod(pairs[number], role.shape[1])
+            turns = jnp.arange(options.draws_per_image, dtype=jnp.int32)
+            turns = batch.index[image] * options.draws_per_image + turns
+            sets = jnp.pad(1 + turns % options.draws, (1, 0))  # first the class's own
             logits = edited_logits(
                 model,
                 jax.lax.dynamic_slice_in_dim(streams, image, 1, axis=1),
                 carry.classes[place],
-                chosen_sets(carry.memories[place], batch.index[image], options),
+                carry.memories[place, sets],
                 options,
             )
             right = jnp.argmax(logits, -1) == label[image]
@@ -217,13 +220,6 @@ def make_step(options: "EditingOptions"):
         return out
 
     return step
-
-
-def chosen_sets(memories, index, options: "EditingOptions") -> Int[Array, "set place"]:
-    """The memories that promote a class, and the random ones that an image meets."""
-    turn = jnp.arange(options.draws_per_image, dtype=index.dtype)
-    turn = (index * options.draws_per_image + turn) % options.draws
-    return jnp.asarray(memories)[jnp.pad(1 + turn, (1, 0))]
 
 
 def edited_logits(
@@ -292,8 +288,9 @@ class EditingOptions:
     def __post_init__(self):
         if not self.edits:
             raise ValueError(f"edits={self.edits} must hold at least one name.")
-        for name in ("most", "images", "confusions", "draws", "draws_per_image"):
+        for name in ("most", "images", "confusions", "draws"):
             check_range(name, getattr(self, name), 1)
+        check_range("draws_per_image", self.draws_per_image, 1, self.draws)
 
 
 def setup(model: Model, *, seed: int, layers: tuple[int, ...], **options: Any) -> Setup:

@@ -27,8 +27,6 @@ from vitjax.report.interventions import summarize
 from vitjax.report.marks import Frame
 from vitjax.report.per_image import BAND, Run, mean
 
-SETS = {"promoting": "promote the class most", "random": "random"}
-
 
 def section(runs: Sequence[Run]) -> Section:
     """What the memories that promote a class do to its accuracy."""
@@ -76,7 +74,7 @@ def curves(run: Run) -> Rows:
     axis = {"memories": counts, "x": counts / counts[-1]}
     for edit, role in edits(run):
         panel = f"{schema.ROLES[role]}, {schema.MEMORY_EDITS[edit]}"
-        for style, (memories, name) in enumerate(SETS.items()):
+        for style, (memories, name) in enumerate(schema.MEMORY_SETS.items()):
             values = of_role(run, schema.EDITED_CORRECT, memories, edit, role)
             whole = np.hstack([before(run, role), values])
             yield run.line(panel, name, style, whole, axis=axis)
@@ -91,7 +89,9 @@ def edit_rows(run: Run) -> Rows:
             ("accuracy", schema.EDITED_CORRECT),
             ("effect", schema.EDITED_EFFECT),
         ):
-            own, random = (of_role(run, family, each, edit, role) for each in SETS)
+            own, random = (
+                of_role(run, family, each, edit, role) for each in schema.MEMORY_SETS
+            )
             measured |= {name: own, f"random_{name}": random}
             measured[f"{name}_difference"] = own - random
         columns = {"run": run.name, "edit": edit, "images_of": schema.ROLES[role]}
