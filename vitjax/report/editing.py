@@ -124,26 +124,28 @@ def edit_table(rows: Frame) -> Table:
 
 
 def describe(run: Run, rows: Frame) -> Iterator[str]:
-    """Accuracy and logits with the most memories edited, beside random ones."""
+    """Accuracy and the class's logit with the most memories edited, and random ones."""
 
-    def means(row, name, unit):
-        for column in (name, f"random_{name}"):
-            yield quote(row, unit=unit, mean=column, prefix=f"{column}_")
+    def mean_of(row, name, unit=" %"):
+        return quote(row, unit=unit, mean=name, prefix=f"{name}_")
 
-    own = rows[rows["run"] == run.name]
-    own = own[own["memories"] == own["memories"].max()]
+    own = rows[(rows["run"] == run.name) & (rows["memories"] == rows["memories"].max())]
     for edit, words in schema.MEMORY_EDITS.items():
-        count = own["memories"].iloc[0]
-        start = f"With the {count} memories that promote a class most {words}, accuracy"
+        parts = []
         for row in own[own["edit"] == edit].to_dict("records"):
-            accuracy, random = means(row, "accuracy", " %")
-            fall, of_random = means(row, "effect", "")
+            part = f"on {row['images_of']} {mean_of(row, 'accuracy')}"
+            if row["images_of"] == schema.ROLES[0]:
+                part += (
+                    f", with as many random ones {mean_of(row, 'random_accuracy')} "
+                    f"(the logit falls by {mean_of(row, 'effect', '')} and by "
+                    f"{mean_of(row, 'random_effect', '')})"
+                )
+            parts.append(f"{part}, before {100 * row['before']:.1f} %")
+        if parts:
             yield (
-                f"{start} on {row['images_of']} is {accuracy}, with as many random "
-                f"ones {random}, before {100 * row['before']:.1f} %; the true class's "
-                f"logit falls by {fall} and {of_random}."
+                f"With the {own['memories'].iloc[0]} memories that promote a class "
+                f"most {words}, accuracy is {'; '.join(parts)}."
             )
-            start = "Accuracy"
 
 
 FIGURES: FigureTable = {
