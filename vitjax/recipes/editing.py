@@ -7,16 +7,13 @@ For every chosen class, the k memories of the MLPs with the largest E_c.v
 (`vitjax.remove_class`) or strengthened; as the control, as many random memories of the
 same blocks.
 
-All of this on all images would be classes x edits x 6 counts x 11 sets of passes for
-each: over a thousand. So a class is evaluated on some of its own images, of those of
-the classes that it is most confused with and of the rest, `images` of each. Every image
-meets `draws_per_image` of the random sets in turn: the mean over images is one over all
-draws. A pass begins at the first edited block, from the residual stream of the
-pass without edits. The cost is at most
+On all images that would be classes x edits x 6 counts x 11 sets of passes each: over a
+thousand. So a class is evaluated on `images` of its own, of the classes that it is most
+confused with, and of the rest, and every image meets `draws_per_image` of the random
+sets in turn: the mean over images is one over all draws. A pass begins at the first
+edited block, on average about half way. Passes of one image each, at most:
 
     3 images x classes x edits x counts x (1 + draws_per_image)
-
-passes, one image each, on average about half as long as a whole one.
 """
 
 import dataclasses
@@ -108,17 +105,16 @@ def prepare(
 ) -> Carry:
     """The images of every class, by its mean probabilities on its own, and memories."""
     own = [spread(np.flatnonzero(label == c), options.images) for c in classes]
-    chances = np.zeros((context.model.num_classes,) * 2)
+    chances = np.zeros((len(classes), context.model.num_classes))
     source = subset(context.source, np.concatenate(own), "images of the edited classes")
     for batch in context.batches(source, 0, len(source)):
-        known = np.asarray(batch.valid) & (np.asarray(batch.label) >= 0)
-        rows = np.asarray(mean_shares(context.model, batch.images), float)[known]
-        np.add.at(chances, np.asarray(batch.label)[known], rows)
-    chances[:, np.setdiff1d(np.arange(len(chances)), label)] = -1
-    np.fill_diagonal(chances, -1)
+        member = (classes[:, None] == np.asarray(batch.label)) & np.asarray(batch.valid)
+        chances += member @ np.asarray(class_shares(context.model, batch.images))
+    chances[:, np.setdiff1d(np.arange(context.model.num_classes), label)] = -1
+    chances[np.arange(len(classes)), classes] = -1
     images = np.full((len(classes), len(schema.ROLES), options.images), -1, np.int32)
     for place, class_ in enumerate(classes):
-        confusions = np.argsort(-chances[class_], kind="stable")[: options.confusions]
+        confusions = np.argsort(-chances[place], kind="stable")[: options.confusions]
         confused = np.isin(label, confusions) & (label != class_)
         rest = (label >= 0) & (label != class_) & ~confused
         groups = own[place], *map(np.flatnonzero, (confused, rest))
@@ -130,7 +126,7 @@ def prepare(
 
 
 @jax.jit
-def mean_shares(model: Model, images) -> Float[Array, "batch class"]:
+def class_shares(model: Model, images) -> Float[Array, "batch class"]:
     """Shares of a softmax, also where probabilities are sigmoids."""
     return jax.nn.softmax(forward(model, images)[0])
 
