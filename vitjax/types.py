@@ -51,8 +51,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 ArrayLike = jax.Array | np.ndarray
 """Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
 
-if hasattr(typing, "GENERATING_DOCUMENTATION"):
-    from jaxtyping import ArrayLike  # noqa: F811  # which shows its name  # pyright: ignore
+if not typing.TYPE_CHECKING and hasattr(typing, "GENERATING_DOCUMENTATION"):
+    from jaxtyping import ArrayLike  # noqa: F811  # shown by its name
 
 Convention = Literal["paper", "vilas2023_code"]
 """Whose definition: that of the paper's text, or of its published code."""
