@@ -34,7 +34,8 @@ def folder(tmp_path_factory):
     return photos.make_photos(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.mark.parametrize("recipe", tiny.slow_but(RECIPES, "identifiability"))
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_and_its_report(recipe, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[KINDS[recipe]], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})

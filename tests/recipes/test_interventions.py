@@ -220,6 +220,7 @@ def test_all_is_one_and_nothing_is_zero():
     np.testing.assert_allclose(both, jnp.stack([logits, other]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ("cls", "all"))
 def test_other_groups_of_tokens(tokens):
     context, *_ = patched(tokens=tokens)

@@ -43,6 +43,7 @@ def test_disk_and_objects_are_those_of_the_run(tiny, photos, whole):
         estimate("probes", tiny, f"folder:{photos}", options=options)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_one_pass_is_estimated_and_run(tiny, photos, run_tiny, tmp_path):
     options = {"ablations": ("mean",), "draws": 0, "reference_images": 8}
     source = f"folder:{photos}"
