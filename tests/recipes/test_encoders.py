@@ -15,6 +15,7 @@ OPTIONS = {
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
+    "lens": {"steps": 2},
 }
 KINDS = {
     "identifiability": "siglip",
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 def test_a_run_and_its_report(recipe, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[KINDS[recipe]], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})
-    if recipe == "probes":
+    if recipe in ("probes", "lens"):
         options = options | {"train": f"folder:{folder}"}
     rows = vitjax.run(
         recipe,

@@ -24,7 +24,7 @@ from vitjax.recipes.recipe import Pass, Recipe, Setup
 from vitjax.runner import loop, writer
 from vitjax.runner import mesh as meshes
 from vitjax.runner.manifest import describe_model, hash_parameters
-from vitjax.runner.options import RunOptions
+from vitjax.runner.options import BATCH_SIZE, SMALL_BATCH_SIZE, RunOptions
 from vitjax.runner.progress import Progress, clock_time
 from vitjax.runner.store import DamageError, Folder, StorageError
 
@@ -485,6 +485,18 @@ def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
         3, meshes.make_mesh()
     )
     assert steps == [[0, 1, 2]]
+
+
+def test_steps_of_many_passes_are_small_on_cpus(tiny):
+    """Unless --batch-size says otherwise."""
+    data = "textured_digits:test_0"
+    for name, given, size in (
+        ("ablation", None, SMALL_BATCH_SIZE),
+        ("ablation", 8, 8),
+        ("identifiability", None, BATCH_SIZE),
+    ):
+        job = loop.make_job(name, tiny, data, options=RunOptions(batch_size=given))
+        assert job.batch_size == meshes.fit_batch_size(size, job.mesh)
 
 
 def test_chunks_are_whole_batches_and_some_for_every_process():
