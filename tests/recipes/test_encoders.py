@@ -15,6 +15,7 @@ OPTIONS = {
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
+    "editing": {"images": 2, "confusions": 1, "draws": 1, "draws_per_image": 1},
     "lens": {"steps": 2},
 }
 KINDS = {
@@ -26,6 +27,9 @@ KINDS = {
     "tokens": "siglip",
     "ablation": "dinov2",
     "patching": "mean_with_cls",
+    "editing": "siglip",
+    "lens": "clip",
+    "errors": "dinov2",
 }
 """Every recipe meets a head that does not read [CLS] alone, or not in `dim` axes."""
 
