@@ -99,10 +99,10 @@ def test_gradients_are_slopes_and_vmap_is_a_loop():
             return lens_losses(lens, model, examples, "pooled").sum()
 
         values, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss)))(both)
-        alone = jax.jit(loss)(moved[0])
+        alone = float(jax.jit(loss)(moved[0]))
+        terms = jax.tree.map(lambda g, d: (g[1] * d).sum(), slopes, direction)
+        values, slope = np.asarray(values), float(sum(jax.tree.leaves(terms)))
     np.testing.assert_allclose(values[0], alone, rtol=1e-9)
-    terms = jax.tree.map(lambda g, d: (g[1] * d).sum(), slopes, direction)
-    slope = float(sum(jax.tree.leaves(terms)))
     np.testing.assert_allclose(slope, (values[2] - values[0]) / 2e-5, rtol=1e-4)
 
 
@@ -139,8 +139,8 @@ def test_options_out_of_range():
     for options in ({"tokens": "some"}, {"steps": 0}, {"learning_rate": 0.0}):
         (name,) = options
         with pytest.raises(ValueError, match=f"{name}="):
-            vitjax.fit_tuned_lens(model, Noise(DATA), **options)
+            recipe.LENS.with_options(options)
     with pytest.raises(ValueError, match="no image"):
-        vitjax.fit_tuned_lens(model, Noise(DATA), limit=0)
+        vitjax.fit_tuned_lens(model, Noise([]))
     with pytest.raises(ValueError, match="no classes"):
         vitjax.fit_tuned_lens(tiny.make(model.config, classes=()), Noise(DATA))

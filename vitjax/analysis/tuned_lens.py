@@ -133,7 +133,7 @@ READERS = {"pooled": read_pooled, "all": read_tokens}
 
 
 def divergence(
-    logits: Float[Array, "*any class"], lens_logits: Float[Array, "*any class"]
+    logits: Float[Array, "*#any class"], lens_logits: Float[Array, "*any class"]
 ) -> Float[Array, "*any"]:
     """KL(p || q) of the softmax of both, at least 0, in nats."""
     p, q = (jax.nn.log_softmax(to_float32(x)) for x in (logits, lens_logits))

@@ -2,6 +2,7 @@
 
 .. include:: methods.md
 .. include:: interventions.md
+.. include:: lenses.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md

@@ -39,6 +39,7 @@ from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.probes import parse_bytes
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset
+from vitjax.recipes.sites import subset
 from vitjax.types import Batch, to_float32
 
 TOKENS = ("pooled", "all")
@@ -53,6 +54,7 @@ class LensOptions:
     Args:
         train: data set to fit on, as for --data; other images than those of --data.
             They need no labels.
+        train_images: how many of them, spread evenly over the data set.
         tokens: whose answer is the model's: pooled, that of the state that the head
             reads, such as [CLS]; or that of all tokens, each read by itself.
         steps: of the fit, 64 images each.
@@ -62,6 +64,7 @@ class LensOptions:
     """
 
     train: str | None = None
+    train_images: int = 5000
     tokens: Literal["pooled", "all"] = "pooled"
     steps: int = 300
     learning_rate: float = 1e-3
@@ -69,6 +72,7 @@ class LensOptions:
 
     def __post_init__(self):
         check_one_of("tokens", self.tokens, TOKENS)
+        check_range("train_images", self.train_images, 1)
         check_range("steps", self.steps, 1)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
@@ -86,7 +90,7 @@ def fit_tuned_lens(
     learning_rate: float = 1e-3,
     max_memory: str | int = "2GiB",
     batch_size: int = 32,
-    limit: int | None = None,
+    limit: int = 5000,
     seed: int = 0,
 ) -> TunedLens:
     """Fit the tuned lens of a model on images, which need no labels.
@@ -107,7 +111,7 @@ def fit_tuned_lens(
         max_memory: for the states of the images, such as "2GiB"; where they do not fit,
             they are computed anew whenever they are needed.
         batch_size: images of a forward pass.
-        limit: fit on the first so many images; by default on all.
+        limit: fit on at most so many images, spread evenly over the data set.
         seed: of the order of images.
 
     Returns:
@@ -122,17 +126,20 @@ def fit_tuned_lens(
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
     options = LensOptions(
-        tokens=tokens, steps=steps, learning_rate=learning_rate, max_memory=max_memory
+        train_images=limit,
+        tokens=tokens,
+        steps=steps,
+        learning_rate=learning_rate,
+        max_memory=max_memory,
     )
     source = open_data(data, classes=model.classes, class_ids=model.class_ids)
-    chosen = range(len(source) if limit is None else min(limit, len(source)))
     preprocess = model.preprocess or Preprocess(*model.config.shape)
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
             source,
             preprocess=preprocess,
-            local_batch_size=min(batch_size, len(chosen)),
+            local_batch_size=batch_size,
             start=start,
             stop=stop,
             on_error="skip",
@@ -140,7 +147,15 @@ def fit_tuned_lens(
         return (one.batch for one in loaded)
 
     with jax.default_matmul_precision("highest"):
-        return fit(model, load, Subset(source, chosen, source.id), options, seed)
+        return fit(model, load, spread(source, limit), options, seed)
+
+
+def spread(source: Any, count: int) -> Subset:
+    """At most so many images of a data set, spread: it may be sorted by class."""
+    count = min(count, len(source))
+    if not count:
+        raise ValueError(f"The data set {source.id} holds no image to fit on.")
+    return subset(source, np.arange(count) * len(source) // count, f"{count} images")
 
 
 Load = Callable[[Any, int, int], Iterator[Batch]]
@@ -154,26 +169,24 @@ def fit(
     import optax
 
     check_classes(model.num_classes)
-    if not len(source):
-        raise ValueError(f"The data set {source.id} holds no image to fit on.")
     head = model.astype(np.promote_types(model.dtype, np.float32))
     tokens, count = options.tokens, len(source)
     examples = example_reader(model, load, source, options)
     lens: Any = identity_lens(model.config)
     identity = lens
-    order, moments = np.random.default_rng(seed), optax.adam(0.0).init(lens)
+    rng, moments = np.random.default_rng(seed), optax.adam(0.0).init(lens)
     epochs = -(-options.steps * STEP_IMAGES // count)
-    positions = np.concatenate([order.permutation(count) for _ in range(epochs)])
+    positions = np.concatenate([rng.permutation(count) for _ in range(epochs)])
     positions = positions[: options.steps * STEP_IMAGES]
-    for step, some in enumerate(examples(positions)):
+    for step, batch in enumerate(examples(positions)):
         rate = options.learning_rate * (1 + math.cos(math.pi * step / options.steps))
         lens, moments = fit_step(
-            lens, moments, head, some, jnp.float32(rate / 2), tokens=tokens
+            lens, moments, head, batch, jnp.float32(rate / 2), tokens=tokens
         )
     total = np.zeros((2, model.config.depth))
-    for some in examples(np.arange(count)):
-        pair = [jitted_losses(each, head, some, tokens) for each in (identity, lens)]
-        total += np.stack(pair) * np.sum(some.valid)
+    for batch in examples(np.arange(count)):
+        pair = [jitted_losses(each, head, batch, tokens) for each in (identity, lens)]
+        total += np.stack(pair) * np.sum(batch.valid)
     better = jnp.asarray(total[1] < total[0])  # False where it is not finite
     return jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
@@ -194,18 +207,14 @@ def example_reader(
     """
 
     def stream(positions: np.ndarray) -> Iterator[Examples]:
-        subset = Subset(source, positions, source.id)
-        for batch in load(subset, 0, len(subset)):
+        chosen = Subset(source, positions, source.id)
+        for batch in load(chosen, 0, len(chosen)):
             yield jax.device_get(jitted_examples(model, batch, options.tokens))
 
-    shape = jax.eval_shape(
-        functools.partial(read_examples, tokens=options.tokens),
-        model,
-        next(iter(load(source, 0, 1))),
-    )
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shape))
-    images = len(shape.valid)
-    if size / images * len(source) > parse_bytes(options.max_memory):
+    config, every = model.config, options.tokens == "all"
+    tokens = config.tokens if every or config.normalizes_first else 1
+    size = 4 * (config.depth * config.dim * tokens + model.num_classes)
+    if size * len(source) > parse_bytes(options.max_memory):
         return lambda positions: regroup(stream(positions), len(positions))
     whole = next(regroup(stream(np.arange(len(source))), len(source), len(source)))
 
@@ -307,14 +316,14 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     return [whole]
 
 
-def training_data(context: Context, options: LensOptions) -> Any:
+def training_data(context: Context, options: LensOptions) -> Subset:
     """The images to fit on."""
     if options.train is None:
         raise ValueError(
             "The recipe 'lens' fits lenses on other images than --data: pass "
             "--train SOURCE (in Python, the option train)."
         )
-    return context.open_data(options.train)
+    return spread(context.open_data(options.train), options.train_images)
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
@@ -322,7 +331,7 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     source = training_data(context, LensOptions(**keywords))
     return {
         "train": {"id": source.id, "images": len(source)},
-        "shared_images": context.images * (source.id == context.source.id),
+        "shared_images": context.images * (source.whole.id == context.source.id),
     }
 
 

@@ -233,12 +233,15 @@ RECIPES = {
         "Activation patching",
         "Where in the network is it decided between two classes?",
     ),
+    "lens": (
+        "Tuned lenses",
+        "What would every block answer, if the head could read it?",
+    ),
+    "errors": (
+        "Errors foreseen",
+        "Does the way to an answer tell that it errs?",
+    ),
 }
-RECIPES["lens"] = (
-    "Tuned lenses",
-    "What would every block answer, if the head could read it?",
-)
-RECIPES["errors"] = ("Errors foreseen", "Does the way to an answer tell that it errs?")
 RECIPES["one_pass"] = RECIPES["paper"]
 """Recipe -> (title, what it asks)."""
 
