@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import rank
+from vitjax.analysis.class_space import project_tokens, rank
 from vitjax.analysis.tuned_lens import (
     Examples,
     TunedLens,
@@ -27,7 +27,6 @@ from vitjax.analysis.tuned_lens import (
     lens_losses,
     read_blocks,
     read_pooled,
-    read_tokens,
 )
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
@@ -39,7 +38,7 @@ from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.probes import parse_bytes
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset
-from vitjax.recipes.sites import subset
+from vitjax.recipes.sites import spread
 from vitjax.types import Batch, to_float32
 
 TOKENS = ("pooled", "all")
@@ -82,37 +81,22 @@ class LensOptions:
 
 
 def fit_tuned_lens(
-    model: Model,
-    data: Any,
-    *,
-    tokens: Literal["pooled", "all"] = "pooled",
-    steps: int = 300,
-    learning_rate: float = 1e-3,
-    max_memory: str | int = "2GiB",
-    batch_size: int = 32,
-    limit: int = 5000,
-    seed: int = 0,
+    model: Model, data: Any, *, batch_size: int = 32, seed: int = 0, **options: Any
 ) -> TunedLens:
     """Fit the tuned lens of a model on images, which need no labels.
 
-    For each block, minimizes the mean KL of the model's answer to what is read of the
-    translated state; see `vitjax.analysis.tuned_lens`. The model stays as it is. Starts
-    from the plain projection and, block by block, returns to it where the fit is not
-    better on the images; the same seed gives the same lens. An image that cannot be
-    read is left out.
+    For each block, minimizes the mean KL of the model's answer to what the head reads
+    of the translated state; see `vitjax.analysis.tuned_lens`. Starts from the plain
+    projection and, block by block, returns to it where the fit is not better on these
+    images. The same seed gives the same lens; an image that cannot be read is left out.
 
     Args:
-        model: with classes. Any head: the state is read where the head reads it.
+        model: with classes. It stays as it is.
         data: a source such as "folder:photos", or a random-access source object.
-        tokens: "pooled", the state that the head reads, such as [CLS] or the mean of
-            the patches; "all", every token by itself.
-        steps: of Adam, 64 images each.
-        learning_rate: at the first step; it falls to 0 as a cosine.
-        max_memory: for the states of the images, such as "2GiB"; where they do not fit,
-            they are computed anew whenever they are needed.
         batch_size: images of a forward pass.
-        limit: fit on at most so many images, spread evenly over the data set.
         seed: of the order of images.
+        options: train_images, tokens, steps, learning_rate, max_memory: see
+            `vitjax.recipes.lens.LensOptions`.
 
     Returns:
         The lens, in float32.
@@ -122,23 +106,16 @@ def fit_tuned_lens(
             its range.
 
     Example:
-        >>> lens = vitjax.fit_tuned_lens(model, "textured_digits:train", limit=2000)
+        >>> lens = vitjax.fit_tuned_lens(model, "textured_digits:train", steps=100)
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
-    options = LensOptions(
-        train_images=limit,
-        tokens=tokens,
-        steps=steps,
-        learning_rate=learning_rate,
-        max_memory=max_memory,
-    )
+    settings = LensOptions(**options)
     source = open_data(data, classes=model.classes, class_ids=model.class_ids)
-    preprocess = model.preprocess or Preprocess(*model.config.shape)
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
             source,
-            preprocess=preprocess,
+            preprocess=model.preprocess or Preprocess(*model.config.shape),
             local_batch_size=batch_size,
             start=start,
             stop=stop,
@@ -147,15 +124,8 @@ def fit_tuned_lens(
         return (one.batch for one in loaded)
 
     with jax.default_matmul_precision("highest"):
-        return fit(model, load, spread(source, limit), options, seed)
-
-
-def spread(source: Any, count: int) -> Subset:
-    """At most so many images of a data set, spread: it may be sorted by class."""
-    count = min(count, len(source))
-    if not count:
-        raise ValueError(f"The data set {source.id} holds no image to fit on.")
-    return subset(source, np.arange(count) * len(source) // count, f"{count} images")
+        images = spread(source, settings.train_images)
+        return fit(model, load, images, settings, seed)
 
 
 Load = Callable[[Any, int, int], Iterator[Batch]]
@@ -299,13 +269,10 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         return Setup(Carry(lenses, *mean_answers(context, lenses)))
 
     def empty() -> Carry:
-        classes = context.model.num_classes
-        read = jnp.zeros((config.depth, classes), jnp.float32)
-        return Carry(
-            dict.fromkeys(schema.LENSES, identity_lens(config)),
-            jnp.zeros(classes, jnp.float32),
-            dict.fromkeys(schema.LENSES, read),
-        )
+        answer = jnp.zeros(context.model.num_classes, jnp.float32)
+        pair = identity_lens(config), jnp.tile(answer, (config.depth, 1))
+        lenses, read = (dict.fromkeys(schema.LENSES, each) for each in pair)
+        return Carry(lenses, answer, read)
 
     whole = Pass(
         step=STEPS[options.tokens],
@@ -375,27 +342,19 @@ def measure(
 
     def read(model, states, class_tokens):
         answer = read_pooled(model, states, class_tokens)
-        return {
-            schema.KL_BY: divergence(logits, answer),
-            schema.PREDICTION_BY: jnp.argmax(answer, -1).astype(jnp.int32),
-            schema.RANK_BY: rank(answer, label),
-        } | (
-            {schema.RANK_TOKENS_BY: rank_tokens(model, states, label)}
-            if tokens == "all"
-            else {}
-        )
+        best = jnp.argmax(answer, -1).astype(jnp.int32)
+        measured = [divergence(logits, answer), best, rank(answer, label)]
+        if tokens == "all":
+            measured.append(rank(project_tokens(model, states), label[:, None]))
+        return measured
 
+    families = schema.KL_BY, schema.PREDICTION_BY, schema.RANK_BY, schema.RANK_TOKENS_BY
     for name, lens in carry.lenses.items():
-        for family, values in read_blocks(lens, model, examples, read).items():
+        for family, values in zip(families, read_blocks(lens, model, examples, read)):
             rows[family(name)] = jnp.moveaxis(values, 0, 1)
         differences = carry.answer[None] - carry.read[name]
         rows[schema.BIAS_BY(name)] = jax.nn.softmax(logits) @ differences.T
     return rows
-
-
-def rank_tokens(model: Model, states, label) -> Int[Array, "batch token"]:
-    """Ranks of the true class at every token."""
-    return rank(read_tokens(model, states, None), label[:, None])
 
 
 STEPS = {name: functools.partial(measure, tokens=name) for name in TOKENS}
@@ -412,7 +371,6 @@ LENS = Recipe(
         schema.RANK_TOKENS_BY,
     ),
     options=LensOptions(),
-    previews=0,
     passes=make_passes,
     describe=describe,
 )
