@@ -69,7 +69,8 @@ def test_losses_are_the_mean_divergence_of_tokens_that_exist():
     losses = recipe.jitted_losses(lens, model, examples, "all")
     states = np.moveaxis(np.asarray(examples.states), 1, 0)
     logits = vitjax.project_tokens(model, vitjax.apply_lens(lens, states))
-    p, q = (jax.nn.log_softmax(x) for x in (examples.logits[:, None], logits))
+    p, q = (jax.nn.log_softmax(x) for x in (examples.logits[None, :, None], logits))
+    p, q = np.asarray(p), np.asarray(q)
     expected = (np.exp(p) * (p - q)).sum(-1)[:, :2].mean((1, 2))
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     # Lenses are affine: the lens of the mean patch is the mean of the lenses.

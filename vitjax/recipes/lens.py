@@ -270,8 +270,8 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
 
     def empty() -> Carry:
         answer = jnp.zeros(context.model.num_classes, jnp.float32)
-        pair = identity_lens(config), jnp.tile(answer, (config.depth, 1))
-        lenses, read = (dict.fromkeys(schema.LENSES, each) for each in pair)
+        lenses = dict.fromkeys(schema.LENSES, identity_lens(config))
+        read = dict.fromkeys(schema.LENSES, jnp.tile(answer, (config.depth, 1)))
         return Carry(lenses, answer, read)
 
     whole = Pass(
