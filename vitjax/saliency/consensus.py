@@ -1,14 +1,21 @@
 """Consensus: the mean rank of two maps that measure different things."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vitjax.models.edits import patch_mask
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images, Map, Target
 from vitjax.saliency.gradients import chefer
-from vitjax.saliency.integrated_presence import integrated_presence
-from vitjax.types import ArrayLike, Edits
+from vitjax.saliency.integrated_presence import (
+    AT,
+    MARGINAL,
+    integrated_presence,
+    maps_at,
+)
+from vitjax.saliency.passes import Images, Map, Target, read_map
+from vitjax.types import Edits
 
 
 def consensus(
@@ -33,27 +40,42 @@ def consensus(
     """
     maps = (
         integrated_presence(model, images, target, steps=steps, edits=edits),
-        chefer(model, images, target, edits=edits),
+        read_map(chefer, model, images, target, edits=edits),
     )
-    keep = None if edits is None or edits.keep is None else patch_mask(edits)
-    return mean_rank(jnp.stack([each.astype(jnp.float32) for each in maps]), keep=keep)
+    return mean_rank(maps, edits=edits)
 
 
-def mean_rank(
-    maps: Float[ArrayLike, "method *batch patch"],
+def quick_consensus(
+    model: Model,
+    images: Images,
+    target: Target,
     *,
-    keep: Bool[ArrayLike, "#*batch patch"] | None = None,
-) -> Float[Array, "*batch patch"]:
+    at: float | Float[Array, ""] = AT,
+    edits: Edits | None = None,
+) -> Map:
+    """`consensus` by one forward and one backward pass, in [0, 1].
+
+    The mean rank of `presence` and of `chefer`, both of the model in which all patches
+    have the presence `at`. Not from a paper.
+    """
+    methods = MARGINAL | {"chefer": chefer}
+    maps = maps_at(at, model, images, target, methods, edits=edits)
+    return mean_rank(tuple(maps.values()), edits=edits)
+
+
+def mean_rank(maps: Sequence[Map], *, edits: Edits | None = None) -> Map:
     """Mean over maps of each patch's rank in its map, divided by patches - 1.
 
     rank(t) = number of patches before t in increasing order: 1 for a patch with the
     largest value in every map. Ties go by position, and NaN is below everything, as in
-    `removal_curve`. Of one patch, 0. Patches not in `keep` have no rank: 0.
+    `removal_curve`. Of one patch, 0. Patches that `edits.keep` removed have no rank: 0.
     """
-    values = jnp.asarray(maps)
+    values = jnp.stack([each.astype(jnp.float32) for each in maps])
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)
-    shape = values.shape[1:]
-    keep = jnp.broadcast_to(True if keep is None else jnp.asarray(keep), shape)
+    keep = jnp.ones((1, 1), bool)
+    if edits is not None and edits.keep is not None:
+        keep = patch_mask(edits)
+    keep = jnp.broadcast_to(keep, values.shape[1:])
     absent_first = jnp.broadcast_to(keep[None], values.shape)
     order = jnp.lexsort((values, absent_first), axis=-1)
     rank = jnp.argsort(order, axis=-1) - (~keep).sum(-1, keepdims=True)[None]
