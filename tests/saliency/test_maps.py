@@ -13,13 +13,7 @@ from scipy.stats import rankdata
 import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.saliency import (
-    attention,
-    attribution,
-    consensus,
-    gradients,
-    integrated_presence,
-)
+from vitjax.saliency import attention, attribution, gradients, presence
 from vitjax.saliency.passes import read_map
 from vitjax.types import Edits, TapEdit
 
@@ -213,7 +207,7 @@ def test_random_maps_belong_to_the_image():
 )
 def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     model, images, prefix = setting(name)
-    method = functools.partial(integrated_presence.integrated_presence, steps=96)
+    method = functools.partial(presence.integrated_presence, steps=96)
     actual = compiled(method, model, images)
     # Almost nothing: without any patch, the pooled mean is not defined.
     attend = np.where(np.arange(model.config.tokens) < prefix, 1, 1e-7)
@@ -261,17 +255,17 @@ def ordinal(maps):
 def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 5, (3, 2, 16)).astype(np.float32)  # ties go by position
-    actual = consensus.mean_rank(maps)
+    actual = presence.mean_rank(maps)
     np.testing.assert_allclose(actual, ordinal(maps).mean(0), rtol=0, atol=1e-6)
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
-    np.testing.assert_array_equal(consensus.mean_rank(moved), actual)
-    np.testing.assert_array_equal(consensus.mean_rank(maps[..., :1]), np.zeros((2, 1)))
+    np.testing.assert_array_equal(presence.mean_rank(moved), actual)
+    np.testing.assert_array_equal(presence.mean_rank(maps[..., :1]), np.zeros((2, 1)))
     keep = np.array([True, False, True, True])
     edits = Edits(keep=np.tile(keep, (2, 1)))
-    kept = consensus.mean_rank(maps[..., :4], edits=edits)
+    kept = presence.mean_rank(maps[..., :4], edits=edits)
     np.testing.assert_allclose(kept[:, keep], ordinal(maps[..., :4][..., keep]).mean(0))
     assert not kept[:, ~keep].any()
-    last = consensus.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
+    last = presence.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
     np.testing.assert_allclose(last, [[1, 0, 1 / 3, 2 / 3]], atol=1e-6)
 
 

@@ -87,13 +87,13 @@ def scan_reverse(
     presence: Float[Array, "batch token"] | None = None,
     rules: Sequence[Rules] = (Rules(),),
     fields: Sequence[str] = ("attention_weights",),
-    last_block_only: bool = False,
+    blocks: int | None = None,
 ) -> tuple[Any, Any]:
     """`scan_backward` from what left the last block, and what entered each.
 
     Each of the `rules` has its own backward pass, and one `Gradients` among the
     arguments of `read(state, *gradients)`. `fields` are those of `Trace` whose
-    gradients are taken.
+    gradients are taken, `blocks` how many of the last ones are passed; None for all.
     """
     shared, layered = split_edits(edits, model.config)
     tokens = class_tokens(model.config, inputs, x)
@@ -133,8 +133,8 @@ def scan_reverse(
         return (tuple(each.stream_gradient for each in gradients), state), out
 
     per_block = (model.block_params, layered, inputs, of_tokens)
-    if last_block_only:
-        per_block = jax.tree.map(lambda leaf: leaf[-1:], per_block)
+    if blocks is not None:
+        per_block = jax.tree.map(lambda leaf: leaf[-blocks:], per_block)
     start = tuple(map(at_last_block, rules)), state(x, of_presence)
     (_, state), reads = jax.lax.scan(step, start, per_block, reverse=True)
     return state, reads

@@ -70,9 +70,7 @@ def gradcam(model: Model, target: Target, edits: Edits) -> Reader:
         mean = jnp.einsum("bpd,bp->bd", gradient, mean_weights(gradient, keep))
         return None, jax.nn.relu(jnp.einsum("btd,bd->bt", grads.stream_in, mean))
 
-    return Reader(
-        lambda reads: reads.backward[-1], backward=backward, last_block_only=True
-    )
+    return Reader(lambda reads: reads.backward[-1], backward=backward, blocks=1)
 
 
 def legrad(model: Model, target: Target, edits: Edits) -> Reader:

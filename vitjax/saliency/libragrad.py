@@ -26,7 +26,9 @@ LIBRA = Rules(
 )
 
 
-def libragrad(model: Model, target: Target, edits: Edits) -> Reader:
+def libragrad(
+    model: Model, target: Target, edits: Edits, *, blocks: int | None = None
+) -> Reader:
     """FullGrad+ under LibraGrad's rules (Mehri et al., CVPR 2025, arXiv 2411.16760).
 
     sum over blocks l of sum over channels of x_l g_l, where x_l enters block l and g_l
@@ -38,7 +40,8 @@ def libragrad(model: Model, target: Target, edits: Edits) -> Reader:
 
     Signed, in units of logits, one term per block. What biases add to an output is what
     the rules do not trace back to its inputs, so that each is the difference of two
-    products, whatever the block consists of.
+    products, whatever the block consists of. `blocks` is how many of the last ones are
+    summed, by default all; the authors also have the second half (SkipPLUS).
     """
     check_rules(model.config)
 
@@ -66,4 +69,5 @@ def libragrad(model: Model, target: Target, edits: Edits) -> Reader:
         backward=backward,
         rules=(LIBRA,),
         fields=("values", "mixed_values", "attention_update", "mlp_update"),
+        blocks=blocks,
     )

@@ -15,11 +15,10 @@ from vitjax.models.model import Model
 from vitjax.saliency import (
     attention,
     attribution,
-    consensus,
     gradients,
-    integrated_presence,
     libragrad,
     lrp,
+    presence,
     token_flow,
 )
 from vitjax.saliency.gradients import Seed
@@ -50,10 +49,10 @@ FUNCTIONS: dict[str, Callable[..., Float[Array, "..."]]] = {
     "class_projection": attribution.class_projection,
     "helpful_minus_attended": helpful_minus_attended,
     "integrated_gradients": gradients.integrated_gradients,
-    "integrated_presence": integrated_presence.integrated_presence,
-    "presence": integrated_presence.presence,
-    "consensus": consensus.consensus,
-    "quick_consensus": consensus.quick_consensus,
+    "integrated_presence": presence.integrated_presence,
+    "presence": presence.presence,
+    "consensus": presence.consensus,
+    "quick_consensus": presence.quick_consensus,
     "attnlrp": lrp.attnlrp,
     "occlusion": gradients.occlusion,
     "random": gradients.random,
@@ -150,7 +149,7 @@ def explain(
         steps: nodes of the integrals of "integrated_gradients" (by default 64),
             "integrated_presence" and "consensus" (24). Static.
         at: presence of the patches at which "presence" and "quick_consensus" take their
-            slopes, in (0, 1]. Static.
+            slopes, in [0, 1]. Static.
         seed: of "random", by default 0.
         edits: interventions.
 
@@ -201,7 +200,7 @@ def explain_by_all(
     for name in sorted(methods, key=lambda name: name == "consensus"):
         given = {"seed": seed} if name == "random" else {}
         if name == "consensus" and set(MEMBERS) <= set(maps):
-            maps[name] = consensus.mean_rank([maps[member] for member in MEMBERS])
+            maps[name] = presence.mean_rank([maps[member] for member in MEMBERS])
         elif name not in readers:
             maps[name] = FUNCTIONS[name](model, images, target, **given)
         maps[name] = add_parts(name, maps[name])

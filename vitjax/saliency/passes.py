@@ -47,7 +47,7 @@ class Reader(NamedTuple):
     start: Callable[[Array, Any], Any] = lambda x, gradient: None
     rules: tuple[Rules, ...] = (Rules(),)
     fields: tuple[str, ...] = ("attention_weights",)
-    last_block_only: bool = False
+    blocks: int | None = None
 
 
 def row_of_head(model: Model, edits: Edits) -> Callable[[Array, Any], Array]:
@@ -69,50 +69,56 @@ def read_maps(
     edits: Edits | None = None,
     presence: Float[Array, "batch token"] | None = None,
 ) -> dict[str, Float[Array, "... patch"]]:
-    """The maps of several methods, by one forward pass and, if any needs it, one
-    backward pass for each set of rules.
+    """The maps of several methods, by one forward pass and one backward pass, if any is
+    needed, for each set of rules and number of blocks.
     """
     edits = edits or Edits()
     readers = {name: method(model, target, edits) for name, method in methods.items()}
-    backward = {name: reader for name, reader in readers.items() if reader.backward}
+    passes: dict[int | None, dict[str, Reader]] = {}
+    for name, reader in readers.items():
+        if reader.backward:
+            passes.setdefault(reader.blocks, {})[name] = reader
 
     def read_forward(params, stream_in, trace, context):
         block = params, stream_in, trace, context
         reads = {name: reader.forward(*block) for name, reader in readers.items()}
-        return (stream_in if backward else None), reads
+        return (stream_in if passes else None), reads
 
     _, x, _, (inputs, forward) = run_blocks(
         model, images, read_forward, edits=edits, pass_context=True
     )
-    states, reads = {}, {}
-    if backward:
-        rules = list(dict.fromkeys(each for r in backward.values() for each in r.rules))
-        fields = {field for r in backward.values() for field in r.fields}
+    states, backward = {}, {}
+    for blocks, group in passes.items():
+        rules = list(dict.fromkeys(each for r in group.values() for each in r.rules))
 
-        def read(states, *gradients):
+        def read(states, *gradients, group=group, rules=rules):
             of_rules, outs = dict(zip(rules, gradients)), {}
-            for name, reader in backward.items():
+            for name, reader in group.items():
                 own = map(of_rules.get, reader.rules)
                 outs[name] = reader.backward(states[name], *own)  # pyright: ignore
             states = {name: state for name, (state, _) in outs.items()}
             return states, {name: out for name, (_, out) in outs.items()}
 
-        states, reads = scan_reverse(
+        def start(*ends, group=group):
+            return {name: reader.start(*ends) for name, reader in group.items()}
+
+        ends, reads = scan_reverse(
             model,
             x,
             inputs,
             target_logit(target),
             read,
-            state=lambda *ends: {n: r.start(*ends) for n, r in backward.items()},
+            state=start,
             edits=edits,
             presence=presence,
             rules=rules,
-            fields=sorted(fields),
-            last_block_only=all(r.last_block_only for r in backward.values()),
+            fields=sorted({field for r in group.values() for field in r.fields}),
+            blocks=blocks,
         )
+        states, backward = states | ends, backward | reads
     maps = {}
     for name, reader in readers.items():
-        own = [values.get(name) for values in (forward, reads, states)]
+        own = [values.get(name) for values in (forward, backward, states)]
         maps[name] = reader.finish(Reads(x, *own))[..., model.config.prefix :]
     return maps
 
