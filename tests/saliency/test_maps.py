@@ -13,13 +13,8 @@ from scipy.stats import rankdata
 import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.saliency import (
-    attention,
-    attribution,
-    consensus,
-    gradients,
-    integrated_presence,
-)
+from vitjax.saliency import attention, attribution, gradients, presence
+from vitjax.saliency.passes import read_map
 from vitjax.types import Edits, TapEdit
 
 TARGET = np.array([1, 4, 2], np.int32)
@@ -68,7 +63,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 def test_raw_attention_is_the_row_of_cls(name):
     model, images, prefix = setting(name)
     rows = weights_of(model, images)[..., rows_read(model), :]
-    actual = attention.raw_attention(model, images)
+    actual = read_map(attention.raw_attention, model, images, TARGET)
     np.testing.assert_allclose(actual, rows.mean(-2)[..., prefix:], atol=1e-6)
 
 
@@ -80,7 +75,8 @@ def test_rollout_is_the_product_of_matrices(name):
     for block in mixed:
         product = (block + np.eye(mixed.shape[-1])) / 2 @ product
     expected = product[:, rows_read(model)].mean(1)[:, prefix:]
-    assert_close(attention.rollout(model, images), expected)
+    actual = vitjax.explain(model, images, TARGET, method="rollout")
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("target", tiny.slow_but(("true", "other"), "true"))
@@ -107,7 +103,7 @@ def test_chefer_is_its_matrix_recursion(name):
     for block in mixed:
         relevance = relevance + block @ relevance
     expected = relevance[:, rows_read(model)].mean(1)[:, prefix:]
-    assert_close(compiled(gradients.chefer, model, images), expected)
+    assert_close(vitjax.explain(model, images, TARGET, method="chefer"), expected)
 
 
 @pytest.mark.slow
@@ -122,7 +118,7 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     gradient = jax.jit(jax.grad(moved))(jnp.zeros((2, 3, 20, 16)))[0, :, prefix:]
     states = trace.residual[0, :, prefix:]
     expected = np.maximum((states * gradient.mean(1, keepdims=True)).sum(-1), 0)
-    assert_close(compiled(gradients.gradcam, model, images), expected)
+    assert_close(vitjax.explain(model, images, TARGET, method="gradcam"), expected)
 
 
 @pytest.mark.parametrize("name", ("plain", SLOW_GAP))
@@ -211,7 +207,7 @@ def test_random_maps_belong_to_the_image():
 )
 def test_integrated_presence_adds_up_to_what_all_patches_bring(name):
     model, images, prefix = setting(name)
-    method = functools.partial(integrated_presence.integrated_presence, steps=96)
+    method = functools.partial(presence.integrated_presence, steps=96)
     actual = compiled(method, model, images)
     # Almost nothing: without any patch, the pooled mean is not defined.
     attend = np.where(np.arange(model.config.tokens) < prefix, 1, 1e-7)
@@ -241,7 +237,7 @@ def test_integrated_presence_is_the_derivative_of_the_mask():
 
     mask = jnp.full((3, 16), 0.4)
     slope = jax.grad(lambda mask: target_logits(model, images, edits(mask)).sum())
-    actual = integrated_presence.presence_gradient(model, images, TARGET, edits(mask))
+    actual = vitjax.explain(model, images, TARGET, method="presence", at=0.4)
     np.testing.assert_allclose(actual, 0.4 * jax.jit(slope)(mask), atol=1e-5)
 
 
@@ -259,22 +255,32 @@ def ordinal(maps):
 def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 5, (3, 2, 16)).astype(np.float32)  # ties go by position
-    actual = consensus.mean_rank(maps)
+    actual = presence.mean_rank(maps)
     np.testing.assert_allclose(actual, ordinal(maps).mean(0), rtol=0, atol=1e-6)
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
-    np.testing.assert_array_equal(consensus.mean_rank(moved), actual)
-    np.testing.assert_array_equal(consensus.mean_rank(maps[..., :1]), np.zeros((2, 1)))
+    np.testing.assert_array_equal(presence.mean_rank(moved), actual)
+    np.testing.assert_array_equal(presence.mean_rank(maps[..., :1]), np.zeros((2, 1)))
     keep = np.array([True, False, True, True])
-    kept = consensus.mean_rank(maps[..., :4], keep=keep[None])
+    edits = Edits(keep=np.tile(keep, (2, 1)))
+    kept = presence.mean_rank(maps[..., :4], edits=edits)
     np.testing.assert_allclose(kept[:, keep], ordinal(maps[..., :4][..., keep]).mean(0))
     assert not kept[:, ~keep].any()
-    last = consensus.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
+    last = presence.mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
     np.testing.assert_allclose(last, [[1, 0, 1 / 3, 2 / 3]], atol=1e-6)
 
 
 def test_consensus_is_the_mean_rank_of_presence_and_chefer():
     model, images, _ = setting("plain")
-    members = integrated_presence.integrated_presence, gradients.chefer
-    maps = np.stack([compiled(method, model, images) for method in members])
-    actual = compiled(consensus.consensus, model, images)
+    explain = functools.partial(vitjax.explain, model, images, TARGET)
+    names = "integrated_presence", "chefer"
+    maps = np.stack([explain(method=name) for name in names])
+    actual = explain(method="consensus")
     np.testing.assert_allclose(actual, ordinal(maps).mean(0), atol=1e-6)
+    explain = functools.partial(explain, at=0.4)
+    slopes = explain(method="presence")
+    attend = np.where(np.arange(17) < 1, 1, 0.4).astype(np.float32)
+    edits = Edits(attend=attend[None, None, None, None])
+    partly = vitjax.explain(model, images, TARGET, method="chefer", edits=edits)
+    expected = ordinal(np.stack([slopes, partly])).mean(0)
+    actual = explain(method="quick_consensus")
+    np.testing.assert_allclose(actual, expected, atol=1e-6)

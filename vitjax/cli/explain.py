@@ -26,7 +26,7 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
-from vitjax.saliency.methods import PER_HEAD, SIGNED_METHODS, Method
+from vitjax.saliency.methods import FUNCTIONS, PER_HEAD, SIGNED_METHODS, Method
 
 PHOTO = 512
 """Pixels of a photo's longer side in a figure, at most."""
@@ -247,7 +247,7 @@ class Explain(ModelCommand):
 @functools.cache
 def maps_of_heads(method: str) -> Any:
     """(model, images, target) -> [layer batch head patch], jitted."""
-    return jax.jit(PER_HEAD[method])
+    return jax.jit(FUNCTIONS[method])
 
 
 def photo_of(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "height width 3"]:
