@@ -297,6 +297,8 @@ def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
 def short_data(manifest: Mapping[str, Any]) -> str:
     """The data as on the command line, of a path only the last part."""
     spec = str(manifest["data"]["spec"])
+    if spec.startswith("photos:"):  # of `vitjax look`: how many, then their digest
+        return spec.removeprefix("photos:").partition(",")[0]
     return pathlib.PurePath(spec).name if "/" in spec else spec
 
 
