@@ -13,6 +13,7 @@ import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.models.backward_rules import Rules
 from vitjax.models.forward import resume_forward
+from vitjax.recipes.faithfulness import LRP
 from vitjax.saliency import gradients, lrp
 from vitjax.saliency.methods import METHODS
 from vitjax.types import Edits
@@ -174,7 +175,7 @@ def test_every_method_explains_every_kind_or_says_why_not():
     for name, model in MODELS.items():
         images = tiny.images(model.config)
         for method in METHODS:
-            if method in ("lrp", "attnlrp", "libragrad") and name in (
+            if method in LRP and name in (
                 "siglip",
                 "map_linear",
                 "dinov2",
