@@ -142,9 +142,9 @@ def test_masks_are_true_or_false(case, dtype):
 
 def test_saco_by_hand():
     """Pairs of groups by how far apart they are: 2 and 3 agree, 1 does not."""
-    salience, drop = [3.0, 1.0, 0.0], [0.2, 0.0, 0.1]
+    salience, drop = np.array([[3, 1, 0], [0.2, 0, 0.1]], np.float32)
     np.testing.assert_allclose(saco(salience, drop), (2 + 3 - 1) / 6, rtol=1e-6)
-    assert saco([1.0, 1.0], [0.3, 0.1]) == 0  # nothing is said
+    assert saco(np.ones(3, np.float32), drop) == 0  # nothing is said
 
 
 def test_saco_is_1_for_the_drops_themselves_and_0_for_noise():

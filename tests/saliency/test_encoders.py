@@ -11,6 +11,7 @@ import tiny
 import vitjax
 from vitjax.models.backward_rules import Rules
 from vitjax.models.forward import resume_forward
+from vitjax.recipes.faithfulness import LRP
 from vitjax.saliency import lrp
 from vitjax.saliency.methods import METHODS
 from vitjax.types import Edits
@@ -119,7 +120,7 @@ def test_every_method_explains_every_kind_or_says_why_not():
     for number, method in enumerate(METHODS):
         explain = functools.partial(vitjax.explain, method=method)
         chosen = {names[number % 3], names[3 + number % 5]}
-        if method in ("lrp", "attnlrp", "libragrad"):
+        if method in LRP:
             for name in refused:
                 model, images, *_ = tiny.traced(name)
                 with pytest.raises(ValueError, match=r"pool='map'|head_blocks"):

@@ -41,7 +41,7 @@ GROUPS = 10
 """Of patches, of `saco`."""
 TIMED = 4
 """Images in a timed call, on CPUs."""
-LRP = {"lrp", "attnlrp", "libragrad"}
+LRP = {"lrp", "attnlrp", "libragrad", "half_libragrad"}
 
 
 def faithfulness(

@@ -68,6 +68,7 @@ METHODS = {
     "attnlrp": "AttnLRP",
     "input_x_gradient": "input x gradient",
     "libragrad": "LibraGrad",
+    "half_libragrad": "half LibraGrad",
     "tokentm": "TokenTM",
     "inflow": "InFlow",
     "occlusion": "occlusion",

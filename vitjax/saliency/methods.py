@@ -51,6 +51,7 @@ FUNCTIONS: dict[str, Callable[..., Float[Array, "..."]]] = {
     "integrated_gradients": gradients.integrated_gradients,
     "integrated_presence": presence.integrated_presence,
     "presence": presence.presence,
+    "half_libragrad": presence.half_libragrad,
     "consensus": presence.consensus,
     "quick_consensus": presence.quick_consensus,
     "attnlrp": lrp.attnlrp,
@@ -77,6 +78,7 @@ SIGNED_METHODS = frozenset(
         "attnlrp",
         "input_x_gradient",
         "libragrad",
+        "half_libragrad",
         "occlusion",
     }
 )
@@ -99,6 +101,7 @@ METHOD_OPTIONS = {
     "integrated_presence": ("steps",),
     "consensus": ("steps",),
     "presence": ("at",),
+    "half_libragrad": ("at",),
     "quick_consensus": ("at",),
     "random": ("seed",),
 }
@@ -204,7 +207,8 @@ def explain_by_all(
     for name in sorted(methods, key=lambda name: name == "consensus"):
         given = {"seed": seed} if name == "random" else {}
         if name == "consensus" and set(MEMBERS) <= set(maps):
-            maps[name] = presence.mean_rank([maps[member] for member in MEMBERS])
+            members = presence.stack(maps[member] for member in MEMBERS)
+            maps[name] = presence.mean_rank(members)
         elif name not in readers:
             maps[name] = FUNCTIONS[name](model, images, target, **given)
         maps[name] = add_parts(name, maps[name])
