@@ -37,6 +37,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that one of two processes does not end with it alone."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
+
+
 def pytest_collection_finish(session):
     """Tracing makes many objects, few of them garbage; what is imported stays."""
     gc.freeze()

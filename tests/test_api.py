@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ def test_all_is_what_there_is():
     helpers = {"Any", "LAZY", "TYPE_CHECKING"}
     assert shown - helpers == set(vitjax.__all__) - {"__version__"}
     assert len(vitjax.__all__) == len(set(vitjax.__all__))
+    by_topic = re.findall(r"`(\w+)`", vitjax.__doc__)
+    assert ["__version__", *by_topic] == vitjax.__all__
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -47,6 +50,7 @@ def test_functions_are_annotated_and_documented(name):
     assert signature.return_annotation is not inspect.Signature.empty
     assert doc.splitlines()[0].endswith(".")
     assert "Returns:" in doc or signature.return_annotation is None
+    assert "Example:" in doc
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
         optional = parameter.default is not inspect.Parameter.empty

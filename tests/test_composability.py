@@ -263,6 +263,13 @@ ROWS = {
         lambda m: (draw(m.config.mlp_dim), draw(8)),
         batched=False,
     ),
+    "apply_lens": Row(
+        lambda m, x, w: vitjax.apply_lens(
+            vitjax.TunedLens(weights=w, bias=w[..., 0]), jnp.stack([x] * len(w))
+        ),
+        lambda m: (*states(m), draw(m.config.depth, 8, 8)),
+        batched=False,
+    ),
     "rank": Row(lambda m, z, label: vitjax.rank(z, label), logits, "counts classes"),
     "identifiability": Row(
         lambda m, z, label: vitjax.identifiability(z, label), logits, "counts classes"
@@ -301,6 +308,7 @@ HOST = {
     ),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "with_head": "float64 on the host",
+    "fit_tuned_lens": "a loop over a data set, which jits its own step",
     "show": "a figure",
     "class_embeddings": "takes texts",
     "run": "a loop over a data set, which jits its own step",

@@ -32,6 +32,7 @@ Words, one for each concept:
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
@@ -49,6 +50,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 ArrayLike = jax.Array | np.ndarray
 """Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
+
+if hasattr(typing, "GENERATING_DOCUMENTATION"):
+    from jaxtyping import ArrayLike  # noqa: F811  # which shows its name  # pyright: ignore
 
 Convention = Literal["paper", "vilas2023_code"]
 """Whose definition: that of the paper's text, or of its published code."""

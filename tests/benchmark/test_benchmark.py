@@ -47,6 +47,7 @@ def test_programs_are_measured_in_turns():
 @pytest.mark.slow
 def test_programs_of_one_device(monkeypatch):
     monkeypatch.setattr("vitjax.saliency.removal.BUCKETS", 1)  # one program, not eight
+    monkeypatch.setattr(benchmark, "ANALYSES", ())  # those of the test above
     result = bench(
         TINY,
         batch_size=3,

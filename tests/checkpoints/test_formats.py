@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import formats
 import jax
@@ -11,7 +12,10 @@ import safetensors.numpy
 import tiny
 
 import vitjax
+from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.positions import RESIZE as RESIZES
+from vitjax.cli.main import main
 from vitjax.models.model import flatten
 from vitjax.types import Config
 
@@ -24,105 +28,87 @@ HF = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
 }
-TIMM = {"model_args": {"num_heads": 2, "img_size": 32}}
-VISION = dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8)
-VISION["mlp_ratio"] = 1.5
 TEXT = {"text_model.final_layer_norm.bias", "text_projection.weight"}
 OPEN_TEXT = {
-    *("positional_embedding", "text_projection", "token_embedding.weight"),
-    *("transformer.resblocks.0.ln_1.weight", "ln_final.bias"),
+    "positional_embedding",
+    "text_projection",
+    "token_embedding.weight",
+    "transformer.resblocks.0.ln_1.weight",
+    "ln_final.bias",
 }
+VISION = dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8)
+TRUNK = dict(timm_model_name="vit_tiny_patch8_siglip_32", timm_pool="map")
 
+
+class Format(NamedTuple):
+    """A kind of model, the names of its arrays, its description, what is ignored."""
+
+    kind: str
+    names: dict[str, str]
+    description: dict
+    ignored: set[str] = frozenset()
+
+
+def timm(kind, names, architecture, **fields):
+    arguments = {"num_heads": 2, "img_size": 32}
+    return Format(
+        kind, names, {"architecture": architecture, "model_args": arguments} | fields
+    )
+
+
+def open_clip(kind, names, ignored, vision, **fields):
+    return Format(kind, names, {"model_cfg": fields | {"vision_cfg": vision}}, ignored)
+
+
+def transformers(kind, names, ignored, **fields):
+    return Format(kind, names, fields, ignored)
+
+
+CLIP, DINO = formats.HUGGING_FACE_CLIP, formats.HUGGING_FACE_DINO
+REGISTERS = HF | dict(model_type="dinov2_with_registers", num_register_tokens=3)
+MASK = {"dinov2.embeddings.mask_token"}
 FORMATS = {
-    "transformers CLIP": (
-        ("clip", formats.HUGGING_FACE_CLIP),
-        {"config": {"model_type": "clip", "vision_config": HF}},
-        TEXT,
+    "transformers CLIP": transformers(
+        "clip", CLIP, TEXT, model_type="clip", vision_config=HF
     ),
-    "transformers CLIP, vision tower": (
-        ("clip alone", formats.HUGGING_FACE_CLIP),
-        {"config": HF | {"model_type": "clip_vision_model"}},
+    "transformers CLIP, vision tower": transformers(
+        "clip alone",
+        CLIP,
         {"vision_model.embeddings.position_ids"},
+        **HF,
+        model_type="clip_vision_model",
     ),
-    "transformers SigLIP": (
-        ("siglip", formats.HUGGING_FACE_CLIP),
-        {"config": {"model_type": "siglip", "vision_config": HF}},
-        TEXT,
+    "transformers SigLIP": transformers(
+        "siglip", CLIP, TEXT, model_type="siglip", vision_config=HF
     ),
-    "open_clip": (
-        ("clip", formats.OPEN_CLIP),
-        {
-            "open_clip_config": {
-                "model_cfg": {"embed_dim": 10, "quick_gelu": True, "vision_cfg": VISION}
-            }
-        },
+    "open_clip": open_clip(
+        "clip",
+        formats.OPEN_CLIP,
         OPEN_TEXT,
+        VISION | dict(mlp_ratio=1.5),
+        embed_dim=10,
+        quick_gelu=True,
     ),
-    "open_clip, image tower of timm": (
-        ("siglip trunk", formats.TRUNK),
-        {
-            "open_clip_config": {
-                "model_cfg": {
-                    "vision_cfg": {
-                        "timm_model_name": "vit_tiny_patch8_siglip_32",
-                        "timm_pool": "map",
-                        "image_size": 32,
-                    }
-                }
-            }
-        },
+    "open_clip, image tower of timm": open_clip(
+        "siglip trunk",
+        formats.TRUNK,
         {"text.positional_embedding", "text.text_projection.bias"},
+        TRUNK | dict(image_size=32),
     ),
-    "timm CLIP": (
-        ("clip", formats.PROJECTION),
-        {"config": TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224"}},
-        set(),
+    "timm CLIP": timm(
+        "clip", formats.PROJECTION, "vit_base_patch16_clip_quickgelu_224"
     ),
-    "timm SigLIP": (
-        ("siglip", formats.TIMM),
-        {"config": TIMM | {"architecture": "vit_base_patch16_siglip_224"}},
-        set(),
+    "timm SigLIP": timm("siglip", formats.TIMM, "vit_base_patch16_siglip_224"),
+    "timm MAE": timm("mae", formats.MEAN, "vit_base_patch16_224", global_pool="avg"),
+    "timm mean of normalized tokens": timm(
+        "gap", formats.TIMM, "vit_base_patch16_224", global_pool="avg"
     ),
-    "timm MAE": (
-        ("mae", formats.MEAN),
-        {
-            "config": TIMM
-            | {"architecture": "vit_base_patch16_224", "global_pool": "avg"}
-        },
-        set(),
+    "timm DINOv2": timm("dinov2_reg", formats.TIMM, "vit_base_patch14_reg4_dinov2"),
+    "transformers DINOv2": transformers(
+        "dinov2_reg", DINO, MASK, **REGISTERS, mlp_ratio=1.5
     ),
-    "timm mean of normalized tokens": (
-        ("gap", formats.TIMM),
-        {
-            "config": TIMM
-            | {"architecture": "vit_base_patch16_224", "global_pool": "avg"}
-        },
-        set(),
-    ),
-    "timm DINOv2": (
-        ("dinov2_reg", formats.TIMM),
-        {"config": TIMM | {"architecture": "vit_base_patch14_reg4_dinov2"}},
-        set(),
-    ),
-    "transformers DINOv2": (
-        ("dinov2_reg", formats.HUGGING_FACE_DINO),
-        {
-            "config": HF
-            | dict(
-                model_type="dinov2_with_registers",
-                num_register_tokens=3,
-                mlp_ratio=1.5,
-            )
-        },
-        {"dinov2.embeddings.mask_token"},
-    ),
-    "transformers DINOv2, classifier": (
-        ("dinov2_head", formats.HUGGING_FACE_DINO),
-        {
-            "config": HF
-            | dict(model_type="dinov2_with_registers", num_register_tokens=3)
-        },
-        {"dinov2.embeddings.mask_token"},
+    "transformers DINOv2, classifier": transformers(
+        "dinov2_head", DINO, MASK, **REGISTERS
     ),
 }
 
@@ -144,7 +130,7 @@ def make(name, *, scaled=True):
 
 def write_folder(folder, name, change=lambda arrays: None):
     """The model that a format holds, in a folder that describes it."""
-    (kind, names), descriptions, ignored = FORMATS[name]
+    kind, names, description, ignored = FORMATS[name]
     scaled = "logit_scale" in names.values()
     model = make(kind, scaled=scaled)
     if not scaled:
@@ -155,10 +141,11 @@ def write_folder(folder, name, change=lambda arrays: None):
         arrays["head.bias"] = np.zeros(10, np.float32)
     arrays |= {key: np.ones(3, np.float32) for key in ignored}
     change(arrays)
-    file = "open_clip_model" if "open_clip_config" in descriptions else "model"
-    safetensors.numpy.save_file(arrays, folder / f"{file}.safetensors")
-    for file, content in descriptions.items():
-        (folder / f"{file}.json").write_text(json.dumps(content))
+    open_clip = "model_cfg" in description
+    weights = "open_clip_model" if open_clip else "model"
+    safetensors.numpy.save_file(arrays, folder / f"{weights}.safetensors")
+    file = "open_clip_config.json" if open_clip else "config.json"
+    (folder / file).write_text(json.dumps(description))
     return model, arrays
 
 
@@ -175,7 +162,7 @@ def test_folders_describe_themselves(tmp_path, name):
     loaded = vitjax.load(tmp_path)
     assert loaded.config == model.config and loaded.num_classes == model.num_classes
     assert_same(loaded, model)
-    ignored = FORMATS[name][2]
+    ignored = FORMATS[name].ignored
     assert bool(loaded.provenance.ignored) == bool(ignored or name == "timm CLIP")
     vitjax.save(loaded, tmp_path / "own")
     again = vitjax.load(tmp_path / "own")
@@ -186,7 +173,7 @@ def test_folders_describe_themselves(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_key_is_read_named_or_an_error(tmp_path, name):
     _, arrays = write_folder(tmp_path, name)
-    unread = {*FORMATS[name][2], "head.bias", "logit_scale", "logit_bias"}
+    unread = {*FORMATS[name].ignored, "head.bias", "logit_scale", "logit_bias"}
     # A timm model without these biases is another one.
     keys = sorted(k for k in arrays.keys() - unread if not k.endswith("qkv.bias"))
     key = keys[len(keys) // 2]
@@ -205,7 +192,7 @@ def test_every_key_is_read_named_or_an_error(tmp_path, name):
 @pytest.mark.parametrize("stacked", (True, False))
 def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
     model = make("siglip")
-    out = tiny.flax_arrays(model, stacked=stacked)
+    out = formats.flax_arrays(model, stacked=stacked)
     renamed = {
         f"{prefix}t": np.log(out.pop("head/temperature")).reshape(1),
         f"{prefix}b": out.pop("head/logit_bias").reshape(1),
@@ -235,7 +222,7 @@ def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
 @pytest.mark.parametrize("linen", (True, False))
 def test_means_of_google_are_of_normalized_tokens(tmp_path, linen):
     model = tiny.make(Config(**tiny.SHAPE, class_token=False))
-    tiny.write_google(tmp_path / "m.npz", model, linen=linen)
+    formats.write_google(tmp_path / "m.npz", model, linen=linen)
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.npz")
     assert loaded.config.pool_norm == "before"
     images = tiny.images(model.config)
@@ -246,7 +233,7 @@ def test_means_of_google_are_of_normalized_tokens(tmp_path, linen):
 
 def test_queries_and_values_alone_may_have_a_bias(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     for block in (0, 1):
         name = f"blocks.{block}.attn."
         query, _, value = np.split(arrays.pop(name + "qkv.bias"), 3)
@@ -261,7 +248,7 @@ def test_queries_and_values_alone_may_have_a_bias(tmp_path):
 
 
 @pytest.mark.parametrize("blocks", (1, 2))
-def test_a_head_in_a_file_of_its_own(tmp_path, blocks):
+def test_a_head_in_a_file_of_its_own(tmp_path, monkeypatch, blocks):
     config = CONFIGS["dinov2"]
     backbone = make("dinov2")
     arrays = formats.write(backbone, formats.TIMM)
@@ -285,13 +272,19 @@ def test_a_head_in_a_file_of_its_own(tmp_path, blocks):
     if blocks == 2:
         np.testing.assert_array_equal(params["head_earlier"]["kernel"][0], columns[0].T)
     assert vitjax.load(config, checkpoint=path).classes == ()
+    row = dataclasses.replace(registry.anonymous(config), name="tiny")
+    monkeypatch.setitem(registry.VARIANTS, "tiny", row)
+    own = str(tmp_path / "own")
+    flags = ["--model", "tiny", "--head", str(file), "--out", own]
+    assert main(["convert", str(path), *flags]) == 0
+    assert vitjax.load(own).config == expected
     with pytest.raises(CheckpointError, match=r"head\.weight"):
         vitjax.load(config, checkpoint=path, classes=7)
     for wrong in ({"weight": head["weight"]}, head | {"scale": head["bias"]}):
         safetensors.numpy.save_file(wrong, file)
         with pytest.raises(CheckpointError, match="head="):
             vitjax.load(config, checkpoint=path, head=file)
-    tiny.write_timm(path, tiny.make(tiny.CONFIGS["plain"]))
+    formats.write_timm(path, tiny.make(tiny.CONFIGS["plain"]))
     safetensors.numpy.save_file(head, file)
     with pytest.raises(CheckpointError, match="without head="):
         vitjax.load(tiny.CONFIGS["plain"], checkpoint=path, head=file)
@@ -340,7 +333,9 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_is_not_read_says_why(tmp_path, reason):
     description, more = REFUSED[reason]
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", tiny.make(CONFIGS["dinov2"]))
+    arrays = formats.write_timm(
+        tmp_path / "m.safetensors", tiny.make(CONFIGS["dinov2"])
+    )
     safetensors.numpy.save_file(arrays | more, tmp_path / "m.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match=reason):
@@ -375,6 +370,24 @@ def test_pixels_that_fill_no_patch_are_dropped_where_the_config_says_so(tmp_path
     np.testing.assert_allclose(whole, kept, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", (32, 38))
+def test_the_files_own_size_may_leave_an_edge(tmp_path, size):
+    """A row of another size: positions are resized from those of whole patches."""
+    model, names = make("siglip"), formats.HUGGING_FACE_CLIP
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(formats.write(model, names), path)
+    description = {"model_type": "siglip", "vision_config": HF | {"image_size": size}}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    same = vitjax.load(model.config, checkpoint=path)
+    assert same.config == model.config
+    assert_same(same, model)
+    wide = dataclasses.replace(model.config, image_size=(16, 64))  # as many patches
+    resized = vitjax.load(wide, checkpoint=path).params["pos_embedding"]
+    grid = np.asarray(model.params["pos_embedding"]).reshape(4, 4, 16)
+    expected = RESIZES["plain_bicubic"](grid, (2, 8)).reshape(1, 16, 16)
+    np.testing.assert_allclose(resized, expected, atol=1e-6)
+
+
 def test_the_numerics_of_a_file_without_its_temperature(tmp_path):
     write_folder(tmp_path, "timm SigLIP")
     loaded = vitjax.load(tmp_path)
@@ -394,9 +407,7 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_miniatures_of_rows(tmp_path, name):
-    from vitjax.checkpoints.registry import VARIANTS
-
-    config = VARIANTS[name].config
+    config = registry.VARIANTS[name].config
     changes = dict(tiny.SHAPE, registers=min(config.registers, 3))
     if config.projection:
         changes["projection"] = 10

@@ -13,8 +13,7 @@ import vitjax
 from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.json_fields import Fields
-from vitjax.checkpoints.text import hugging_face_config
-from vitjax.checkpoints.tokenizer import open_encoder
+from vitjax.checkpoints.text import hugging_face_config, open_encoder
 
 CONFIGS = text_towers.CONFIGS
 TOWERS = {name: text_towers.make(config) for name, config in CONFIGS.items()}

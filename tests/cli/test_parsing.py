@@ -71,7 +71,7 @@ def test_lists_take_spaces_and_commas(words):
     for flag in "--blocks", "--layers":  # the name in functions
         for words in [f"{flag}=-1,-2"], [flag, "-1", "-2"]:
             assert parse("neurons", "--model", "m", *words).layers == (-1, -2)
-            assert parse("explain", "a", "--model", "m", *words).blocks == (-1, -2)
+            assert parse("explain", "a", "--model", "m", *words).layers == (-1, -2)
     assert parse("report", "a,b", "c").runs == ("a,b", "c")  # paths
 
 

@@ -8,7 +8,14 @@ import vitjax
 from vitjax.report import per_image
 from vitjax.report.identifiability import ANY, RATE, TOP1
 from vitjax.report.page import provenance
-from vitjax.report.per_image import MEASURES, Run, as_runs, run_names
+from vitjax.report.per_image import (
+    MEASURES,
+    Run,
+    as_runs,
+    interval_of,
+    intervals,
+    run_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -267,3 +274,9 @@ def test_published_numbers(shared, report):
         (ANY, "A3_images_with_identifiable_token"),
     ):
         assert values[name] == pytest.approx(published[key] / 100, abs=1e-6)
+
+
+def test_shares_of_images_that_all_agree_have_an_interval():
+    ones, right = np.ones((9, 1)), np.ones((9, 1), bool)
+    assert intervals(right)["low"][0] < 0.8 and intervals(ones)["low"][0] == 1
+    assert interval_of(ones[:, 0])["low"] == intervals(right)["low"][0]

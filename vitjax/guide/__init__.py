@@ -1,6 +1,7 @@
 """The guide: everything that the README leaves out, a Markdown file each.
 
 .. include:: methods.md
+.. include:: cards.md
 .. include:: interventions.md
 .. include:: paper.md
 .. include:: runs.md
@@ -11,6 +12,7 @@
 .. include:: precision.md
 .. include:: speed.md
 .. include:: pods.md
+.. include:: research.md
 .. include:: troubleshooting.md
 .. include:: peers.md
 .. include:: contributing.md

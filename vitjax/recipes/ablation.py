@@ -59,6 +59,7 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         dims=ABLATION.dims,
         setup=functools.cache(lambda: Setup(prepare(context, options))),
         carry_shape=empty,
+        previews=ABLATION.previews,
     )
     return [whole]
 
@@ -281,8 +282,8 @@ ABLATION = Recipe(
         schema.ABLATED,
     ),
     options=AblationOptions(),
-    previews=0,
     setup=setup,
     passes=make_passes,
     describe=describe,
+    many_passes=True,
 )

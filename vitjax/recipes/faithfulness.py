@@ -227,4 +227,5 @@ FAITHFULNESS = Recipe(
     options=FaithfulnessOptions(),
     setup=setup,
     benchmark=benchmark,
+    many_passes=True,
 )

@@ -443,8 +443,8 @@
     const known = chosen().length > 1;
     for (const [name, number] of [["a", classA()], ["b", classB()]]) {
       byId(name).closest("label").hidden = !known;
-      byId(name).placeholder = known ? className(number) : "";
-      if (document.activeElement !== byId(name)) byId(name).value = byId(name).placeholder;
+      byId(name).title = known ? className(number) : "";
+      if (document.activeElement !== byId(name)) byId(name).value = byId(name).title;
     }
     byId("names").replaceChildren(...chosen().map((number) =>
       element("option", isOf(number, image), { value: className(number) })));
@@ -687,7 +687,7 @@
     update({ head: target.value === "all" ? null : Number(target.value) }));
   for (const name of ["a", "b"]) {
     on(name, "focus", ({ target }) => { target.value = ""; }); // or it lists itself alone
-    on(name, "blur", ({ target }) => { target.value = target.placeholder; });
+    on(name, "blur", ({ target }) => { target.value = target.title; });
     on(name, "input", ({ target }) => {
       const number = chosen().find((one) => className(one) === target.value);
       if (number === undefined) return;

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED
+from vitjax.report.figure import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
-from vitjax.report.token_maps import Preview, image_url, previews
+from vitjax.report.pictures import Preview, image_url, previews
 
 ARRAYS = {
     "rank": schema.RANK("residual"),
@@ -46,7 +46,7 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
     entries, packs, opening = [], {}, {}
     whole, room = 0, PAGE_BYTES
     for number, run in enumerate(runs):
-        images = previews(run, limit=limit)
+        images = previews(run, limit=limit) if run.streams else []
         if not images:
             continue
         entries.append(describe(run, number, images))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitjax.messages import check_one_of, check_range
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED, settings
+from vitjax.report.figure import POSITIVE, SIGNED, settings
 from vitjax.saliency.methods import METHODS, SIGNED_METHODS
 
 HEAT = "inferno"
@@ -318,7 +318,8 @@ def draw_grid(
                 f"width={width} inches is too narrow for {columns} panels."
             )
     width = columns * (side + GAP) + GAP
-    rows = [[panel and fit(panel, side) for panel in row] for row in rows]
+    letters = max(8, int(LETTERS * side))
+    rows = [[panel and wrap(panel, letters) for panel in row] for row in rows]
     heights = [measure(row, side) for row in rows]
     foot = 0.0 if scale is None else BAR + LINE + GAP
     height = sum(map(sum, heights)) + len(rows) * GAP + foot + GAP
@@ -334,7 +335,8 @@ def draw_grid(
                     continue
                 left = GAP + (side + GAP) * column
                 low = top - words - side * panel.image.shape[0] / panel.image.shape[1]
-                place(axes, panel.image, left, low, side)
+                extent = left, left + side, low, top - words
+                axes.imshow(panel.image, interpolation="antialiased", extent=extent)
                 axes.text(
                     left,
                     top - words + 0.07,
@@ -352,9 +354,8 @@ def draw_grid(
     return canvas
 
 
-def fit(panel: Panel, side: float) -> Panel:
-    """The panel with its words in lines that are no longer than it is wide."""
-    letters = max(8, int(LETTERS * side))
+def wrap(panel: Panel, letters: int) -> Panel:
+    """The panel with its words in lines of at most so many letters."""
     text = panel.words.replace(" %", "\N{NO-BREAK SPACE}%")
     lines = (textwrap.fill(line, letters) for line in text.split("\n"))
     return panel._replace(words="\n".join(lines))
@@ -367,13 +368,6 @@ def measure(row: Sequence[Panel | None], side: float) -> tuple[float, float, flo
     tall = max(side * p.image.shape[0] / p.image.shape[1] for p in panels)
     bars = any(panel.scale is not None for panel in panels)
     return LINE * lines + 0.07, tall, (BAR + LINE + 0.04) * bars
-
-
-def place(axes: Any, image: np.ndarray, left: float, low: float, side: float) -> None:
-    """Draw an image with its lower left corner at a point, `side` inches wide."""
-    tall = side * image.shape[0] / image.shape[1]
-    extent = left, left + side, low, low + tall
-    axes.imshow(image, interpolation="antialiased", extent=extent)
 
 
 def draw_bar(axes: Any, scale: Scale, left: float, top: float, length: float) -> None:

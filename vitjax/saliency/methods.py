@@ -152,6 +152,10 @@ def explain(
     Raises:
         ValueError: an unknown method, block or head, an option that the method does not
             have, or images or a target that do not fit.
+
+    Example:
+        >>> maps = vitjax.explain(model, images, label, method="class_projection")
+        >>> vitjax.show(model.preprocess.denormalize(images), maps)
     """
     messages.check_one_of("method", method, METHODS)
     target = broadcast_labels(target, images.shape[:1])
