@@ -3,6 +3,7 @@
 .. include:: methods.md
 .. include:: cards.md
 .. include:: interventions.md
+.. include:: editing.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md

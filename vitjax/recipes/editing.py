@@ -68,15 +68,13 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     classes = choose_classes(label, options, context.model.num_classes)
     counts = counts_of(config, options.layers)
     shapes = (), (len(schema.ROLES), options.images), (1 + options.draws, counts[-1])
+    shapes = [(len(classes), *shape) for shape in shapes]
     whole = Pass(
         step=make_step(options),
         dims=EDITING.dims,
         setup=functools.cache(lambda: Setup(prepare(context, options, label, classes))),
-        carry_shape=Carry(
-            *(
-                jax.ShapeDtypeStruct((len(classes), *shape), np.int32)
-                for shape in shapes
-            )
+        carry_shape=jax.eval_shape(
+            lambda: Carry(*(jnp.zeros(shape, jnp.int32) for shape in shapes))
         ),
     )
     return [whole]

@@ -24,25 +24,25 @@ from vitjax.report.figure import (
     with_name,
 )
 from vitjax.report.interventions import summarize
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run, mean
+from vitjax.report.per_image import BAND, Frame, Run, mean
 
 SETS = {"promoting": "promote the class most", "random": "random"}
 
 
 def section(runs: Sequence[Run]) -> Section:
     """What the memories that promote a class do to its accuracy."""
-    rows = rows_of_all(runs, edit_rows)
+    edited = [run for run in runs if schema.EDITED() in run]
+    rows = rows_of_all(edited, edit_rows)
     return Section(
         key="editing",
         title="Edits of memories",
         sentences=[
             sentence
-            for run in runs
-            if len(run.image) and schema.EDITED_ROLE() in run
+            for run in edited
+            if len(run.image)
             for sentence in with_name(run, runs, describe(run, rows))
         ],
-        figures=figures_of(runs, FIGURES),
+        figures=figures_of(edited, FIGURES),
         tables=[edit_table(rows)] if len(rows) else [],
     )
 

@@ -19,8 +19,7 @@ from vitjax.report.figure import (
     with_interval,
     with_name,
 )
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run
+from vitjax.report.per_image import BAND, Frame, Run
 from vitjax.statistics import (
     at_thresholds,
     aucpr,
