@@ -87,7 +87,7 @@ def calls(table, *, run=True):
     """One of a table's functions."""
     names = [n for n in table if not (run and n.startswith("explain "))]
     names += [n for n in EXPLAINED if run and n in table]
-    return pytest.mark.parametrize("call", map(table.get, names), ids=names)
+    return pytest.mark.parametrize("call", [table[n] for n in names], ids=names)
 
 
 def test_every_public_function_of_images_and_classes_is_in_a_table():
