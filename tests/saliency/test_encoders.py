@@ -115,22 +115,22 @@ def test_rows_of_attention_are_those_that_the_head_reads(name, method):
 
 
 def test_every_method_explains_every_kind_or_says_why_not():
-    """Every method by two kinds, every kind by some methods, and all refusals."""
-    names, refused = list(tiny.ENCODERS), ("siglip", "map_linear", "dinov2")
+    """Methods and kinds in turn, since each pair takes a while to trace."""
+    refused = "siglip", "map_linear", "dinov2"
     for number, method in enumerate(METHODS):
+        names = list(tiny.ENCODERS)
         explain = functools.partial(vitjax.explain, method=method)
-        chosen = {names[number % 3], names[3 + number % 5]}
         if method in LRP:
             for name in refused:
+                names.remove(name)
                 model, images, *_ = tiny.traced(name)
                 with pytest.raises(ValueError, match=r"pool='map'|head_blocks"):
                     explain(model, images, 1)
-            chosen = {"clip", *chosen} - {*refused}
-        for name in chosen:
-            model = tiny.make(tiny.ENCODERS[name])
-            images = tiny.images(model.config)
-            shape = jax.eval_shape(explain, model, images, TARGET).shape
-            assert shape == (3, 16), (name, method)
+        name = names[number % len(names)]
+        model = tiny.make(tiny.ENCODERS[name])
+        images = tiny.images(model.config)
+        shape = jax.eval_shape(explain, model, images, TARGET).shape
+        assert shape == (3, 16), (name, method)
 
 
 def test_lrp_starts_from_the_models_own_head():
