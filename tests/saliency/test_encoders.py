@@ -174,12 +174,8 @@ def test_integrated_gradients_are_complete_through_heads_of_several_blocks():
 def test_every_method_explains_every_kind_or_says_why_not():
     for name, model in MODELS.items():
         images = tiny.images(model.config)
-        for method in METHODS:
-            if method in LRP and name in (
-                "siglip",
-                "map_linear",
-                "dinov2",
-            ):
+        for method in (*METHODS, None):
+            if method in LRP and name in ("siglip", "map_linear", "dinov2"):
                 with pytest.raises(ValueError, match=r"pool='map'|head_blocks"):
                     vitjax.explain(model, images, 1, method=method)
                 continue

@@ -25,7 +25,13 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
-from vitjax.saliency.methods import FUNCTIONS, PER_HEAD, SIGNED_METHODS, Method
+from vitjax.saliency.methods import (
+    FUNCTIONS,
+    PER_HEAD,
+    SIGNED_METHODS,
+    Method,
+    default_method,
+)
 
 PHOTO = 512
 """Pixels of a photo's longer side in a figure, at most."""
@@ -55,11 +61,11 @@ class Explain(ModelCommand):
         images: image files.
         class_: ids, names or numbers of the classes to explain; by default the class
             that the model predicts for each image.
-        method: names of explanation methods. chefer, the default, is the most faithful
-            on the removal test of those that cost few passes, consensus is more
-            faithful and costs 70, class_projection finds objects best; relevancy, the
-            paper's, shows where more attention would help the class (see the guide's
-            page on methods).
+        method: names of explanation methods. half_libragrad, the default where the
+            model's head allows it and else chefer, is faithful on removal tests and
+            cheap, quick_consensus is more faithful, class_projection finds objects
+            best; relevancy, the paper's, shows where more attention would help the
+            class (see the guide's page on methods).
         grid: a map of every block, or of every head of every block, of methods that
             have them, in one figure on one scale.
         blocks: only these, from 0 or negative from the end, of methods that have a map
@@ -76,7 +82,7 @@ class Explain(ModelCommand):
     class_: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="NAME|ID...")
     ] = ()
-    method: tuple[Method, ...] = ("chefer",)
+    method: tuple[Method, ...] = ()
     grid: Literal["blocks", "heads"] | None = None
     blocks: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
@@ -93,12 +99,13 @@ class Explain(ModelCommand):
         Of several classes, all but names have an axis for them after `image`; with
         `grid`, maps have axes for `blocks`, or `blocks` and `heads`, before `row`.
         """
-        if not (self.images and self.method and self.format):
-            raise ValueError("Give at least one image, one method and one format.")
-        for name in self.method if self.grid else ():
-            check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
+        if not (self.images and self.format):
+            raise ValueError("Give at least one image and one format.")
         make_folder(self.out)
         model = self.load()
+        methods = self.methods(model)
+        for name in methods if self.grid else ():
+            check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
         texts = (self.class_,) if isinstance(self.class_, str) else self.class_
         labels = [match_label(t, model.classes, model.class_ids) for t in texts]
         labels = list(dict.fromkeys(labels))  # "tench, Tinca tinca" is one class
@@ -114,7 +121,7 @@ class Explain(ModelCommand):
             "prediction": stack(lambda e: e.prediction),
             "probability": stack(lambda e: e.probabilities[e.target]),
         }
-        for name in self.method:
+        for name in methods:
             arrays[schema.MAP(name)] = stack(lambda e, name=name: e.maps[name])
         if self.grid:
             arrays["blocks"], arrays["heads"] = self.parts(model)
@@ -139,7 +146,7 @@ class Explain(ModelCommand):
         words = ["; ".join(describe(model, e).splitlines()) for e in every]
         lines = [f"{e.name}: {text}" for e, text in zip(every, words)]
         lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
-        facts = {"pictures": pictures, "methods": self.method, "figure": paths[0]}
+        facts = {"pictures": pictures, "methods": methods, "figure": paths[0]}
         files = {"figures": paths, "arrays": archive}
         self.show(facts | files, "\n".join(lines))
         return arrays
@@ -163,11 +170,16 @@ class Explain(ModelCommand):
                     prediction=prediction,
                     probabilities=shares,
                     maps={
-                        m: self.map_of(model, inputs, target, m) for m in self.method
+                        m: self.map_of(model, inputs, target, m)
+                        for m in self.methods(model)
                     },
                 )
                 for target in labels or [prediction]
             ]
+
+    def methods(self, model: Model) -> tuple[str, ...]:
+        """The chosen methods, or the default one."""
+        return self.method or (default_method(model.config),)
 
     def map_of(self, model: Model, image: Any, target: int, method: str) -> np.ndarray:
         """The map of one image, or those of its blocks and heads."""
@@ -200,10 +212,11 @@ class Explain(ModelCommand):
 
         look: dict[str, Any] = {"style": self.style, "width": self.width}
         every = [e for row in by_image for e in row]
+        methods = self.methods(model)
         if self.grid:
             blocks, heads = self.parts(model)
             figures = []
-            for e, method in ((e, method) for e in every for method in self.method):
+            for e, method in ((e, method) for e in every for method in methods):
                 rows: Any = {f"block {b}": m for b, m in zip(blocks, e.maps[method])}
                 if self.grid == "heads":
                     rows = [
@@ -216,7 +229,7 @@ class Explain(ModelCommand):
                 look |= {"signed": method in SIGNED_METHODS}
                 figures.append(show(e.photo, rows, **look))
             return figures
-        method, *others = self.method
+        method, *others = methods
         if others or len(by_image[0]) == 1:
             titles = [describe(model, e) for e in every]
             rows = [e.maps for e in every]
