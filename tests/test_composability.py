@@ -139,10 +139,11 @@ def mlp_values(model):
 
 def explained(method):
     call = lambda m, x, target: vitjax.explain(m, x, target, method=method)  # noqa: E731
-    known = {"random": "drawn from the image's bits", "consensus": "means of ranks"}
+    known = dict.fromkeys(("consensus", "quick_consensus"), "means of ranks")
+    known |= {"random": "drawn from the image's bits"}
     # Chefer's LRP divides by sums that nearly cancel.
     tolerance = 5e-4 if method == "lrp" else 1e-4
-    # Those two do not see how the model pools, or only through members of this table.
+    # Those do not see how the model pools, or only through members of this table.
     models = ("cls",) if method in known else ("cls", "mean")
     return Row(call, targets, known.get(method, ""), models, tolerance=tolerance)
 

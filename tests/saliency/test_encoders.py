@@ -117,7 +117,7 @@ def test_rows_of_attention_are_those_that_the_head_reads(name, method):
 def test_every_method_explains_every_kind_or_says_why_not():
     """Methods and kinds in turn, since each pair takes a while to trace."""
     refused = "siglip", "map_linear", "dinov2"
-    for number, method in enumerate(METHODS):
+    for number, method in enumerate((*METHODS, None)):
         names = list(tiny.ENCODERS)
         explain = functools.partial(vitjax.explain, method=method)
         if method in LRP:

@@ -24,7 +24,7 @@ from vitjax.saliency import (
 from vitjax.saliency.gradients import Seed
 from vitjax.saliency.passes import Reader, read_map, read_maps
 from vitjax.saliency.relevancy import block_relevancy, helpful_minus_attended
-from vitjax.types import ArrayLike, Edits
+from vitjax.types import ArrayLike, Config, Edits
 
 PER_HEAD_READERS: dict[str, Callable[..., Reader]] = {
     "relevancy": block_relevancy,
@@ -116,7 +116,7 @@ def explain(
     images: Float[ArrayLike, "batch height width channel"],
     target: Labels,
     *,
-    method: str = "chefer",
+    method: str | None = None,
     layers: tuple[int, ...] | None = None,
     heads: tuple[int, ...] | None = None,
     of: str | None = None,
@@ -128,22 +128,26 @@ def explain(
 ) -> Float[Array, "batch patch"]:
     """A map of which patches are evidence for a class, by a choice of methods.
 
-    Methods: "chefer" (gradient x attention, ICCV 2021; the default, the most faithful
-    on removal tests of those that cost a few passes), "relevancy" (Vilas et al. 2023,
-    section 7, summed over blocks and heads: where more attention would help the class,
-    which is not what the prediction rests on), "lrp" (Chefer et al., CVPR 2021),
-    "attnlrp" (Achtibat et al. 2024), "legrad", "gradcam", "integrated_gradients",
-    "integrated_presence" (new here: the path integral of removing patches), "consensus"
-    (new here: its mean rank with "chefer"), "class_projection" (each patch's direct
-    contribution to the logit), "occlusion" (a patch is removed), "raw_attention",
-    "rollout", "random" (the control), and
-    "helpful_minus_attended" (where relevancy exceeds attention, which is not an
-    importance map). See `vitjax.saliency` for the formulas.
+    Methods: "half_libragrad" (new here: LibraGrad of the later blocks, where all
+    patches are there in part; the default where the head has rules for it, beyond
+    "chefer" on removal tests and cheaper), "chefer" (gradient x attention, ICCV 2021),
+    "relevancy" (Vilas et al. 2023, section 7, summed over blocks and heads: where more
+    attention would help the class, which is not what the prediction rests on), "lrp"
+    (Chefer et al., CVPR 2021), "attnlrp" (Achtibat et al. 2024), "libragrad",
+    "input_x_gradient", "tokentm", "inflow", "legrad", "gradcam",
+    "integrated_gradients", "integrated_presence" (new here: the path integral of
+    removing patches), "presence" (new here: its integrand at one place), "consensus"
+    and "quick_consensus" (new here: mean ranks of these, the most faithful),
+    "class_projection" (each patch's direct contribution to the logit, which finds
+    objects best), "occlusion" (a patch is removed), "raw_attention", "rollout",
+    "random" (the control), and "helpful_minus_attended" (where relevancy exceeds
+    attention, which is not an importance map). See `vitjax.saliency` for the formulas.
 
     Args:
         model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
-        method: see above. Static.
+        method: see above; None for the default, "half_libragrad", or "chefer" where
+            LRP has no rules for the model's head. Static.
         layers, heads: only these, negative ones from the end; None for all, of
             "raw_attention" for the last block and of "legrad" for the last two. For
             methods with a map of every block and head: relevancy, raw_attention,
@@ -151,8 +155,8 @@ def explain(
         of, loss: of "relevancy" and what is made of it, see `vitjax.relevancy`. Static.
         steps: nodes of the integrals of "integrated_gradients" (by default 64),
             "integrated_presence" and "consensus" (24). Static.
-        at: presence of the patches at which "presence" and "quick_consensus" take their
-            slopes, in [0, 1]. Static.
+        at: presence of all patches, in [0, 1], in "presence", "half_libragrad" and
+            "quick_consensus" (by default 0.5). Static.
         seed: of "random", by default 0.
         edits: interventions.
 
@@ -170,6 +174,7 @@ def explain(
         >>> maps = vitjax.explain(model, images, label, method="class_projection")
         >>> vitjax.show(model.preprocess.denormalize(images), maps)
     """
+    method = default_method(model.config) if method is None else method
     messages.check_one_of("method", method, METHODS)
     target = broadcast_labels(target, images.shape[:1])
     edits = edits or Edits()
@@ -189,6 +194,11 @@ def explain(
     return nan_without_class(
         zero_absent(maps, edits), target, model.num_classes, axis=0
     )
+
+
+def default_method(config: Config) -> str:
+    """The method of `explain` where none is chosen."""
+    return "chefer" if lrp.no_rules(config) else "half_libragrad"
 
 
 def explain_by_all(
