@@ -191,6 +191,16 @@ CONFIGS = {
 }
 
 
+def same(left, right, tolerance: float = 0.0) -> bool:
+    """Whether two models, or two trees of parameters, are equal."""
+    left, right = (flatten(getattr(each, "params", each)) for each in (left, right))
+    return left.keys() == right.keys() and all(
+        left[path].shape == right[path].shape
+        and np.allclose(left[path], right[path], tolerance, tolerance)
+        for path in left
+    )
+
+
 def write(
     model, names: dict[str, str], *, register_positions: bool = False
 ) -> dict[str, np.ndarray]:

@@ -21,11 +21,11 @@ TIMM = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 TIMM |= dict(num_classes=7, mlp_ratio=1.5)
 
 
-def randomize(torch, model):
+def randomize(torch, model, scale: float = 0.3):
     """Every parameter random, norms and biases too."""
     generator = torch.Generator().manual_seed(0)
     for name, leaf in model.named_parameters():
-        values = torch.randn(leaf.shape, generator=generator) * 0.3
+        values = torch.randn(leaf.shape, generator=generator) * scale
         one = "norm" in name or "ln_" in name or "gamma" in name or "lambda" in name
         leaf.data = values + 1 if one and not name.endswith("bias") else values
     return model.eval()

@@ -322,7 +322,7 @@ def test_areas_of_errors_are_those_of_repeated_images():
         average_precision_score(np.repeat(wrong, n), -np.repeat(tied, n))
         for n in counts
     ]
-    np.testing.assert_allclose(aucpr(tied, wrong, counts), expected)
+    np.testing.assert_allclose(aucpr(tied, wrong, counts.astype(float)), expected)
     sure = rng.permutation(40).astype(float)
     risks = np.cumsum(wrong[np.argsort(-sure)]) / np.arange(1, 41)
     np.testing.assert_allclose(aurc(sure, wrong), risks.mean())

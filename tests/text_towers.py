@@ -174,3 +174,18 @@ def write_folder(folder, arrays: dict, name: str, description: dict) -> None:
     folder.mkdir(exist_ok=True)
     write_safetensors(folder / "model.safetensors", arrays)
     (folder / name).write_text(json.dumps(description))
+
+
+def make_vocabulary(letters: str, merges: list[tuple[str, str]]) -> dict[str, int]:
+    """OpenAI's kind: letters, those at the end of words, merges, start and end."""
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: number for number, word in enumerate(words)}
+
+
+def write_vocabulary(folder, letters: str, merges: list[tuple[str, str]]) -> None:
+    """OpenAI's two files of a tokenizer."""
+    vocabulary = make_vocabulary(letters, merges)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")

@@ -69,7 +69,8 @@ def test_losses_are_the_mean_divergence_of_tokens_that_exist():
     losses = recipe.jitted_losses(lens, model, examples, "all")
     states = np.moveaxis(np.asarray(examples.states), 1, 0)
     logits = vitjax.project_tokens(model, vitjax.apply_lens(lens, states))
-    p, q = (jax.nn.log_softmax(x) for x in (examples.logits[:, None], logits))
+    p, q = (jax.nn.log_softmax(x) for x in (examples.logits[None, :, None], logits))
+    p, q = np.asarray(p), np.asarray(q)
     expected = (np.exp(p) * (p - q)).sum(-1)[:, :2].mean((1, 2))
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     # Lenses are affine: the lens of the mean patch is the mean of the lenses.
@@ -99,10 +100,10 @@ def test_gradients_are_slopes_and_vmap_is_a_loop():
             return lens_losses(lens, model, examples, "pooled").sum()
 
         values, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss)))(both)
-        alone = jax.jit(loss)(moved[0])
+        alone = float(jax.jit(loss)(moved[0]))
+        terms = jax.tree.map(lambda g, d: (g[1] * d).sum(), slopes, direction)
+        values, slope = np.asarray(values), float(sum(jax.tree.leaves(terms)))
     np.testing.assert_allclose(values[0], alone, rtol=1e-9)
-    terms = jax.tree.map(lambda g, d: (g[1] * d).sum(), slopes, direction)
-    slope = float(sum(jax.tree.leaves(terms)))
     np.testing.assert_allclose(slope, (values[2] - values[0]) / 2e-5, rtol=1e-4)
 
 
@@ -139,8 +140,8 @@ def test_options_out_of_range():
     for options in ({"tokens": "some"}, {"steps": 0}, {"learning_rate": 0.0}):
         (name,) = options
         with pytest.raises(ValueError, match=f"{name}="):
-            vitjax.fit_tuned_lens(model, Noise(DATA), **options)
+            recipe.LENS.with_options(options)
     with pytest.raises(ValueError, match="no image"):
-        vitjax.fit_tuned_lens(model, Noise(DATA), limit=0)
+        vitjax.fit_tuned_lens(model, Noise([]))
     with pytest.raises(ValueError, match="no classes"):
         vitjax.fit_tuned_lens(tiny.make(model.config, classes=()), Noise(DATA))

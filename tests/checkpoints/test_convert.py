@@ -23,15 +23,7 @@ from vitjax.checkpoints.positions import (
     resize_corners,
     resize_positions,
 )
-from vitjax.models.model import flatten
 from vitjax.types import Config
-
-
-def assert_same_parameters(left, right, tolerance=0.0):
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_allclose(left[path], right[path], rtol=0, atol=tolerance)
 
 
 def read(path, config, classes=7):
@@ -45,7 +37,7 @@ def read(path, config, classes=7):
 def test_original_npz(tmp_path, name, prefix, linen):
     model = tiny.make(tiny.CONFIGS[name])
     formats.write_google(tmp_path / "m.npz", model, linen=linen, prefix=prefix)
-    assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+    assert formats.same(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
 
 
 @pytest.mark.parametrize("prefix", ("", "model.", "module."))
@@ -53,7 +45,7 @@ def test_original_npz(tmp_path, name, prefix, linen):
 def test_timm_state_dict(tmp_path, name, prefix):
     model = tiny.make(tiny.CONFIGS[name])
     formats.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
-    assert_same_parameters(
+    assert formats.same(
         read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
     )
 
@@ -70,7 +62,7 @@ def test_big_vision_npz(tmp_path, name, stacked):
     np.testing.assert_array_equal(params["pos_embedding"][:, 1:], position[:, 1:])
     np.testing.assert_array_equal(params["cls"], model.params["cls"] + position[:, :1])
     same = {k: model.params[k] for k in ("Transformer", "head", "embedding")}
-    assert_same_parameters({k: params[k] for k in same}, same)
+    assert formats.same({k: params[k] for k in same}, same)
     again = model.replace(params=params)
     images = tiny.images(model.config)
     np.testing.assert_allclose(
@@ -82,13 +74,13 @@ def test_big_vision_npz(tmp_path, name, stacked):
 def test_hugging_face_vit(tmp_path, name):
     model = tiny.make(tiny.CONFIGS[name])
     formats.write_hugging_face(tmp_path / "m.safetensors", model)
-    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
+    assert formats.same(read(tmp_path / "m.safetensors", model.config), model.params)
 
 
 def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
     model = tiny.make(Config(**tiny.SHAPE, registers=1))
     formats.write_hugging_face(tmp_path / "m.safetensors", model, prefix="deit.")
-    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
+    assert formats.same(read(tmp_path / "m.safetensors", model.config), model.params)
     plain = tiny.CONFIGS["plain"]
     with open_arrays(tmp_path / "m.safetensors") as arrays:
         assert detect_layout(arrays).adjust(plain) == model.config
@@ -99,12 +91,12 @@ def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
 def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
     model = tiny.make(tiny.CONFIGS["refinement"])
     formats.write_timm(tmp_path / "m.safetensors", model)
-    assert_same_parameters(
+    assert formats.same(
         read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
     )
     without = Config(**tiny.SHAPE | {"depth": 3})
     kept = {k: v for k, v in model.params.items() if k != "refinement"}
-    assert_same_parameters(read(tmp_path / "m.safetensors", without), kept, 1e-7)
+    assert formats.same(read(tmp_path / "m.safetensors", without), kept, 1e-7)
     formats.write_timm(tmp_path / "m.safetensors", tiny.make(without))
     with pytest.raises(CheckpointError, match="transformerheads.*for blocks 0, 1"):
         read(tmp_path / "m.safetensors", model.config)

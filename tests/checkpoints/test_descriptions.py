@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+from libraries import TRANSFORMERS
 
 import vitjax
 from vitjax.checkpoints import download
@@ -17,31 +18,15 @@ from vitjax.checkpoints.files import CheckpointError, open_arrays
 from vitjax.checkpoints.loading import describe_preprocessing
 from vitjax.data.labels import match_label
 from vitjax.data.records import SourceError
-from vitjax.models.model import flatten
 from vitjax.types import Config
 
 PLAIN = tiny.CONFIGS["plain"]
-HF = {
-    "model_type": "vit",
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
+HF = TRANSFORMERS | {"model_type": "vit"}
 TIMM = {
     "architecture": "vit_tiny_patch8_32",
     "model_args": {"num_heads": 2, "img_size": 32},
     "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.1] * 3, "std": [0.2] * 3},
 }
-
-
-def same(left, right):
-    left, right = flatten(left.params), flatten(right.params)
-    return left.keys() == right.keys() and all(
-        np.allclose(left[key], right[key], atol=1e-7) for key in left
-    )
 
 
 def save(folder, arrays, **descriptions):
@@ -89,7 +74,7 @@ def test_prefixes_in_any_nesting(tmp_path, plain, prefix, head):
     nested["optimizer.state.0.exp_avg"] = np.ones(3, np.float32)
     nested["epoch"] = np.array(3)
     loaded = load_arrays(tmp_path, nested)
-    assert same(loaded, model)
+    assert formats.same(loaded, model)
     assert any("optimizer" in line for line in loaded.provenance.ignored)
 
 
@@ -109,7 +94,7 @@ def test_transformers_5_names(tmp_path, hugging_face):
         for old, new in words.items():
             key = key.replace(old, new)
         renamed["model." + key] = array
-    assert same(load_arrays(tmp_path, renamed), model)
+    assert formats.same(load_arrays(tmp_path, renamed), model)
 
 
 SETS = (
@@ -131,10 +116,10 @@ def test_of_two_sets_of_weights_the_average_is_taken_and_said(
     both = {trained + k: v for k, v in arrays.items()}
     both |= {averaged + k: v for k, v in other.items()}
     with caplog.at_level(logging.WARNING):
-        assert same(load_arrays(tmp_path, both), ema)
+        assert formats.same(load_arrays(tmp_path, both), ema)
     assert averaged.split(".")[0] in caplog.text
-    assert same(load_arrays(tmp_path, both, weights="ema"), ema)
-    assert same(load_arrays(tmp_path, both, weights="plain"), model)
+    assert formats.same(load_arrays(tmp_path, both, weights="ema"), ema)
+    assert formats.same(load_arrays(tmp_path, both, weights="plain"), model)
     with pytest.raises(CheckpointError, match="weights='ema'"):
         load_arrays(tmp_path, arrays, weights="ema")
     with pytest.raises(CheckpointError, match="several sets"):
@@ -152,7 +137,7 @@ def test_values_that_are_not_finite_are_an_error_that_names_them(
     arrays["blocks.1.norm2.bias"][3] = value
     with pytest.raises(CheckpointError, match=r"blocks\.1\.norm2\.bias has 1 val"):
         load_arrays(tmp_path, arrays)
-    assert not same(load_arrays(tmp_path, arrays, allow_nonfinite=True), model)
+    assert not formats.same(load_arrays(tmp_path, arrays, allow_nonfinite=True), model)
 
 
 @pytest.mark.parametrize("dtype", (np.int8, np.uint8, np.int64, bool, "float8"))
@@ -188,7 +173,7 @@ def test_the_file_decides_what_it_has_beyond_the_config(tmp_path, name):
         for old, new in words.items():
             arrays = {k.replace(old, new): v for k, v in arrays.items()}
     loaded = load_arrays(tmp_path, arrays)
-    assert loaded.config == model.config and same(loaded, model)
+    assert loaded.config == model.config and formats.same(loaded, model)
     images = tiny.images(model.config)
     logits = vitjax.forward(loaded, images)[0]
     np.testing.assert_allclose(logits, vitjax.forward(model, images)[0], atol=1e-5)
@@ -205,7 +190,7 @@ def test_other_numbers_of_channels(tmp_path, channels, write):
     options = {} if write == "timm" else {"linen": True}
     getattr(formats, f"write_{write}")(path, model, **options)
     loaded = vitjax.load(PLAIN, checkpoint=path)
-    assert same(loaded, model) and loaded.preprocess is None
+    assert formats.same(loaded, model) and loaded.preprocess is None
     logits, _ = vitjax.forward(loaded, tiny.images(model.config))
     assert logits.shape == (3, 7)
     with pytest.raises(ValueError, match=f"32 32 {channels}"):
@@ -237,7 +222,7 @@ def test_shards(tmp_path, plain, damage):
             vitjax.load(PLAIN, checkpoint=path)
         return
     for loaded in (vitjax.load(tmp_path), vitjax.load(PLAIN, checkpoint=path)):
-        assert same(loaded, model) and len(loaded.provenance.sha256) == 64
+        assert formats.same(loaded, model) and len(loaded.provenance.sha256) == 64
 
 
 @pytest.mark.parametrize("as_file", (True, False))
@@ -261,7 +246,7 @@ def test_what_lies_beside_the_weights_wins_over_the_row(
     assert "file" in loaded.provenance.sources["preprocess"]
     facts = {fact.setting: fact for fact in describe_preprocessing(loaded)}
     assert facts["mean"].value == (0.1, 0.1, 0.1) and "file" in facts["mean"].source
-    assert same(vitjax.load(tmp_path), model)
+    assert formats.same(vitjax.load(tmp_path), model)
     mine = vitjax.load(
         PLAIN, checkpoint=path, preprocess={"mean": 0.3}, classes=list("abcdefg")
     )
@@ -429,7 +414,7 @@ def test_addresses_are_fetched_once_or_refused(tmp_path, plain, monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", give)
     for _ in range(2):
         url = "https://example.org/a/m.safetensors?download=true"
-        assert same(vitjax.load(PLAIN, checkpoint=url), plain[0])
+        assert formats.same(vitjax.load(PLAIN, checkpoint=url), plain[0])
     assert requested == [url]
     for wrong in ("file:///models/m.npz", "ftp://x/m.npz", "hf://google/vit"):
         with pytest.raises(ValueError, match="gs://"):
@@ -442,7 +427,7 @@ def test_addresses_are_fetched_once_or_refused(tmp_path, plain, monkeypatch):
 def test_endings_and_nests_of_torch_files(tmp_path, plain, ending, nest):
     model, arrays = plain
     formats.write_torch(tmp_path / f"m.{ending}", arrays, nest=nest)
-    assert same(vitjax.load(PLAIN, checkpoint=tmp_path / f"m.{ending}"), model)
+    assert formats.same(vitjax.load(PLAIN, checkpoint=tmp_path / f"m.{ending}"), model)
 
 
 def test_objects_in_torch_files_are_named(tmp_path):

@@ -10,24 +10,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+from libraries import TRANSFORMERS as HF
 
 import vitjax
 from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.positions import RESIZE as RESIZES
 from vitjax.cli.main import main
-from vitjax.models.model import flatten
 from vitjax.types import Config
 
 CONFIGS = formats.CONFIGS
-HF = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
 TEXT = {"text_model.final_layer_norm.bias", "text_projection.weight"}
 OPEN_TEXT = {
     "positional_embedding",
@@ -113,10 +105,8 @@ FORMATS = {
 }
 
 
-def make(name, *, scaled=True):
-    """A model of a kind, and without classes where its files have none."""
-    config = CONFIGS[name]
-    classes = tiny.CLASSES if name in ("dinov2_head", "mae", "gap") else ()
+def make(config, *, scaled=True, classes=()):
+    """A random model with the scales and the positions that its files have."""
     model = tiny.make(config, classes=classes)
     if config.head == "cosine":
         head = dict(model.params["head"], temperature=np.float32(14 if scaled else 1))
@@ -124,7 +114,7 @@ def make(name, *, scaled=True):
             head["logit_bias"] = np.float32(-3 if scaled else 0)
         model = model.replace(params=dict(model.params, head=head))
     position = np.array(model.params["pos_embedding"])
-    position[:, 1 : 1 + config.registers] = 0  # their files have none
+    position[:, 1 : 1 + config.registers] = 0
     return model.replace(params=dict(model.params, pos_embedding=position))
 
 
@@ -132,7 +122,8 @@ def write_folder(folder, name, change=lambda arrays: None):
     """The model that a format holds, in a folder that describes it."""
     kind, names, description, ignored = FORMATS[name]
     scaled = "logit_scale" in names.values()
-    model = make(kind, scaled=scaled)
+    classes = tiny.CLASSES if kind in ("dinov2_head", "mae", "gap") else ()
+    model = make(CONFIGS[kind], scaled=scaled, classes=classes)
     if not scaled:
         names = names | {"head/temperature": "drop", "head/logit_bias": "drop"}
     arrays = formats.write(model, names)
@@ -149,25 +140,18 @@ def write_folder(folder, name, change=lambda arrays: None):
     return model, arrays
 
 
-def assert_same(left, right):
-    left, right = flatten(left.params), flatten(right.params)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_allclose(left[path], right[path], rtol=1e-6, err_msg=path)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_folders_describe_themselves(tmp_path, name):
     model, _ = write_folder(tmp_path, name)
     loaded = vitjax.load(tmp_path)
     assert loaded.config == model.config and loaded.num_classes == model.num_classes
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)
     ignored = FORMATS[name].ignored
     assert bool(loaded.provenance.ignored) == bool(ignored or name == "timm CLIP")
     vitjax.save(loaded, tmp_path / "own")
     again = vitjax.load(tmp_path / "own")
     assert again.config == loaded.config and again.classes == loaded.classes
-    assert_same(again, loaded)
+    assert formats.same(again, loaded, 1e-6)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -191,7 +175,7 @@ def test_every_key_is_read_named_or_an_error(tmp_path, name):
 @pytest.mark.parametrize("old", (True, False))
 @pytest.mark.parametrize("stacked", (True, False))
 def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
-    model = make("siglip")
+    model = make(CONFIGS["siglip"])
     out = formats.flax_arrays(model, stacked=stacked)
     renamed = {
         f"{prefix}t": np.log(out.pop("head/temperature")).reshape(1),
@@ -214,7 +198,7 @@ def test_siglip_of_big_vision(tmp_path, stacked, old, prefix):
     for config in (model.config, bare):
         loaded = vitjax.load(config, checkpoint=tmp_path / "m.npz")
         assert loaded.config == model.config and loaded.classes == ()
-        assert_same(loaded, model)
+        assert formats.same(loaded, model, 1e-6)
     (line,) = loaded.provenance.ignored
     assert line.startswith("the text tower")
 
@@ -250,7 +234,7 @@ def test_queries_and_values_alone_may_have_a_bias(tmp_path):
 @pytest.mark.parametrize("blocks", (1, 2))
 def test_a_head_in_a_file_of_its_own(tmp_path, monkeypatch, blocks):
     config = CONFIGS["dinov2"]
-    backbone = make("dinov2")
+    backbone = make(CONFIGS["dinov2"])
     arrays = formats.write(backbone, formats.TIMM)
     arrays["mask_token"] = np.ones((1, 16), np.float32)
     path, file = tmp_path / "m.safetensors", tmp_path / "head.safetensors"
@@ -291,13 +275,13 @@ def test_a_head_in_a_file_of_its_own(tmp_path, monkeypatch, blocks):
 
 
 def test_blocks_in_chunks_are_dinov2s(tmp_path):
-    model = make("dinov2")
+    model = make(CONFIGS["dinov2"])
     arrays = formats.write(model, formats.TIMM)
     arrays = {k.replace("blocks.", "blocks.0."): v for k, v in arrays.items()}
     arrays["mask_token"] = np.ones((1, 16), np.float32)
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.safetensors")
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)
     assert loaded.provenance.position_resize == "offset_bicubic"
 
 
@@ -356,7 +340,7 @@ def test_a_classifier_that_skips_the_final_norm_is_refused(tmp_path):
 
 
 def test_pixels_that_fill_no_patch_are_dropped_where_the_config_says_so(tmp_path):
-    model = make("siglip")
+    model = make(CONFIGS["siglip"])
     arrays = formats.write(model, formats.HUGGING_FACE_CLIP)
     save = safetensors.numpy.save_file
     save(arrays, tmp_path / "model.safetensors")
@@ -373,14 +357,14 @@ def test_pixels_that_fill_no_patch_are_dropped_where_the_config_says_so(tmp_path
 @pytest.mark.parametrize("size", (32, 38))
 def test_the_files_own_size_may_leave_an_edge(tmp_path, size):
     """A row of another size: positions are resized from those of whole patches."""
-    model, names = make("siglip"), formats.HUGGING_FACE_CLIP
+    model, names = make(CONFIGS["siglip"]), formats.HUGGING_FACE_CLIP
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(formats.write(model, names), path)
     description = {"model_type": "siglip", "vision_config": HF | {"image_size": size}}
     (tmp_path / "config.json").write_text(json.dumps(description))
     same = vitjax.load(model.config, checkpoint=path)
     assert same.config == model.config
-    assert_same(same, model)
+    assert formats.same(same, model, 1e-6)
     wide = dataclasses.replace(model.config, image_size=(16, 64))  # as many patches
     resized = vitjax.load(wide, checkpoint=path).params["pos_embedding"]
     grid = np.asarray(model.params["pos_embedding"]).reshape(4, 4, 16)
@@ -397,11 +381,11 @@ def test_the_numerics_of_a_file_without_its_temperature(tmp_path):
 
 
 ROWS = {
-    "clip_b32_openai": ("clip", formats.OPEN_CLIP),
-    "siglip_b16": ("siglip", formats.HUGGING_FACE_CLIP),
-    "dinov2_s14_reg": ("dinov2_reg", formats.TIMM),
-    "mae_b16_in1k": ("mae", formats.MEAN),
-    "clip_b16_openai_in1k": ("clip alone", formats.TIMM),
+    "clip_b32_openai": formats.OPEN_CLIP,
+    "siglip_b16": formats.HUGGING_FACE_CLIP,
+    "dinov2_s14_reg": formats.TIMM,
+    "mae_b16_in1k": formats.MEAN,
+    "clip_b16_openai_in1k": formats.TIMM,
 }
 
 
@@ -413,16 +397,9 @@ def test_miniatures_of_rows(tmp_path, name):
         changes["projection"] = 10
     config = dataclasses.replace(config, **changes)
     classes = () if config.head == "cosine" or "dino" in name else tiny.CLASSES
-    model = tiny.make(config, classes=classes)
-    if config.head == "cosine":
-        head = dict(model.params["head"], temperature=np.float32(100))
-        model = model.replace(params=dict(model.params, head=head))
-    if config.registers:  # they have no positions
-        position = np.array(model.params["pos_embedding"])
-        position[:, 1 : config.prefix] = 0
-        model = model.replace(params=dict(model.params, pos_embedding=position))
-    arrays = formats.write(model, ROWS[name][1])
+    model = make(config, classes=classes)
+    arrays = formats.write(model, ROWS[name])
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     loaded = vitjax.load(config, checkpoint=tmp_path / "m.safetensors")
     assert loaded.config == config
-    assert_same(loaded, model)
+    assert formats.same(loaded, model, 1e-6)

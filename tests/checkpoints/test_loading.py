@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import formats
-import jax
 import numpy as np
 import pytest
 import tiny
+from libraries import TRANSFORMERS
 from PIL import Image
 
 import vitjax
@@ -24,10 +24,6 @@ from vitjax.checkpoints.files import CheckpointError
 from vitjax.models.heads import pool
 from vitjax.models.model import flatten
 from vitjax.types import Config, Edits
-
-
-def same(left, right):
-    return jax.tree.all(jax.tree.map(np.array_equal, left.params, right.params))
 
 
 @pytest.mark.parametrize("name", ("plain", "gap", "registers", "tanh", "wide"))
@@ -41,7 +37,7 @@ def test_save_and_load_are_inverse(tmp_path, name):
         again = (
             load(str(tmp_path / "m")) if by_name else load(checkpoint=tmp_path / "m")
         )
-        assert same(model, again) and again.preprocess == model.preprocess
+        assert formats.same(model, again) and again.preprocess == model.preprocess
         assert (again.config, again.classes) == (model.config, model.classes)
 
 
@@ -86,7 +82,7 @@ def test_another_image_size_resizes_positions(tmp_path):
     assert np.isfinite(logits).all()
     vitjax.save(large, tmp_path / "m")
     again = vitjax.load(large.config, checkpoint=tmp_path / "m")
-    assert same(large, again)
+    assert formats.same(large, again)
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path):
@@ -180,10 +176,10 @@ def test_every_row_in_its_own_layout(tmp_path, name):
     config = formats.shrunk(registry.find(name).config)
     model, path = formats.write_row(tmp_path, name, config)
     loaded = vitjax.load(config, checkpoint=path, classes=7)
-    assert same(loaded, model) and loaded.config == config
+    assert formats.same(loaded, model) and loaded.config == config
     vitjax.save(loaded, tmp_path / "own")
     again = vitjax.load(str(tmp_path / "own"))
-    assert same(again, loaded) and again.config == config
+    assert formats.same(again, loaded) and again.config == config
     images = tiny.images(config)
     logits, trace = vitjax.forward(again, images, capture=("residual",))
     read = vitjax.project(again.class_space, pool(trace.residual[-1], Edits(), config))
@@ -214,7 +210,7 @@ def test_torch_files(tmp_path, nest):
     arrays = formats.write_timm(tmp_path / "m.safetensors", model, prefix="module.")
     formats.write_torch(tmp_path / "m.pth", arrays, nest=nest)
     loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.pth")
-    assert same(loaded, model)
+    assert formats.same(loaded, model)
 
 
 @pytest.mark.parametrize("kind", ("vit", "deit"))
@@ -223,21 +219,15 @@ def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
     config = Config(**tiny.SHAPE, registers=registers, epsilon=1e-5, gelu="tanh")
     model = tiny.make(config)
     formats.write_hugging_face(tmp_path / "model.safetensors", model, prefix=f"{kind}.")
-    written = {
+    written = TRANSFORMERS | {
         "model_type": kind,
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
         "id2label": {str(n): name for n, name in enumerate("abcdefg")},
     }
     (tmp_path / "config.json").write_text(json.dumps(written))
     loaded = vitjax.load(tmp_path)
-    assert same(loaded, model)
+    assert formats.same(loaded, model)
     assert loaded.config == config and loaded.classes == tuple("abcdefg")
     assert loaded.preprocess == vitjax.Preprocess(32, 32)
     pipeline = {"size": {"height": 40, "width": 40}, "crop_size": 32, "resample": 3}
@@ -270,8 +260,8 @@ def test_a_folder_of_something_else(tmp_path):
 def test_init_is_the_papers_control():
     config = dataclasses.replace(tiny.CONFIGS["plain"], dim=64, mlp_dim=256)
     model, again = (vitjax.init(config, seed=3, classes=5) for _ in range(2))
-    assert same(model, again)
-    assert not same(model, vitjax.init(config, seed=4, classes=5))
+    assert formats.same(model, again)
+    assert not formats.same(model, vitjax.init(config, seed=4, classes=5))
     flat = flatten(model.params)
     for path, leaf in flat.items():
         leaf = np.asarray(leaf)

@@ -166,7 +166,7 @@ def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
         assert hint in capsys.readouterr().err
 
 
-def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
+def test_bench_prints_and_writes(converted, images, tmp_path, capsys, monkeypatch):
     timing = Timing(400.0, 0.01, 1.25, 1.1, 0.5, 2**20, 2**21, None)
     programs = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
     words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
@@ -176,7 +176,7 @@ def test_bench_prints_and_writes(converted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vitjax.cli.bench.bench", lambda model, **options: result)
     out = tmp_path / "figures" / "bench.json"
     words = ["bench", "--model", converted, "--batch-size", "4", "--out", str(out)]
-    assert main.main([*words, "--data", "textured_digits"]) == 0
+    assert main.main([*words, "--data", f"folder:{images}"]) == 0
     shown = capsys.readouterr().out
     assert "relative cost" in shown and "MAC ratio" in shown
     figures = json.loads(out.read_text())

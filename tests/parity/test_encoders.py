@@ -218,30 +218,20 @@ VISION = dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8)
 VISION["mlp_ratio"] = 1.5
 TEXT = dict(context_length=6, vocab_size=30, width=12, heads=2, layers=1)
 OPEN_CLIP = {
-    "plain": dict(embed_dim=10, vision_cfg=VISION, text_cfg=TEXT),
-    "quick": dict(embed_dim=10, quick_gelu=True, vision_cfg=VISION, text_cfg=TEXT),
-    "apart": dict(
-        embed_dim=10,
-        custom_text=True,
-        vision_cfg=VISION | dict(ls_init_value=0.3),
-        text_cfg=TEXT,
-    ),
+    "plain": dict(),
+    "quick": dict(quick_gelu=True),
+    "apart": dict(custom_text=True, vision_cfg=VISION | dict(ls_init_value=0.3)),
     "clipa": dict(
-        embed_dim=10,
         vision_cfg=VISION
-        | dict(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True),
-        text_cfg=TEXT,
+        | dict(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True)
     ),
-    "mean": dict(
-        embed_dim=10,
-        vision_cfg=VISION | dict(pool_type="avg", norm_kwargs=dict(eps=1e-3)),
-        text_cfg=TEXT,
-    ),
+    "mean": dict(vision_cfg=VISION | dict(pool_type="avg", norm_kwargs=dict(eps=1e-3))),
 }
 
 
-def make_open_clip(torch, open_clip, config, folder):
+def make_open_clip(torch, open_clip, name, folder):
     """A random model of open_clip, and its folder."""
+    config = dict(embed_dim=10, vision_cfg=VISION, text_cfg=TEXT) | OPEN_CLIP[name]
     fields = {key: value for key, value in config.items() if key != "custom_text"}
     kind = "CustomTextCLIP" if config.get("custom_text") else "CLIP"
     model = randomize(torch, getattr(open_clip, kind)(**fields))
@@ -262,7 +252,7 @@ def difference_of_open_clip(torch, model, blocks, loaded) -> float:
 
 @pytest.mark.parametrize("name", OPEN_CLIP)
 def test_open_clip(name, open_clip, torch, tmp_path):
-    model = make_open_clip(torch, open_clip, OPEN_CLIP[name], tmp_path)
+    model = make_open_clip(torch, open_clip, name, tmp_path)
     ours, blocks = vitjax.load(tmp_path), model.visual.transformer.resblocks
     assert difference_of_open_clip(torch, model, blocks, ours) < TOLERANCE
     assert ours.preprocess.mean == (0.1,) * 3 and ours.preprocess.resize == "shorter"
@@ -298,7 +288,7 @@ def test_open_clip_with_an_image_tower_of_timm(gelu, timm, open_clip, torch, tmp
 
 def test_torchscript_archives(open_clip, torch, tmp_path):
     """As OpenAI publishes CLIP, in half precision."""
-    model = make_open_clip(torch, open_clip, OPEN_CLIP["quick"], tmp_path)
+    model = make_open_clip(torch, open_clip, "quick", tmp_path)
     example = (torch.zeros(1, 3, 32, 32), torch.zeros(1, 6, dtype=torch.long))
     traced = torch.jit.trace(model, example, check_trace=False)
     traced.half()

@@ -87,18 +87,14 @@ PROMPTS = (
 
 
 def test_clip_tokens_are_those_of_transformers(transformers, tmp_path):
-    letters = [chr(number) for number in range(33, 127)]
+    letters = "".join(map(chr, range(33, 127)))
     merges = [("o", "g</w>"), ("d", "og</w>"), ("p", "h"), ("ph", "o"), ("t", "h")]
-    words = [*letters, *(x + "</w>" for x in letters), *map("".join, merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
+    vocabulary = text_towers.make_vocabulary(letters, merges)
     theirs = transformers.CLIPTokenizerFast(vocab=vocabulary, merges=merges)
     theirs.save_pretrained(tmp_path / "json")
     (tmp_path / "apart").mkdir()
-    (tmp_path / "apart" / "vocab.json").write_text(json.dumps(vocabulary))
-    lines = ["#version: 0.2", *map(" ".join, merges)]
-    (tmp_path / "apart" / "merges.txt").write_text("\n".join(lines))
-    config = dataclasses.replace(CONFIGS["clip"], vocab=len(words), length=9)
+    text_towers.write_vocabulary(tmp_path / "apart", letters, merges)
+    config = dataclasses.replace(CONFIGS["clip"], vocab=len(vocabulary), length=9)
     arrays = text_towers.open_clip(text_towers.make(config))
     text_towers.write_safetensors(tmp_path / "m.safetensors", arrays)
     expected = theirs(

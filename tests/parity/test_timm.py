@@ -83,7 +83,8 @@ def test_hub_folders(options, timm, torch, tmp_path):
     from timm.models._hub import save_for_hf
 
     arguments = dict(img_size=32, patch_size=8, depth=2, num_classes=7) | options
-    model = randomize(torch, timm.create_model("vit_tiny_patch16_224", **arguments))
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    randomize(torch, model, 0.1)  # it is wider
     save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
     wide = vitjax.Preprocess(32, 48) if "img_size" in options else None
     ours = vitjax.load(tmp_path, preprocess=wide)

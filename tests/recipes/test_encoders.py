@@ -15,6 +15,7 @@ OPTIONS = {
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
+    "editing": {"images": 2, "confusions": 1, "draws": 1, "draws_per_image": 1},
     "lens": {"steps": 2},
 }
 KINDS = {
@@ -26,6 +27,9 @@ KINDS = {
     "tokens": "siglip",
     "ablation": "dinov2",
     "patching": "mean_with_cls",
+    "editing": "siglip",
+    "lens": "clip",
+    "errors": "dinov2",
 }
 """Every recipe meets a head that does not read [CLS] alone, or not in `dim` axes."""
 
@@ -35,7 +39,8 @@ def folder(tmp_path_factory):
     return photos.make_photos(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.mark.parametrize("recipe", tiny.slow_but(RECIPES, "identifiability"))
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_and_its_report(recipe, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[KINDS[recipe]], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})

@@ -119,7 +119,10 @@ def test_the_step_runs_in_bfloat16():
 LABELS = np.array([1, 2, -1], np.int32)
 
 
-@pytest.fixture(scope="module", params=("one_block", "registers_gap"))
+TOKENS_OF = tiny.slow_but(("one_block", "registers_gap"), "registers_gap")
+
+
+@pytest.fixture(scope="module", params=TOKENS_OF)
 def case(request):
     """(model, batch whose last image has no label, its rows); one of few classes."""
     few = request.param == "one_block"

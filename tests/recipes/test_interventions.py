@@ -119,6 +119,7 @@ def test_random_sets_are_nested_and_depend_on_the_seed_alone():
     assert len(np.unique(sets[0][1:, 0], axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_ablation_does_not_depend_on_the_batch_or_the_images_that_are_run():
     context, *_ = swept()
     other = FakeContext(context.model, Noise(LABELS), batch_size=3, limit=5)
@@ -207,6 +208,7 @@ def test_patching_is_that_of_whole_passes(name):
             np.testing.assert_allclose(change, metric(edits) - corrupted, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_all_is_one_and_nothing_is_zero():
     context, images, _ = patched()
     model, everything = context.model, np.ones((1, 2, 17), bool)
@@ -220,6 +222,7 @@ def test_all_is_one_and_nothing_is_zero():
     np.testing.assert_allclose(both, jnp.stack([logits, other]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ("cls", "all"))
 def test_other_groups_of_tokens(tokens):
     context, *_ = patched(tokens=tokens)

@@ -75,7 +75,7 @@ def test_rows_of_the_lens_are_those_of_its_states(tokens):
 def test_a_lens_is_fitted_on_other_images():
     context, *_ = rows_of("all")
     study = LENS.describe(context, **OPTIONS)
-    assert study["train"] == {"id": "noise/1", "images": 20}
+    assert study["train"] == {"id": "noise/1; 20 images", "images": 20}
     assert study["shared_images"] == 0
     with pytest.raises(ValueError, match="--train SOURCE"):
         LENS.passes(context)
@@ -83,7 +83,8 @@ def test_a_lens_is_fitted_on_other_images():
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, monkeypatch):
     model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
-    monkeypatch.setattr(loop.Job, "open_data", Context.open_data, raising=True)
+    other = vitjax.open_data(Noise(LABELS, 1), model)
+    monkeypatch.setattr(loop.Job, "open_data", lambda self, spec: other)
     monkeypatch.setattr("vitjax.runner.writer.CHUNK_BYTES", 1)
     data = Noise(LABELS)
 

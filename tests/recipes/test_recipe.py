@@ -195,6 +195,7 @@ def test_every_device_takes_microbatches_of_its_own_images(monkeypatch):
     assert_same_rows(rows, expected)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_microbatch(monkeypatch):
     model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
     batch = batch_of(model.config, np.arange(8))

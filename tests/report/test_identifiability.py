@@ -71,7 +71,8 @@ def test_windows_bound_what_is_read_and_pending_images_are_never_read(
     }
     row = 4 * whole.config.depth * whole.config.tokens
     monkeypatch.setattr(per_image, "WINDOW_BYTES", 8 * row)
-    np.testing.assert_array_equal(pieces.curves, whole.curves)
+    for key, curve in whole.curves.items():
+        np.testing.assert_array_equal(pieces.curves[key], curve)
     assert pieces.results["rank_residual"].sizes == [8, 8, 4]
 
 

@@ -204,6 +204,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143)])
 def test_many_signals_are_one_word(name, status):
     done = subprocess.run(

@@ -1,5 +1,7 @@
 """Each map against its formula, written another way."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,8 @@ from scipy.stats import rankdata
 import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.saliency import (
-    attention,
-    attribution,
-    consensus,
-    gradients,
-    integrated_presence,
-)
+from vitjax.saliency import attention, attribution, gradients, presence
+from vitjax.saliency.passes import read_map
 from vitjax.types import Edits, TapEdit
 
 TARGET = np.array([1, 4, 2], np.int32)
@@ -51,7 +48,8 @@ def assert_close(actual, expected, tolerance=1e-5):
 def test_raw_attention_is_the_row_of_cls(name):
     model, images, prefix, trace = setting(name)
     rows = trace.attention_weights[..., rows_read(model), :]
-    actual = jax.jit(attention.raw_attention)(model, images)
+    read = functools.partial(read_map, attention.raw_attention)
+    actual = jax.jit(read)(model, images, TARGET)
     np.testing.assert_allclose(actual, rows.mean(-2)[..., prefix:], atol=1e-6)
 
 
@@ -213,12 +211,8 @@ def test_integrated_presence_is_the_derivative_of_the_mask():
     def score(mask):
         return logit(vitjax.forward(model, images, edits=edits(mask))[0])
 
-    @jax.jit
-    def both(mask):
-        gradient = integrated_presence.presence_gradient
-        return jax.grad(score)(mask), gradient(model, images, TARGET, edits(mask))
-
-    slope, actual = both(np.full((3, 16), 0.4, np.float32))
+    slope = jax.jit(jax.grad(score))(np.full((3, 16), 0.4, np.float32))
+    actual = vitjax.explain(model, images, TARGET, method="presence", at=0.4)
     np.testing.assert_allclose(actual, 0.4 * slope, atol=1e-5)
 
 
@@ -236,14 +230,15 @@ def ordinal(maps):
 def test_ranks_are_those_of_scipy_and_only_the_order_counts():
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 5, (3, 2, 16)).astype(np.float32)  # ties go by position
-    mean_rank = jax.jit(consensus.mean_rank)
+    mean_rank = jax.jit(presence.mean_rank)
     actual = mean_rank(maps)
     np.testing.assert_allclose(actual, ordinal(maps).mean(0), rtol=0, atol=1e-6)
     moved = np.stack([np.exp(maps[0]), 5 * maps[1] - 2, maps[2]])
     np.testing.assert_array_equal(mean_rank(moved), actual)
     np.testing.assert_array_equal(mean_rank(maps[..., :1]), np.zeros((2, 1)))
     keep = np.array([True, False, True, True])
-    kept = np.asarray(mean_rank(maps[..., :4], keep=keep[None]))
+    edits = Edits(keep=np.tile(keep, (2, 1)))
+    kept = np.asarray(mean_rank(maps[..., :4], edits=edits))
     np.testing.assert_allclose(kept[:, keep], ordinal(maps[..., :4][..., keep]).mean(0))
     assert not kept[:, ~keep].any()
     last = mean_rank(np.array([[[3, np.nan, 1, 2]]], np.float32))
@@ -252,6 +247,16 @@ def test_ranks_are_those_of_scipy_and_only_the_order_counts():
 
 def test_consensus_is_the_mean_rank_of_presence_and_chefer():
     model, images, *_ = setting("plain")
-    methods = "integrated_presence", "chefer", "consensus"
-    *maps, actual = (vitjax.explain(model, images, TARGET, method=m) for m in methods)
-    np.testing.assert_allclose(actual, ordinal(np.stack(maps)).mean(0), atol=1e-6)
+    explain = functools.partial(vitjax.explain, model, images, TARGET)
+    names = "integrated_presence", "chefer"
+    maps = np.stack([explain(method=name) for name in names])
+    actual = explain(method="consensus")
+    np.testing.assert_allclose(actual, ordinal(maps).mean(0), atol=1e-6)
+    explain = functools.partial(explain, at=0.4)
+    slopes = explain(method="presence")
+    attend = np.where(np.arange(17) < 1, 1, 0.4).astype(np.float32)
+    edits = Edits(attend=attend[None, None, None, None])
+    partly = vitjax.explain(model, images, TARGET, method="chefer", edits=edits)
+    expected = ordinal(np.stack([slopes, partly])).mean(0)
+    actual = explain(method="quick_consensus")
+    np.testing.assert_allclose(actual, expected, atol=1e-6)

@@ -222,7 +222,7 @@ def fit_ridge_probe(
     Example:
         >>> features = trace.residual[-1, :, 0]  # [CLS] after the last block
         >>> probe = vitjax.fit_ridge_probe(features, label, classes=10)
-        >>> probe(features).argmax(-1)
+        >>> probe.rank(features, label)  # 0 where the class is first
     """
     features, labels = check_examples(features, labels)
     offset = batch_mean(features[:BATCH], labels[:BATCH])

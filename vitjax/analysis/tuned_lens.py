@@ -123,17 +123,8 @@ def read_pooled(model: Any, states, class_tokens) -> Float[Array, "batch class"]
     return model.apply(states, Edits(), class_tokens, method="unembed")
 
 
-def read_tokens(model: Any, states, class_tokens) -> Float[Array, "batch token class"]:
-    """Class logits of every token by itself."""
-    return project_tokens(model, states)
-
-
-READERS = {"pooled": read_pooled, "all": read_tokens}
-"""What is read of a block: the pooled token, or every token."""
-
-
 def divergence(
-    logits: Float[Array, "*any class"], lens_logits: Float[Array, "*any class"]
+    logits: Float[Array, "*#any class"], lens_logits: Float[Array, "*any class"]
 ) -> Float[Array, "*any"]:
     """KL(p || q) of the softmax of both, at least 0, in nats."""
     p, q = (jax.nn.log_softmax(to_float32(x)) for x in (logits, lens_logits))
@@ -148,9 +139,10 @@ def lens_losses(
     valid = jnp.asarray(examples.valid, logits.dtype)
 
     def read(model, states, class_tokens):
-        read_logits = READERS[tokens](model, states, class_tokens)
-        target = logits[:, None] if tokens == "all" else logits
-        losses = divergence(target, read_logits).reshape(len(valid), -1).mean(1)
+        if tokens == "all":
+            losses = divergence(logits[:, None], project_tokens(model, states)).mean(1)
+        else:
+            losses = divergence(logits, read_pooled(model, states, class_tokens))
         return (losses * valid).sum() / jnp.maximum(valid.sum(), 1)
 
     return read_blocks(lens, model, examples, read)

@@ -116,11 +116,12 @@ class Checkpoint:
                 changes |= dict(head="cosine", sigmoid=True)
         if "dist" in source("registers"):  # DeiT's distillation token
             changes["registers"] = max(1, config.registers)
-        gated = dataclasses.replace(config, mlp="swiglu")
-        up, down = (MLP + "up/kernel", MLP + "Dense_1/kernel")
-        joint = self.source(gated, up) == self.source(gated, MLP + "Dense_0/kernel")
+        gated = dataclasses.replace(config, mlp="swiglu") if torch else config
+        up, first, second = (MLP + f"{n}/kernel" for n in ("up", "Dense_0", "Dense_1"))
+        joint = self.source(gated, up) == self.source(gated, first)
         hidden = self.shape(gated, up)[:1]
-        if hidden and (not joint or hidden == (2 * shape(down)[-1],)):
+        doubled = tuple(2 * size for size in shape(second)[-1:])
+        if hidden and (not joint or hidden == doubled):
             changes["mlp"] = "swiglu"
         kernel = shape("head/kernel")
         parts, rest = divmod(kernel[-1], config.dim) if len(kernel) == 2 else (1, 0)

@@ -5,7 +5,6 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
-from vitjax.saliency.methods import PER_HEAD, SIGNED_METHODS, Method
+from vitjax.saliency.methods import FUNCTIONS, PER_HEAD, SIGNED_METHODS, Method
 
 PHOTO = 512
 """Pixels of a photo's longer side in a figure, at most."""
@@ -137,7 +136,7 @@ class Explain(ModelCommand):
             for kind in self.format:
                 paths.append(str(self.out / f"{stem}.{kind}"))
                 figure.savefig(paths[-1], dpi=300)
-        names = [name for name in names for _ in targets or [None]]
+        of_each = [name for name in names for _ in targets or [None]]
         pictures = [
             {
                 "name": name,
@@ -145,18 +144,21 @@ class Explain(ModelCommand):
                 "answer": model.classes[e.prediction],
                 "probability": float(e.probabilities[e.target]),
             }
-            for name, e in zip(names, every)
+            for name, e in zip(of_each, every)
         ]
-        lines = [f"{n}: {e.title}".replace("\n", "; ") for n, e in zip(names, every)]
+        lines = [f"{n}: {e.title}".replace("\n", "; ") for n, e in zip(of_each, every)]
         lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
-        facts = {"pictures": pictures, "methods": self.method, "figure": paths[0]}
-        files = {"figures": paths, "arrays": archive}
-        self.show(facts | files, "\n".join(lines))
+        facts = {
+            "pictures": pictures,
+            "methods": self.method,
+            "figure": paths[0],
+            "figures": paths,
+            "arrays": archive,
+        }
+        self.show(facts, "\n".join(lines))
         return arrays
 
-    def explain(
-        self, model: Model, path: str, targets: list[int]
-    ) -> Iterator[Explanation]:
+    def explain(self, model: Model, path: str, targets: list[int]) -> list[Explanation]:
         """The maps of an image for each class; one program for any number of them."""
         preprocess = model.preprocess or Preprocess(*model.config.shape)
         with image_errors(printable(path)):
@@ -171,10 +173,12 @@ class Explain(ModelCommand):
                 name = model.classes[number].split(",")[0]
                 return f"{name} ({100 * shares[number]:.1f} %)"
 
-            prediction = int(shares.argmax())
-            for target in targets or [prediction]:
+            best, explanations = int(shares.argmax()), []
+            for target in targets or [best]:
                 maps = {m: self.map_of(model, inputs, target, m) for m in self.method}
-                yield Explanation(photo, target, prediction, shares, words, maps)
+                explanation = Explanation(photo, target, best, shares, words, maps)
+                explanations.append(explanation)
+        return explanations
 
     def map_of(self, model: Model, image: Any, target: int, method: str) -> np.ndarray:
         """The map of one image, or those of its blocks and heads."""
@@ -243,7 +247,7 @@ class Explain(ModelCommand):
 @functools.cache
 def maps_of_heads(method: str) -> Any:
     """(model, images, target) -> [layer batch head patch], jitted."""
-    return jax.jit(PER_HEAD[method])
+    return jax.jit(FUNCTIONS[method])
 
 
 def photo_of(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "height width 3"]:

@@ -4,6 +4,7 @@
 .. include:: cards.md
 .. include:: interventions.md
 .. include:: editing.md
+.. include:: lenses.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md

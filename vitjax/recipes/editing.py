@@ -7,16 +7,13 @@ For every chosen class, the k memories of the MLPs with the largest E_c.v
 (`vitjax.remove_class`) or strengthened; as the control, as many random memories of the
 same blocks.
 
-All of this on all images would be classes x edits x 6 counts x 11 sets of passes for
-each: over a thousand. So a class is evaluated on some of its own images, of those of
-the classes that it is most confused with and of the rest, `images` of each. Every image
-meets `draws_per_image` of the random sets in turn: the mean over images is one over all
-draws. A pass begins at the first edited block, from the residual stream of the
-pass without edits. The cost is at most
+On all images that would be classes x edits x 6 counts x 11 sets of passes each: over a
+thousand. So a class is evaluated on `images` of its own, of the classes that it is most
+confused with, and of the rest, and every image meets `draws_per_image` of the random
+sets in turn: the mean over images is one over all draws. A pass begins at the first
+edited block, on average about half way. Passes of one image each, at most:
 
     3 images x classes x edits x counts x (1 + draws_per_image)
-
-passes, one image each, on average about half as long as a whole one.
 """
 
 import dataclasses
@@ -108,17 +105,16 @@ def prepare(
 ) -> Carry:
     """The images of every class, by its mean probabilities on its own, and memories."""
     own = [spread(np.flatnonzero(label == c), options.images) for c in classes]
-    chances = np.zeros((context.model.num_classes,) * 2)
+    chances = np.zeros((len(classes), context.model.num_classes))
     source = subset(context.source, np.concatenate(own), "images of the edited classes")
     for batch in context.batches(source, 0, len(source)):
-        known = np.asarray(batch.valid) & (np.asarray(batch.label) >= 0)
-        rows = np.asarray(mean_shares(context.model, batch.images), float)[known]
-        np.add.at(chances, np.asarray(batch.label)[known], rows)
-    chances[:, np.setdiff1d(np.arange(len(chances)), label)] = -1
-    np.fill_diagonal(chances, -1)
+        member = (classes[:, None] == np.asarray(batch.label)) & np.asarray(batch.valid)
+        chances += member @ np.asarray(class_shares(context.model, batch.images))
+    chances[:, np.setdiff1d(np.arange(context.model.num_classes), label)] = -1
+    chances[np.arange(len(classes)), classes] = -1
     images = np.full((len(classes), len(schema.ROLES), options.images), -1, np.int32)
     for place, class_ in enumerate(classes):
-        confusions = np.argsort(-chances[class_], kind="stable")[: options.confusions]
+        confusions = np.argsort(-chances[place], kind="stable")[: options.confusions]
         confused = np.isin(label, confusions) & (label != class_)
         rest = (label >= 0) & (label != class_) & ~confused
         groups = own[place], *map(np.flatnonzero, (confused, rest))
@@ -130,12 +126,14 @@ def prepare(
 
 
 @jax.jit
-def mean_shares(model: Model, images) -> Float[Array, "batch class"]:
+def class_shares(model: Model, images) -> Float[Array, "batch class"]:
     """Shares of a softmax, also where probabilities are sigmoids."""
     return jax.nn.softmax(forward(model, images)[0])
 
 
-def spread(indices: Int[np.ndarray, " image"], count: int) -> Int[np.ndarray, " image"]:
+def spread(
+    indices: Int[np.ndarray, " image"], count: int
+) -> Int[np.ndarray, " spread"]:
     """At most so many of the indices, evenly spread."""
     count = min(count, len(indices))
     return indices[np.arange(count) * len(indices) // max(count, 1)]
@@ -151,11 +149,8 @@ def order_memories(
     flat = values.reshape(-1, config.dim)
     promoted = np.array(memory_logits(model.class_space, flat))[classes]
     promoted = promoted.reshape(len(classes), config.depth, -1)
-    if options.layers:
-        others = np.setdiff1d(
-            np.arange(config.depth), np.mod(options.layers, config.depth)
-        )
-        promoted[:, others] = -np.inf
+    edited = np.arange(config.depth)[list(options.layers) or slice(None)]
+    promoted[:, np.setdiff1d(np.arange(config.depth), edited)] = -np.inf
     size = counts_of(config, options.layers)[-1]
     draw, orders = np.random.default_rng(seed), []
     for logits in promoted:
@@ -175,21 +170,25 @@ def make_step(options: "EditingOptions"):
     """The step of these options."""
 
     def step(model: Model, batch: Batch, carry: Carry) -> dict[str, Array]:
-        label = jnp.asarray(batch.label)
+        batch, carry = jax.tree.map(jnp.asarray, (batch, carry))
+        label = batch.label
         logits, streams = scan_blocks(model, batch.images, read_stream)
-        known = jnp.asarray(batch.valid) & (label >= 0)
-        member = jnp.asarray(carry.images)[None] == batch.index[:, None, None, None]
+        known = batch.valid & (label >= 0)
+        member = carry.images[None] == batch.index[:, None, None, None]
         member = member.any(-1) & known[:, None, None]
         role = jnp.where(member.any(-1), member.argmax(-1), -1).astype(jnp.int32)
         pairs = jnp.flatnonzero(role.ravel() >= 0, size=role.size, fill_value=0)
 
         def of_pair(number, rows):
             image, place = jnp.divmod(pairs[number], role.shape[1])
+            turns = jnp.arange(options.draws_per_image, dtype=jnp.int32)
+            turns = batch.index[image] * options.draws_per_image + turns
+            sets = jnp.pad(1 + turns % options.draws, (1, 0))  # first the class's own
             logits = edited_logits(
                 model,
                 jax.lax.dynamic_slice_in_dim(streams, image, 1, axis=1),
                 carry.classes[place],
-                chosen_sets(carry.memories[place], batch.index[image], options),
+                carry.memories[place, sets],
                 options,
             )
             right = jnp.argmax(logits, -1) == label[image]
@@ -217,13 +216,6 @@ def make_step(options: "EditingOptions"):
         return out
 
     return step
-
-
-def chosen_sets(memories, index, options: "EditingOptions") -> Int[Array, "set place"]:
-    """The memories that promote a class, and the random ones that an image meets."""
-    turn = jnp.arange(options.draws_per_image, dtype=index.dtype)
-    turn = (index * options.draws_per_image + turn) % options.draws
-    return jnp.asarray(memories)[jnp.pad(1 + turn, (1, 0))]
 
 
 def edited_logits(
@@ -292,8 +284,9 @@ class EditingOptions:
     def __post_init__(self):
         if not self.edits:
             raise ValueError(f"edits={self.edits} must hold at least one name.")
-        for name in ("most", "images", "confusions", "draws", "draws_per_image"):
+        for name in ("most", "images", "confusions", "draws"):
             check_range(name, getattr(self, name), 1)
+        check_range("draws_per_image", self.draws_per_image, 1, self.draws)
 
 
 def setup(model: Model, *, seed: int, layers: tuple[int, ...], **options: Any) -> Setup:

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import rank
+from vitjax.analysis.class_space import project_tokens, rank
 from vitjax.analysis.tuned_lens import (
     Examples,
     TunedLens,
@@ -27,7 +27,6 @@ from vitjax.analysis.tuned_lens import (
     lens_losses,
     read_blocks,
     read_pooled,
-    read_tokens,
 )
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
@@ -39,6 +38,7 @@ from vitjax.recipes import schema
 from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.probes import parse_bytes
 from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset
+from vitjax.recipes.sites import spread
 from vitjax.types import Batch, to_float32
 
 TOKENS = ("pooled", "all")
@@ -53,6 +53,7 @@ class LensOptions:
     Args:
         train: data set to fit on, as for --data; other images than those of --data.
             They need no labels.
+        train_images: how many of them, spread evenly over the data set.
         tokens: whose answer is the model's: pooled, that of the state that the head
             reads, such as [CLS]; or that of all tokens, each read by itself.
         steps: of the fit, 64 images each.
@@ -62,6 +63,7 @@ class LensOptions:
     """
 
     train: str | None = None
+    train_images: int = 5000
     tokens: Literal["pooled", "all"] = "pooled"
     steps: int = 300
     learning_rate: float = 1e-3
@@ -69,6 +71,7 @@ class LensOptions:
 
     def __post_init__(self):
         check_one_of("tokens", self.tokens, TOKENS)
+        check_range("train_images", self.train_images, 1)
         check_range("steps", self.steps, 1)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
@@ -78,37 +81,22 @@ class LensOptions:
 
 
 def fit_tuned_lens(
-    model: Model,
-    data: Any,
-    *,
-    tokens: Literal["pooled", "all"] = "pooled",
-    steps: int = 300,
-    learning_rate: float = 1e-3,
-    max_memory: str | int = "2GiB",
-    batch_size: int = 32,
-    limit: int | None = None,
-    seed: int = 0,
+    model: Model, data: Any, *, batch_size: int = 32, seed: int = 0, **options: Any
 ) -> TunedLens:
     """Fit the tuned lens of a model on images, which need no labels.
 
-    For each block, minimizes the mean KL of the model's answer to what is read of the
-    translated state; see `vitjax.analysis.tuned_lens`. The model stays as it is. Starts
-    from the plain projection and, block by block, returns to it where the fit is not
-    better on the images; the same seed gives the same lens. An image that cannot be
-    read is left out.
+    For each block, minimizes the mean KL of the model's answer to what the head reads
+    of the translated state; see `vitjax.analysis.tuned_lens`. Starts from the plain
+    projection and, block by block, returns to it where the fit is not better on these
+    images. The same seed gives the same lens; an image that cannot be read is left out.
 
     Args:
-        model: with classes. Any head: the state is read where the head reads it.
+        model: with classes. It stays as it is.
         data: a source such as "folder:photos", or a random-access source object.
-        tokens: "pooled", the state that the head reads, such as [CLS] or the mean of
-            the patches; "all", every token by itself.
-        steps: of Adam, 64 images each.
-        learning_rate: at the first step; it falls to 0 as a cosine.
-        max_memory: for the states of the images, such as "2GiB"; where they do not fit,
-            they are computed anew whenever they are needed.
         batch_size: images of a forward pass.
-        limit: fit on the first so many images; by default on all.
         seed: of the order of images.
+        options: train_images, tokens, steps, learning_rate, max_memory: see
+            `vitjax.recipes.lens.LensOptions`.
 
     Returns:
         The lens, in float32.
@@ -118,21 +106,17 @@ def fit_tuned_lens(
             its range.
 
     Example:
-        >>> lens = vitjax.fit_tuned_lens(model, "textured_digits:train", limit=2000)
+        >>> lens = vitjax.fit_tuned_lens(model, "textured_digits:train", steps=100)
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
-    options = LensOptions(
-        tokens=tokens, steps=steps, learning_rate=learning_rate, max_memory=max_memory
-    )
+    settings = LensOptions(**options)
     source = open_data(data, classes=model.classes, class_ids=model.class_ids)
-    chosen = range(len(source) if limit is None else min(limit, len(source)))
-    preprocess = model.preprocess or Preprocess(*model.config.shape)
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
             source,
-            preprocess=preprocess,
-            local_batch_size=min(batch_size, len(chosen)),
+            preprocess=model.preprocess or Preprocess(*model.config.shape),
+            local_batch_size=batch_size,
             start=start,
             stop=stop,
             on_error="skip",
@@ -140,7 +124,8 @@ def fit_tuned_lens(
         return (one.batch for one in loaded)
 
     with jax.default_matmul_precision("highest"):
-        return fit(model, load, Subset(source, chosen, source.id), options, seed)
+        images = spread(source, settings.train_images)
+        return fit(model, load, images, settings, seed)
 
 
 Load = Callable[[Any, int, int], Iterator[Batch]]
@@ -154,26 +139,24 @@ def fit(
     import optax
 
     check_classes(model.num_classes)
-    if not len(source):
-        raise ValueError(f"The data set {source.id} holds no image to fit on.")
     head = model.astype(np.promote_types(model.dtype, np.float32))
     tokens, count = options.tokens, len(source)
     examples = example_reader(model, load, source, options)
     lens: Any = identity_lens(model.config)
     identity = lens
-    order, moments = np.random.default_rng(seed), optax.adam(0.0).init(lens)
+    rng, moments = np.random.default_rng(seed), optax.adam(0.0).init(lens)
     epochs = -(-options.steps * STEP_IMAGES // count)
-    positions = np.concatenate([order.permutation(count) for _ in range(epochs)])
+    positions = np.concatenate([rng.permutation(count) for _ in range(epochs)])
     positions = positions[: options.steps * STEP_IMAGES]
-    for step, some in enumerate(examples(positions)):
+    for step, batch in enumerate(examples(positions)):
         rate = options.learning_rate * (1 + math.cos(math.pi * step / options.steps))
         lens, moments = fit_step(
-            lens, moments, head, some, jnp.float32(rate / 2), tokens=tokens
+            lens, moments, head, batch, jnp.float32(rate / 2), tokens=tokens
         )
     total = np.zeros((2, model.config.depth))
-    for some in examples(np.arange(count)):
-        pair = [jitted_losses(each, head, some, tokens) for each in (identity, lens)]
-        total += np.stack(pair) * np.sum(some.valid)
+    for batch in examples(np.arange(count)):
+        pair = [jitted_losses(each, head, batch, tokens) for each in (identity, lens)]
+        total += np.stack(pair) * np.sum(batch.valid)
     better = jnp.asarray(total[1] < total[0])  # False where it is not finite
     return jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
@@ -194,18 +177,14 @@ def example_reader(
     """
 
     def stream(positions: np.ndarray) -> Iterator[Examples]:
-        subset = Subset(source, positions, source.id)
-        for batch in load(subset, 0, len(subset)):
+        chosen = Subset(source, positions, source.id)
+        for batch in load(chosen, 0, len(chosen)):
             yield jax.device_get(jitted_examples(model, batch, options.tokens))
 
-    shape = jax.eval_shape(
-        functools.partial(read_examples, tokens=options.tokens),
-        model,
-        next(iter(load(source, 0, 1))),
-    )
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shape))
-    images = len(shape.valid)
-    if size / images * len(source) > parse_bytes(options.max_memory):
+    config, every = model.config, options.tokens == "all"
+    tokens = config.tokens if every or config.normalizes_first else 1
+    size = 4 * (config.depth * config.dim * tokens + model.num_classes)
+    if size * len(source) > parse_bytes(options.max_memory):
         return lambda positions: regroup(stream(positions), len(positions))
     whole = next(regroup(stream(np.arange(len(source))), len(source), len(source)))
 
@@ -290,13 +269,10 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         return Setup(Carry(lenses, *mean_answers(context, lenses)))
 
     def empty() -> Carry:
-        classes = context.model.num_classes
-        read = jnp.zeros((config.depth, classes), jnp.float32)
-        return Carry(
-            dict.fromkeys(schema.LENSES, identity_lens(config)),
-            jnp.zeros(classes, jnp.float32),
-            dict.fromkeys(schema.LENSES, read),
-        )
+        answer = jnp.zeros(context.model.num_classes, jnp.float32)
+        lenses = dict.fromkeys(schema.LENSES, identity_lens(config))
+        read = dict.fromkeys(schema.LENSES, jnp.tile(answer, (config.depth, 1)))
+        return Carry(lenses, answer, read)
 
     whole = Pass(
         step=STEPS[options.tokens],
@@ -307,14 +283,14 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     return [whole]
 
 
-def training_data(context: Context, options: LensOptions) -> Any:
+def training_data(context: Context, options: LensOptions) -> Subset:
     """The images to fit on."""
     if options.train is None:
         raise ValueError(
             "The recipe 'lens' fits lenses on other images than --data: pass "
             "--train SOURCE (in Python, the option train)."
         )
-    return context.open_data(options.train)
+    return spread(context.open_data(options.train), options.train_images)
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
@@ -322,7 +298,7 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     source = training_data(context, LensOptions(**keywords))
     return {
         "train": {"id": source.id, "images": len(source)},
-        "shared_images": context.images * (source.id == context.source.id),
+        "shared_images": context.images * (source.whole.id == context.source.id),
     }
 
 
@@ -366,27 +342,19 @@ def measure(
 
     def read(model, states, class_tokens):
         answer = read_pooled(model, states, class_tokens)
-        return {
-            schema.KL_BY: divergence(logits, answer),
-            schema.PREDICTION_BY: jnp.argmax(answer, -1).astype(jnp.int32),
-            schema.RANK_BY: rank(answer, label),
-        } | (
-            {schema.RANK_TOKENS_BY: rank_tokens(model, states, label)}
-            if tokens == "all"
-            else {}
-        )
+        best = jnp.argmax(answer, -1).astype(jnp.int32)
+        measured = [divergence(logits, answer), best, rank(answer, label)]
+        if tokens == "all":
+            measured.append(rank(project_tokens(model, states), label[:, None]))
+        return measured
 
+    families = schema.KL_BY, schema.PREDICTION_BY, schema.RANK_BY, schema.RANK_TOKENS_BY
     for name, lens in carry.lenses.items():
-        for family, values in read_blocks(lens, model, examples, read).items():
+        for family, values in zip(families, read_blocks(lens, model, examples, read)):
             rows[family(name)] = jnp.moveaxis(values, 0, 1)
         differences = carry.answer[None] - carry.read[name]
         rows[schema.BIAS_BY(name)] = jax.nn.softmax(logits) @ differences.T
     return rows
-
-
-def rank_tokens(model: Model, states, label) -> Int[Array, "batch token"]:
-    """Ranks of the true class at every token."""
-    return rank(read_tokens(model, states, None), label[:, None])
 
 
 STEPS = {name: functools.partial(measure, tokens=name) for name in TOKENS}
@@ -403,7 +371,6 @@ LENS = Recipe(
         schema.RANK_TOKENS_BY,
     ),
     options=LensOptions(),
-    previews=0,
     passes=make_passes,
     describe=describe,
 )

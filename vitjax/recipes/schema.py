@@ -36,6 +36,9 @@ KINDS = {
 ORDERS = {"negative": "least important first", "positive": "most important first"}
 """In which order patches or pixels are removed."""
 
+ENDS = {"whole": "of the whole image", "empty": "without any patch"}
+"""Both ends of a removal curve."""
+
 INTERVENTIONS = {
     "self_only": "image tokens see only themselves and [CLS]",
     "self_only_renormalized": "the same, the rest of each row summing to one",
@@ -58,7 +61,9 @@ METHODS = {
     "gradcam": "Grad-CAM",
     "integrated_gradients": "integrated gradients",
     "integrated_presence": "integrated presence",
+    "presence": "presence",
     "consensus": "consensus",
+    "quick_consensus": "quick consensus",
     "lrp": "LRP of Chefer et al. 2021",
     "attnlrp": "AttnLRP",
     "input_x_gradient": "input x gradient",
@@ -337,6 +342,15 @@ REMOVAL = labeled(
     "Whether the prediction is right with `kept` patches, {}, by {}.",
     (ORDERS, METHODS),
 )
+PROBABILITY = labeled(
+    "probability_{}_{}",
+    ("step",),
+    "Probability of the explained class with `kept` patches, {}, by {}.",
+    (ORDERS, METHODS),
+)
+PROBABILITY_ENDS = labeled(
+    "probability_{}", (), "Probability of the explained class {}.", (ENDS,)
+)
 PIXELS = labeled(
     "pixels_{}_{}",
     ("level",),
@@ -344,6 +358,9 @@ PIXELS = labeled(
     (ORDERS, METHODS),
 )
 SEGMENTATION = labeled("{}_{}", (), "Segmentation, {}, by {}.", (MEASURES, METHODS))
+SACO = labeled(
+    "saco_{}", (), "Salience-guided faithfulness coefficient of {}.", (METHODS,)
+)
 PREDICTION_EMPTY = Family("prediction_empty", (), "The prediction without any patch.")
 KEPT = static("kept", ("step",), "How many patches stay at each step of a curve.")
 

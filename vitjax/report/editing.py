@@ -26,8 +26,6 @@ from vitjax.report.figure import (
 from vitjax.report.interventions import summarize
 from vitjax.report.per_image import BAND, Frame, Run, mean
 
-SETS = {"promoting": "promote the class most", "random": "random"}
-
 
 def section(runs: Sequence[Run]) -> Section:
     """What the memories that promote a class do to its accuracy."""
@@ -76,7 +74,7 @@ def curves(run: Run) -> Rows:
     axis = {"memories": counts, "x": counts / counts[-1]}
     for edit, role in edits(run):
         panel = f"{schema.ROLES[role]}, {schema.MEMORY_EDITS[edit]}"
-        for style, (memories, name) in enumerate(SETS.items()):
+        for style, (memories, name) in enumerate(schema.MEMORY_SETS.items()):
             values = of_role(run, schema.EDITED_CORRECT, memories, edit, role)
             whole = np.hstack([before(run, role), values])
             yield run.line(panel, name, style, whole, axis=axis)
@@ -91,7 +89,9 @@ def edit_rows(run: Run) -> Rows:
             ("accuracy", schema.EDITED_CORRECT),
             ("effect", schema.EDITED_EFFECT),
         ):
-            own, random = (of_role(run, family, each, edit, role) for each in SETS)
+            own, random = (
+                of_role(run, family, each, edit, role) for each in schema.MEMORY_SETS
+            )
             measured |= {name: own, f"random_{name}": random}
             measured[f"{name}_difference"] = own - random
         columns = {"run": run.name, "edit": edit, "images_of": schema.ROLES[role]}
@@ -124,26 +124,28 @@ def edit_table(rows: Frame) -> Table:
 
 
 def describe(run: Run, rows: Frame) -> Iterator[str]:
-    """Accuracy and logits with the most memories edited, beside random ones."""
+    """Accuracy and the class's logit with the most memories edited, and random ones."""
 
-    def means(row, name, unit):
-        for column in (name, f"random_{name}"):
-            yield quote(row, unit=unit, mean=column, prefix=f"{column}_")
+    def mean_of(row, name, unit=" %"):
+        return quote(row, unit=unit, mean=name, prefix=f"{name}_")
 
-    own = rows[rows["run"] == run.name]
-    own = own[own["memories"] == own["memories"].max()]
+    own = rows[(rows["run"] == run.name) & (rows["memories"] == rows["memories"].max())]
     for edit, words in schema.MEMORY_EDITS.items():
-        count = own["memories"].iloc[0]
-        start = f"With the {count} memories that promote a class most {words}, accuracy"
+        parts = []
         for row in own[own["edit"] == edit].to_dict("records"):
-            accuracy, random = means(row, "accuracy", " %")
-            fall, of_random = means(row, "effect", "")
+            part = f"on {row['images_of']} {mean_of(row, 'accuracy')}"
+            if row["images_of"] == schema.ROLES[0]:
+                part += (
+                    f", with as many random ones {mean_of(row, 'random_accuracy')} "
+                    f"(the logit falls by {mean_of(row, 'effect', '')} and by "
+                    f"{mean_of(row, 'random_effect', '')})"
+                )
+            parts.append(f"{part}, before {100 * row['before']:.1f} %")
+        if parts:
             yield (
-                f"{start} on {row['images_of']} is {accuracy}, with as many random "
-                f"ones {random}, before {100 * row['before']:.1f} %; the true class's "
-                f"logit falls by {fall} and {of_random}."
+                f"With the {own['memories'].iloc[0]} memories that promote a class "
+                f"most {words}, accuracy is {'; '.join(parts)}."
             )
-            start = "Accuracy"
 
 
 FIGURES: FigureTable = {

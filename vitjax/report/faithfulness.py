@@ -34,6 +34,9 @@ COLUMNS = {
     "removal_negative": "removal, negative ↑",
     "removal_positive": "removal, positive ↓",
     "removable": "removable at no loss ↑",
+    "probability_negative": "insertion ↑",
+    "probability_positive": "deletion ↓",
+    "saco": "SaCo ↑",
     "pixels_negative": "pixels, negative ↑",
     "pixels_positive": "pixels, positive ↓",
     "pixel_accuracy": "pixel accuracy ↑",
@@ -42,7 +45,11 @@ COLUMNS = {
 }
 """Columns of the table; the arrow says where better is."""
 
-CURVES = {"removal": schema.REMOVAL, "pixels": schema.PIXELS}
+CURVES = {
+    "removal": schema.REMOVAL,
+    "probability": schema.PROBABILITY,
+    "pixels": schema.PIXELS,
+}
 
 ORDERS = {
     "negative": "the least important {} go first",
@@ -67,8 +74,11 @@ class Curve(NamedTuple):
         """Area under each image's own curve, over the range it covers; in [0, 1]."""
         span = int(self.kept[0] - self.kept[-1])
         areas = area_under_curve(self.correct, self.kept, tokens=int(self.kept[0]))
+        areas = np.asarray(areas, np.float64)
+        if not np.isin(self.correct, (0, 1)).all():
+            return areas
         # Multiples of half a token: as float32, equal sums of them would differ.
-        return np.rint(np.asarray(areas, np.float64) * 2 * span) / (2 * span)
+        return np.rint(areas * 2 * span) / (2 * span)
 
     def vilas2023_area(self) -> float:
         """The published code's area; counts between those run are interpolated."""
@@ -96,16 +106,16 @@ class Curve(NamedTuple):
 
 def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
-    runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
-    rows = rows_of_all(runs, method_rows)
+    used = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
+    rows = rows_of_all(used, method_rows)
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
         sentences=sentences_of(
-            runs, lambda run: describe(rows[rows["run"] == run.name])
+            runs, lambda run: describe(rows[rows["run"] == run.name]), used
         ),
-        figures=[*method_gallery(runs), *figures_of(runs, MAP_FIGURES)],
-        tables=[method_table(runs, rows)] if len(rows) else [],
+        figures=[*method_gallery(used), *figures_of(used, MAP_FIGURES)],
+        tables=[method_table(used, rows)] if len(rows) else [],
     )
 
 
@@ -187,8 +197,11 @@ def read_curve(run: Run, column: str, method: str) -> Curve | None:
     steps, intact = run.read(family(order, method)), run.correct[:, None]
     if family is schema.PIXELS:
         return Curve(LEVELS - np.arange(LEVELS), np.hstack([intact, steps]))
-    empty = run.read(schema.PREDICTION_EMPTY()) == run.label
-    correct = np.hstack([empty[:, None], steps, intact])
+    empty = (run.read(schema.PREDICTION_EMPTY()) == run.label)[:, None]
+    if family is schema.PROBABILITY:
+        ends = (run.read(schema.PROBABILITY_ENDS(end)) for end in schema.ENDS)
+        intact, empty = (end[:, None] for end in ends)
+    correct = np.hstack([empty, steps, intact])
     return Curve(np.array([*kept_patches(run), 0]), correct[:, ::-1])
 
 
@@ -210,7 +223,7 @@ def method_rows(run: Run) -> Rows:
         for method in methods(run):
             if curve := read_curve(run, column, method):
                 curves[method], values[method] = curve, curve.areas()
-            elif (name := schema.SEGMENTATION(column, method)) in run:
+            elif (name := f"{column}_{method}") in run:
                 values[method] = run.read(name).astype(float)
         for method, own in values.items():
             if not np.isfinite(own).any():
@@ -250,13 +263,20 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     shown = shown[[column for column in COLUMNS.values() if column in shown]]
     order = [(run.name, name) for run in runs for name in methods(run)]
     shown = shown.reindex(order).fillna("–")
+    costs = {run.name: run.manifest.get("measured", {}).get("passes") for run in runs}
+    if all(costs.values()):
+        passes = (costs[run][method] for run, method in order)
+        shown["passes"] = [f"{cost:.1f}" for cost in passes]
     return Table(
         key="faithfulness",
         title="How faithful each method is",
         caption="Arrows say where better is; means over images with 95 % "
         "intervals. Removal and pixels: area under accuracy against the share taken "
-        "away; removable: the largest share of tokens that can go, least important "
-        "first, while accuracy is at least that of the whole image; the rest: "
+        "away; insertion and deletion: the same of the class's probability, in the "
+        "order of negative and of positive removal; removable: the largest share of "
+        "tokens that can go, least important first, while accuracy is at least that "
+        "of the whole image; SaCo: whether more salient tenths of the patches matter "
+        "more, in [-1, 1]; passes: what a map costs, in forward passes; the rest: "
         "segmentation by patches. *: differs from Chefer's gradient × attention at "
         "0.05, paired two-sided sign-flip test, uncorrected. The CSV also has p-values "
         "against random orders, and removal areas as in the published code.",
@@ -274,10 +294,10 @@ COSTS = ("probes", "projection")
 
 def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
-    runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
-    if not runs:
+    used = [run for run in runs if schema.RANK_PROBE("residual") in run]
+    if not used:
         return Section(key="probes", title="Linear probes")
-    costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
+    costs = pd.concat([cost_rows(run) for run in used], ignore_index=True)
     shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
     table = Table(
         key="probe_costs",
@@ -289,8 +309,8 @@ def probes(runs: Sequence[Run]) -> Section:
     return Section(
         key="probes",
         title="Linear probes",
-        sentences=sentences_of(runs, describe_probes),
-        figures=figures_of(runs, PROBE_FIGURES),
+        sentences=sentences_of(runs, describe_probes, used),
+        figures=figures_of(used, PROBE_FIGURES),
         tables=[table],
     )
 

@@ -646,12 +646,16 @@ def quote(
 
 
 def most(
-    values: Float[np.ndarray, "image layer column"], *, shares: bool = True
+    values: Float[np.ndarray, "image layer column"],
+    *,
+    shares: bool = True,
+    unit: str = " %",
 ) -> tuple[int, int, str]:
     """Block and column of the largest mean, and it in the usual form."""
     means = np.nan_to_num(mean(values), nan=-np.inf)
     layer, column = map(int, np.unravel_index(means.argmax(), means.shape))
-    return layer, column, quote(interval_of(values[:, layer, column], shares=shares))
+    interval = interval_of(values[:, layer, column], shares=shares)
+    return layer, column, quote(interval, unit=unit)
 
 
 def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:
@@ -714,10 +718,12 @@ def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterat
 
 
 def sentences_of(
-    runs: Sequence[Run], describe: Callable[[Run], Iterable[str]]
+    runs: Sequence[Run],
+    describe: Callable[[Run], Iterable[str]],
+    used: Sequence[Run] | None = None,
 ) -> list[str]:
-    """What each run with labeled images says."""
-    used = [run for run in runs if len(run.image)]
+    """What the used of the runs of a page, by default all, say of labeled images."""
+    used = [run for run in (runs if used is None else used) if len(run.image)]
     return [text for run in used for text in with_name(run, runs, describe(run))]
 
 

@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from vitjax.recipes import schema
 from vitjax.report.figure import (
-    SIGNED,
     FigureTable,
     Rows,
     Section,
@@ -26,9 +25,6 @@ from vitjax.report.figure import (
 from vitjax.report.per_image import BAND, Frame, Run, interval_of, mean, summarize
 from vitjax.report.pictures import Maps, Preview, gallery, shown_layers
 
-if TYPE_CHECKING:  # matplotlib is imported when something is drawn
-    from vitjax.report.overlays import Scale
-
 SHOWN = 12
 """Parts of each kind of ablation that the table shows; its CSV has all."""
 
@@ -37,14 +33,14 @@ CELLS = "A dot: its 95 % interval over images, by itself, does not hold 0."
 
 def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
-    runs = [run for run in runs if ablations(run)]
+    used = [run for run in runs if ablations(run)]
     parts, sets = rows_of_all(runs, part_rows), rows_of_all(runs, set_rows)
     return Section(
         key="ablation",
         title="Ablation",
-        sentences=sentences_of(runs, lambda run: describe_ablation(run, parts, sets)),
+        sentences=sentences_of(runs, lambda run: describe_ablation(run, sets), used),
         figures=[
-            *gallery(runs, image_effects, **ABLATION_GALLERY),
+            *gallery(used, image_effects, **ABLATION_GALLERY),
             *figures_of(runs, ABLATION_FIGURES),
         ],
         tables=[
@@ -94,23 +90,27 @@ def block_effects(run: Run) -> Rows:
             yield run.line(panel, name, style, values)
 
 
-def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
+def strongest(effects: Mapping[str, np.ndarray], unit: str) -> tuple[str, str]:
+    """The largest mean of all heads and of all updates, and whose it is."""
+    updates = np.stack([effects[system] for system in schema.SYSTEMS], axis=-1)
+    (block, head, first), (layer, system, second) = (
+        most(values, shares=False, unit=unit) for values in (effects["head"], updates)
+    )
+    name = list(schema.SYSTEMS.values())[system]
+    update = f"{second} for {name} of block {layer}"
+    return f"{first} for head {head} of block {block}", update
+
+
+def describe_ablation(run: Run, sets: Frame) -> Iterator[str]:
     """The head and the update worth most, and what the most important heads decide."""
-    for kind, words in schema.ABLATIONS.items():
-        own = parts[(parts["run"] == run.name) & (parts["ablation"] == kind)]
-        worth = []
-        for chosen in (own[own["part"] == "head"], own[own["part"] != "head"]):
-            if len(chosen):
-                row = chosen.loc[chosen["effect"].idxmax()].to_dict()
-                part = schema.SYSTEMS.get(row["part"], f"head {row['head']:.0f}")
-                fall = quote(row, unit="", mean="effect", prefix="effect_")
-                worth.append(f"by {fall} for {part} of block {row['layer']}")
-        if worth:
-            yield (
-                f"With one part at a time {words}, the true class's logit falls "
-                f"{worth[0]}, the most of all heads, and {worth[1]}, the most of all "
-                "updates."
-            )
+    for kind in ablations(run):
+        effects = {part: run.read(schema.EFFECT(kind, part)) for part in schema.PARTS}
+        head, update = strongest(effects, "")
+        yield (
+            f"With one part at a time {schema.ABLATIONS[kind]}, the true class's logit "
+            f"falls by {head}, the most of all heads, and by {update}, the most of all "
+            "updates."
+        )
     if len(sets) and (sets["run"] == run.name).any():
         own = sets[sets["run"] == run.name]
         row = own.loc[own["difference"].idxmax()].to_dict()
@@ -223,14 +223,14 @@ def set_table(rows: Frame) -> Table:
 
 def patching(runs: Sequence[Run]) -> Section:
     """Where clean activations restore the answer of a corrupted pass."""
-    runs = [run for run in runs if schema.RESTORED("head") in run]
+    used = [run for run in runs if schema.RESTORED("head") in run]
     return Section(
         key="patching",
         title="Activation patching",
-        sentences=sentences_of(runs, describe_patching),
+        sentences=sentences_of(runs, describe_patching, used),
         figures=[
-            *gallery(runs, image_restored, scale=share_scale(), **PATCHING_GALLERY),
-            *figures_of(runs, PATCHING_FIGURES),
+            *gallery(used, image_restored, **PATCHING_GALLERY),
+            *figures_of(used, PATCHING_FIGURES),
         ],
     )
 
@@ -257,14 +257,9 @@ def describe_patching(run: Run) -> Iterator[str]:
             else "Of the residual stream, [CLS] alone restores less than half of the "
             "difference after every block."
         )
-    updates = np.stack([restored(run, system) for system in schema.SYSTEMS], axis=-1)
-    (block, head, first), (layer, system, second) = (
-        most(values, shares=False) for values in (restored(run, "head"), updates)
-    )
-    yield (
-        f"Of all heads, head {head} of block {block} restores most, {first}; of all "
-        f"updates, {list(schema.SYSTEMS.values())[system]} of block {layer}, {second}."
-    )
+    shares = {part: restored(run, part) for part in schema.PARTS}
+    head, update = strongest(shares, " %")
+    yield f"A single head restores at most {head}; a single update, {update}."
 
 
 def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
@@ -307,25 +302,21 @@ def image_restored(one: Preview) -> Maps:
     """What patching the residual stream restores in one image, group by group."""
     run, values = one.run, one.read(schema.RESTORED("residual"))
     group = run.results[schema.TOKEN_GROUP()].values.astype(int)[run.config.prefix :]
-    layers = shown_layers(run.config.depth) if group.min() >= 0 else ()
-    for layer in layers if np.isfinite(values).any() else ():
-        shares = values[layer][group]
-        columns = {"layer": layer, "patch": np.arange(len(shares)), "restored": shares}
-        yield one.lay_over(f"block {layer}", shares, scale=share_scale()), columns
-
-
-def share_scale() -> "Scale":
-    """Shares restored, red toward the clean answer and blue away from it."""
-    from vitjax.report.overlays import Scale
-
-    return Scale(SIGNED, -1, 1, opacity=0.75, words="share restored")
+    if group.min() < 0 or not np.isfinite(values).all():  # no patches, no partner
+        return
+    shares, layers = values[:, group], shown_layers(run.config.depth)
+    largest = float(np.abs(shares).max())
+    for layer in layers:
+        columns = {"layer": layer, "patch": np.arange(len(group))}
+        columns |= {"restored": shares[layer]}
+        yield one.lay_over(f"block {layer}", shares[layer], largest=largest), columns
 
 
 ABLATION_GALLERY: dict[str, Any] = {
     "key": "ablation_images",
     "title": "Image by image",
-    "see": "Few strong cells: the prediction rests on few heads, and not on the same "
-    "in every image.",
+    "see": "Where few cells are strong the prediction rests on few heads; compare "
+    "images.",
     "caption": "Beside each photo the effect of each head on the logit of its true "
     "class; a row for each block, the first on top, a column for each head. Red: "
     "without the head the logit falls, blue: it rises.",
@@ -336,7 +327,8 @@ PATCHING_GALLERY: dict[str, Any] = {
     "see": "Red places bring the answer back by themselves, in early blocks those that "
     "show the class; where none is left, other tokens such as [CLS] hold the answer.",
     "caption": "What patching a group of patches of the residual stream after the "
-    "block restores, as a share of the difference in this image; blue: it moves away.",
+    "block restores, as a share of the difference in this image, on one scale for all "
+    "its blocks; blue: it moves away.",
 }
 HEADS = {"mark": "grid", "x": "head", "x_label": "head", "y_label": "block"}
 ABLATION_FIGURES: FigureTable = {

@@ -124,8 +124,9 @@ def exit_curves(run: Run) -> Rows:
 
 def describe_lens(run: Run) -> Iterator[str]:
     """How both lenses compare halfway, and what stopping early would cost."""
-    rows = pd.concat(lens_rows(run)).set_index(["measure", "series", "layer"])
+    rows = pd.concat(lens_rows(run))
     rows = rows[rows["panel"] == "pooled token"]
+    rows = rows.set_index(["measure", "series", "layer"]).sort_index()
     middle, names = run.config.depth // 2, list(schema.LENSES.values())
     (kl, lens_kl), (agreement, lens_agreement) = (
         [quote(rows.loc[each, name, middle].to_dict(), unit=unit) for name in names]
@@ -141,8 +142,8 @@ def describe_lens(run: Run) -> Iterator[str]:
     share = 100 * rows.loc[("blocks", names[1], layer), "mean"]
     yield (
         "If images stop where the tuned lenses of two blocks in a row agree, from "
-        f"block {layer} on, {share:.0f} % of the blocks are run, and accuracy changes "
-        f"by {quote(change.loc[layer].to_dict())}."
+        f"block {layer} on, {share:.0f} % of the blocks are run, and accuracy less "
+        f"that of the whole model is {quote(change.loc[layer].to_dict())}."
     )
 
 

@@ -64,6 +64,18 @@ class Scale(NamedTuple):
         """Whether 0 is in the middle."""
         return self.low == -self.high
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The numbers at its ends."""
+        low, high = (f"{end:.2g}".replace("-", "−") for end in (self.low, self.high))
+        return low, high
+
+    @property
+    def strip(self) -> UInt8[np.ndarray, "one width 3"]:
+        """Its colors from end to end."""
+        values = np.linspace(self.low, self.high, 256)[None]
+        return self.blend(np.full((1, 256, 3), 200, np.uint8), values)
+
     def blend(
         self,
         photo: UInt8[np.ndarray, "height width 3"],
@@ -372,13 +384,11 @@ def measure(row: Sequence[Panel | None], side: float) -> tuple[float, float, flo
 
 def draw_bar(axes: Any, scale: Scale, left: float, top: float, length: float) -> None:
     """Draw a color bar with the numbers at its ends and what it shows."""
-    values = np.linspace(scale.low, scale.high, 256)[None].repeat(2, 0)
-    strip = scale.blend(np.full((2, 256, 3), 200, np.uint8), values)
     extent = left, left + length, top - BAR, top
-    axes.imshow(strip, interpolation="nearest", extent=extent)
+    axes.imshow(scale.strip, interpolation="nearest", extent=extent)
     text = {"fontsize": FONT - 1, "va": "top"}
-    low, high = (f"{end:.2g}".replace("-", "−") for end in (scale.low, scale.high))
     middle = "0" if scale.signed else scale.words
-    axes.text(left, top - BAR - 0.03, low, ha="left", **text)
-    axes.text(left + length / 2, top - BAR - 0.03, middle, ha="center", **text)
-    axes.text(left + length, top - BAR - 0.03, high, ha="right", **text)
+    words = {"left": scale.ends[0], "center": middle, "right": scale.ends[1]}
+    for place, (side, word) in enumerate(words.items()):
+        x = left + length * place / 2
+        axes.text(x, top - BAR - 0.03, word, ha=side, **text)

@@ -239,7 +239,10 @@ RECIPES = {
         "Tuned lenses",
         "What would every block answer, if the head could read it?",
     ),
-    "errors": ("Errors foreseen", "Does the way to an answer tell that it errs?"),
+    "errors": (
+        "Errors foreseen",
+        "Does the way to an answer tell that it errs?",
+    ),
 }
 RECIPES["one_pass"] = RECIPES["paper"]
 """Recipe -> (title, what it asks)."""

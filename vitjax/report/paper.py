@@ -55,7 +55,9 @@ def section(runs: Sequence[Run]) -> Section:
         key="paper",
         title="What blocks write, and with which memories",
         sentences=sentences_of(
-            with_rows, lambda run: describe(run, edits.get(run.name, pd.DataFrame()))
+            runs,
+            lambda run: describe(run, edits.get(run.name, pd.DataFrame())),
+            with_rows,
         ),
         figures=figures,
         tables=tables,
@@ -78,11 +80,10 @@ def describe(run: Run, edits: Frame) -> Iterator[str]:
     )
     after = stack("composition", "category", CATEGORIES, convention="paper")[:, -1:]
     _, category, share = most(after)
-    key, words = list(CATEGORIES.items())[category]
     yield (
-        f"After the last block the top class is at {share} of the tokens "
-        f"{'a new one' if key == 'composed' else f'that of {words}'}, more often than "
-        "anything else."
+        "Of its input, attention and MLP, the top class after the last block is most "
+        f"often that of {list(CATEGORIES.values())[category]}, at {share} of the "
+        "tokens."
     )
     cosines = stack("class_value", "system", SYSTEMS, weights="trained")
     control = stack("class_value", "system", SYSTEMS, weights="control")

@@ -12,6 +12,7 @@ that are done, valid and labeled.
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -170,37 +171,26 @@ class Run:
         return member[kind][None]
 
     @functools.cached_property
-    def curves(self) -> xr.DataArray:
-        """Both measures of every stream and kind of tokens.
-
-        Dimensions image, stream, measure, tokens, layer; NaN where an image has no
-        token of that kind.
+    def curves(self) -> dict[tuple[str, str], Float[np.ndarray, "image measure layer"]]:
+        """(stream, kind of tokens) -> both measures; NaN where an image has no token of
+        that kind.
         """
-        windows = []
-        for images in self.windows():
-            members = [self.members(kind, images) for kind in self.tokens]
-            ranks = [self.read(schema.RANK(s), images) for s in self.streams]
-            count = len(self.classes)
-            averages = [[_average(r, m, count) for m in members] for r in ranks]
-            windows.append(np.stack([np.stack(each, 2) for each in averages], 1))
-        shape = len(self.streams), len(MEASURES), len(self.tokens), self.config.depth
-        empty = np.empty((0, *shape), np.float32)
-        return xr.DataArray(
-            np.concatenate([empty, *windows]).astype(np.float32),
-            dims=("image", "stream", "measure", "tokens", "layer"),
-            coords={
-                "stream": list(self.streams),
-                "measure": list(MEASURES),
-                "tokens": list(self.tokens),
-            },
-        )
+        empty = np.empty((0, len(MEASURES), self.config.depth), np.float32)
+        keys = itertools.product(self.streams, self.tokens)
+        curves = {key: [empty] for key in keys}
+        for images, stream in itertools.product(self.windows(), self.streams):
+            ranks = self.read(schema.RANK(stream), images)
+            for kind in self.tokens:
+                members = self.members(kind, images)
+                average = _average(ranks, members, len(self.classes))
+                curves[stream, kind].append(average.astype(np.float32))
+        return {key: np.concatenate(parts) for key, parts in curves.items()}
 
     def curve(
         self, tokens: str, measure: str = "identifiability", stream: str = "residual"
     ) -> Float[np.ndarray, "image layer"]:
         """One measure of one kind of tokens in one stream."""
-        where = {"stream": stream, "measure": measure, "tokens": tokens}
-        return self.curves.sel(where).values
+        return self.curves[stream, tokens][:, list(MEASURES).index(measure)]
 
     def line(
         self,
@@ -307,6 +297,8 @@ def run_names(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
 def short_data(manifest: Mapping[str, Any]) -> str:
     """The data as on the command line, of a path only the last part."""
     spec = str(manifest["data"]["spec"])
+    if spec.startswith("photos:"):  # of `vitjax look`: how many, then their digest
+        return spec.removeprefix("photos:").partition(",")[0]
     return pathlib.PurePath(spec).name if "/" in spec else spec
 
 

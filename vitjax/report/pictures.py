@@ -21,11 +21,13 @@ from jaxtyping import Bool, Int, UInt8
 from vitjax.recipes import schema
 from vitjax.report.figure import (
     POSITIVE,
+    SIGNED,
     Figure,
     Section,
     Table,
     data_url,
     paragraph,
+    save,
     with_name,
 )
 from vitjax.report.per_image import BAND, Frame, Run
@@ -59,13 +61,6 @@ class Preview:
     def read(self, name: str) -> np.ndarray:
         """The row of an array."""
         return self.run.read(name, np.array([self.index]))[0]
-
-    @property
-    def ranks(self) -> Int[np.ndarray, "shown row column"]:
-        """Of the label after each shown block, -1 where absent."""
-        config = self.run.config
-        ranks = self.read(schema.RANK("residual"))[shown_layers(config.depth)]
-        return ranks[:, config.prefix :].reshape(-1, *config.grid)
 
     @property
     def mask(self) -> Bool[np.ndarray, "row column"] | None:
@@ -113,15 +108,18 @@ class Preview:
         *,
         signed: bool = False,
         opacity: float | None = 0.75,
-        scale: "Scale | None" = None,
+        largest: float | None = None,
     ) -> "Panel":
-        """A map of patches over the image, on a scale of its own unless it has one."""
-        from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid
+        """A map of patches over the image, on a scale of its own or, with the largest
+        magnitude that others have, on a signed one.
+        """
+        from vitjax.report.overlays import Panel, Scale, lay_over, scale_of, to_grid
 
         grid = to_grid(values, self.run.config.grid)
-        look = {"signed": signed, "percentile": 98, "opacity": opacity}
-        own = scale or scale_of(grid, **look)
-        return Panel(lay_over(self.photo, grid, own), words, None if scale else own)
+        scale = scale_of(grid, signed=signed, percentile=98, opacity=opacity)
+        if largest is not None:
+            scale = Scale(SIGNED, -largest, largest, opacity)
+        return Panel(lay_over(self.photo, grid, scale), words, scale)
 
 
 Maps = Iterator[tuple["Panel", dict[str, Any]]]
@@ -203,20 +201,20 @@ class PictureFigure(Figure):
         """All rows with their color bars."""
         from vitjax.report.overlays import draw_grid
 
-        buffer = io.BytesIO()
         canvas = draw_grid(self.rows, scale=self.scale)
-        canvas.savefig(buffer, format="png", dpi=dpi)
-        return buffer.getvalue()
+        return save(canvas, format="png", dpi=dpi)
 
     def html(self) -> str:
         """Every picture by itself: as many stand side by side as there is room for."""
         rows = "".join(
-            f'<div class="pictures">{"".join(map(picture, row))}</div>'
+            f'<div class="pictures" style="--count: {len(row)}">'
+            f"{''.join(map(picture, row))}</div>"
             for row in self.rows
         )
         bar = f'<div class="shared">{color_bar(self.scale)}</div>' if self.scale else ""
         return (
-            f"<figure>{paragraph(self.see)}{bar}{rows}<figcaption>"
+            f'<figure>{paragraph(self.see)}{bar}<div class="gallery">{rows}</div>'
+            "<figcaption>"
             f"<p>{html.escape(self.caption)} Numbers: "
             f"<code>figures/{self.key}.csv</code>.</p></figcaption></figure>"
         )
@@ -237,14 +235,13 @@ PIXELS = 224
 
 def color_bar(scale: "Scale") -> str:
     """The colors of a scale, the numbers at its ends and its words."""
-    values = np.linspace(scale.low, scale.high, 64)[None]
-    colors = scale.blend(np.full((1, 64, 3), 200, np.uint8), values)
-    ends = (f"{end:.2g}".replace("-", "−") for end in (scale.low, scale.high))
-    low, high = (f"<span>{end}</span>" for end in ends)
-    words = f"<span>{html.escape(scale.words)}</span>"
+    low, high = scale.ends
+    words = "".join(
+        f"<span>{html.escape(text)}</span>" for text in (low, scale.words, high)
+    )
     return (
-        f'<img class="strip" alt="" src="{image_url(colors)}">'
-        f'<div class="ends">{low}{words}{high}</div>'
+        f'<img class="strip" alt="" src="{image_url(scale.strip)}">'
+        f'<div class="ends">{words}</div>'
     )
 
 
@@ -272,14 +269,14 @@ def rank_maps(one: Preview) -> Maps:
     """Ranks of the label after blocks, and the class that comes first there."""
     from vitjax.report.overlays import Panel
 
-    mask, names = one.mask, one.run.classes
-    tops = one.read(schema.TOP_CLASSES())[:, 0]
-    row, column = np.indices(one.run.config.grid).reshape(2, -1)
-    for layer, ranks in zip(shown_layers(one.run.config.depth), one.ranks):
-        image = draw_map(ranks, classes=len(names), mask=mask)
-        rank = ranks.ravel()
+    mask, names, config = one.mask, one.run.classes, one.run.config
+    tops, ranks = one.read(schema.TOP_CLASSES()), one.read(schema.RANK("residual"))
+    row, column = np.indices(config.grid).reshape(2, -1)
+    for layer in shown_layers(config.depth):
+        rank = ranks[layer, config.prefix :]
+        image = draw_map(rank.reshape(config.grid), classes=len(names), mask=mask)
         yield (
-            Panel(image, f"block {layer}\n{short_name(names[tops[layer]])}"),
+            Panel(image, f"block {layer}\n{short_name(names[tops[layer, 0]])}"),
             {
                 "layer": layer,
                 "row": row,
