@@ -189,6 +189,7 @@ def test_small_integers_count_more_classes_than_they_hold():
 
 
 ON_ARRAYS = (
+    "apply_lens",
     "memory_coefficients",
     "similarity_change",
     "residual_composition",
