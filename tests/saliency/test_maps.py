@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 import vitjax
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.interventions import keep_tokens, select_tokens
-from vitjax.saliency import attention, attribution, gradients, presence
+from vitjax.saliency import attention, attribution, gradients, libragrad, presence
 from vitjax.saliency.passes import read_map
 from vitjax.types import Edits, TapEdit
 
@@ -252,11 +252,18 @@ def test_consensus_is_the_mean_rank_of_presence_and_chefer():
     maps = np.stack([explain(method=name) for name in names])
     actual = explain(method="consensus")
     np.testing.assert_allclose(actual, ordinal(maps).mean(0), atol=1e-6)
-    explain = functools.partial(explain, at=0.4)
-    slopes = explain(method="presence")
+
+
+def test_quick_forms_are_of_the_model_with_patches_there_in_part():
+    model, images, *_ = setting("plain")
     attend = np.where(np.arange(17) < 1, 1, 0.4).astype(np.float32)
     edits = Edits(attend=attend[None, None, None, None])
-    partly = vitjax.explain(model, images, TARGET, method="chefer", edits=edits)
-    expected = ordinal(np.stack([slopes, partly])).mean(0)
-    actual = explain(method="quick_consensus")
+    explain = functools.partial(vitjax.explain, model, images, TARGET)
+    half = functools.partial(libragrad.libragrad, blocks=1)
+    read = jax.jit(functools.partial(read_map, half))
+    partly = read(model, images, TARGET, edits=edits)
+    assert_close(explain(method="half_libragrad", at=0.4), partly)
+    maps = explain(method="presence", at=0.4), explain(method="chefer", edits=edits)
+    actual = explain(method="quick_consensus", at=0.4)
+    expected = ordinal(np.stack([*maps, partly, partly])).mean(0)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
