@@ -224,6 +224,8 @@ def test_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
         if words[0] == "run" and "folder:photos" not in words:
             words[words.index("--out") + 1] = "again"
         assert main.main(words) == 0, f"{line}\n{capsys.readouterr().err}"
+        shown = capsys.readouterr().out
+        assert words[0] != "demo" or "top-1 accuracy" in shown and "95 % low" in shown
     for path in ("results", "vitjax-demo"):
         assert (tmp_path / path / "report.html").stat().st_size > 50_000
     assert (tmp_path / "vitjax-explain" / "explain.png").exists()

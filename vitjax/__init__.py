@@ -14,7 +14,8 @@
   `rank_one_edit`.
 - Explanation maps: `explain`, `relevancy`, `helpful_minus_attended`, `show`,
   `removal_curve`, `area_under_curve`, `localisation`.
-- Probes: `Probe`, `fit_ridge_probe`, `fit_softmax_probe`, `with_head`.
+- Probes and lenses: `Probe`, `fit_ridge_probe`, `fit_softmax_probe`, `fit_tuned_lens`,
+  `TunedLens`, `apply_lens`, `with_head`.
 - Images and texts: `encode_image`, `zero_shot`, `load_text`, `TextModel`, `TextConfig`,
   `encode_text`, `class_embeddings`.
 - Data sets and runs: `open_data`, `Batch`, `run`, `Recipe`, `open_results`, `Results`,
@@ -56,6 +57,7 @@ from vitjax.analysis.memory import (
 )
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
+from vitjax.analysis.tuned_lens import TunedLens, apply_lens
 from vitjax.api import (
     encode_image,
     encode_text,
@@ -87,6 +89,7 @@ from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
     from vitjax.data.datasets import open_data
+    from vitjax.recipes.lens import fit_tuned_lens
     from vitjax.recipes.recipe import Recipe
     from vitjax.report.overlays import show
     from vitjax.report.page import explorer, figures, tables, write_report
@@ -102,6 +105,7 @@ LAZY = {
     "show": "vitjax.report.overlays",
     "write_report": "vitjax.report.page",
     "open_data": "vitjax.data.datasets",
+    "fit_tuned_lens": "vitjax.recipes.lens",
     "Recipe": "vitjax.recipes.recipe",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
@@ -174,6 +178,9 @@ __all__ = [
     "Probe",
     "fit_ridge_probe",
     "fit_softmax_probe",
+    "fit_tuned_lens",
+    "TunedLens",
+    "apply_lens",
     "with_head",
     "encode_image",
     "zero_shot",

@@ -28,7 +28,9 @@ forward = compiled(passes.forward, "capture")
 encode_image = compiled(class_heads.encode_image)
 encode_text = compiled(text.encode_text)
 refinement_logits = compiled(passes.refinement_logits)
-explain = compiled(methods.explain, "method", "layers", "heads", "of", "loss", "steps")
+explain = compiled(
+    methods.explain, "method", "layers", "heads", "of", "loss", "steps", "at"
+)
 helpful_minus_attended = compiled(relevancy.helpful_minus_attended, "of", "loss")
 removal_curve = compiled(removal.removal_curve, "keep_counts", "order")
 relevancy = compiled(relevancy.relevancy, "of", "loss", "query")

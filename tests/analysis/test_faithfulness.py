@@ -4,7 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax.analysis.faithfulness import area_under_curve, localisation
+from vitjax.analysis.faithfulness import (
+    area_under_curve,
+    localisation,
+    saco,
+    salience_groups,
+)
 
 measures_of = jax.jit(localisation)  # op by op, each would be a program of its own
 
@@ -133,3 +138,30 @@ def test_masks_are_true_or_false(case, dtype):
         localisation(maps, mask, where=mask.astype(dtype))
     with pytest.raises((ValueError, TypeError), match=r"one shape|5,15"):
         localisation(maps, mask[:, :15])
+
+
+def test_saco_by_hand():
+    """Pairs of groups by how far apart they are: 2 and 3 agree, 1 does not."""
+    salience, drop = np.array([[3, 1, 0], [0.2, 0, 0.1]], np.float32)
+    np.testing.assert_allclose(saco(salience, drop), (2 + 3 - 1) / 6, rtol=1e-6)
+    assert saco(np.ones(3, np.float32), drop) == 0  # nothing is said
+
+
+def test_saco_is_1_for_the_drops_themselves_and_0_for_noise():
+    rng = np.random.default_rng(0)
+    drop = rng.normal(size=(400, 10)).astype(np.float32)
+    np.testing.assert_allclose(saco(drop, drop), 1)
+    np.testing.assert_allclose(saco(5 * drop - 2, drop), 1)  # no scale, no unit
+    np.testing.assert_allclose(saco(-drop, drop), -1)
+    noise = np.asarray(saco(rng.normal(size=drop.shape).astype(np.float32), drop))
+    assert abs(noise.mean()) < 0.06 and (np.abs(noise) <= 1).all()
+
+
+def test_groups_are_tenths_by_rank():
+    values = np.random.default_rng(0).normal(size=(3, 196)).astype(np.float32)
+    group = np.asarray(salience_groups(values, 10))
+    sizes = [np.bincount(row, minlength=10) for row in group]
+    assert np.isin(sizes, (19, 20)).all()
+    for row, own in zip(group, values):
+        means = [own[row == number].min() for number in range(9)]
+        assert all(low >= own[row == i + 1].max() for i, low in enumerate(means))

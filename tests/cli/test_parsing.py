@@ -250,6 +250,7 @@ def test_a_platform_without_devices_is_refused_where_one_is_needed(
     assert ("JAX_PLATFORMS=rocm" in capsys.readouterr().err) == bool(status)
 
 
+@pytest.mark.slow
 def test_stdout_that_is_closed_early_is_silent():
     program = f"{shlex.quote(sys.executable)} -m vitjax list"
     command = program + " | true; exit ${PIPESTATUS[0]}"

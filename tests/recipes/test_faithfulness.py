@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy.special import softmax
 
 import vitjax
-from vitjax.analysis.faithfulness import localisation
+from vitjax.analysis.faithfulness import localisation, saco, salience_groups
 from vitjax.recipes import faithfulness, schema
 from vitjax.recipes.faithfulness import FAITHFULNESS
+from vitjax.saliency.methods import READERS, explain_by_all
 from vitjax.saliency.removal import removal_curve
 
 CONFIG = vitjax.Config(16, 4, dim=8, depth=1, heads=2, mlp_dim=8)
@@ -49,12 +51,15 @@ def rows(model, batch, setup):
 
 
 def test_maps_are_those_of_explain(rows, model, batch):
-    for name in METHODS:
+    maps = {name: rows[schema.MAP(name)] for name in METHODS}
+    images, names = batch.images[:3], tuple(READERS)
+    shared = jax.jit(explain_by_all, static_argnames="methods")
+    maps |= shared(model, images, LABEL[:3], methods=names)
+    for name, values in maps.items():
         seed = {"seed": SEED} if name == "random" else {}
-        expected = vitjax.explain(model, batch.images, LABEL, method=name, **seed)
-        np.testing.assert_allclose(
-            rows[schema.MAP(name)], expected, rtol=1e-4, atol=1e-6
-        )
+        images, label = batch.images[: len(values)], LABEL[: len(values)]
+        expected = vitjax.explain(model, images, label, method=name, **seed)
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", schema.ORDERS)
@@ -72,11 +77,34 @@ def test_removal_is_that_of_removal_curve(rows, setup, model, batch, order):
     correct = rows[schema.REMOVAL(order, "chefer")]
     np.testing.assert_array_equal(correct, expected)
     assert 0 < correct.mean() < 1
+    shares = rows[schema.PROBABILITY(order, "chefer")]
+    assert (shares[correct] > 1 / 4).all() and (shares[~correct] <= 1 / 2).all()
+    sign = 1 if order == "positive" else -1
+    kept = np.argsort(sign * rows["map_chefer"], axis=1, kind="stable")
+    edits = vitjax.select_tokens(kept[:, : counts[0]].astype(np.int32))
+    logits, _ = vitjax.forward(model, batch.images, edits=edits)
+    expected = softmax(np.asarray(logits), axis=1)[np.arange(12), LABEL]
+    np.testing.assert_allclose(shares[:, 0], expected, atol=1e-5)
 
 
 def test_without_any_patch_every_image_is_the_same(rows):
     assert len(set(rows["prediction_empty"])) == 1
     assert 0 <= rows["prediction_empty"][0] < 4
+    assert len(np.unique(rows["probability_empty"])) == 4  # of the labels
+
+
+def test_saco_replaces_groups_by_the_mean_color(rows, model, batch):
+    maps, image = rows["map_chefer"][:1], batch.images[0]
+    group = np.asarray(salience_groups(maps, 10))[0]
+    edited = np.tile(image, (11, 1, 1, 1))
+    for number in range(10):
+        gone = np.kron((group == number).reshape(4, 4), np.ones((4, 4))) > 0
+        edited[number][gone] = image.mean((0, 1))
+    logits, _ = vitjax.forward(model, edited)
+    shares = softmax(np.asarray(logits), axis=1)[:, LABEL[0]]
+    salience = [maps[0][group == number].mean() for number in range(10)]
+    expected = saco(np.array(salience), shares[10] - shares[:10])
+    np.testing.assert_allclose(rows["saco_chefer"][0], expected, atol=1e-4)
 
 
 def test_segmentation_is_localisation_where_there_is_a_mask(rows, batch):
@@ -143,9 +171,11 @@ def test_black_is_zero_after_normalization(model):
 
 def test_speeds_of_every_method_are_measured(model, batch):
     options = RECIPE.with_options({"methods": ("raw_attention", "random")}).keywords
-    speeds = faithfulness.benchmark(model, batch, **options)["images_per_second"]
+    measured = faithfulness.benchmark(model, batch, **options)
+    speeds, passes = measured["images_per_second"], measured["passes"]
     assert set(speeds) == {"forward", "raw_attention", "random"}
-    assert min(speeds.values()) > 0
+    assert min(speeds.values()) > 0 and passes["forward"] == 1
+    assert passes["random"] == speeds["forward"] / speeds["random"]
 
 
 @pytest.mark.parametrize("protocol", ("chefer_perturbation", "segmentation"))

@@ -50,15 +50,21 @@ def test_both_ends_are_there():
     np.testing.assert_array_equal(black.correct[:, 0], run.correct)
     steps = results["pixels_positive_random"].values
     np.testing.assert_array_equal(black.correct[:, 1:], steps)
+    share = read_curve(run, "probability_negative", "chefer")
+    names = "whole", "empty"
+    ends = np.stack([results[f"probability_{name}"].values for name in names], 1)
+    np.testing.assert_array_equal(share.correct[:, [0, -1]], ends)
+    steps = results["probability_negative_chefer"].values
+    np.testing.assert_array_equal(share.correct[:, 1:-1], steps[:, ::-1])
 
 
 def test_areas_are_those_of_trapezoids(cells):
     results = fake_run("faithfulness")
     rows, run = cells(results), Run(results)
-    for column in ("removal_negative", "pixels_positive"):
+    for column in ("removal_negative", "pixels_positive", "probability_positive"):
         one = read_curve(run, column, "chefer")
-        area = np.trapezoid(one.correct, one.removed) / one.removed[-1]
-        np.testing.assert_allclose(one.areas(), area, rtol=1e-12)
+        area = np.trapezoid(1.0 * one.correct, one.removed) / one.removed[-1]
+        np.testing.assert_allclose(one.areas(), area, rtol=1e-6)
         row = rows["chefer", column]
         assert row["value"] == pytest.approx(area.mean())
         assert row["low"] <= row["value"] <= row["high"]
@@ -130,16 +136,22 @@ def test_tests_are_paired_with_random_and_chefer(cells):
 
 
 def test_columns_are_those_of_which_there_are_rows(report):
-    figures, tables, _ = report(without("pixel", "mean", "average"))
+    others = "probability", "saco", "pixel", "mean", "average"
+    figures, tables, _ = report(without(*others))
     headings = list(COLUMNS.values())
     shown = tables["faithfulness"].shown
     assert list(shown)[2:] == headings[:3]
     assert "faithfulness_removal" in figures and "faithfulness_pixels" not in figures
     nothing = np.full(IMAGES, np.nan, np.float32)
     change = {f"mean_iou_{method}": nothing for method in METHODS}
-    figures, tables, _ = report(without("removal", "pixels", change=change))
+    others = "removal", "probability", "saco", "pixels"
+    figures, tables, _ = report(without(*others, change=change))
     shown = tables["faithfulness"].shown
-    assert list(shown)[2:] == [headings[5], headings[7]]
+    names = "pixel_accuracy", "average_precision"
+    assert list(shown)[2:] == [COLUMNS[name] for name in names]
+    passes = {"forward": 1.0} | dict.fromkeys(METHODS, 2.7)
+    tables = report(fake_run("faithfulness", manifest={"measured": {"passes": passes}}))
+    assert set(tables[1]["faithfulness"].shown["passes"]) == {"2.7"}
     assert not any(key.startswith("faithfulness") for key in figures)
 
 

@@ -354,8 +354,15 @@ def test_a_finished_run_is_returned_without_a_step_or_a_write(
     assert not steps
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
-@pytest.mark.parametrize("name", ["rank_residual/c/1/0/0", "done/c/1", "label/c/1"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rank_residual/c/1/0/0", "gone"),
+        ("rank_residual/c/1/0/0", "flipped"),
+        ("label/c/1", "empty"),
+        ("done/c/1", "cut"),
+    ],
+)
 def test_a_lost_or_corrupt_chunk_is_pending_and_run_again(
     run_tiny, whole, steps, tmp_path, damage, name
 ):

@@ -1,4 +1,4 @@
-"""Faithfulness of maps: areas under removal curves, and localization of objects."""
+"""Faithfulness of maps: areas under removal curves, SaCo, localization of objects."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +65,34 @@ def area_under_curve(
     widths = jnp.asarray(np.diff(counts[order]) / span, values.dtype)
     ends = values[..., order]
     return jnp.einsum("...s,s->...", (ends[..., 1:] + ends[..., :-1]) / 2, widths)
+
+
+def salience_groups(
+    maps: Float[ArrayLike, "batch patch"], groups: int
+) -> Int[Array, "batch patch"]:
+    """The group of each patch, by rank: 0 are the most salient; ties by position."""
+    order = jnp.argsort(-jnp.asarray(maps), axis=-1, stable=True)
+    place = jnp.argsort(order, axis=-1).astype(jnp.int32)
+    return place * groups // maps.shape[-1]
+
+
+def saco(
+    salience: Float[ArrayLike, "*any group"], drop: Float[ArrayLike, "*any group"]
+) -> Float[Array, "*any"]:
+    """Salience-guided faithfulness coefficient (Wu et al., CVPR 2024), in [-1, 1].
+
+    `salience` s is each group's mean, `drop` d what the target's probability loses
+    without it. Over pairs of groups, sum of sign * |s_i - s_j| / sum of |s_i - s_j|,
+    where the sign is 1 if the more salient group has at least the other's drop, else
+    -1. 1 for s = d, about 0 for noise, -1 for the contrary; 0 where all s are equal.
+    """
+    salience, drop = jnp.asarray(salience), jnp.asarray(drop)
+    gap = salience[..., :, None] - salience[..., None, :]
+    weight = jnp.maximum(gap, 0)  # each pair once, the more salient group first
+    agrees = drop[..., :, None] >= drop[..., None, :]
+    total = weight.sum((-2, -1))
+    agreement = jnp.where(agrees, weight, -weight).sum((-2, -1))
+    return jnp.where(total > 0, agreement / jnp.where(total > 0, total, 1), 0)
 
 
 @checked

@@ -26,7 +26,13 @@ from vitjax.messages import check_one_of, check_range
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.runner.options import PRECISION
-from vitjax.saliency.methods import PER_HEAD, SIGNED_METHODS, Method
+from vitjax.saliency.methods import (
+    FUNCTIONS,
+    PER_HEAD,
+    SIGNED_METHODS,
+    Method,
+    default_method,
+)
 
 PHOTO = 512
 """Pixels of a photo's longer side in a figure, at most."""
@@ -65,11 +71,11 @@ class Explain(ModelCommand):
         images: image files.
         class_: ids, names or numbers of the classes to explain; by default the class
             that the model predicts for each image.
-        method: names of explanation methods. chefer, the default, is the most faithful
-            on the removal test of those that cost few passes, consensus is more
-            faithful and costs 70, class_projection finds objects best; relevancy, the
-            paper's, shows where more attention would help the class (see the guide's
-            page on methods).
+        method: names of explanation methods. half_libragrad, the default where the
+            model's head allows it and else chefer, is faithful on removal tests and
+            cheap, quick_consensus is more faithful, class_projection finds objects
+            best; relevancy, the paper's, shows where more attention would help the
+            class (see the guide's page on methods).
         grid: a map of every block, or of every head of every block, of methods that
             have them, in one figure on one scale.
         layers: only these blocks, from 0 or negative from the end, of methods that have
@@ -86,7 +92,7 @@ class Explain(ModelCommand):
     class_: Annotated[
         tuple[str, ...], tyro.conf.arg(name="class", metavar="NAME|ID...")
     ] = ()
-    method: tuple[Method, ...] = ("chefer",)
+    method: tuple[Method, ...] = ()
     grid: Literal["blocks", "heads"] | None = None
     layers: Annotated[tuple[int, ...], BLOCKS] = ()
     heads: tuple[int, ...] = ()
@@ -103,13 +109,15 @@ class Explain(ModelCommand):
         Of several classes, all but names have an axis for them after `image`; with
         `grid`, maps have axes for `blocks`, or `blocks` and `heads`, before `row`.
         """
-        if not (self.images and self.method and self.format):
-            raise ValueError("Give at least one image, one method and one format.")
-        for name in self.method if self.grid else ():
-            check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
+        if not (self.images and self.format):
+            raise ValueError("Give at least one image and one format.")
         make_folder(self.out)
         model = self.load()
-        targets = [match_label(c, model.classes, model.class_ids) for c in self.class_]
+        methods = self.methods(model)
+        for name in methods if self.grid else ():
+            check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
+        chosen = (self.class_,) if isinstance(self.class_, str) else self.class_
+        targets = [match_label(c, model.classes, model.class_ids) for c in chosen]
         targets = list(dict.fromkeys(targets))  # "tench, Tinca tinca" is one class
         every = [e for path in self.images for e in self.explain(model, path, targets)]
         names = [printable(os.path.basename(path)) for path in self.images]
@@ -124,7 +132,7 @@ class Explain(ModelCommand):
             "prediction": stack([e.prediction for e in every]),
             "probability": stack([e.probabilities[e.target] for e in every]),
         }
-        for name in self.method:
+        for name in methods:
             arrays[schema.MAP(name)] = stack([e.maps[name] for e in every])
         if self.grid:
             arrays["blocks"], arrays["heads"] = self.parts(model)
@@ -150,7 +158,7 @@ class Explain(ModelCommand):
         lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
         facts = {
             "pictures": pictures,
-            "methods": self.method,
+            "methods": methods,
             "figure": paths[0],
             "figures": paths,
             "arrays": archive,
@@ -173,12 +181,17 @@ class Explain(ModelCommand):
                 name = model.classes[number].split(",")[0]
                 return f"{name} ({100 * shares[number]:.1f} %)"
 
+            methods = self.methods(model)
             best, explanations = int(shares.argmax()), []
             for target in targets or [best]:
-                maps = {m: self.map_of(model, inputs, target, m) for m in self.method}
+                maps = {m: self.map_of(model, inputs, target, m) for m in methods}
                 explanation = Explanation(photo, target, best, shares, words, maps)
                 explanations.append(explanation)
         return explanations
+
+    def methods(self, model: Model) -> tuple[str, ...]:
+        """The chosen methods, or the default one."""
+        return self.method or (default_method(model.config),)
 
     def map_of(self, model: Model, image: Any, target: int, method: str) -> np.ndarray:
         """The map of one image, or those of its blocks and heads."""
@@ -212,11 +225,11 @@ class Explain(ModelCommand):
         from vitjax.report.overlays import in_words, show
 
         look: dict[str, Any] = {"style": self.style, "width": self.width}
-        method, *others = self.method
+        methods = self.methods(model)
         if self.grid:
             blocks, heads = self.parts(model)
             figures = []
-            for e, method in itertools.product(every, self.method):
+            for e, method in itertools.product(every, methods):
                 rows: Any = {f"block {b}": m for b, m in zip(blocks, e.maps[method])}
                 if self.grid == "heads":
                     rows = [
@@ -228,6 +241,7 @@ class Explain(ModelCommand):
                 look |= {"signed": method in SIGNED_METHODS}
                 figures.append(show(e.photo, rows, **look))
             return figures
+        method, *others = methods
         count = len(every) // len(self.images)
         firsts = every[::count]
         if others or count == 1:
@@ -247,7 +261,7 @@ class Explain(ModelCommand):
 @functools.cache
 def maps_of_heads(method: str) -> Any:
     """(model, images, target) -> [layer batch head patch], jitted."""
-    return jax.jit(PER_HEAD[method])
+    return jax.jit(FUNCTIONS[method])
 
 
 def photo_of(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "height width 3"]:

@@ -3,6 +3,8 @@
 .. include:: methods.md
 .. include:: cards.md
 .. include:: interventions.md
+.. include:: editing.md
+.. include:: lenses.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md

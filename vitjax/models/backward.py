@@ -4,18 +4,19 @@ Each block is computed anew while its gradients are taken, so that memory holds 
 residual stream per block and one block's own intermediates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.backward_rules import Rules
-from vitjax.models.edits import split_edits
+from vitjax.models.backward_rules import Rules, linear
+from vitjax.models.edits import patch_mask, split_edits
 from vitjax.models.forward import apply_block, class_tokens, run_blocks
+from vitjax.models.heads import mean_weights
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Edits, Trace
+from vitjax.types import ArrayLike, Config, Edits, Trace, along_last, unit
 
 
 class Gradients(NamedTuple):
@@ -57,25 +58,13 @@ def scan_backward(
 
     `read(state, gradients) -> (state, pytree)` is called once a block; the state at the
     last block is `state(x, gradient)` of the final residual stream and the gradient
-    with respect to `presence` in pooling, if that is given. Returns the state after
+    with respect to log `presence` in pooling, if that is given. Returns the state after
     block 0, and the pytrees, stacked [layer ...].
     """
     edits = edits or Edits()
     x, inputs = block_inputs(model, images, edits)
-    tokens = class_tokens(model.config, inputs, x)
-
-    def scalar(x, tokens, presence):
-        return scalar_fn(model.apply(x, edits, tokens, presence, method="unembed"))
-
-    gradients = jax.grad(scalar, argnums=(0, 1, 2))(x, tokens, presence)
     return scan_reverse(
-        model,
-        inputs,
-        gradients[:1],
-        read,
-        state=state(x, gradients[2]),
-        edits=edits,
-        token_cotangents=gradients[1],
+        model, x, inputs, scalar_fn, read, state=state, edits=edits, presence=presence
     )
 
 
@@ -88,24 +77,38 @@ def block_inputs(model: Model, images, edits: Edits):
 
 def scan_reverse(
     model: Model,
-    inputs,
-    cotangents,
-    read,
+    x: Float[Array, "batch token dim"],
+    inputs: Float[Array, "layer batch token dim"],
+    scalar_fn: Callable[[Float[Array, "batch class"]], Float[Array, ""]],
+    read: Callable[..., tuple[Any, Any]],
     *,
-    state,
+    state: Callable[[Array, Array], Any],
     edits: Edits,
-    rules=(Rules(),),
-    token_cotangents=None,
-    fields: tuple[str, ...] = ("attention_weights",),
+    presence: Float[Array, "batch token"] | None = None,
+    rules: Sequence[Rules] = (Rules(),),
+    fields: Sequence[str] = ("attention_weights",),
+    blocks: int | None = None,
 ) -> tuple[Any, Any]:
-    """The loop over blocks, backward, from their inputs [layer batch token dim].
+    """`scan_backward` from what left the last block, and what entered each.
 
-    Of each of the `rules` there is a cotangent at the last block, and one `Gradients`
-    among the arguments of `read(state, *gradients)`. `token_cotangents`, [layer batch
-    dim], are added at [CLS] after each block. `fields` are those of `Trace` whose
-    gradients are taken.
+    Each of the `rules` has its own backward pass, and one `Gradients` among the
+    arguments of `read(state, *gradients)`. `fields` are those of `Trace` whose
+    gradients are taken, `blocks` how many of the last ones are passed; None for all.
     """
     shared, layered = split_edits(edits, model.config)
+    tokens = class_tokens(model.config, inputs, x)
+
+    def scalar(x, tokens, presence):
+        return scalar_fn(model.apply(x, edits, tokens, presence, method="unembed"))
+
+    of_x, of_tokens, of_presence = jax.grad(scalar, (0, 1, 2))(x, tokens, presence)
+    if presence is not None:
+        of_presence = of_presence * presence
+
+    def at_last_block(each):
+        if each == Rules():
+            return of_x
+        return jax.grad(lambda x: scalar_fn(unembed(model, x, edits, each)))(x)
 
     def step(carry, per_block):
         cotangents, state = carry
@@ -129,6 +132,41 @@ def scan_reverse(
         state, out = read(state, *gradients)
         return (tuple(each.stream_gradient for each in gradients), state), out
 
-    blocks = (model.block_params, layered, inputs, token_cotangents)
-    (_, state), reads = jax.lax.scan(step, (cotangents, state), blocks, reverse=True)
+    per_block = (model.block_params, layered, inputs, of_tokens)
+    if blocks is not None:
+        per_block = jax.tree.map(lambda leaf: leaf[-blocks:], per_block)
+    start = tuple(map(at_last_block, rules)), state(x, of_presence)
+    (_, state), reads = jax.lax.scan(step, start, per_block, reverse=True)
     return state, reads
+
+
+def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
+    """Class logits of the final residual stream, by the rules."""
+    config: Config = model.config
+    space: Any = model.class_space
+    dense = rules.dense or linear
+
+    def normalize(x):
+        norm = space.norm_scale, space.norm_shift
+        return rules.norm(x, *norm, epsilon=space.epsilon)
+
+    x = normalize(x) if config.normalizes_first else x
+    patches = slice(config.prefix, None)
+    if config.pooling == "cls":
+        state = x[:, 0]
+    else:
+        keep = None if edits.keep is None else patch_mask(edits)
+        weights = mean_weights(x[:, patches], keep)
+        state = rules.mean(x[:, patches], weights[:, :, None])
+    if config.pooling == "cls_mean":  # one layer that reads both, side by side
+        state = jnp.concatenate([x[:, 0], state], axis=-1)
+        parts = jnp.asarray(space.embedding), jnp.asarray(space.patch_embedding)
+        return dense(state, jnp.concatenate(parts, axis=1).T, space.bias)
+    state = state if config.normalizes_first else normalize(state)
+    if space.temperature is None:
+        return dense(state, space.embedding.T, space.bias)
+    f: Any = state
+    if space.projection is not None:
+        f = dense(state, space.projection, None)
+    cosine = unit(f) * along_last(space.temperature, f)
+    return dense(rules.length(f, cosine), space.class_embedding.T, space.bias)

@@ -3,11 +3,14 @@
 Protocols, by name:
 
 - `vilas_removal` (Vilas et al. 2023, section 7): patches are removed after position
-  embedding, least important first (negative) or most important first (positive).
+  embedding, least important first (negative) or most important first (positive). Of
+  the same passes: insertion and deletion, the probability of the explained class.
 - `chefer_perturbation` (Chefer et al. 2021, section 4.2): pixels are blackened in steps
   of a tenth of the image, by the map enlarged bilinearly, in both orders.
-- `segmentation` (the same): the map as a mask of the object, at the resolution of
-  patches, where the data has masks.
+- `saco` (Wu et al. 2024): whether more salient tenths of the patches matter more, each
+  replaced by the image's mean color.
+- `segmentation` (Chefer et al. 2021): the map as a mask of the object, at the
+  resolution of patches, where the data has masks.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.class_space import take_label
-from vitjax.analysis.faithfulness import localisation
+from vitjax.analysis.faithfulness import localisation, saco, salience_groups
 from vitjax.messages import check_range
 from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
@@ -28,13 +31,17 @@ from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Recipe, Setup, median_seconds
 from vitjax.saliency import lrp
-from vitjax.saliency.methods import explain
-from vitjax.saliency.removal import removal_curve
+from vitjax.saliency.methods import explain, explain_by_all
+from vitjax.saliency.removal import is_largest, read_removal
 from vitjax.types import Batch, Edits
 
-Protocol = Literal["vilas_removal", "chefer_perturbation", "segmentation"]
+Protocol = Literal["vilas_removal", "chefer_perturbation", "saco", "segmentation"]
 LEVELS = 10
-LRP = {"lrp", "attnlrp", "libragrad"}
+GROUPS = 10
+"""Of patches, of `saco`."""
+TIMED = 4
+"""Images in a timed call, on CPUs."""
+LRP = {"lrp", "attnlrp", "libragrad", "half_libragrad"}
 
 
 def faithfulness(
@@ -56,16 +63,7 @@ def faithfulness(
     methods = applicable(methods, model)
     label = jnp.maximum(batch.label, 0)
     explained = rows["prediction"] if target == "predicted" else label
-    maps = {
-        name: explain(
-            model,
-            batch.images,
-            explained,
-            method=name,
-            seed=carry if name == "random" else None,
-        )
-        for name in methods
-    }
+    maps = explain_by_all(model, batch.images, explained, methods, seed=carry)
     rows |= {schema.MAP(name): maps[name] for name in methods}
     stacked = jnp.stack([maps[name] for name in methods])
     # The negative order removes the least important first, the positive the contrary.
@@ -73,14 +71,25 @@ def faithfulness(
     names = [(order, name) for order in schema.ORDERS for name in methods]
     if "vilas_removal" in protocols:
         counts = kept_counts(model.config.patches, steps)
-        correct = removal_curves(model, batch, both, counts, label)
+
+        def read(logits):
+            shares = probability(model, logits, explained)
+            return is_largest(logits, label), shares
+
+        correct, shares = removal_curves(model, batch, both, counts, read)
         rows |= {schema.REMOVAL(*key): row for key, row in zip(names, correct)}
+        rows |= {schema.PROBABILITY(*key): row for key, row in zip(names, shares)}
         none = Edits(keep=jnp.zeros((1, model.config.patches), bool))
-        empty, _ = final_residual(model, batch.images, edits=none)
-        rows["prediction_empty"] = jnp.argmax(empty, -1).astype(jnp.int32)
+        for end, edits in (("whole", None), ("empty", none)):
+            logits, _ = final_residual(model, batch.images, edits=edits)
+            rows[schema.PROBABILITY_ENDS(end)] = probability(model, logits, explained)
+        rows["prediction_empty"] = jnp.argmax(logits, -1).astype(jnp.int32)
     if "chefer_perturbation" in protocols:
         correct = perturbation_curves(model, batch, both, label)
         rows |= {schema.PIXELS(*key): row for key, row in zip(names, correct)}
+    if "saco" in protocols:
+        values = saco_of_maps(model, batch, stacked, explained)
+        rows |= {schema.SACO(name): row for name, row in zip(methods, values)}
     if "segmentation" in protocols and batch.patch_label is not None:
         kind = jnp.asarray(batch.patch_label)
         for name in methods:
@@ -110,13 +119,44 @@ def kept_counts(patches: int, steps: int) -> tuple[int, ...]:
     return tuple(int(count) for count in counts if 0 < count < patches)
 
 
-def removal_curves(model, batch, maps, counts, label) -> Bool[Array, "map image step"]:
-    """One removal curve per map, by one program."""
+def removal_curves(model, batch, maps, counts, read):
+    """`read_removal` of every map, [map image step], by one program."""
 
     def curve(importance):
-        return removal_curve(model, batch.images, label, importance, keep_counts=counts)
+        return read_removal(model, batch.images, importance, read, keep_counts=counts)
 
     return jax.lax.map(curve, maps)
+
+
+def probability(model: Model, logits, target) -> Float[Array, " image"]:
+    """The target's probability."""
+    return take_label(model.class_space.probabilities(logits), target)
+
+
+def saco_of_maps(model, batch, maps, target) -> Float[Array, "map image"]:
+    """`analysis.faithfulness.saco` of every map, its groups taken out of the pixels."""
+    images = model.check_images(batch.images)
+    mean = images.mean((1, 2), keepdims=True)
+    (height, width), config = images.shape[1:3], model.config
+    rows, columns = (np.arange(n) // config.patch_size for n in (height, width))
+    patch = np.minimum(rows, config.grid[0] - 1)[:, None] * config.grid[1]
+    patch = patch + np.minimum(columns, config.grid[1] - 1)[None]  # of each pixel
+    whole = probability(model, final_residual(model, images)[0], target)
+
+    def of_map(values):
+        group = salience_groups(values, GROUPS)
+
+        def without(number):
+            gone = (group == number)[:, patch, None]
+            logits, _ = final_residual(model, jnp.where(gone, mean, images))
+            members = (group == number).astype(values.dtype)
+            salience = (values * members).sum(1) / jnp.maximum(members.sum(1), 1)
+            return salience, whole - probability(model, logits, target)
+
+        salience, drop = jax.lax.map(without, jnp.arange(GROUPS))
+        return saco(salience.T, drop.T)
+
+    return jax.lax.map(of_map, maps)
 
 
 def perturbation_curves(model, batch, maps, label) -> Bool[Array, "map image level"]:
@@ -168,12 +208,14 @@ def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
 def benchmark(
     model: Model, batch: Batch, *, methods: tuple[Any, ...], **options: Any
 ) -> dict[str, Any]:
-    """Images per second of every method and of a plain forward pass, compiled: the
-    median of three calls.
+    """Images per second of every method by itself and of a plain forward pass,
+    compiled: the median of three calls; and each method's cost in forward passes.
     """
     target, speeds = jnp.maximum(jnp.asarray(batch.label), 0), {}
+    few = slice(TIMED if jax.default_backend() == "cpu" else None)
 
     def call(name: Any, model, images, target):
+        images, target = images[few], target[few]
         if name == "forward":
             return take_label(final_residual(model, images)[0], target)
         return explain(model, images, target, method=name)
@@ -181,8 +223,9 @@ def benchmark(
     for name in ("forward", *applicable(methods, model)):
         function = functools.partial(call, name)
         seconds = median_seconds(function, model, batch.images, target)
-        speeds[name] = len(target) / seconds
-    return {"images_per_second": speeds}
+        speeds[name] = len(range(len(target))[few]) / seconds
+    passes = {name: speeds["forward"] / speed for name, speed in speeds.items()}
+    return {"images_per_second": speeds, "passes": passes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +262,10 @@ FAITHFULNESS = Recipe(
         *base.FAMILIES,
         schema.MAP,
         schema.REMOVAL,
+        schema.PROBABILITY,
+        schema.PROBABILITY_ENDS,
         schema.PIXELS,
+        schema.SACO,
         schema.SEGMENTATION,
         schema.PREDICTION_EMPTY,
         schema.KEPT,

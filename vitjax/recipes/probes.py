@@ -45,6 +45,7 @@ from vitjax.recipes.recipe import (
     median_seconds,
 )
 from vitjax.saliency.relevancy import relevancy
+from vitjax.saliency.removal import is_largest
 from vitjax.types import ArrayLike, Batch
 
 
@@ -229,7 +230,8 @@ def make_removal_step(counts: tuple[int, ...]):
             ),
         }
         maps = jnp.stack(list(orders.values()))
-        correct = removal_curves(model, batch, maps, counts, label)
+        read = functools.partial(is_largest, label=label)
+        correct = removal_curves(model, batch, maps, counts, read)
         return rows | dict(zip(orders, correct))
 
     return step

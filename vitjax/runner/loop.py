@@ -21,8 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vitjax.checkpoints.describe import describe_preprocessing
-from vitjax.checkpoints.loading import load
+from vitjax.checkpoints.loading import describe_preprocessing, load
 from vitjax.data.datasets import open_data
 from vitjax.data.images import ImageError, Preprocess, printable
 from vitjax.data.loader import Loaded, batches

@@ -11,17 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from vitjax.models.edits import patch_mask
-from vitjax.models.forward import run_blocks, scan_blocks
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Edits, Trace
-
-Images = Float[ArrayLike, "batch height width channel"]
-Target = Int[ArrayLike, " batch"]
-Map = Float[Array, "batch patch"]
-Maps = Float[Array, "layer batch head patch"]
+from vitjax.saliency.passes import Reader, Target
+from vitjax.types import Edits, Trace
 
 
 def pooled_attention(model: Model, trace: Trace, edits: Edits):
@@ -33,43 +26,37 @@ def pooled_attention(model: Model, trace: Trace, edits: Edits):
     return jnp.einsum("bq,bhqt->bht", pooled, weights)
 
 
-def zero_absent(maps: Map, edits: Edits) -> Map:
-    """Maps with 0 at patches that `keep` removed."""
-    return maps if edits.keep is None else jnp.where(patch_mask(edits), maps, 0)
-
-
-def raw_attention(model: Model, images: Images, *, edits: Edits | None = None) -> Maps:
-    """Attention weights A[layer, head, row, patch] of the head's row, in [0, 1].
+def raw_attention(model: Model, target: Target, edits: Edits) -> Reader:
+    """Attention weights A[layer, head, row, token] of the head's row, in [0, 1].
 
     The customary map is the last block's, averaged over heads.
     """
-    cfg, edits = model.config, edits or Edits()
 
-    def read(params, stream_in, trace):
-        return pooled_attention(model, trace, edits)[..., cfg.prefix :]
+    def forward(params, stream_in, trace, context):
+        return pooled_attention(model, trace, edits)
 
-    return scan_blocks(model, images, read, edits=edits)[1]
+    return Reader(lambda reads: reads.forward, forward)
 
 
-def rollout(model: Model, images: Images, *, edits: Edits | None = None) -> Map:
+def rollout(model: Model, target: Target, edits: Edits) -> Reader:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928), in [0, 1].
 
     The head's row of C_L ... C_1, where C = (mean over heads of A + I) / 2: attention
-    mixed with the residual path, block after block. Computed as a row vector from the
-    last block down. With the prefix tokens, which are left out, rows sum to one, unless
-    edits scale the weights after the softmax.
+    mixed with the residual path in equal parts, as the authors weigh it, all blocks
+    after one another. Computed as a row vector from the last block down. With the
+    prefix tokens, which are left out, rows sum to one, unless edits scale the weights
+    after the softmax.
     """
 
-    def read(params, stream_in, trace):
+    def forward(params, stream_in, trace, context):
         return trace.attention_weights.mean(1)
-
-    edits = edits or Edits()
-    _, x, _, weights = run_blocks(model, images, read, edits=edits)
 
     def step(row, mixed):
         moved = jnp.einsum("bq,bqt->bt", row, mixed)
         return (row + moved) / 2, None
 
-    row = model.apply(x, edits, method="token_weights")
-    row, _ = jax.lax.scan(step, row, weights, reverse=True)
-    return row[:, model.config.prefix :]
+    def finish(reads):
+        row = model.apply(reads.x, edits, method="token_weights")
+        return jax.lax.scan(step, row, reads.forward, reverse=True)[0]
+
+    return Reader(finish, forward)

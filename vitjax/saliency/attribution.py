@@ -19,7 +19,7 @@ from vitjax.models.forward import (
 )
 from vitjax.models.heads import mean_of_patches, pool, pooled_rows
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images, Maps, Target
+from vitjax.saliency.passes import Images, Target
 from vitjax.types import FIELD_AXES, TRACE_FIELDS, Edits, along_last, to_float32
 
 
@@ -247,7 +247,7 @@ class Readout:
 
 def class_projection(
     model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Maps:
+) -> Float[Array, "layer batch head patch"]:
     """What each patch writes into the target's logit through each attention head.
 
     The patches' part of "attention" of `vitjax.logit_attribution`. Signed, in units of

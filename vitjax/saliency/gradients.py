@@ -1,8 +1,4 @@
-"""Baseline maps, each from its paper's formula; see `attention` for what they share.
-
-Methods with one map per block and head return [layer batch head patch];
-`saliency.methods` adds them up.
-"""
+"""Baseline maps, each from its paper's formula; see `attention` for what they share."""
 
 import math
 from typing import Any
@@ -14,19 +10,20 @@ from jaxtyping import Array, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import take_label
-from vitjax.models.backward import block_inputs, scan_backward
-from vitjax.models.edits import patch_mask, split_edits, token_mask
-from vitjax.models.forward import (
-    after_attention,
-    apply_block,
-    class_tokens,
-    final_residual,
-    run_blocks,
-)
+from vitjax.models.backward import scan_backward
+from vitjax.models.edits import patch_mask, token_mask
+from vitjax.models.forward import after_attention, final_residual
 from vitjax.models.heads import mean_weights
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images, Map, Maps, Target
+from vitjax.saliency.passes import (
+    Images,
+    Map,
+    Reader,
+    Target,
+    row_of_head,
+    target_logit,
+)
 from vitjax.types import Edits
 
 Seed = int | Int[Array, ""]
@@ -35,88 +32,60 @@ CHUNK = 8
 """Occluded copies of a batch that run together."""
 
 
-def target_logit(target: Target):
-    """Class logits -> the sum over images of each one's target logit z."""
-    return lambda logits: take_label(logits, target).sum()
-
-
 def gauss_legendre(steps: int, dtype: Any):
     """Nodes and weights of an integral over [0, 1], [step 2]."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     return jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), dtype)
 
 
-def chefer(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+def chefer(model: Model, target: Target, edits: Edits) -> Reader:
     """Gradient times attention (Chefer, Gur and Wolf, ICCV 2021, arXiv 2103.15679).
 
     R = I; block after block R += C.R with C = mean over heads of relu(dz/dA * A); the
-    map is the head's row of R (equations 5 and 6), at least 0. This is what Vilas et
-    al. 2023 compare with. Since only one row is read, it is computed from the last
+    map is the head's row of R (equations 5 and 6), at least 0. From block 0 on and
+    without normalization, as in the authors' code for ViT, and as Vilas et al. 2023
+    compare with. Since only one row is read, it is computed from the last
     block down as r += r.C, without any product of token matrices. Where the head reads
     patches, R's identity adds their weight in it to each.
     """
-    cfg, edits = model.config, edits or Edits()
 
-    def read(row, grads):
+    def backward(row, grads):
         mixed = jax.nn.relu(grads.weights_gradient * grads.weights).mean(1)
         return row + jnp.einsum("bq,bqt->bt", row, mixed), None
 
-    row, _ = scan_backward(
-        model,
-        images,
-        target_logit(target),
-        read,
-        state=lambda x, gradient: model.apply(x, edits, method="token_weights"),
-        edits=edits,
-    )
-    return row[:, cfg.prefix :]
+    return Reader(backward=backward, start=row_of_head(model, edits))
 
 
-def gradcam(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+def gradcam(model: Model, target: Target, edits: Edits) -> Reader:
     """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last block's input.
 
     relu(sum over channels d of a_d x_d), where x is the residual stream entering the
     last block and a_d the mean over patches that exist of dz/dx_d; later, patches no
     longer reach [CLS].
     """
-    edits = edits or Edits()
-    x, inputs = block_inputs(model, images, edits)
-    tokens = class_tokens(model.config, inputs, x)
-    shared, layered = split_edits(edits, model.config)
-    params, masks = jax.tree.map(lambda leaf: leaf[-1], (model.block_params, layered))
-
-    def logit(x):
-        x, _ = apply_block(model, params, x, (shared, masks))
-        return target_logit(target)(model.apply(x, edits, tokens, method="unembed"))
-
-    states = inputs[-1][:, model.config.prefix :]
-    gradient = jax.grad(logit)(inputs[-1])[:, model.config.prefix :]
     keep = None if edits.keep is None else patch_mask(edits)
-    weights = mean_weights(gradient, keep)
-    mean = jnp.einsum("bpd,bp->bd", gradient, weights)
-    return jax.nn.relu(jnp.einsum("bpd,bd->bp", states, mean))
+
+    def backward(_, grads):
+        gradient = grads.stream_gradient[:, model.config.prefix :]
+        mean = jnp.einsum("bpd,bp->bd", gradient, mean_weights(gradient, keep))
+        return None, jax.nn.relu(jnp.einsum("btd,bd->bt", grads.stream_in, mean))
+
+    return Reader(lambda reads: reads.backward[-1], backward=backward, blocks=1)
 
 
-def legrad(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Maps:
+def legrad(model: Model, target: Target, edits: Edits) -> Reader:
     """LeGrad (Bousselham et al. 2024, arXiv 2404.03214), at least 0.
 
     mean over heads and query rows of relu(dz_l / dA_l), where z_l is the target's logit
     of the mean of all tokens, prefix tokens too, of block l's own output. So their code
     has it (github.com/WalBouss/LeGrad), which adds up the last two blocks; its maps are
     these enlarged and scaled to [0, 1]. A head's map is its share of the mean. The mean
-    state is read as `vitjax.project` reads any state.
+    state is read as `vitjax.project` reads any state. [layer batch head token]
     """
-    cfg, edits = model.config, edits or Edits()
+    exists = None if edits.keep is None else token_mask(edits, model.config)
     every = slice(None)
 
-    def read(params, stream_in, trace, context):
-        exists = None if edits.keep is None else token_mask(edits, cfg)
+    def forward(params, stream_in, trace, context):
         of_mean = mean_weights(stream_in, exists)
 
         def logit(weights):
@@ -128,11 +97,26 @@ def legrad(
             return target_logit(target)(model.class_space.logits(state))
 
         gradient = jax.nn.relu(jax.grad(logit)(jnp.asarray(trace.attention_weights)))
-        return (
-            jnp.einsum("bhqt,bq->bht", gradient, of_mean)[..., cfg.prefix :] / cfg.heads
-        )
+        return jnp.einsum("bhqt,bq->bht", gradient, of_mean) / model.config.heads
 
-    return run_blocks(model, images, read, edits=edits, pass_context=True)[-1]
+    return Reader(lambda reads: reads.forward, forward)
+
+
+def input_x_gradient(model: Model, target: Target, edits: Edits) -> Reader:
+    """Input times gradient: sum over channels of x dz/dx, x what enters block 0.
+
+    Signed, in units of the logit (Shrikumar et al. 2016, arXiv 1605.01713, at the
+    embedded patches instead of the pixels).
+    """
+
+    def backward(_, grads):
+        product = jnp.einsum("btd,btd->bt", grads.stream_in, grads.stream_gradient)
+        return product, None
+
+    def start(x, gradient):
+        return jnp.zeros(x.shape[:2], x.dtype)
+
+    return Reader(backward=backward, start=start)
 
 
 def integrated_gradients(

@@ -1,48 +1,14 @@
-"""Input times gradient, and LibraGrad: the same of every block under balanced rules."""
+"""LibraGrad: input times gradient of every block under balanced rules."""
 
 import functools
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from vitjax.analysis.class_space import broadcast_labels, take_label
-from vitjax.models.backward import block_inputs, scan_backward, scan_reverse
 from vitjax.models.backward_rules import Rules
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images, Map, Target
-from vitjax.saliency.gradients import target_logit
-from vitjax.saliency.lrp import (
-    check_rules,
-    constant,
-    halved_product,
-    proportional,
-    unembed,
-)
+from vitjax.saliency.lrp import check_rules, constant, halved_product, proportional
+from vitjax.saliency.passes import Reader, Target
 from vitjax.types import Edits, layer_norm
-
-
-def input_x_gradient(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
-    """Input times gradient: sum over channels of x dz/dx, x what enters block 0.
-
-    Signed, in units of the logit (Shrikumar et al. 2016, arXiv 1605.01713, at the
-    embedded patches instead of the pixels). About three forward passes.
-    """
-
-    def read(state, grads):
-        return jnp.einsum("btd,btd->bt", grads.stream_in, grads.stream_gradient), None
-
-    state, _ = scan_backward(
-        model,
-        images,
-        target_logit(target),
-        read,
-        state=lambda x, gradient: jnp.zeros(x.shape[:2], x.dtype),
-        edits=edits,
-    )
-    return state[:, model.config.prefix :]
 
 
 def gated_product(equation, left, right):
@@ -61,49 +27,29 @@ LIBRA = Rules(
 
 
 def libragrad(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+    model: Model, target: Target, edits: Edits, *, blocks: int | None = None
+) -> Reader:
     """FullGrad+ under LibraGrad's rules (Mehri et al., CVPR 2025, arXiv 2411.16760).
 
     sum over blocks l of sum over channels of x_l g_l, where x_l enters block l and g_l
     is the derivative of the logit z there, plus the same of every bias, at the token
     where it is added. In the derivative, 1 / sigma of LayerNorm, the gate Phi(x) of
     GELU (y = x Phi(x)), attention weights and a cosine's length are held constant; the
-    branches of a SwiGLU get half each. Then x_0 g_0 and the biases add up to z.
+    branches of a SwiGLU get half each. Then x_0 g_0 and the biases add up to z, with
+    those of the head, which belong to no patch.
 
-    Signed, in units of logits, one term per block. About three forward passes.
+    Signed, in units of logits, one term per block. What biases add to an output is what
+    the rules do not trace back to its inputs, so that each is the difference of two
+    products, whatever the block consists of. `blocks` is how many of the last ones are
+    summed, by default all; the authors also have the second half (SkipPLUS).
     """
-    products, biases, _ = libragrad_terms(model, images, target, edits=edits)
-    total = products.sum(0) + biases.sum(0)
-    return total[:, model.config.prefix :]
-
-
-def libragrad_terms(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> tuple[
-    Float[Array, "layer batch token"],
-    Float[Array, "layer batch token"],
-    Float[Array, " batch"],
-]:
-    """x_l g_l; the biases of each block; those of the head.
-
-    The first block's products and all biases add up to the logit. What biases add to an
-    output is what the rules do not trace back to its inputs, so that each is the
-    difference of two products, whatever the block consists of.
-    """
-    edits = edits or Edits()
     check_rules(model.config)
-    x, inputs = block_inputs(model, images, edits)
-    target = broadcast_labels(target, x.shape[:1])
-    one = jax.nn.one_hot(target, model.num_classes, dtype=x.dtype)
-    logits, pull = jax.vjp(lambda x: unembed(model, x, edits, LIBRA), x)
-    (gradient,) = pull(one)
 
     def dot(left, right):
         axes = tuple(range(2, left.ndim))
         return (left * right).sum(axes)
 
-    def read(_, grads):
+    def backward(_, grads):
         trace, fields = grads.trace, grads.fields
         after_attention = fields["attention_update"]
         middle = grads.stream_in + trace.attention_update
@@ -118,14 +64,10 @@ def libragrad_terms(
         )
         return None, (product, biases)
 
-    _, (products, biases) = scan_reverse(
-        model,
-        inputs,
-        (gradient,),
-        read,
-        state=None,
-        edits=edits,
+    return Reader(
+        lambda reads: reads.backward[0].sum(0) + reads.backward[1].sum(0),
+        backward=backward,
         rules=(LIBRA,),
         fields=("values", "mixed_values", "attention_update", "mlp_update"),
+        blocks=blocks,
     )
-    return products, biases, take_label(logits, target) - dot(x, gradient).sum(1)

@@ -7,7 +7,6 @@ over value, and most of them are the ordinary derivative.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
-from vitjax.models.backward import block_inputs, scan_reverse
+from vitjax.models.backward import unembed
 from vitjax.models.backward_rules import (
     Rules,
     keep_value,
@@ -23,61 +22,42 @@ from vitjax.models.backward_rules import (
     weighted_sum,
     with_backward,
 )
-from vitjax.models.edits import patch_mask
 from vitjax.models.forward import read_nothing, scan_forward
-from vitjax.models.heads import mean_weights
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images
-from vitjax.types import Config, Edits, along_last, layer_norm, unit
+from vitjax.saliency.passes import Images, Reader, Target, row_of_head
+from vitjax.types import Config, Edits, layer_norm
 
 SMALL = 1e-9
 """Keeps a quotient of relevance finite where the denominator is nearly 0."""
 
 
-def lrp(
-    model: Model, images: Images, target: Labels, *, edits: Edits | None = None
-) -> Float[Array, "batch patch"]:
+def lrp(model: Model, target: Target, edits: Edits) -> Reader:
     """Transformer attribution: relevance times gradient of attention, rolled out.
 
-    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the head's row of C_L
-    ... C_1 (Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838, section 3.3;
-    start_layer=0 of its code), where A_b are the attention weights of block b and
-    R(A_b) is their relevance, begun with 1 at the logit z_c. Relevance passes a dense
-    layer by the z+ rule, R_i = sum_j (x_i w_ij)+ R_j / sum_k (x_k w_kj)+, without its
-    bias; a product in halves, each factor's entries in proportion to what they
-    contribute; a residual addition in proportion, then scaled so that each side's total
-    has weight |total| over the sum of both; norms, GELU, softmax and factors unchanged.
+    C_b = I + mean_h max(dz_c/dA_b * R(A_b), 0) and the map is the head's row of C_L ...
+    C_1 (Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838, section 3.3; from block 0
+    on, the default of their code, which leaves it out for segmentation), where A_b are
+    the attention weights of block b and R(A_b) is their relevance, begun with 1 at the
+    logit z_c. Relevance passes a dense layer by the z+ rule, R_i = sum_j (x_i w_ij)+
+    R_j / sum_k (x_k w_kj)+, without its bias; a product in halves, each factor's
+    entries in proportion to what they contribute; a residual addition in proportion,
+    then scaled so that each side's total has weight |total| over the sum of both;
+    norms, GELU, softmax and factors unchanged.
 
     At least 0; of a selection, the selected patches. Where the head reads patches (new
     here: the paper's models read [CLS]), relevance passes the mean by the z+ rule, and
     the rollout is read at the rows of the head's tokens, averaged by their weights; a
     cosine's length passes it on unchanged.
     """
-    edits, config = edits or Edits(), model.config
-    check_rules(config)
-    x, inputs = block_inputs(model, images, edits)
-    target = broadcast_labels(target, x.shape[:1])
-    one = jax.nn.one_hot(target, model.num_classes, dtype=x.dtype)
+    check_rules(model.config)
 
-    def at_last_block(rules):
-        return jax.vjp(lambda x: unembed(model, x, edits, rules), x)[1](one)[0]
-
-    def read(row, ordinary, relevance):
+    def backward(row, ordinary, relevance):
         product = ordinary.weights_gradient * relevance.weights_gradient
         mixing = jnp.maximum(product, 0).mean(1)
         return row + jnp.einsum("bq,bqt->bt", row, mixing), None
 
-    rules = (Rules(), CHEFER)
-    row, _ = scan_reverse(
-        model,
-        inputs,
-        tuple(map(at_last_block, rules)),
-        read,
-        state=model.apply(x, edits, method="token_weights"),
-        edits=edits,
-        rules=rules,
-    )
-    return row[:, config.prefix :]
+    start = row_of_head(model, edits)
+    return Reader(backward=backward, start=start, rules=(Rules(), CHEFER))
 
 
 def attnlrp(
@@ -125,38 +105,6 @@ def attnlrp_gradient(model, images, target, *, gamma, edits):
 
     embedding = model.apply(images, edits, method="embed")
     return embedding, jax.grad(logit)(embedding)
-
-
-def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
-    """Class logits of the final residual stream, by the rules."""
-    config: Config = model.config
-    space: Any = model.class_space
-    dense = rules.dense or linear
-
-    def normalize(x):
-        norm = space.norm_scale, space.norm_shift
-        return rules.norm(x, *norm, epsilon=space.epsilon)
-
-    x = normalize(x) if config.normalizes_first else x
-    patches = slice(config.prefix, None)
-    if config.pooling == "cls":
-        state = x[:, 0]
-    else:
-        keep = None if edits.keep is None else patch_mask(edits)
-        weights = mean_weights(x[:, patches], keep)
-        state = rules.mean(x[:, patches], weights[:, :, None])
-    if config.pooling == "cls_mean":  # one layer that reads both, side by side
-        state = jnp.concatenate([x[:, 0], state], axis=-1)
-        parts = jnp.asarray(space.embedding), jnp.asarray(space.patch_embedding)
-        return dense(state, jnp.concatenate(parts, axis=1).T, space.bias)
-    state = state if config.normalizes_first else normalize(state)
-    if space.temperature is None:
-        return dense(state, space.embedding.T, space.bias)
-    f: Any = state
-    if space.projection is not None:
-        f = dense(state, space.projection, None)
-    cosine = unit(f) * along_last(space.temperature, f)
-    return dense(rules.length(f, cosine), space.class_embedding.T, space.bias)
 
 
 def no_rules(config: Config) -> str:

@@ -1,5 +1,6 @@
 """Relevancy: where more attention would help a class (Vilas et al. 2023, section 7)."""
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,6 +21,7 @@ from vitjax.models.heads import pooled_rows
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
 from vitjax.saliency.attention import raw_attention
+from vitjax.saliency.passes import Reader, Reads, Target, read_maps
 from vitjax.types import ArrayLike, Edits
 
 Of = Literal["residual", "attention_update"]
@@ -77,11 +79,30 @@ def relevancy(
     Example:
         >>> helpful = vitjax.relevancy(model, images, label)  # [layer batch head token]
     """
+    messages.check_one_of("query", query, (None, "all"))
+    edits = edits or Edits()
+    target = broadcast_labels(target, images.shape[:1])
+    reader = block_relevancy(model, target, edits, of=of, loss=loss, query=query)
+    _, x, _, reads = run_blocks(
+        model, images, reader.forward, edits=edits, pass_context=True
+    )
+    relevancy = reader.finish(Reads(x, reads, None, None))
+    return nan_without_class(relevancy, target, model.num_classes, axis=1)
+
+
+def block_relevancy(
+    model: Model,
+    target: Target,
+    edits: Edits,
+    *,
+    of: Of = "residual",
+    loss: Loss = "cross_entropy",
+    query: Literal["all"] | None = None,
+) -> Reader:
+    """What `relevancy` reads, [layer batch head *query token]."""
     messages.check_one_of("of", of, get_args(Of))
     messages.check_one_of("loss", loss, get_args(Loss))
-    messages.check_one_of("query", query, (None, "all"))
-    config, edits = model.config, edits or Edits()
-    target = broadcast_labels(target, images.shape[:1])
+    config = model.config
     every_row = query == "all"
     rows = slice(None) if every_row else pooled_rows(config)
 
@@ -101,7 +122,7 @@ def relevancy(
             logits = logits[:, None]
         return loss_of_logits(logits, target[:, None], loss).sum()
 
-    def read(params, stream_in, trace, context):
+    def forward(params, stream_in, trace, context):
         block = params, stream_in, trace, context
         weights, values = trace.attention_weights, trace.values
         if every_row or config.pooling == "cls":
@@ -122,13 +143,16 @@ def relevancy(
         batch, length, heads, _ = values.shape
         return jax.grad(of_step)(jnp.zeros((batch, heads, length), values.dtype))
 
-    *_, gradients = run_blocks(model, images, read, edits=edits, pass_context=True)
-    if edits.keep is not None:
-        exists = token_mask(edits, config)[None, :, None]  # layer batch head token
-        if every_row:
-            exists = exists[..., None] & exists[..., None, :]
-        gradients = jnp.where(exists, gradients, 0)
-    return nan_without_class(-gradients, target, model.num_classes, axis=1)
+    def finish(reads):
+        gradients = reads.forward
+        if edits.keep is not None:
+            exists = token_mask(edits, config)[None, :, None]  # layer batch head token
+            if every_row:
+                exists = exists[..., None] & exists[..., None, :]
+            gradients = jnp.where(exists, gradients, 0)
+        return -gradients
+
+    return Reader(finish, forward)
 
 
 def helpful_minus_attended(
@@ -161,11 +185,11 @@ def helpful_minus_attended(
         >>> neglected = vitjax.helpful_minus_attended(model, images, label)
         >>> neglected.max((1, 3))  # the most neglected patch of each block and head
     """
-    prefix = model.config.prefix
-    helpful = relevancy(model, images, target, of=of, loss=loss, edits=edits)
-    attended = raw_attention(model, images, edits=edits)
-    maps = shares(jax.nn.relu(helpful[..., prefix:])) - shares(attended)
     target = broadcast_labels(target, images.shape[:1])
+    relevancy = functools.partial(block_relevancy, of=of, loss=loss)
+    methods = {"helpful": relevancy, "attended": raw_attention}
+    maps = read_maps(model, images, target, methods, edits=edits)
+    maps = shares(jax.nn.relu(maps["helpful"])) - shares(maps["attended"])
     return nan_without_class(maps, target, model.num_classes, axis=1)
 
 

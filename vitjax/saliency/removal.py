@@ -1,7 +1,7 @@
 """Token removal: whether the prediction stays right when only some patches exist."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,35 @@ def removal_curve(
         >>> maps = vitjax.explain(model, images, label)
         >>> vitjax.removal_curve(model, images, label, maps, keep_counts=(1, 4, 8))
     """
+    label = broadcast_labels(label, images.shape[:1])
+
+    def read(logits):
+        return is_largest(logits, label)
+
+    return read_removal(
+        model,
+        images,
+        importance,
+        read,
+        keep_counts=keep_counts,
+        order=order,
+        edits=edits,
+    )
+
+
+def read_removal(
+    model: Model,
+    images: Float[ArrayLike, "batch height width channel"],
+    importance: Float[ArrayLike, "batch patch"],
+    read: Callable[[Float[Array, "batch class"]], Any],
+    *,
+    keep_counts: tuple[int, ...],
+    order: Order = "negative",
+    edits: Edits | None = None,
+) -> Any:
+    """What `read` returns of the class logits at each count, [batch step]; see
+    `removal_curve`.
+    """
     patches, counts = model.config.patches, tuple(map(int, keep_counts))
     if not counts:
         raise ValueError("keep_counts=() must hold at least one count.")
@@ -69,10 +98,9 @@ def removal_curve(
             f"importance of shape {importance.shape} must have one number per image "
             f"and patch, {(len(images), patches)}; prefix tokens have none."
         )
-    label = broadcast_labels(label, images.shape[:1])
     kept_first, others = patch_order(importance, order), edits or Edits()
     position = jnp.argsort(kept_first, axis=1).astype(jnp.int32)  # of each patch
-    steps: dict[int, Array] = {}
+    steps: dict[int, Any] = {}
     for bucket in buckets(counts):
         length = max(1, max(bucket))
         select = kept_first[:, :length]
@@ -81,12 +109,13 @@ def removal_curve(
         def step(count, select=select, exact=exact):
             keep = None if exact else position < count
             kept = others & Edits(select=select, keep=keep)
-            logits, _ = final_residual(model, images, edits=kept)
-            return is_largest(logits, label)
+            return read(final_residual(model, images, edits=kept)[0])
 
-        correct = jax.lax.map(step, jnp.asarray(bucket, jnp.int32))
-        steps |= dict(zip(bucket, correct))
-    return jnp.stack([steps[count] for count in counts], axis=1)
+        reads = jax.lax.map(step, jnp.asarray(bucket, jnp.int32))
+        for index, count in enumerate(bucket):
+            steps[count] = jax.tree.map(lambda leaf, index=index: leaf[index], reads)
+    in_order = [steps[count] for count in counts]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *in_order)
 
 
 def is_largest(logits: Float[Array, "batch class"], label) -> Bool[Array, " batch"]:

@@ -10,21 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.backward import scan_backward
 from vitjax.models.edits import MASKED, token_mask
-from vitjax.models.forward import after_attention, final_residual, run_blocks
+from vitjax.models.forward import after_attention
 from vitjax.models.layers import mix
 from vitjax.models.model import Model
-from vitjax.saliency.attention import Images, Map, Target
-from vitjax.saliency.gradients import target_logit
+from vitjax.saliency.passes import Reader, Target, row_of_head, target_logit
 from vitjax.types import Edits
 
 SMALL = 1e-8
 
 
-def tokentm(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+def tokentm(model: Model, target: Target, edits: Edits) -> Reader:
     """TokenTM (Wu et al., CVPR 2024, arXiv 2403.14552), at least 0.
 
     The head's row of C_L, where C_0 = diag(|E_0|) and block after block C <- U_mlp
@@ -36,12 +32,11 @@ def tokentm(
         W_i = |after_i| / |before_i| * softmax over tokens of cos(before, after).
 
     So a reimplementation of LibraGrad's authors has it; its own authors' code is not
-    public. About three forward passes.
+    public.
     """
-    cfg, edits = model.config, edits or Edits()
-    exists = None if edits.keep is None else token_mask(edits, cfg)
+    exists = None if edits.keep is None else token_mask(edits, model.config)
 
-    def read(row, grads):
+    def backward(row, grads):
         trace = grads.trace
         middle = grads.stream_in + trace.attention_update
         by_mlp = change_of_tokens(middle, middle + trace.mlp_update, exists)
@@ -52,15 +47,11 @@ def tokentm(
         row = row + jnp.einsum("bq,bqt->bt", row, mixing)
         return row, jnp.linalg.norm(grads.stream_in, axis=-1)
 
-    row, lengths = scan_backward(
-        model,
-        images,
-        target_logit(target),
-        read,
-        state=lambda x, _: model.apply(x, edits, method="token_weights"),
-        edits=edits,
+    return Reader(
+        lambda reads: reads.state * reads.backward[0],
+        backward=backward,
+        start=row_of_head(model, edits),
     )
-    return (row * lengths[0])[:, cfg.prefix :]
 
 
 def change_of_tokens(before: Any, after: Any, exists: Any) -> Float[Array, "..."]:
@@ -72,9 +63,7 @@ def change_of_tokens(before: Any, after: Any, exists: Any) -> Float[Array, "..."
     return second / (first + SMALL) * jax.nn.softmax(cosine, axis=-1)
 
 
-def inflow(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+def inflow(model: Model, target: Target, edits: Edits) -> Reader:
     """InFlow (Walker et al., AISTATS 2025), at least 0.
 
     The head's row of T_L ... T_1, T = R R' with rows that sum to 1. R mixes a token's
@@ -86,14 +75,13 @@ def inflow(
 
     with z_b the logit of the head on this block's output and I_h the mean of |A_h^T
     dz/dA_h| over its sum over heads. As in its authors' code, rows that the head does
-    not read pass tokens on as they are. About five forward passes.
+    not read pass tokens on as they are.
     """
-    cfg, edits = model.config, edits or Edits()
     exists: Any = jnp.ones((1, 1), model.dtype)
     if edits.keep is not None:
-        exists = token_mask(edits, cfg).astype(model.dtype)
+        exists = token_mask(edits, model.config).astype(model.dtype)
 
-    def read_block(params, stream_in, trace, context):
+    def forward(params, stream_in, trace, context):
         def logit(weights):
             states, _ = after_attention(
                 model,
@@ -110,9 +98,7 @@ def inflow(
 
         return jax.grad(logit)(jnp.asarray(trace.attention_weights)).mean(1)
 
-    *_, slopes = run_blocks(model, images, read_block, edits=edits, pass_context=True)
-
-    def read(_, grads):
+    def backward(_, grads):
         trace = grads.trace
         slopes = grads.weights_gradient * exists[:, None, None]
         influence = jnp.einsum("bhqt,bhqs->bhts", grads.weights, slopes)
@@ -124,12 +110,6 @@ def inflow(
         of_mlp = shares_of_lengths(middle, trace.mlp_update)
         return None, (attended, of_attention, of_mlp)
 
-    def no_state(x, gradient):
-        return None
-
-    seed = target_logit(target)
-    _, blocks = scan_backward(model, images, seed, read, state=no_state, edits=edits)
-
     def step(row, per_block):
         slope, attended, (skip, attention), (middle, mlp) = per_block
         ratio = mlp / jnp.maximum(middle, SMALL) * exists
@@ -140,10 +120,12 @@ def inflow(
         flow = flow / jnp.maximum(flow.sum(2, keepdims=True), SMALL)
         return jnp.einsum("bq,bqt->bt", row, flow), None
 
-    _, stream = final_residual(model, images, edits=edits)
-    row = model.apply(stream, edits, method="token_weights")
-    row, _ = jax.lax.scan(step, row, (slopes, *blocks), reverse=True)
-    return row[:, cfg.prefix :]
+    def finish(reads):
+        row = model.apply(reads.x, edits, method="token_weights")
+        blocks = reads.forward, *reads.backward
+        return jax.lax.scan(step, row, blocks, reverse=True)[0]
+
+    return Reader(finish, forward, backward)
 
 
 def shares_of_lengths(stream: Any, update: Any) -> tuple[Any, Any]:
