@@ -487,15 +487,16 @@ def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
     assert steps == [[0, 1, 2]]
 
 
-def test_steps_of_many_passes_are_small_on_cpus(tiny):
+def test_steps_of_many_passes_are_small_on_cpus(tiny, photos):
     """Unless --batch-size says otherwise."""
-    data = "textured_digits:test_0"
     for name, given, size in (
         ("ablation", None, SMALL_BATCH_SIZE),
         ("ablation", 8, 8),
         ("identifiability", None, BATCH_SIZE),
     ):
-        job = loop.make_job(name, tiny, data, options=RunOptions(batch_size=given))
+        options = RunOptions(batch_size=given)
+        job = loop.make_job(name, tiny, f"folder:{photos}", options=options)
+        size = min(size, job.images)
         assert job.batch_size == meshes.fit_batch_size(size, job.mesh)
 
 
