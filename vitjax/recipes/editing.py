@@ -308,4 +308,5 @@ EDITING = Recipe(
     previews=0,
     setup=setup,
     passes=make_passes,
+    many_passes=True,
 )
