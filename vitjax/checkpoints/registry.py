@@ -466,8 +466,8 @@ def find(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     advice = (
-        "Or pass a vitjax.Config with checkpoint=, or the folder of a converted "
-        "checkpoint."
+        "`vitjax list` shows all. Or pass a vitjax.Config with checkpoint=, or the "
+        "folder of a converted checkpoint."
     )
     if ours := spelled_elsewhere(name):
         raise ValueError(
