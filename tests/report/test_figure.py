@@ -194,9 +194,9 @@ def test_every_figure_and_table_of_every_recipe(report, recipe):
         expected = {"identifiability", "updates", "rate", "maps"}
         expected |= {"gallery"} if recipe == "faithfulness" else set()
         if not ranked:
-            kinds = {"lens": ("kl", "exit"), "errors": ("lead",)}
-            kinds = kinds.get(recipe, ("heads", "blocks", "images"))
-            expected = {f"{recipe}_{kind}" for kind in kinds}
+            kinds = {"editing": [""], "lens": ["_kl", "_exit"], "errors": ["_lead"]}
+            kinds = kinds.get(recipe, ["_heads", "_blocks", "_images"])
+            expected = {recipe + kind for kind in kinds}
         assert expected <= set(figures)
         assert ("summary" in tables) == ranked
         common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
