@@ -133,6 +133,7 @@ def test_products_add_up_to_the_true_logits_of_every_kind(name):
     np.testing.assert_allclose(true, of_label, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_stream_adds_up_on_real_weights(oracle, published_model, published_trace):
     model, label = published_model("setA"), oracle("setA").label[:2]
     _, trace = published_trace("setA")

@@ -154,7 +154,11 @@ def test_an_encoder_without_classes_runs_and_asks_for_them():
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    (("clip", "relevancy"), ("siglip", "class_projection"), ("dinov2", "chefer")),
+    (
+        ("siglip", "class_projection"),
+        pytest.param("clip", "relevancy", marks=pytest.mark.slow),
+        pytest.param("dinov2", "chefer", marks=pytest.mark.slow),
+    ),
 )
 def test_half_precision_is_near_full_precision(name, method):
     model, images, exact, _ = tiny.traced(name)

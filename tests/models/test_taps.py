@@ -44,7 +44,7 @@ HALVES = TRACE_FIELDS[::2], TRACE_FIELDS[1::2]
     (
         ("plain", HALVES[0]),
         ("plain", HALVES[1]),
-        ("post_cls", HALVES[0]),
+        pytest.param("post_cls", HALVES[0], marks=pytest.mark.slow),
         ("pooled", HALVES[1]),
     ),
 )

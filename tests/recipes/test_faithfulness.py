@@ -50,6 +50,7 @@ def rows(model, batch, setup):
     return jax.device_get(jax.jit(RECIPE.run_step)(model, batch, setup.carry))
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_explain(rows, model, batch):
     maps = {name: rows[schema.MAP(name)] for name in METHODS}
     images, names = batch.images[:3], tuple(READERS)

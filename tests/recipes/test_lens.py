@@ -81,6 +81,7 @@ def test_a_lens_is_fitted_on_other_images():
         LENS.passes(context)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, monkeypatch):
     model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
     other = vitjax.open_data(Noise(LABELS, 1), model)

@@ -116,7 +116,11 @@ def test_attribution_patching_is_the_slope_of_patching():
 
 
 @pytest.mark.parametrize(
-    ("name", "of"), (("plain", "attention_update"), ("pooled", "residual"))
+    ("name", "of"),
+    (
+        pytest.param("plain", "attention_update", marks=pytest.mark.slow),
+        ("pooled", "residual"),
+    ),
 )
 def test_relevancy_obeys_edits_of_taps(name, of):
     """The gradient of an edited block's own loss, by zeros added to its weights."""

@@ -114,6 +114,7 @@ def test_rows_of_attention_are_those_that_the_head_reads(name, method):
     np.testing.assert_allclose(actual, expected[:, prefix:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_method_explains_every_kind_or_says_why_not():
     """Methods and kinds in turn, since each pair takes a while to trace."""
     refused = "siglip", "map_linear", "dinov2"

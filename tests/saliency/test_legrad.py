@@ -58,7 +58,11 @@ def authors_map(model, trace, image, target, layers):
 
 @pytest.mark.parametrize(
     ("name", "layers"),
-    (("plain", None), ("registers_gap", (0, 1, 2)), ("layer_scale", [0])),
+    (
+        ("plain", None),
+        pytest.param("registers_gap", (0, 1, 2), marks=pytest.mark.slow),
+        ("layer_scale", [0]),
+    ),
 )
 def test_legrad_is_the_authors(name, layers):
     config = vitjax.Config(**vars(tiny.CONFIGS[name]) | {"depth": 3, "image_size": 16})
