@@ -13,9 +13,8 @@ from sklearn.linear_model import Ridge
 
 import vitjax
 from vitjax.data.datasets import open_data
-from vitjax.recipes import probe_fits, probes, schema
-from vitjax.recipes.probe_fits import first_of_each_class, token_ranges
-from vitjax.recipes.probes import PROBES
+from vitjax.recipes import probes, schema
+from vitjax.recipes.probes import PROBES, first_of_each_class, token_ranges
 from vitjax.recipes.recipe import image_noise
 
 STREAMS = tuple(schema.STREAMS)
@@ -158,9 +157,9 @@ def test_softmax_probes_are_trained_on_all_states(monkeypatch):
         passed.update(options, features=features, labels=labels)
         return vitjax.fit_ridge_probe(features, labels, classes=3)
 
-    monkeypatch.setattr(probe_fits, "fit_softmax_probe", fit_softmax_probe)
+    monkeypatch.setattr(probes, "fit_softmax_probe", fit_softmax_probe)
     batches = [(jnp.asarray(states[s]), labels[s]) for s in np.split(np.arange(24), 3)]
-    probe_fits.fit_softmax(batches, classes=3, seed=1)
+    probes.fit_softmax(batches, classes=3, seed=1)
     np.testing.assert_array_equal(passed["features"], states[labels >= 0])
     np.testing.assert_array_equal(passed["labels"], labels[labels >= 0])
     assert (passed["classes"], passed["seed"]) == (3, 1)
@@ -178,7 +177,7 @@ def test_ranges_hold_every_token_once_and_are_of_one_size(limit):
 def test_softmax_keeps_states_and_ridge_sums():
     sizes = {"dim": 768, "classes": 1000}
     ridge, softmax = (
-        [probe_fits.bytes_per_probe(kind, examples=n, **sizes) for n in (10, 9090)]
+        [probes.bytes_per_probe(kind, examples=n, **sizes) for n in (10, 9090)]
         for kind in ("ridge", "softmax")
     )
     assert ridge[0] == ridge[1] > 8 * 768 * 1768

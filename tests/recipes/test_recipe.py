@@ -11,7 +11,8 @@ import pytest
 import tiny
 from jax.sharding import Mesh, PartitionSpec
 
-from vitjax.recipes import microbatch, paper, schema
+from vitjax.recipes import paper, schema
+from vitjax.recipes import recipe as protocol
 from vitjax.recipes.identifiability import identifiability
 from vitjax.recipes.recipe import Recipe, Setup
 from vitjax.recipes.registry import RECIPES, find_recipe
@@ -134,8 +135,8 @@ def batch_of(config, label=LABEL):
 
 def in_microbatches_of(monkeypatch, model, size, function, *arguments):
     """Rows of a new program under a limit of so many images, and its memory."""
-    limit = size * microbatch.logit_bytes(model)
-    monkeypatch.setattr(microbatch, "LOGIT_BYTES", limit)
+    limit = size * protocol.logit_bytes(model)
+    monkeypatch.setattr(protocol, "LOGIT_BYTES", limit)
     program = jax.jit(lambda *arguments: function(*arguments)).lower(*arguments)
     compiled = program.compile()
     return jax.device_get(compiled(*arguments)), compiled.memory_analysis()
@@ -199,7 +200,7 @@ def test_every_device_takes_microbatches_of_its_own_images(monkeypatch):
 def test_memory_is_that_of_a_microbatch(monkeypatch):
     model = tiny.make(tiny.CONFIGS["one_block"], classes=tuple(map(str, range(3000))))
     batch = batch_of(model.config, np.arange(8))
-    logits = 8 * microbatch.logit_bytes(model)
+    logits = 8 * protocol.logit_bytes(model)
     assert logits == 8 * 17 * 3000 * 4
     run = functools.partial(in_microbatches_of, monkeypatch, model)
     _, whole = run(8, identifiability, model, batch)
@@ -218,22 +219,22 @@ def test_memory_is_that_of_a_microbatch(monkeypatch):
         (100, 7, 20, 4),  # a prime number: 4 and 3
         (100, 1, 1000, 1),  # one image is the least
         (100, 3, 1000, 1),
-        (microbatch.LOGIT_BYTES, 256, 197 * 1000 * 4, 256),  # B/16, 1,000 classes
-        (microbatch.LOGIT_BYTES, 16, 197 * 21_843 * 4, 8),
-        (microbatch.LOGIT_BYTES, 32, 197 * 21_843 * 4, 11),
+        (protocol.LOGIT_BYTES, 256, 197 * 1000 * 4, 256),  # B/16, 1,000 classes
+        (protocol.LOGIT_BYTES, 16, 197 * 21_843 * 4, 8),
+        (protocol.LOGIT_BYTES, 32, 197 * 21_843 * 4, 11),
     ],
 )
 def test_microbatches_are_few_and_of_about_one_size(
     monkeypatch, limit, images, each, size
 ):
-    monkeypatch.setattr(microbatch, "LOGIT_BYTES", limit)
-    assert microbatch.microbatch_size(images, each) == size
+    monkeypatch.setattr(protocol, "LOGIT_BYTES", limit)
+    assert protocol.microbatch_size(images, each) == size
 
 
 def test_a_batch_that_fits_is_passed_on_as_it_is():
     model = tiny.make(tiny.CONFIGS["plain"], classes=CLASSES)
     batch, calls = batch_of(model.config), []
-    step = microbatch.microbatched(lambda *a, **k: calls.append((a, k)) or {})
+    step = protocol.microbatched(lambda *a, **k: calls.append((a, k)) or {})
     assert step(model, batch, "carry", top=5) == {}
     ((positional, keywords),) = calls
     assert keywords == {"top": 5}

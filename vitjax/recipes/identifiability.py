@@ -18,8 +18,7 @@ from vitjax.models.forward import (
 from vitjax.models.heads import pool
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.microbatch import microbatched
-from vitjax.recipes.recipe import Recipe
+from vitjax.recipes.recipe import Recipe, microbatched
 from vitjax.types import Batch, Edits, Trace
 
 

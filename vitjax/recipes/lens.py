@@ -35,9 +35,8 @@ from vitjax.messages import check_classes, check_one_of, check_range
 from vitjax.models.forward import run_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import schema
-from vitjax.recipes.microbatch import microbatched
 from vitjax.recipes.probes import parse_bytes
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset, microbatched
 from vitjax.recipes.sites import spread
 from vitjax.types import Batch, to_float32
 

@@ -21,8 +21,7 @@ from vitjax.models.forward import final_residual, run_blocks
 from vitjax.models.model import Model, initialize, memory_values
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
-from vitjax.recipes.microbatch import microbatched
-from vitjax.recipes.recipe import Recipe, Setup, image_noise
+from vitjax.recipes.recipe import Recipe, Setup, image_noise, microbatched
 from vitjax.types import CONVENTIONS, Batch, Edits, Trace
 
 PERMUTATIONS = 4

@@ -17,8 +17,7 @@ from vitjax.models.forward import forward, scan_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
-from vitjax.recipes.microbatch import microbatched
-from vitjax.recipes.recipe import Recipe
+from vitjax.recipes.recipe import Recipe, microbatched
 from vitjax.saliency.attention import pooled_attention
 from vitjax.saliency.relevancy import relevancy
 from vitjax.types import Batch, Edits
