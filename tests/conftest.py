@@ -1,5 +1,6 @@
 """What every test shares: strict JAX, four forced devices, real data where present."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -36,6 +37,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that one of two processes does not end with it alone."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
+
+
 def pytest_collection_finish(session):
     """Tracing makes many objects, few of them garbage; what is imported stays."""
     gc.freeze()
@@ -55,26 +61,51 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def oracle(shared):
     """name -> the published code's outputs for that model."""
-    made = {}
 
     def get(name):
-        if name not in made:
-            folder = published.folder(shared, name)
-            made[name] = published.Oracle(folder, published.CONFIGS[name])
-        return made[name]
+        folder = published.folder(shared, name)
+        return published.Oracle(folder, published.CONFIGS[name])
 
-    return get
+    return functools.cache(get)
 
 
 @pytest.fixture(scope="session")
 def published_model(shared):
     """name -> the model with the published code's weights, loaded once."""
-    made = {}
 
     def get(name):
-        if name not in made:
-            path, config = published.weights(shared, name), published.CONFIGS[name]
-            made[name] = vitjax.load(config, checkpoint=path)
-        return made[name]
+        path, config = published.weights(shared, name), published.CONFIGS[name]
+        return vitjax.load(config, checkpoint=path)
 
-    return get
+    return functools.cache(get)
+
+
+@pytest.fixture(scope="session")
+def published_trace(oracle, published_model):
+    """name -> (class logits, trace) of the oracle's first images, in numpy."""
+
+    def get(name):
+        images = oracle(name).images[: published.count(name)]
+        model, capture = published_model(name), published.FIELDS
+        return jax.device_get(vitjax.forward(model, images, capture=capture))
+
+    return functools.cache(get)
+
+
+@pytest.fixture(scope="session")
+def published_logits(published_model, published_trace):
+    """name -> {stream: class logits [layer batch token class]} of those images."""
+
+    @jax.jit
+    def project(space, streams):
+        def of_block(block):
+            return {name: vitjax.project(space, x) for name, x in block.items()}
+
+        return jax.lax.map(of_block, streams)
+
+    def get(name):
+        _, trace = published_trace(name)
+        streams = {name: getattr(trace, name) for name in published.STREAMS}
+        return jax.device_get(project(published_model(name).class_space, streams))
+
+    return functools.cache(get)

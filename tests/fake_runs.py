@@ -36,7 +36,7 @@ MEASURED = {
 
 RANKS = ("rank_",)
 CLASSES = ("first_", "prediction_")
-HITS = ("agreement_", "simple_", "removal_", "pixels_", "correct_")
+HITS = ("agreement_", "simple_", "removal_", "pixels_", "correct_", "edited_correct_")
 """How names of arrays begin that hold such numbers; the others are in [0, 1)."""
 
 
@@ -75,11 +75,13 @@ def fake_run(
         "class": classes,
         "top": min(5, classes),
         "chosen": min(3, classes),
+        "rival": min(6, classes),
         "step": len(KEPT),
         "level": 9,
         "count": 2,
         "draw": 4,
         "group": 5,
+        "edited": 3,
         "refined": config.depth - 1,
         "preview": previews,
         "height": config.shape[0],
@@ -92,7 +94,8 @@ def fake_run(
         if array.name.startswith(RANKS):
             improve = np.ones(len(shape[1:]))
             if "layer" in array.axes:
-                improve = np.linspace(1, 0.1, config.depth)[:, None]
+                improve = np.linspace(1, 0.1, config.depth)
+                improve = improve.reshape(-1, *[1] * (len(shape) - 2))
             return (draw.random(shape) * improve * classes).astype(np.int32)
         if array.name.startswith(CLASSES):
             return draw.integers(classes, size=shape, dtype=np.int32)
@@ -113,7 +116,9 @@ def fake_run(
     attention = draw.integers(256, size=(*tokens, config.patches), dtype=np.uint8)
     ranks = draw.integers(classes, size=(*tokens, sizes["chosen"]), dtype=np.int32)
     shares = np.sort(arrays.get(schema.TOKEN_PROBABILITIES(), np.zeros(1)))[..., ::-1]
+    rivals = (prediction[:, None] + np.arange(sizes["rival"])) % classes
     special = {
+        "rivals": rivals.astype(np.int32),
         "label": label,
         "valid": np.ones(images, bool),
         "prediction": prediction,
@@ -128,6 +133,8 @@ def fake_run(
         "chosen_ranks": ranks,
         "kept": np.asarray(KEPT, np.float32),
         "ablated": np.asarray([1, 2], np.float32),
+        "edited_memories": np.asarray([1, 5], np.float32),
+        "edited_role": (np.arange(images)[:, None] + np.arange(3)) % 4 - 1,
     }
     arrays |= {name: value for name, value in special.items() if name in arrays}
     if "rank_without_context" in arrays and masks:

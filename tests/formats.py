@@ -1,43 +1,74 @@
-"""Encoders in every format of torch, written from the formats' own names.
+"""Models in every format, written from the formats' own names.
 
 Each table maps our modules to the beginnings of keys, and our single arrays to whole
 keys; it is independent of the tables under test.
 """
 
+import dataclasses
+import pathlib
+
 import numpy as np
+import pytest
+import safetensors.numpy
 import tiny
 from jax import tree
 
-from vitjax.models.model import flatten
+from vitjax.models.model import Model, flatten
 from vitjax.types import Config
 
 ATTENTION, MLP = "MultiHeadDotProductAttention_0/", "MlpBlock_0/"
 ORDER = {"query": 0, "key": 1, "value": 2}
 
 
-def names_of_clip(block: str, *, attention: str, norms: str, mlp: tuple[str, str]):
-    """What towers of CLIP and SigLIP have in every block."""
-    first, second = mlp
-    return {
-        "LayerNorm_0/": f"{block}{norms}1.",
-        "LayerNorm_1/": f"{block}{norms}2.",
-        MLP + "Dense_0/": f"{block}mlp.{first}.",
-        MLP + "Dense_1/": f"{block}mlp.{second}.",
-        ATTENTION + "out/": f"{block}{attention}.out_proj.",
-    }
+def names_of_block(
+    block: str, *, norms: str, mlp: tuple[str, str], qkv: str, out: str, scale: str = ""
+) -> dict[str, str]:
+    """The modules of every block, whose number stands in braces."""
+    names = of_qkv(ATTENTION, block + qkv) | {ATTENTION + "out/": f"{block}{out}."}
+    for number in (0, 1):
+        names[f"LayerNorm_{number}/"] = f"{block}{norms}{number + 1}."
+        names[f"{MLP}Dense_{number}/"] = f"{block}mlp.{mlp[number]}."
+        key = scale.format(number + 1)
+        names |= {f"LayerScale_{number}/gamma": block + key} if scale else {}
+    return names
 
 
 def of_qkv(module: str, key: str) -> dict[str, str]:
-    return {f"{module}{part}/": key.format(part[0], part) for part in ORDER}
+    """Names of queries, keys and values, from a pattern of one letter or a word."""
+    words = {"<q>": lambda part: part[0], "<query>": str}
+    names = dict.fromkeys(ORDER, key)
+    for pattern, word in words.items():
+        names = {
+            part: name.replace(pattern, word(part)) for part, name in names.items()
+        }
+    return {f"{module}{part}/": name for part, name in names.items()}
+
+
+def hugging_face_clip(tower: str) -> dict[str, str]:
+    """The blocks of both towers of transformers' CLIP and SigLIP."""
+    return names_of_block(
+        tower + "encoder.layers.{}.",
+        norms="layer_norm",
+        mlp=("fc1", "fc2"),
+        qkv="self_attn.<q>_proj.",
+        out="self_attn.out_proj",
+    )
+
+
+def open_clip(tower: str) -> dict[str, str]:
+    """The blocks of both towers of open_clip."""
+    return names_of_block(
+        tower + "transformer.resblocks.{}.",
+        norms="ln_",
+        mlp=("c_fc", "c_proj"),
+        qkv="attn.in_proj_",
+        out="attn.out_proj",
+    )
 
 
 TOWER = "vision_model."
-HF_BLOCK = TOWER + "encoder.layers.{}."
 HUGGING_FACE_CLIP = {
-    **names_of_clip(
-        HF_BLOCK, attention="self_attn", norms="layer_norm", mlp=("fc1", "fc2")
-    ),
-    **of_qkv(ATTENTION, HF_BLOCK.replace("{}", "{{}}") + "self_attn.{0}_proj."),
+    **hugging_face_clip(TOWER),
     "embedding/": TOWER + "embeddings.patch_embedding.",
     "pos_embedding": TOWER + "embeddings.position_embedding.weight",
     "cls": TOWER + "embeddings.class_embedding",
@@ -53,10 +84,8 @@ HUGGING_FACE_CLIP = {
     "MAPHead_0/Dense_0/": TOWER + "head.mlp.fc1.",
     "MAPHead_0/Dense_1/": TOWER + "head.mlp.fc2.",
 }
-CLIP_BLOCK = "visual.transformer.resblocks.{}."
 OPEN_CLIP = {
-    **names_of_clip(CLIP_BLOCK, attention="attn", norms="ln_", mlp=("c_fc", "c_proj")),
-    **of_qkv(ATTENTION, CLIP_BLOCK.replace("{}", "{{}}") + "attn.in_proj_"),
+    **open_clip("visual."),
     "embedding/": "visual.conv1.",
     "pos_embedding": "visual.positional_embedding",
     "cls": "visual.class_embedding",
@@ -66,16 +95,18 @@ OPEN_CLIP = {
     "head/temperature": "logit_scale",
     "head/logit_bias": "logit_bias",
 }
-TIMM_BLOCK = "blocks.{}."
 TIMM = {
-    "LayerNorm_0/": TIMM_BLOCK + "norm1.",
-    "LayerNorm_1/": TIMM_BLOCK + "norm2.",
-    "LayerScale_0/gamma": TIMM_BLOCK + "ls1.gamma",
-    "LayerScale_1/gamma": TIMM_BLOCK + "ls2.gamma",
-    MLP + "Dense_0/": TIMM_BLOCK + "mlp.fc1.",
-    MLP + "Dense_1/": TIMM_BLOCK + "mlp.fc2.",
-    **of_qkv(ATTENTION, "blocks.{{}}.attn.qkv."),
-    ATTENTION + "out/": TIMM_BLOCK + "attn.proj.",
+    **names_of_block(
+        "blocks.{}.",
+        norms="norm",
+        mlp=("fc1", "fc2"),
+        qkv="attn.qkv.",
+        out="attn.proj",
+        scale="ls{}.gamma",
+    ),
+    MLP + "up/": "blocks.{}.mlp.fc1.",  # one matrix, the gate first
+    ATTENTION + "query_norm/": "blocks.{}.attn.q_norm.",
+    ATTENTION + "key_norm/": "blocks.{}.attn.k_norm.",
     "embedding/": "patch_embed.proj.",
     "pos_embedding": "pos_embed",
     "cls": "cls_token",
@@ -83,30 +114,43 @@ TIMM = {
     "embed_norm/": "norm_pre.",
     "Transformer/encoder_norm/": "norm.",
     "head/": "head.",
+    "head_dist/": "head_dist.",
     "MAPHead_0/probe": "attn_pool.latent",
+    **of_qkv("MAPHead_0/", "attn_pool.kv."),
     "MAPHead_0/query/": "attn_pool.q.",
-    "MAPHead_0/key/": "attn_pool.kv.",
-    "MAPHead_0/value/": "attn_pool.kv.",
     "MAPHead_0/out/": "attn_pool.proj.",
     "MAPHead_0/LayerNorm_0/": "attn_pool.norm.",
     "MAPHead_0/Dense_0/": "attn_pool.mlp.fc1.",
     "MAPHead_0/Dense_1/": "attn_pool.mlp.fc2.",
 }
 TRUNK = {ours: f"visual.trunk.{theirs}" for ours, theirs in TIMM.items()}
-TRUNK |= {f"head/{name}": key for name, key in (("temperature", "logit_scale"),)}
-TRUNK["head/logit_bias"] = "logit_bias"
+TRUNK |= {"head/temperature": "logit_scale", "head/logit_bias": "logit_bias"}
 MEAN = TIMM | {"Transformer/encoder_norm/": "fc_norm."}
 PROJECTION = {k: v for k, v in TIMM.items() if k != "head/"} | {"projection/": "head."}
-DINO_BLOCK = "dinov2.encoder.layer.{}."
+LAYER = "encoder.layer.{}."
+HUGGING_FACE = {
+    "LayerNorm_0/": LAYER + "layernorm_before.",
+    "LayerNorm_1/": LAYER + "layernorm_after.",
+    MLP + "Dense_0/": LAYER + "intermediate.dense.",
+    MLP + "Dense_1/": LAYER + "output.dense.",
+    **of_qkv(ATTENTION, LAYER + "attention.attention.<query>."),
+    ATTENTION + "out/": LAYER + "attention.output.dense.",
+    "embedding/": "embeddings.patch_embeddings.projection.",
+    "pos_embedding": "embeddings.position_embeddings",
+    "cls": "embeddings.cls_token",
+    "registers": "embeddings.distillation_token",
+    "Transformer/encoder_norm/": "layernorm.",
+    "head/": "classifier.",
+}
 HUGGING_FACE_DINO = {
-    "LayerNorm_0/": DINO_BLOCK + "norm1.",
-    "LayerNorm_1/": DINO_BLOCK + "norm2.",
-    "LayerScale_0/gamma": DINO_BLOCK + "layer_scale1.lambda1",
-    "LayerScale_1/gamma": DINO_BLOCK + "layer_scale2.lambda1",
-    MLP + "Dense_0/": DINO_BLOCK + "mlp.fc1.",
-    MLP + "Dense_1/": DINO_BLOCK + "mlp.fc2.",
-    **of_qkv(ATTENTION, DINO_BLOCK.replace("{}", "{{}}") + "attention.attention.{1}."),
-    ATTENTION + "out/": DINO_BLOCK + "attention.output.dense.",
+    **names_of_block(
+        "dinov2.encoder.layer.{}.",
+        norms="norm",
+        mlp=("fc1", "fc2"),
+        qkv="attention.attention.<query>.",
+        out="attention.output.dense",
+        scale="layer_scale{}.lambda1",
+    ),
     "embedding/": "dinov2.embeddings.patch_embeddings.projection.",
     "pos_embedding": "dinov2.embeddings.position_embeddings",
     "cls": "dinov2.embeddings.cls_token",
@@ -115,22 +159,30 @@ HUGGING_FACE_DINO = {
     "head/": "classifier.",
     "head_patches/": "classifier.",
 }
+HUGGING_FACE_TEXT = {
+    **hugging_face_clip("text_model."),
+    "token_embedding": "text_model.embeddings.token_embedding.weight",
+    "pos_embedding": "text_model.embeddings.position_embedding.weight",
+    "Transformer/encoder_norm/": "text_model.final_layer_norm.",
+    "projection/": "text_projection.",
+}
+OPEN_CLIP_TEXT = {
+    **open_clip(""),
+    "token_embedding": "token_embedding.weight",
+    "pos_embedding": "positional_embedding",
+    "Transformer/encoder_norm/": "ln_final.",
+    "projection/": "text_projection",
+}
 
 SIZES = tiny.SHAPE
+SIGLIP: dict = dict(class_token=False, pool="map", gelu="tanh")
+SIGLIP |= dict(head="cosine", sigmoid=True)
 CLIP: dict = dict(embed_norm=True, patch_bias=False, epsilon=1e-5, gelu="quick")
 CONFIGS = {
     "clip": Config(**SIZES, **CLIP, projection=10, head="cosine"),
     "clip alone": Config(**SIZES, **CLIP),
-    "siglip": Config(
-        **SIZES,
-        **dict(class_token=False, pool="map", gelu="tanh"),
-        **dict(head="cosine", sigmoid=True),
-    ),
-    "siglip trunk": Config(
-        **SIZES | dict(dim=192, heads=3, depth=1),
-        **dict(class_token=False, pool="map", gelu="tanh"),
-        **dict(head="cosine", sigmoid=True),
-    ),
+    "siglip": Config(**SIZES, **SIGLIP),
+    "siglip trunk": Config(**SIZES | dict(dim=192, heads=3, depth=1), **SIGLIP),
     "dinov2": Config(**SIZES, layer_scale=True),
     "dinov2_reg": Config(**SIZES, layer_scale=True, registers=3),
     "dinov2_head": Config(**SIZES, layer_scale=True, registers=3, pool="cls_mean"),
@@ -139,7 +191,19 @@ CONFIGS = {
 }
 
 
-def write(model, names: dict[str, str]) -> dict[str, np.ndarray]:
+def same(left, right, tolerance: float = 0.0) -> bool:
+    """Whether two models, or two trees of parameters, are equal."""
+    left, right = (flatten(getattr(each, "params", each)) for each in (left, right))
+    return left.keys() == right.keys() and all(
+        left[path].shape == right[path].shape
+        and np.allclose(left[path], right[path], tolerance, tolerance)
+        for path in left
+    )
+
+
+def write(
+    model, names: dict[str, str], *, register_positions: bool = False
+) -> dict[str, np.ndarray]:
     """A model's arrays as torch has them, by a table of names."""
     out: dict[str, list] = {}
     flat = flatten(tree.map(np.asarray, model.params))
@@ -161,10 +225,10 @@ def write(model, names: dict[str, str]) -> dict[str, np.ndarray]:
     for key, parts in out.items():
         wide = key.startswith("classifier") and parts[0].ndim == 2
         arrays[key] = np.concatenate(parts, axis=1 if wide else 0)
-    if "visual.proj" in arrays:
-        arrays["visual.proj"] = arrays["visual.proj"].T
+    for key in {"visual.proj", "text_projection"} & arrays.keys():
+        arrays[key] = arrays[key].T
     for key in ("pos_embed", "dinov2.embeddings.position_embeddings"):
-        if key in arrays:  # registers have none
+        if key in arrays and not register_positions:
             without = np.s_[1 : 1 + model.config.registers]
             arrays[key] = np.delete(arrays[key], without, axis=1)
     return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
@@ -184,3 +248,127 @@ def to_torch(path: str, value: np.ndarray) -> np.ndarray:
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
     return value.reshape(-1, value.shape[-1]).T
+
+
+def write_timm(path, model: Model, *, prefix: str = "") -> dict:
+    """timm's file, with positions of all tokens."""
+    names = TIMM if model.config.class_token else MEAN
+    if model.config.distilled:
+        names = names | {"registers": "dist_token"}
+    params = {key: x for key, x in model.params.items() if key != "refinement"}
+    out = write(model.replace(params=params), names, register_positions=True)
+    if model.config.refinement:
+        out |= refinement_heads(tree.map(np.asarray, model.params))
+    out = {prefix + key: np.ascontiguousarray(x) for key, x in out.items()}
+    safetensors.numpy.save_file(out, path)
+    return out
+
+
+def refinement_heads(params: dict) -> dict:
+    """Naseer et al.'s modules beside timm's keys, each with a batch-norm counter."""
+    tree, out = params["refinement"], {}
+    for i in range(len(tree["token"]["bias"])):
+        name, bn = f"transformerheads.{i}.", tree["norm"]
+        out |= {
+            name + "conv.weight": tree["conv"]["kernel"][i].transpose(3, 2, 0, 1),
+            name + "bn.weight": bn["scale"][i],
+            name + "bn.bias": bn["bias"][i],
+            name + "bn.running_mean": bn["mean"][i],
+            name + "bn.running_var": bn["var"][i],
+            name + "bn.num_batches_tracked": np.array(7),
+            name + "token_fc.weight": tree["token"]["kernel"][i].T,
+            name + "token_fc.bias": tree["token"]["bias"][i],
+        }
+    return out
+
+
+def write_hugging_face(path, model: Model, *, prefix: str = "vit.") -> dict:
+    """transformers' state dict; a register is DeiT's distillation token."""
+    out = {
+        key if key.startswith("classifier") else prefix + key: value
+        for key, value in write(model, HUGGING_FACE).items()
+    }
+    safetensors.numpy.save_file(out, path)
+    return out
+
+
+PRE_LINEN = {
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
+}
+
+
+def flax_arrays(model: Model, *, stacked: bool, rename=()) -> dict:
+    """The tree's leaves by path, blocks together or apart."""
+    out = {}
+    for key, value in flatten(tree.map(np.asarray, model.params)).items():
+        parts = key.split("/")
+        if stacked or parts[:2] != ["Transformer", "encoderblock"]:
+            out[key] = value
+            continue
+        tail = "/".join(dict(rename).get(part, part) for part in parts[2:])
+        for block in range(len(value)):
+            out[f"Transformer/encoderblock_{block}/{tail}"] = value[block]
+    return out
+
+
+def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
+    """The original npz: blocks apart, positions with [CLS]'s own at the front."""
+    out = flax_arrays(model, stacked=False, rename=() if linen else PRE_LINEN)
+    position = out.pop("pos_embedding")
+    out["Transformer/posembed_input/pos_embedding"] = position
+    np.savez(path, **{prefix + key: value for key, value in out.items()})
+    return out
+
+
+def write_big_vision(path, model: Model, *, stacked: bool) -> dict:
+    """big_vision's npz: `params/`, positions of the patches alone, [CLS] apart.
+
+    The position of [CLS] is added to it, as big_vision does when it reads old files.
+    """
+    out = flax_arrays(model, stacked=stacked)
+    out["cls"] = out["cls"] + out["pos_embedding"][:, :1]
+    out["pos_embedding"] = out["pos_embedding"][:, 1:]
+    out = {"params/" + key: value for key, value in out.items()}
+    np.savez(path, **out, **{"opt/0/count": np.array(3)})
+    return out
+
+
+def write_torch(path, arrays: dict, *, nest: str | None) -> None:
+    """The same arrays as PyTorch saves them, by themselves or nested."""
+    torch = pytest.importorskip("torch")
+    state = {key: torch.tensor(value) for key, value in arrays.items()}
+    torch.save({nest: state, "epoch": 3} if nest else state, path)
+
+
+def shrunk(config: Config) -> Config:
+    """The same kind of architecture, small."""
+    depth = 3  # so that a refinement module stands in more than one block
+    return dataclasses.replace(config, **tiny.SHAPE | {"depth": depth})
+
+
+PUBLISHED = {
+    "vit_b16": lambda path, model: write_google(path, model, linen=False),
+    "vit_b16_cifar100": lambda path, model: write_timm(path, model, prefix="model."),
+    "vit_b16_miil": write_timm,
+    "vit_b16_refinement": write_timm,
+    "vit_b16_refinement_heads": write_timm,
+    "vit_b16_gap": write_timm,
+    "deit_b16": write_timm,
+}
+"""Rows of every kind -> how their files are written; B/32 and L/16 are as B/16."""
+
+
+def write_row(folder, name: str, config: Config) -> tuple[Model, pathlib.Path]:
+    """A miniature of a row, and its file in the row's own layout."""
+    model = tiny.make(config)
+    suffix = "npz" if name == "vit_b16" else "safetensors"
+    path = folder / f"{name}.{suffix}"
+    if name == "vit_b16_refinement":  # its file holds the heads that the row leaves out
+        with_heads = tiny.make(dataclasses.replace(config, refinement=True))
+        PUBLISHED[name](path, with_heads)
+        kept = {k: v for k, v in with_heads.params.items() if k != "refinement"}
+        return model.replace(params=kept), path
+    PUBLISHED[name](path, model)
+    return model, path

@@ -8,6 +8,36 @@ import numpy as np
 from scipy.special import erf
 
 
+def layer_norm(x, q, epsilon):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    return x * q["scale"] + q["bias"]
+
+
+def activation(x, kind):
+    if kind == "quick":
+        return x / (1 + np.exp(-1.702 * x))
+    if kind == "erf":
+        return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(scores):
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def by_head(x, q):
+    """[token dim] as [head token key]."""
+    bias = q.get("bias", np.zeros((1, 1)))
+    return np.einsum("td,dhk->htk", x, q["kernel"]) + bias[:, None]
+
+
+def of_heads(mixed, q):
+    """[head token key] as [token dim]."""
+    return np.einsum("htk,hkd->td", mixed, q["kernel"]) + q["bias"]
+
+
 def reference(model, images, edit=lambda field, layer, image, x: x):
     """(class logits, final residual stream) in float64 numpy, one image at a time.
 
@@ -15,25 +45,11 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
     """
     cfg = model.config
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
-
-    def norm(x, q):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
-        return x * q["scale"] + q["bias"]
-
-    def gelu(x):
-        if cfg.gelu == "quick":
-            return x / (1 + np.exp(-1.702 * x))
-        if cfg.gelu == "erf":
-            return x * 0.5 * (1 + erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    norm = functools.partial(layer_norm, epsilon=cfg.epsilon)
+    gelu = functools.partial(activation, kind=cfg.gelu)
 
     def attention(x, q, tap):
-        bias = (lambda n: q[n]["bias"]) if cfg.qkv_bias else (lambda n: 0.0)
-        qkv = {
-            n: (np.einsum("td,dhk->thk", x, q[n]["kernel"]) + bias(n)).swapaxes(0, 1)
-            for n in ("query", "key", "value")
-        }
+        qkv = {n: by_head(x, q[n]) for n in ("query", "key", "value")}
         for n in ("query", "key") if cfg.qk_norm else ():
             qkv[n] = norm(qkv[n], q[f"{n}_norm"])
         query, key, value = (
@@ -42,10 +58,9 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
         )
         scores = query @ key.transpose(0, 2, 1) / math.sqrt(cfg.head_dim)
         scores = tap("attention_scores", scores)
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        weights = tap("attention_weights", scores / scores.sum(-1, keepdims=True))
+        weights = tap("attention_weights", softmax(scores))
         mixed = tap("mixed_values", (weights @ value).swapaxes(0, 1))
-        return np.einsum("thk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+        return of_heads(mixed.swapaxes(0, 1), q["out"])
 
     def mlp(x, q, tap):
         hidden = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
@@ -90,14 +105,10 @@ def reference(model, images, edit=lambda field, layer, image, x: x):
     final = p["Transformer"]["encoder_norm"]
 
     def attention_pool(z):
-        q, size = p["MAPHead_0"], math.sqrt(cfg.head_dim)
-        affine = lambda x, n: (  # noqa: E731
-            np.einsum("td,dhk->htk", x, q[n]["kernel"]) + q[n]["bias"][:, None]
-        )
-        scores = affine(q["probe"][0], "query") @ affine(z, "key").swapaxes(1, 2) / size
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = scores / scores.sum(-1, keepdims=True) @ affine(z, "value")
-        f = np.einsum("htk,hkd->d", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+        q = p["MAPHead_0"]
+        query, key = by_head(q["probe"][0], q["query"]), by_head(z, q["key"])
+        weights = softmax(query @ key.swapaxes(1, 2) / math.sqrt(cfg.head_dim))
+        (f,) = of_heads(weights @ by_head(z, q["value"]), q["out"])
         hidden = norm(f, q["LayerNorm_0"]) @ q["Dense_0"]["kernel"]
         hidden = gelu(hidden + q["Dense_0"]["bias"])
         return f + hidden @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]

@@ -23,6 +23,13 @@ SMALL_NAMES = tuple(name for name in CONFIGS if name != "setA")
 STREAMS = {"residual": "hs", "attention_update": "attn", "mlp_update": "mlp"}
 """Our name of a stream -> the oracle's."""
 
+FIELDS = (*STREAMS, "embedding", "mixed_values", "mlp_preactivation", "mlp_hidden")
+
+
+def count(name: str) -> int | None:
+    """How many of the oracle's images are run; None for all."""
+    return 6 if name == "setA" else None
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ def test_all_is_what_there_is():
     helpers = {"Any", "LAZY", "TYPE_CHECKING"}
     assert shown - helpers == set(vitjax.__all__) - {"__version__"}
     assert len(vitjax.__all__) == len(set(vitjax.__all__))
+    by_topic = re.findall(r"`(\w+)`", vitjax.__doc__)
+    assert ["__version__", *by_topic] == vitjax.__all__
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -47,6 +50,7 @@ def test_functions_are_annotated_and_documented(name):
     assert signature.return_annotation is not inspect.Signature.empty
     assert doc.splitlines()[0].endswith(".")
     assert "Returns:" in doc or signature.return_annotation is None
+    assert "Example:" in doc
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
         optional = parameter.default is not inspect.Parameter.empty
@@ -72,11 +76,14 @@ def test_models_of_one_architecture_share_a_program():
 @pytest.mark.parametrize("name", ("plain", "layer_scale", "gap", "post_cls"))
 def test_memories_times_coefficients_are_the_update(name):
     """With the bias, LayerScale in it; before the norm of a post-norm block."""
-    model = tiny.make(tiny.CONFIGS[name])
-    values, block = vitjax.memory_values(model), model.block_params
-    fields = ("mlp_hidden", "mixed_values", "mlp_update", "attention_update")
-    _, trace = vitjax.forward(model, IMAGES, capture=fields)
-    coefficients = vitjax.memory_coefficients(trace)
+    model, _, _, trace = tiny.traced(name)
+    values, block, coefficients = jax.device_get(
+        (
+            vitjax.memory_values(model),
+            model.block_params,
+            vitjax.memory_coefficients(trace),
+        )
+    )
     out = block["MultiHeadDotProductAttention_0"]["out"]
     layers = {"attention": out, "mlp": block["MlpBlock_0"]["Dense_1"]}
     for index, (system, layer) in enumerate(layers.items()):
@@ -84,8 +91,8 @@ def test_memories_times_coefficients_are_the_update(name):
         bias = layer["bias"][:, None, None]
         expected = getattr(trace, f"{system}_update")
         if model.config.norm == "residual_post":
-            norm = jax.tree.map(np.asarray, block[f"LayerNorm_{index}"])
-            x = np.asarray(update + bias)
+            norm = block[f"LayerNorm_{index}"]
+            x = update + bias
             x = x - x.mean(-1, keepdims=True)
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + model.config.epsilon)
             update = x * norm["scale"][:, None, None]
@@ -110,7 +117,8 @@ def test_structs_are_pytrees_with_named_leaves():
 
 
 def test_reprs_are_short_and_show_shapes():
-    _, trace = vitjax.forward(MODEL, IMAGES, capture=("residual", "keys"))
+    *_, trace = tiny.traced("plain")
+    trace = Trace(residual=jnp.asarray(trace.residual), keys=jnp.asarray(trace.keys))
     edits = vitjax.ablate(MODEL, "mlp_hidden", layers=[0]) & vitjax.no_cls(MODEL)
     for thing, *words in (
         (MODEL, "parameters", "patches", "heads", MODEL.classes[0]),

@@ -120,6 +120,10 @@ def expected_classes(run, image, layer, token):
     return [names[n] for n in run["token_classes"][image, layer, token].values]
 
 
+def shown_image(page):
+    return int(page.inner_text("#explorer-about").split(" ")[0])
+
+
 def value_of(page, name):
     """The number that stands after a map's name."""
     text = page.inner_text("#explorer-values")
@@ -178,7 +182,7 @@ def test_maps_of_blocks_and_heads(opened, run):
     page.select_option("#explorer-quantity", "gap")
     shown = value_of(page, "relevancy minus attention")
     assert shown == pytest.approx(gap[1, 20], abs=0.001)
-    page.select_option("#explorer-head", "all")
+    page.get_by_role("button", name="head 1", exact=True).click()  # all heads
     shown = value_of(page, "relevancy minus attention")
     assert shown == pytest.approx(gap[:, 20].sum(), abs=0.003)
     page.select_option("#explorer-quantity", "attention")
@@ -195,7 +199,7 @@ def test_maps_of_blocks_and_heads(opened, run):
 
 def test_it_opens_where_there_is_something_to_see(opened, run):
     page = opened()
-    image = int(page.input_value("#explorer-image"))
+    image = shown_image(page)
     assert run["label"][image] == run["prediction"][image]
     assert int(page.input_value("#explorer-block")) in (4, 5)
     assert page.input_value("#explorer-quantity") == "rank"
@@ -295,8 +299,7 @@ def test_the_address_holds_what_is_looked_at(opened, run):
     page.wait_for_url("**#image=3&*")
     right = run["label"].values == run["prediction"].values
     page.select_option("#explorer-filter", "right")
-    for each in ("image option", "thumbs button"):
-        assert page.locator(f"#explorer-{each}").count() == right.sum()
+    assert page.locator("#explorer-thumbs button").count() == right.sum()
     page.evaluate("location.hash = '#image=2&block=99&token=999&map=x&a=77&head=9'")
     sync_api.expect(page.locator("#explorer-about")).to_contain_text("2 ·")
     assert "row 7, column 7, after block 5" in page.inner_text("#explorer-token")
@@ -362,9 +365,10 @@ def test_contents_stand_beside_and_pictures_come_early(opened):
 def test_two_runs_side_by_side(opened):
     page = opened("both")
     about = page.locator("#explorer-about")
-    for name, number in (("image", "3"), ("run", "1")):
-        page.select_option(f"#explorer-{name}", number)
-        sync_api.expect(about).to_contain_text(re.compile(r"^3 ·"))
+    page.locator("#explorer-thumbs button").nth(3).click()
+    sync_api.expect(about).to_contain_text(re.compile(r"^3 ·"))
+    page.select_option("#explorer-run", "1")
+    sync_api.expect(about).to_contain_text(re.compile(r"^3 ·"))
     classes = page.locator("#explorer-classes li span")
     sync_api.expect(classes).to_have_count(0)  # `identifiability` keeps none of tokens
     assert "rank of the label" in page.inner_text("#explorer-values")
@@ -375,7 +379,7 @@ def test_the_explorer_works_in_a_notebook(opened, run):
     page.get_by_role("button", name="block 2").click()
     page.get_by_role("button", name="[CLS]").click()
     assert page.inner_text("#explorer-token") == "[CLS], after block 2"
-    image = int(page.input_value("#explorer-image"))
+    image = shown_image(page)
     assert shown_classes(page) == expected_classes(run, image, 2, 0)
 
 

@@ -35,8 +35,10 @@ def first(logits):
 
 OF_IMAGES = {
     "forward": lambda x: vitjax.forward(MODEL, x)[0],
-    "scan_blocks": lambda x: vitjax.scan_blocks(MODEL, x, read)[1],
-    "attention_gradients": lambda x: vitjax.attention_gradients(MODEL, x, first),
+    "scan_blocks": lambda x: jax.jit(lambda: vitjax.scan_blocks(MODEL, x, read)[1])(),
+    "attention_gradients": lambda x: jax.jit(
+        lambda: vitjax.attention_gradients(MODEL, x, first)
+    )(),
     "encode_image": lambda x: vitjax.encode_image(MODEL, x),
     "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
     "relevancy": lambda x: vitjax.relevancy(MODEL, x, 1),
@@ -77,24 +79,15 @@ OF_CLASSES = {  # class numbers that no other argument counts, or -1 allowed
         STATES, c, classes=7, epochs=1
     ),
 }
-CHEAP = ("explain relevancy", "explain lrp", "explain random", "explain rollout")
+EXPLAINED = ("explain relevancy", "explain random", "explain rollout")
+"""Methods that are run: `explain` reads a target before any of them, and all refuse."""
 
 
-def calls(table):
-    """One of a table's functions; whole maps but a few are slow to compile."""
-    return pytest.mark.parametrize(
-        "call",
-        [
-            pytest.param(
-                call,
-                id=name,
-                marks=pytest.mark.slow
-                if name.startswith("explain ") and name not in CHEAP
-                else (),
-            )
-            for name, call in table.items()
-        ],
-    )
+def calls(table, *, run=True):
+    """One of a table's functions."""
+    names = [n for n in table if not (run and n.startswith("explain "))]
+    names += [n for n in EXPLAINED if run and n in table]
+    return pytest.mark.parametrize("call", [table[n] for n in names], ids=names)
 
 
 def test_every_public_function_of_images_and_classes_is_in_a_table():
@@ -137,7 +130,7 @@ def test_pixels_that_look_unnormalized_are_told():
         vitjax.forward(MODEL, [IMAGES[0], IMAGES[1, :16]])
 
 
-@calls(OF_LABELS)
+@calls(OF_LABELS, run=False)
 def test_numbers_that_are_no_class_are_refused(call):
     for wrong in (-1, 7, np.array([0, 7, 1]), jnp.array([2, -1, 1]), [0, 1, 300]):
         value = int(np.ravel(wrong)[np.argmax(np.abs(np.ravel(wrong) - 3))])
@@ -196,6 +189,7 @@ def test_small_integers_count_more_classes_than_they_hold():
 
 
 ON_ARRAYS = (
+    "apply_lens",
     "memory_coefficients",
     "similarity_change",
     "residual_composition",
@@ -216,8 +210,11 @@ def test_lists_are_accepted_where_arrays_are(name):
     row = ROWS[name]
     model = test_composability.MODELS[row.models[0]]
     arrays = row.inputs(model)
-    expected = row.call(model, *arrays)
-    actual = row.call(model, *map(np.ndarray.tolist, arrays))
+    # Inside the program, whose second compilation is read from the cache.
+    expected, actual = (
+        jax.jit(lambda model, each=each: row.call(model, *each))(model)
+        for each in (arrays, [*map(np.ndarray.tolist, arrays)])
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5), actual, expected)
 
 

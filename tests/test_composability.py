@@ -1,7 +1,7 @@
 """Every public function inside jit, vmap and grad, and over several devices.
 
 One table: a row for each function and each explanation method, a column for each way
-to compose it. The columns are the tests; the whole table is slow.
+to compose it. The columns are the tests; all but a few rows are slow.
 """
 
 import dataclasses
@@ -264,6 +264,13 @@ ROWS = {
         lambda m: (draw(m.config.mlp_dim), draw(8)),
         batched=False,
     ),
+    "apply_lens": Row(
+        lambda m, x, w: vitjax.apply_lens(
+            vitjax.TunedLens(weights=w, bias=w[..., 0]), jnp.stack([x] * len(w))
+        ),
+        lambda m: (*states(m), draw(m.config.depth, 8, 8)),
+        batched=False,
+    ),
     "rank": Row(lambda m, z, label: vitjax.rank(z, label), logits, "counts classes"),
     "identifiability": Row(
         lambda m, z, label: vitjax.identifiability(z, label), logits, "counts classes"
@@ -302,6 +309,7 @@ HOST = {
     ),
     **dict.fromkeys(("init", "list_models"), "takes no array"),
     "with_head": "float64 on the host",
+    "fit_tuned_lens": "a loop over a data set, which jits its own step",
     "show": "a figure",
     "class_embeddings": "takes texts",
     "run": "a loop over a data set, which jits its own step",
@@ -310,32 +318,30 @@ HOST = {
 }
 """Functions that nothing can be composed with, and why."""
 
-CHEAP = {
-    (name, "cls")
-    for name in (
-        "forward",
-        "scan_blocks",
-        "explain: relevancy",
-        "project",
-        "rank",
-        "memory_coefficients",
-        "key_value_agreement",
-        "similarity_change",
-        "residual_composition",
-        "area_under_curve",
-        "localisation",
-        "Probe.scores",
-    )
-}
-CELLS = [
-    pytest.param(
-        *(name, kind),
-        marks=() if (name, kind) in CHEAP else pytest.mark.slow,
-        id=f"{name}-{kind}",
-    )
-    for name, row in ROWS.items()
-    for kind in row.models
-]
+CHEAP = (
+    "forward",
+    "explain: relevancy",
+    "project",
+    "rank",
+    "memory_coefficients",
+    "key_value_agreement",
+    "similarity_change",
+    "residual_composition",
+    "area_under_curve",
+    "localisation",
+    "Probe.scores",
+)
+
+
+def cells(shift=0):
+    """Every row with one of its models in turn, with another by another shift."""
+    parameters = []
+    for number, (name, row) in enumerate(ROWS.items()):
+        cheap = name in CHEAP
+        kind = row.models[0 if cheap else (number + shift) % len(row.models)]
+        marks = () if cheap else pytest.mark.slow
+        parameters.append(pytest.param(name, kind, id=f"{name}-{kind}", marks=marks))
+    return parameters
 
 
 def test_nothing_public_is_missing_from_the_table():
@@ -368,7 +374,7 @@ def assert_close(actual, expected, row):
     jax.tree.map(close, actual, expected)
 
 
-@pytest.mark.parametrize(("name", "kind"), CELLS)
+@pytest.mark.parametrize(("name", "kind"), cells())
 def test_vmap_is_a_loop(name, kind):
     row, model, arrays = prepared(name, kind)
     if arrays:
@@ -387,7 +393,7 @@ def test_vmap_is_a_loop(name, kind):
     )
 
 
-@pytest.mark.parametrize(("name", "kind"), CELLS)
+@pytest.mark.parametrize(("name", "kind"), cells())
 def test_the_users_own_jit_over_devices(name, kind):
     """The numbers are a plain call's, each device keeps its part, nothing is retraced.
 
@@ -419,7 +425,7 @@ def test_the_users_own_jit_over_devices(name, kind):
 STEP = 1e-6
 
 
-@pytest.mark.parametrize(("name", "kind"), CELLS)
+@pytest.mark.parametrize(("name", "kind"), cells(shift=1))
 def test_grad_is_the_slope(name, kind):
     """In float64, along one direction of all weights and of the first array."""
     row, model, arrays = prepared(name, kind)

@@ -1,5 +1,7 @@
 """What the README and the guide show is there, is complete, and runs as it stands."""
 
+import doctest
+import inspect
 import pathlib
 import re
 import shlex
@@ -123,9 +125,33 @@ def rows_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_rows_are_those_of_the_schema():
-    """To rewrite the page: `python tests/test_readme.py`."""
-    assert PAGES["rows.md"].split("<!-- schema -->\n")[1] == rows_table()
+def cards() -> str:
+    """A section for each method: its question, its picture, and its other cells of the
+    tables of methods.md by column.
+    """
+    facts: dict[str, dict[str, str]] = {name: {} for name in METHODS}
+    for table in re.findall(r"(?m)^\| method \|.*\n(?:\|.*\n)+", PAGES["methods.md"]):
+        lines = [line.strip("|").split("|") for line in table.splitlines()]
+        (_, *columns), _, *rows = [[cell.strip() for cell in line] for line in lines]
+        for name, *cells in rows:
+            facts[name.strip("`")] |= dict(zip(columns, cells))
+    text = ""
+    for name, cells in facts.items():
+        words = schema.METHODS.get(name, name).replace("_", " ")
+        text += f"## {words[0].upper()}{words[1:]}\n\n{cells.pop('question')}\n\n"
+        text += f"![A photo of a cat and its map](maps/{name}.webp)\n\n"
+        text += f"| `{name}` | |\n| --- | --- |\n"
+        text += "".join(f"| {k} | {v} |\n" for k, v in cells.items() if v) + "\n"
+    return text.rstrip() + "\n"
+
+
+GENERATED = {"rows.md": rows_table, "cards.md": cards}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_pages_are_those_of_the_tables(name):
+    """To rewrite them: `python tests/test_readme.py`."""
+    assert PAGES[name].split("<!-- generated -->\n")[1] == GENERATED[name]()
 
 
 def check_python(*arguments, cwd):
@@ -134,10 +160,37 @@ def check_python(*arguments, cwd):
     assert done.returncode == 0, done.stderr
 
 
+EXAMPLES = """
+import os
+import jax, jax.numpy as jnp, numpy as np, vitjax
+config = vitjax.Config(32, 8, dim=48, depth=12, heads=6, mlp_dim=64)
+model = vitjax.init(config, classes=10).replace(preprocess=vitjax.Preprocess(32, 32))
+images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+noise, corrupted, photo = images[::-1], images[::-1], np.zeros((32, 32, 3), np.uint8)
+label, labels, direction = np.array([3, 5]), np.array([0, 1]), model.params["cls"][0, 0]
+fields = "residual", "attention_update", "mlp_update", "mixed_values", "mlp_hidden"
+_, trace = vitjax.forward(model, images, capture=fields)
+maps, mask = vitjax.explain(model, images, label), np.arange(32).reshape(2, 16) % 2 == 0
+run = vitjax.run(
+    "identifiability", "textured_digits", "textured_digits:test_0", "results", limit=8
+)
+names = dict(globals())
+"""
+FILES = {"load", "load_text", "encode_text", "class_embeddings", "refinement_logits"}
+FILES |= {"zero_shot", "encode_image", "open_data", "run", "open_results", "Recipe"}
+"""Examples with files that are not here."""
+
+
 @pytest.mark.slow
-def test_python_blocks_run(tmp_path):
+def test_python_blocks_and_examples_run(tmp_path):
     """In one process; every block has names and every page a folder of its own."""
-    code = "import os\n"
+    code = EXAMPLES
+    for name in vitjax.__all__:
+        source = inspect.getdoc(getattr(vitjax, name)) or ""
+        lines = [e.source for e in doctest.DocTestParser().get_examples(source)]
+        block = "".join(lines).replace("vit_b16", "textured_digits")
+        if name not in FILES:
+            code += f"exec(compile({block!r}, {name!r}, 'exec'), dict(names))\n"
     for name, page in PAGES.items():
         (tmp_path / name).mkdir()
         code += f"os.chdir({str(tmp_path / name)!r})\n"
@@ -171,6 +224,8 @@ def test_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
         if words[0] == "run" and "folder:photos" not in words:
             words[words.index("--out") + 1] = "again"
         assert main.main(words) == 0, f"{line}\n{capsys.readouterr().err}"
+        shown = capsys.readouterr().out
+        assert words[0] != "demo" or "top-1 accuracy" in shown and "95 % low" in shown
     for path in ("results", "vitjax-demo"):
         assert (tmp_path / path / "report.html").stat().st_size > 50_000
     assert (tmp_path / "vitjax-explain" / "explain.png").exists()
@@ -191,5 +246,6 @@ def test_the_reference_has_every_name_and_page(tmp_path):
 
 
 if __name__ == "__main__":
-    head = PAGES["rows.md"].split("<!-- schema -->\n")[0]
-    (GUIDE / "rows.md").write_text(f"{head}<!-- schema -->\n{rows_table()}", "utf8")
+    for name, make in GENERATED.items():
+        head = PAGES[name].split("<!-- generated -->\n")[0]
+        (GUIDE / name).write_text(f"{head}<!-- generated -->\n{make()}", "utf8")

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from vitjax.statistics import (
+    aucpr,
+    aurc,
     benjamini_hochberg,
     bootstrap_mean,
+    bootstrap_statistic,
+    fit_logistic,
     holm,
     label_permutation_test,
     sign_flip_test,
@@ -306,3 +310,48 @@ def test_equal_pairs_say_nothing():
     left = np.random.default_rng(0).normal(size=(9, 2))
     left[0, 1] = np.nan
     np.testing.assert_array_equal(wilcoxon_test(left, left), 1.0)
+
+
+def test_areas_of_errors_are_those_of_repeated_images():
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(0)
+    tied, wrong = rng.integers(5, size=40).astype(float), rng.random(40) < 0.3
+    counts = rng.integers(3, size=(4, 40))
+    expected = [
+        average_precision_score(np.repeat(wrong, n), -np.repeat(tied, n))
+        for n in counts
+    ]
+    np.testing.assert_allclose(aucpr(tied, wrong, counts.astype(float)), expected)
+    sure = rng.permutation(40).astype(float)
+    risks = np.cumsum(wrong[np.argsort(-sure)]) / np.arange(1, 41)
+    np.testing.assert_allclose(aurc(sure, wrong), risks.mean())
+    np.testing.assert_allclose(aurc(0 * sure, wrong), wrong.mean())
+    assert aucpr(-1.0 * wrong, wrong) == 1 and np.isnan(aucpr(sure, wrong & False))
+
+
+def test_the_bootstrap_of_a_mean_is_that_of_means():
+    values = np.random.default_rng(5).normal(size=(30, 2))
+    interval = bootstrap_statistic(lambda n: n @ values / n.sum(1)[:, None], 30)
+    for own, other in zip(interval, bootstrap_mean(values)):
+        np.testing.assert_allclose(own, other)
+
+
+def test_logistic_regression_is_that_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(6)
+    features = rng.normal(3.0, [1.0, 20.0, 0.0, 5.0], size=(200, 4))
+    right = features[:, 0] + rng.normal(size=200) > 2.5
+    weights, bias = fit_logistic(features, right)
+    scaled = StandardScaler().fit_transform(features)
+    scores = [
+        LogisticRegression(C=1 / penalty, tol=1e-8).fit(scaled, right)
+        for penalty in 10.0 ** np.arange(-1, 5)
+    ]
+    gaps = [
+        np.abs(each.decision_function(scaled) - features @ weights - bias).max()
+        for each in scores
+    ]
+    assert min(gaps) < 1e-3

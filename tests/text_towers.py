@@ -4,13 +4,15 @@ The writers are the inverse of the tables under test, written from the formats'
 descriptions and not from those tables.
 """
 
+import functools
 import json
 import math
 
+import formats
 import jax
 import numpy as np
+import numpy_vit
 import safetensors.numpy
-from scipy.special import erf
 
 from vitjax.checkpoints.text import parameter_shapes
 from vitjax.models.model import flatten, unflatten
@@ -49,31 +51,16 @@ def reference(text: TextModel, ids: np.ndarray) -> np.ndarray:
     """Embeddings in float64 numpy, one text at a time."""
     cfg = text.config
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), text.params)
-
-    def norm(x, q):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
-        return x * q["scale"] + q["bias"]
-
-    def gelu(x):
-        if cfg.gelu == "quick":
-            return x / (1 + np.exp(-1.702 * x))
-        if cfg.gelu == "erf":
-            return x * 0.5 * (1 + erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    norm = functools.partial(numpy_vit.layer_norm, epsilon=cfg.epsilon)
 
     def attention(x, q):
-        query, key, value = (
-            np.einsum("td,dhk->htk", x, q[n]["kernel"]) + q[n]["bias"][:, None]
-            for n in ("query", "key", "value")
-        )
+        parts = ("query", "key", "value")
+        query, key, value = (numpy_vit.by_head(x, q[part]) for part in parts)
         scores = query @ key.transpose(0, 2, 1) / math.sqrt(key.shape[-1])
         if cfg.causal:
             later = np.arange(len(x)) > np.arange(len(x))[:, None]
             scores = np.where(later, -np.inf, scores)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = weights / weights.sum(-1, keepdims=True) @ value
-        return np.einsum("htk,hkd->td", mixed, q["out"]["kernel"]) + q["out"]["bias"]
+        return numpy_vit.of_heads(numpy_vit.softmax(scores) @ value, q["out"])
 
     rows = []
     for row in ids:
@@ -85,7 +72,8 @@ def reference(text: TextModel, ids: np.ndarray) -> np.ndarray:
             )
             dense = [q["MlpBlock_0"][f"Dense_{j}"] for j in (0, 1)]
             hidden = norm(x, q["LayerNorm_1"]) @ dense[0]["kernel"] + dense[0]["bias"]
-            x = x + gelu(hidden) @ dense[1]["kernel"] + dense[1]["bias"]
+            hidden = numpy_vit.activation(hidden, cfg.gelu)
+            x = x + hidden @ dense[1]["kernel"] + dense[1]["bias"]
         end = row.max() if cfg.end is None else cfg.end
         last = -1 if cfg.pool == "last" else row.tolist().index(end)
         f = norm(x[last], p["Transformer"]["encoder_norm"]) @ p["projection"]["kernel"]
@@ -94,47 +82,16 @@ def reference(text: TextModel, ids: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-def blocks_of(text: TextModel):
-    """Parameters, and those of each block."""
-    p = jax.tree.map(np.asarray, text.params)
-    stacked = p["Transformer"]["encoderblock"]
-    depth = text.config.depth
-    return p, [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
-
-
-def linear(name: str, weights: dict, rows: int) -> dict:
-    """A torch layer [out in]; the first `rows` axes are inputs."""
-    kernel = weights["kernel"]
-    kernel = kernel.reshape(math.prod(kernel.shape[:rows]), -1).T
-    return {f"{name}.weight": kernel, f"{name}.bias": weights["bias"].reshape(-1)}
-
-
-def normal(name: str, weights: dict) -> dict:
-    return {f"{name}.weight": weights["scale"], f"{name}.bias": weights["bias"]}
-
-
 def hugging_face(text: TextModel, *, prefix: str = "text_model.") -> dict:
     """transformers' state dict, with an image tower beside."""
-    p, blocks = blocks_of(text)
-    out = {
-        "embeddings.token_embedding.weight": p["token_embedding"],
-        "embeddings.position_embedding.weight": p["pos_embedding"],
-        "embeddings.position_ids": np.arange(text.config.length)[None],
-        **normal("final_layer_norm", p["Transformer"]["encoder_norm"]),
-    }
-    for i, q in enumerate(blocks):
-        name, mha = f"encoder.layers.{i}.", q["MultiHeadDotProductAttention_0"]
-        for part in ("query", "key", "value"):
-            out |= linear(f"{name}self_attn.{part[0]}_proj", mha[part], 1)
-        out |= linear(name + "self_attn.out_proj", mha["out"], 2)
-        for j in (0, 1):
-            out |= normal(f"{name}layer_norm{j + 1}", q[f"LayerNorm_{j}"])
-            out |= linear(f"{name}mlp.fc{j + 1}", q["MlpBlock_0"][f"Dense_{j}"], 1)
+    names = formats.HUGGING_FACE_TEXT
     if text.config.projection_bias:
-        out |= linear("head", p["projection"], 1)
-    out = {prefix + key: value for key, value in out.items()}
-    if not text.config.projection_bias:
-        out["text_projection.weight"] = p["projection"]["kernel"].T
+        names = names | {"projection/": "text_model.head."}
+    out = {
+        key.replace("text_model.", prefix): value
+        for key, value in formats.write(text, names).items()
+    }
+    out[prefix + "embeddings.position_ids"] = np.arange(text.config.length)[None]
     if prefix:
         out["vision_model.encoder.layers.7.self_attn.q_proj.weight"] = np.ones((2, 2))
         out["visual_projection.weight"] = np.ones((2, 2))
@@ -143,27 +100,10 @@ def hugging_face(text: TextModel, *, prefix: str = "text_model.") -> dict:
 
 def open_clip(text: TextModel, *, prefix: str = "") -> dict:
     """open_clip's state dict, with an image tower beside."""
-    p, blocks = blocks_of(text)
-    out = {
-        "token_embedding.weight": p["token_embedding"],
-        "positional_embedding": p["pos_embedding"],
-        **normal("ln_final", p["Transformer"]["encoder_norm"]),
-    }
-    for i, q in enumerate(blocks):
-        name, mha = f"transformer.resblocks.{i}.", q["MultiHeadDotProductAttention_0"]
-        joint = [linear("x", mha[part], 1) for part in ("query", "key", "value")]
-        for key in ("weight", "bias"):
-            parts = [layer[f"x.{key}"] for layer in joint]
-            out[f"{name}attn.in_proj_{key}"] = np.concatenate(parts)
-        out |= linear(name + "attn.out_proj", mha["out"], 2)
-        for j, layer in enumerate(("mlp.c_fc", "mlp.c_proj")):
-            out |= normal(f"{name}ln_{j + 1}", q[f"LayerNorm_{j}"])
-            out |= linear(name + layer, q["MlpBlock_0"][f"Dense_{j}"], 1)
+    names = formats.OPEN_CLIP_TEXT
     if text.config.projection_bias:
-        out |= linear("text_projection", p["projection"], 1)
-    else:
-        out["text_projection"] = p["projection"]["kernel"]
-    out = {prefix + key: value for key, value in out.items()}
+        names = names | {"projection/": "text_projection."}
+    out = {prefix + key: value for key, value in formats.write(text, names).items()}
     out["visual.transformer.resblocks.7.attn.in_proj_weight"] = np.ones((2, 2))
     return out | {"logit_scale": np.array(2.5)}
 
@@ -234,3 +174,18 @@ def write_folder(folder, arrays: dict, name: str, description: dict) -> None:
     folder.mkdir(exist_ok=True)
     write_safetensors(folder / "model.safetensors", arrays)
     (folder / name).write_text(json.dumps(description))
+
+
+def make_vocabulary(letters: str, merges: list[tuple[str, str]]) -> dict[str, int]:
+    """OpenAI's kind: letters, those at the end of words, merges, start and end."""
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: number for number, word in enumerate(words)}
+
+
+def write_vocabulary(folder, letters: str, merges: list[tuple[str, str]]) -> None:
+    """OpenAI's two files of a tokenizer."""
+    vocabulary = make_vocabulary(letters, merges)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")

@@ -1,8 +1,34 @@
-"""Look inside Vision Transformers: every token's class, at every block."""
+"""Look inside Vision Transformers: every token's class, at every block.
+
+- Models: `load`, `init`, `save`, `list_models`, `Model`, `Config`, `Preprocess`,
+  `CheckpointError`.
+- Forward passes: `forward`, `Trace`, `scan_blocks`, `attention_gradients`,
+  `refinement_logits`.
+- Class space: `ClassSpace`, `project`, `project_tokens`, `rank`, `identifiability`,
+  `top_k`, `similarity_change`, `residual_composition`.
+- Key-value memories: `memory_values`, `memory_coefficients`, `memory_classes`,
+  `MemoryClasses`, `class_value_agreement`, `key_value_agreement`, `compositionality`.
+- Interventions: `Edits`, `self_only`, `no_cls`, `keep_tokens`, `select_tokens`,
+  `TapEdit`, `ablate`, `patch`, `steer`, `attribution_patching`, `logit_attribution`.
+- Edits of weights: `with_memory_values`, `scale_memories`, `remove_class`,
+  `rank_one_edit`.
+- Explanation maps: `explain`, `relevancy`, `helpful_minus_attended`, `show`,
+  `removal_curve`, `area_under_curve`, `localisation`.
+- Probes and lenses: `Probe`, `fit_ridge_probe`, `fit_softmax_probe`, `fit_tuned_lens`,
+  `TunedLens`, `apply_lens`, `with_head`.
+- Images and texts: `encode_image`, `zero_shot`, `load_text`, `TextModel`, `TextConfig`,
+  `encode_text`, `class_embeddings`.
+- Data sets and runs: `open_data`, `Batch`, `run`, `Recipe`, `open_results`, `Results`,
+  `figures`, `tables`, `explorer`, `write_report`.
+"""
 
 import importlib
 import sys
+import typing
 from typing import TYPE_CHECKING, Any
+
+if "pdoc" in sys.modules:  # jaxtyping then writes Float[Array, "batch class"]
+    typing.GENERATING_DOCUMENTATION = "vitjax"  # pyright: ignore
 
 from vitjax.analysis.class_space import (
     identifiability,
@@ -31,6 +57,7 @@ from vitjax.analysis.memory import (
 )
 from vitjax.analysis.probes import Probe, fit_ridge_probe, fit_softmax_probe
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
+from vitjax.analysis.tuned_lens import TunedLens, apply_lens
 from vitjax.api import (
     encode_image,
     encode_text,
@@ -62,6 +89,7 @@ from vitjax.types import Batch, ClassSpace, Config, Edits, TapEdit, Trace
 
 if TYPE_CHECKING:
     from vitjax.data.datasets import open_data
+    from vitjax.recipes.lens import fit_tuned_lens
     from vitjax.recipes.recipe import Recipe
     from vitjax.report.overlays import show
     from vitjax.report.page import explorer, figures, tables, write_report
@@ -77,6 +105,7 @@ LAZY = {
     "show": "vitjax.report.overlays",
     "write_report": "vitjax.report.page",
     "open_data": "vitjax.data.datasets",
+    "fit_tuned_lens": "vitjax.recipes.lens",
     "Recipe": "vitjax.recipes.recipe",
     "run": "vitjax.runner.loop",
     "Results": "vitjax.runner.results",
@@ -95,76 +124,79 @@ if "pdoc" in sys.modules:  # which documents what a module holds
     globals().update({name: __getattr__(name) for name in LAZY})
 
 __all__ = [
-    "Batch",
-    "CheckpointError",
-    "ClassSpace",
-    "Config",
-    "Edits",
-    "MemoryClasses",
-    "Model",
-    "Preprocess",
-    "Probe",
-    "Recipe",
-    "Results",
-    "TapEdit",
-    "TextConfig",
-    "TextModel",
-    "Trace",
     "__version__",
-    "ablate",
-    "area_under_curve",
-    "attention_gradients",
-    "attribution_patching",
-    "class_embeddings",
-    "class_value_agreement",
-    "compositionality",
-    "encode_image",
-    "encode_text",
-    "explain",
-    "explorer",
-    "figures",
-    "fit_ridge_probe",
-    "fit_softmax_probe",
-    "forward",
-    "helpful_minus_attended",
-    "identifiability",
-    "init",
-    "keep_tokens",
-    "key_value_agreement",
-    "list_models",
     "load",
-    "load_text",
-    "localisation",
-    "logit_attribution",
-    "memory_classes",
-    "memory_coefficients",
-    "memory_values",
-    "no_cls",
-    "open_data",
-    "open_results",
-    "patch",
+    "init",
+    "save",
+    "list_models",
+    "Model",
+    "Config",
+    "Preprocess",
+    "CheckpointError",
+    "forward",
+    "Trace",
+    "scan_blocks",
+    "attention_gradients",
+    "refinement_logits",
+    "ClassSpace",
     "project",
     "project_tokens",
     "rank",
-    "rank_one_edit",
-    "refinement_logits",
-    "relevancy",
-    "removal_curve",
-    "remove_class",
-    "residual_composition",
-    "run",
-    "save",
-    "scale_memories",
-    "scan_blocks",
-    "select_tokens",
-    "self_only",
-    "show",
-    "similarity_change",
-    "steer",
-    "tables",
+    "identifiability",
     "top_k",
-    "with_head",
+    "similarity_change",
+    "residual_composition",
+    "memory_values",
+    "memory_coefficients",
+    "memory_classes",
+    "MemoryClasses",
+    "class_value_agreement",
+    "key_value_agreement",
+    "compositionality",
+    "Edits",
+    "self_only",
+    "no_cls",
+    "keep_tokens",
+    "select_tokens",
+    "TapEdit",
+    "ablate",
+    "patch",
+    "steer",
+    "attribution_patching",
+    "logit_attribution",
     "with_memory_values",
-    "write_report",
+    "scale_memories",
+    "remove_class",
+    "rank_one_edit",
+    "explain",
+    "relevancy",
+    "helpful_minus_attended",
+    "show",
+    "removal_curve",
+    "area_under_curve",
+    "localisation",
+    "Probe",
+    "fit_ridge_probe",
+    "fit_softmax_probe",
+    "fit_tuned_lens",
+    "TunedLens",
+    "apply_lens",
+    "with_head",
+    "encode_image",
     "zero_shot",
+    "load_text",
+    "TextModel",
+    "TextConfig",
+    "encode_text",
+    "class_embeddings",
+    "open_data",
+    "Batch",
+    "run",
+    "Recipe",
+    "open_results",
+    "Results",
+    "figures",
+    "tables",
+    "explorer",
+    "write_report",
 ]

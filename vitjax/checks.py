@@ -30,11 +30,12 @@ from vitjax.types import Edits
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SMALLEST_CLASS = {"target": 0, "label": 0, "predicted": 0, "labels": -1, "ids": 0}
+SMALLEST_CLASS = {"target": 0, "label": 0, "predicted": 0, "class_": 0}
+SMALLEST_CLASS |= {"labels": -1, "ids": 0}
 """Arguments that are class numbers, or numbers of tokens in a vocabulary; probes leave
 out examples of class -1."""
 
-NEED_CLASSES = {"target", "label", "predicted", "class_space", "class_logits"}
+NEED_CLASSES = {"target", "label", "predicted", "class_", "class_space", "class_logits"}
 """Arguments that mean nothing without classes."""
 
 IMAGES = {"images", "clean", "corrupted"}

@@ -7,6 +7,9 @@ from typing import Any
 
 Number = int | float
 
+SHOWN = 40
+"""Of more names than a person reads, a message has the first ones."""
+
 
 def did_you_mean(value: Any, known: Iterable[Any], *, n: int = 1) -> str:
     """` Did you mean 'y'?`, or nothing where no known name is near."""
@@ -16,8 +19,10 @@ def did_you_mean(value: Any, known: Iterable[Any], *, n: int = 1) -> str:
 
 def unknown(what: str, value: Any, known: Iterable[Any]) -> str:
     """`method='x' is not one of a, b, c. Did you mean 'y'?`"""
-    known = list(known)
-    names = ", ".join(map(str, known))
+    known = list(map(str, known))
+    names = ", ".join(known)
+    if len(known) > SHOWN:
+        names = f"{', '.join(known[:3])} and {len(known) - 3} more"
     return f"{what}={value!r} is not one of {names}.{did_you_mean(value, known)}"
 
 

@@ -32,6 +32,7 @@ Words, one for each concept:
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
@@ -47,8 +48,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-ArrayLike = jax.Array | np.ndarray
-"""Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
+if TYPE_CHECKING or not hasattr(typing, "GENERATING_DOCUMENTATION"):
+    ArrayLike = jax.Array | np.ndarray
+    """Type of array arguments: numpy arrays, JAX arrays, and tracers of the latter."""
+else:  # a name is easier to read
+    from jaxtyping import ArrayLike
 
 Convention = Literal["paper", "vilas2023_code"]
 """Whose definition: that of the paper's text, or of its published code."""

@@ -22,13 +22,14 @@ def last_block(model, images, label, edits):
 @pytest.mark.parametrize("name", published.CONFIGS)
 @pytest.mark.parametrize("kind", ("self_only", "no_cls"))
 def test_published_attention_perturbations(name, kind, oracle, published_model):
-    source, model = oracle(name), published_model(name)
+    source, model, count = oracle(name), published_model(name), published.count(name)
     if kind == "no_cls" and name == "gap":
         pytest.skip("the published code does not define no_cls without [CLS]")
     edits = vitjax.no_cls(model) if kind == "no_cls" else None
     edits = edits or vitjax.self_only(model, convention="vilas2023_code")
-    logits, ranks = last_block(model, source.images, source.label, edits)
-    stored = source["perturbation"]
+    images, label = source.images[:count], source.label[:count]
+    logits, ranks = last_block(model, images, label, edits)
+    stored = {key: x[:count] for key, x in source["perturbation"].items() if x.ndim}
     np.testing.assert_allclose(logits, stored[f"{kind}_logits"], atol=1e-3)
     difference = np.abs(np.asarray(ranks) - stored[f"{kind}_rank"])
     assert difference.max() <= 1
@@ -41,9 +42,9 @@ def test_published_token_removal_by_mask_and_by_selection(
 ):
     source, model = oracle(name), published_model(name)
     stored, prefix = source["perturbation"], model.config.prefix
-    stored = {key: stored[key][:12] for key in ("keep", "drop_logits", "drop_rank")}
-    images, label = source.images[:12], source.label[:12]
-    for kept in (0, 2):
+    stored = {key: stored[key][:6] for key in ("keep", "drop_logits", "drop_rank")}
+    images, label = source.images[:6], source.label[:6]
+    for kept in (0, 2) if name in ("plain", "deit") else (2,):
         keep = stored["keep"][:, kept]
         select = np.stack([np.flatnonzero(row) for row in keep]).astype(np.int32)
         masked, ranks = last_block(model, images, label, keep_tokens(keep))
@@ -91,8 +92,8 @@ def test_edits_compose_and_commute():
 
 
 def test_masks_follow_a_selection():
-    model = tiny.make(tiny.CONFIGS["registers"])
-    images, rng = tiny.images(model.config), np.random.default_rng(0)
+    model, images, *_ = tiny.traced("registers")
+    rng = np.random.default_rng(0)
     keep = rng.random((3, 16)) < 0.7
     order = np.stack([rng.permutation(16) for _ in range(3)]).astype(np.int32)
     attend = rng.random((2, 3, 1, 20, 20)).astype(np.float32)
@@ -110,10 +111,12 @@ def test_nothing_kept_is_finite(name):
     logits, trace = vitjax.forward(model, images, capture=("residual",), edits=edits)
     assert np.isfinite(logits).all() and np.isfinite(trace.residual).all()
 
-    def total(attend):
+    @jax.jit
+    @jax.grad
+    def slope(attend):
         return vitjax.forward(model, images, edits=Edits(attend=attend))[0].sum()
 
-    gradient = jax.grad(total)(np.zeros((1, 1, 1, tokens, tokens), np.float32))
+    gradient = slope(np.zeros((1, 1, 1, tokens, tokens), np.float32))
     assert np.isfinite(gradient).all()
 
 
@@ -151,13 +154,11 @@ def test_edits_that_do_not_fit_the_images_are_refused():
         select_tokens(np.array([[0, -1]]))
 
 
-@pytest.mark.parametrize("name", ("plain", "gap", "registers"))
+@pytest.mark.parametrize("name", ("gap", "registers"))
 def test_self_only_with_and_without_renormalizing(name):
     """An independent formula: the weights themselves, set and divided by hand."""
-    model = tiny.make(tiny.CONFIGS[name])
-    images, prefix = tiny.images(model.config), model.config.prefix
-    _, plain = vitjax.forward(model, images, capture=("attention_weights",))
-    before = np.asarray(plain.attention_weights[0])
+    model, images, _, plain = tiny.traced(name)
+    before, prefix = plain.attention_weights[0], model.config.prefix
     expected = before.copy()
     for row in range(prefix, before.shape[-1]):
         for column in range(prefix, before.shape[-1]):

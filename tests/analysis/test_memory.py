@@ -23,43 +23,34 @@ from vitjax.types import Trace
 
 RNG = np.random.default_rng(0)
 SYSTEMS = {"attention": "attn", "mlp": "mlp"}
-CAPTURE = ("mixed_values", "mlp_preactivation", "mlp_hidden")
-
-
-@pytest.fixture(scope="module")
-def called(oracle, published_model):
-    """name -> coefficients before the GELU, of the last model that was asked for."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made.clear()
-            images = oracle(name).images
-            images = images[:6] if name == "setA" else images
-            _, trace = vitjax.forward(published_model(name), images, capture=CAPTURE)
-            made[name] = memory_coefficients(trace, convention="vilas2023_code")
-        return made[name]
-
-    return get
+# Op by op, each would be a dozen programs.
+agreement_of = jax.jit(key_value_agreement, static_argnames=("k", "convention"))
+classes_of = jax.jit(memory_classes, static_argnames="k")
+score_of = jax.jit(class_value_agreement)
 
 
 @jax.jit
 def hits(space, call, values, label, predicted):
-    """By the paper, by its code, and alone; one program for all layers."""
+    """By the paper, by its code, and alone; and the memories that were called."""
     known = memory_classes(space, values)
     paper = key_value_agreement(space, call, known, label)
     code = key_value_agreement(space, call, known, label, convention="vilas2023_code")
-    return paper, code, compositionality(space, call, known, predicted)
+    alone = compositionality(space, call, known, predicted)
+    return paper, code, alone, fast_top_k_indices(call, 5)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", published.CONFIGS)
-def test_hits_equal_the_published(name, system, called, oracle, published_model):
+def test_hits_equal_the_published(
+    name, system, oracle, published_model, published_trace
+):
     model, source, key = published_model(name), oracle(name), SYSTEMS[system]
-    coefficients = called(name)[system]
+    _, trace = published_trace(name)
+    before_gelu = memory_coefficients(trace, convention="vilas2023_code")
+    coefficients = np.asarray(before_gelu[system])
     images = coefficients.shape[1]
     stored = {k: v[:images] for k, v in source["memories"].items() if v.ndim > 2}
-    values = vitjax.memory_values(model)[system]
+    values = np.asarray(vitjax.memory_values(model)[system])
     label = source.label[:images, None]
     predicted = source["projections"][f"top5_{key}"][:images, ..., 0]
     gap = stored[f"mem_gap56_{key}"].astype(np.float32)
@@ -69,23 +60,22 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
         whole = source["memories"]
         # Where the top five of a memory, or of a class, are not clear, a hit is not.
         certain = whole[f"mem_class_gap56_min_{key}"][layer] > 1e-4
-        strongest = np.asarray(fast_top_k_indices(call, 5))
+        paper, code, alone, strongest = jax.device_get(
+            hits(model.class_space, call, values[layer], label, predicted[:, layer])
+        )
         top = np.sort(stored[f"mem_top5_{key}"][:, layer], -1)
         np.testing.assert_array_equal(np.sort(strongest, -1)[clear], top[clear])
-        paper, code, alone = hits(
-            model.class_space, call, values[layer], label, predicted[:, layer]
-        )
         sure = clear & certain[strongest].all(-1)
         np.testing.assert_array_equal(
-            np.asarray(paper)[sure], stored[f"kv_hit_paper_{key}"][:, layer][sure]
+            paper[sure], stored[f"kv_hit_paper_{key}"][:, layer][sure]
         )
         of_class = whole[f"class_mem_gap56_{key}"][layer][label[:, 0]] > 1e-4
         sure = clear & of_class[:, None]
         np.testing.assert_array_equal(
-            np.asarray(code)[sure], stored[f"kv_hit_{key}"][:, layer][sure]
+            code[sure], stored[f"kv_hit_{key}"][:, layer][sure]
         )
         np.testing.assert_array_equal(
-            np.asarray(alone)[clear], stored[f"comp_hit_{key}"][:, layer][clear]
+            alone[clear], stored[f"comp_hit_{key}"][:, layer][clear]
         )
 
 
@@ -93,9 +83,8 @@ def test_hits_equal_the_published(name, system, called, oracle, published_model)
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_class_value_scores_equal_the_published(name, system, oracle, published_model):
     model = published_model(name)
-    actual = class_value_agreement(
-        model.class_space, vitjax.memory_values(model)[system]
-    )
+    values = vitjax.memory_values(model)[system]
+    actual = score_of(model.class_space, values)
     expected = oracle(name)["class_value"][f"cva_{SYSTEMS[system]}"]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
@@ -105,9 +94,9 @@ def test_each_head_has_its_own_agreement():
     cfg = model.config
     values = vitjax.memory_values(model)["attention"]
     by_head = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
-    actual = class_value_agreement(model.class_space, by_head)
+    actual = score_of(model.class_space, by_head)
     assert actual.shape == (cfg.depth, cfg.heads, 7)
-    whole = class_value_agreement(model.class_space, values)
+    whole = score_of(model.class_space, values)
     np.testing.assert_allclose(actual.max(1), whole, atol=1e-6)
     assert (np.abs(actual) <= 1 + 1e-6).all()
 
@@ -131,28 +120,30 @@ def test_every_definition_is_its_loop():
                 paper[b, t] |= label[b] in np.argsort(-logits[:, m])[:3]
                 code[b, t] |= m in np.argsort(-logits[label[b]])[:3]
                 alone[b, t] |= logits[:, m].argmax() == predicted[b, t]
-    actual = key_value_agreement(space, coefficients, values, label[:, None], k=3)
+    actual = agreement_of(space, coefficients, values, label[:, None], k=3)
     np.testing.assert_array_equal(actual, paper)
-    actual = key_value_agreement(
+    actual = agreement_of(
         space, coefficients, values, label[:, None], k=3, convention="vilas2023_code"
     )
     np.testing.assert_array_equal(actual, code)
-    actual = compositionality(space, coefficients, values, predicted, k=3)
+    actual = jax.jit(compositionality, static_argnames="k")(
+        space, coefficients, values, predicted, k=3
+    )
     np.testing.assert_array_equal(actual, alone)
     assert paper.any() and not paper.all() and code.any() and alone.any()
 
 
 def test_what_is_computed_once_gives_the_same_and_serves_smaller_k():
     space, values, coefficients, label = random_case()
-    known = memory_classes(space, values, k=5)
+    known = classes_of(space, values, k=5)
     for k in (2, 5):
         np.testing.assert_array_equal(
-            key_value_agreement(space, coefficients, known, label[:, None], k=k),
-            key_value_agreement(space, coefficients, values, label[:, None], k=k),
+            agreement_of(space, coefficients, known, label[:, None], k=k),
+            agreement_of(space, coefficients, values, label[:, None], k=k),
         )
     with pytest.raises(ValueError, match="hold 5 of each, not 6"):
-        key_value_agreement(space, coefficients, known, label[:, None], k=6)
-    layers = memory_classes(space, np.stack([values, 2 * values]), k=5)
+        agreement_of(space, coefficients, known, label[:, None], k=6)
+    layers = classes_of(space, np.stack([values, 2 * values]), k=5)
     one = jax.tree.map(lambda leaf: leaf[1], layers)
     assert isinstance(one, MemoryClasses) and layers.classes.shape == (2, 11, 5)
     np.testing.assert_array_equal(one.classes, known.classes)
@@ -162,21 +153,17 @@ def test_permuting_classes_permutes_what_is_known():
     space, values, coefficients, label = random_case()
     order = RNG.permutation(7)
     moved = dataclasses.replace(space, embedding=np.asarray(space.embedding)[order])
-    expected = np.asarray(class_value_agreement(space, values))[order]
-    np.testing.assert_allclose(
-        class_value_agreement(moved, values), expected, atol=1e-6
-    )
+    expected = np.asarray(score_of(space, values))[order]
+    np.testing.assert_allclose(score_of(moved, values), expected, atol=1e-6)
     where = np.argsort(order)
     np.testing.assert_array_equal(
-        key_value_agreement(moved, coefficients, values, where[label][:, None], k=3),
-        key_value_agreement(space, coefficients, values, label[:, None], k=3),
+        agreement_of(moved, coefficients, values, where[label][:, None], k=3),
+        agreement_of(space, coefficients, values, label[:, None], k=3),
     )
 
 
 def test_coefficients_of_both_conventions():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
-    _, trace = vitjax.forward(model, images, capture=(*CAPTURE, "mlp_update"))
+    *_, trace = tiny.traced("plain")
     ours = memory_coefficients(trace)
     theirs = memory_coefficients(trace, convention="vilas2023_code")
     np.testing.assert_array_equal(ours["mlp"], trace.mlp_hidden)
@@ -191,7 +178,7 @@ def test_coefficients_of_both_conventions():
 
 def test_memories_that_are_zero_agree_with_nothing():
     space = tiny.make(tiny.CONFIGS["plain"]).class_space
-    actual = class_value_agreement(space, np.zeros((3, 16), np.float32))
+    actual = score_of(space, np.zeros((3, 16), np.float32))
     np.testing.assert_array_equal(actual, 0)
     assert memory.memory_logits(space, np.ones((3, 16), np.float32)).shape == (7, 3)
 
@@ -200,20 +187,18 @@ def test_half_precision_works_under_strict_promotion():
     model = tiny.make(tiny.CONFIGS["plain"])
     low = model.astype("bfloat16")
     values = vitjax.memory_values(low)["mlp"]
-    actual = class_value_agreement(low.class_space, values)
-    expected = class_value_agreement(
-        model.class_space, vitjax.memory_values(model)["mlp"]
-    )
+    actual = score_of(low.class_space, values)
+    expected = score_of(model.class_space, vitjax.memory_values(model)["mlp"])
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, atol=0.02)
-    assert memory_classes(low.class_space, values, k=3).classes.shape == (2, 24, 3)
+    assert classes_of(low.class_space, values, k=3).classes.shape == (2, 24, 3)
 
 
 def test_coefficients_of_other_memories_are_refused():
     space, values, coefficients, label = random_case()
     with pytest.raises(ValueError, match="11 memories do not fit"):
-        fewer = memory_classes(space, values[:9], k=3)
-        key_value_agreement(space, coefficients, fewer, label[:, None], k=3)
-    stacked = memory_classes(space, np.stack([values, values]), k=3)
+        fewer = classes_of(space, values[:9], k=3)
+        agreement_of(space, coefficients, fewer, label[:, None], k=3)
+    stacked = classes_of(space, np.stack([values, values]), k=3)
     with pytest.raises(ValueError, match="one layer's"):
         compositionality(space, coefficients, stacked, 3, k=3)

@@ -5,62 +5,35 @@ import numpy as np
 import published
 import pytest
 
-import vitjax
-from vitjax.analysis.class_space import project
 from vitjax.analysis.residual_stream import residual_composition, similarity_change
-from vitjax.analysis.top_k import argmax
 
 RNG = np.random.default_rng(0)
-STREAMS = tuple(published.STREAMS)
-
-
-@pytest.fixture(scope="module")
-def read(oracle, published_model):
-    """name -> {stream: (class logits of label..., top class)} block by block."""
-    made = {}
-
-    @jax.jit
-    def project_all(model, images):
-        _, trace = vitjax.forward(model, images, capture=STREAMS)
-        return {
-            name: jax.lax.map(
-                lambda x: project(model.class_space, x), getattr(trace, name)
-            )
-            for name in STREAMS
-        }
-
-    def get(name):
-        if name not in made:
-            source = oracle(name)
-            logits = project_all(published_model(name), source.images)
-            made[name] = jax.device_get(logits)
-        return made[name]
-
-    return get
+change_of = jax.jit(similarity_change)
+composition_of = jax.jit(residual_composition, static_argnames="convention")
 
 
 @pytest.mark.parametrize("name", published.SMALL_NAMES)
-def test_change_rates_equal_the_published(name, read, oracle):
-    logits, source = read(name), oracle(name)
+def test_change_rates_equal_the_published(name, published_logits, oracle):
+    logits, source = published_logits(name), oracle(name)
     label = source.label[:, None]
     stored, prefix = source["aggregates"], published.CONFIGS[name].prefix
     before = logits["residual"][:-1]
     for stream, key in (("attention_update", "attn"), ("mlp_update", "mlp")):
-        change = np.asarray(similarity_change(before, logits[stream][1:], label))
+        change = np.asarray(change_of(before, logits[stream][1:], label))
         rate = change[..., prefix:].mean((1, 2))
         np.testing.assert_allclose(rate, stored[f"B1_{key}_image"], atol=1e-6)
         if prefix:
             rate = change[..., 0].mean(1)
             np.testing.assert_allclose(rate, stored[f"B1_{key}_cls"], atol=1e-6)
-    change = np.asarray(similarity_change(before, logits["residual"][1:], label))
+    change = np.asarray(change_of(before, logits["residual"][1:], label))
     np.testing.assert_allclose(  # the published slice drops a patch of GAP
         change[..., 1:].mean((1, 2)), stored["A7_change_rate"], atol=1e-6
     )
 
 
 @pytest.mark.parametrize("name", published.SMALL_NAMES)
-def test_composition_equals_the_published(name, read, oracle):
-    tops = {key: np.asarray(argmax(x)) for key, x in read(name).items()}
+def test_composition_equals_the_published(name, published_logits, oracle):
+    tops = {key: x.argmax(-1) for key, x in published_logits(name).items()}
     stored = oracle(name)["aggregates"]
     options = dict(
         before=tops["residual"][:-1],
@@ -68,8 +41,8 @@ def test_composition_equals_the_published(name, read, oracle):
         mlp=tops["mlp_update"][1:],
     )
     after = tops["residual"][1:]
-    ours = residual_composition(after, **options)
-    theirs = residual_composition(after, **options, convention="vilas2023_code")
+    ours = composition_of(after, **options)
+    theirs = composition_of(after, **options, convention="vilas2023_code")
     keys = ("previous", "prev"), ("attention", "attn"), ("mlp", "mlp")
     columns = [(ours[key], f"resid_only_{short}") for key, short in keys]
     columns += [(theirs[key], f"resid_published_{short}") for key, short in keys]
@@ -85,7 +58,7 @@ def test_composition_equals_the_published(name, read, oracle):
 
 def test_categories_exclude_each_other_and_add_to_one():
     ids = RNG.integers(3, size=(4, 5, 200))
-    actual = residual_composition(ids[0], before=ids[1], attention=ids[2], mlp=ids[3])
+    actual = composition_of(ids[0], before=ids[1], attention=ids[2], mlp=ids[3])
     total = sum(np.asarray(one).astype(int) for one in actual.values())
     np.testing.assert_array_equal(total, 1)
     assert all(np.asarray(one).any() for one in actual.values())

@@ -10,7 +10,7 @@ import safetensors.numpy
 import tiny
 
 import vitjax
-from vitjax.checkpoints.class_files import read_class_file
+from vitjax.checkpoints.classes import read_class_file
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.data.labels import match_label
 from vitjax.data.records import SourceError

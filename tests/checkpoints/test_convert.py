@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import formats
 import jax
 import numpy as np
 import published
@@ -22,15 +23,7 @@ from vitjax.checkpoints.positions import (
     resize_corners,
     resize_positions,
 )
-from vitjax.models.model import flatten
 from vitjax.types import Config
-
-
-def assert_same_parameters(left, right, tolerance=0.0):
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_allclose(left[path], right[path], rtol=0, atol=tolerance)
 
 
 def read(path, config, classes=7):
@@ -43,16 +36,16 @@ def read(path, config, classes=7):
 @pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "gap", "wide"))
 def test_original_npz(tmp_path, name, prefix, linen):
     model = tiny.make(tiny.CONFIGS[name])
-    tiny.write_google(tmp_path / "m.npz", model, linen=linen, prefix=prefix)
-    assert_same_parameters(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
+    formats.write_google(tmp_path / "m.npz", model, linen=linen, prefix=prefix)
+    assert formats.same(read(tmp_path / "m.npz", model.config), model.params, 1e-7)
 
 
 @pytest.mark.parametrize("prefix", ("", "model.", "module."))
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_timm_state_dict(tmp_path, name, prefix):
     model = tiny.make(tiny.CONFIGS[name])
-    tiny.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
-    assert_same_parameters(
+    formats.write_timm(tmp_path / "m.safetensors", model, prefix=prefix)
+    assert formats.same(
         read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
     )
 
@@ -61,7 +54,7 @@ def test_timm_state_dict(tmp_path, name, prefix):
 @pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "one_block"))
 def test_big_vision_npz(tmp_path, name, stacked):
     model = tiny.make(tiny.CONFIGS[name])
-    tiny.write_big_vision(tmp_path / "m.npz", model, stacked=stacked)
+    formats.write_big_vision(tmp_path / "m.npz", model, stacked=stacked)
     params = read(tmp_path / "m.npz", model.config)
     # big_vision has no position for [CLS]; it stands in the token itself.
     position = np.asarray(model.params["pos_embedding"])
@@ -69,7 +62,7 @@ def test_big_vision_npz(tmp_path, name, stacked):
     np.testing.assert_array_equal(params["pos_embedding"][:, 1:], position[:, 1:])
     np.testing.assert_array_equal(params["cls"], model.params["cls"] + position[:, :1])
     same = {k: model.params[k] for k in ("Transformer", "head", "embedding")}
-    assert_same_parameters({k: params[k] for k in same}, same)
+    assert formats.same({k: params[k] for k in same}, same)
     again = model.replace(params=params)
     images = tiny.images(model.config)
     np.testing.assert_allclose(
@@ -80,14 +73,14 @@ def test_big_vision_npz(tmp_path, name, stacked):
 @pytest.mark.parametrize("name", ("plain", "no_qkv_bias", "tanh"))
 def test_hugging_face_vit(tmp_path, name):
     model = tiny.make(tiny.CONFIGS[name])
-    tiny.write_hugging_face(tmp_path / "m.safetensors", model)
-    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
+    formats.write_hugging_face(tmp_path / "m.safetensors", model)
+    assert formats.same(read(tmp_path / "m.safetensors", model.config), model.params)
 
 
 def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
     model = tiny.make(Config(**tiny.SHAPE, registers=1))
-    tiny.write_hugging_face(tmp_path / "m.safetensors", model, prefix="deit.")
-    assert_same_parameters(read(tmp_path / "m.safetensors", model.config), model.params)
+    formats.write_hugging_face(tmp_path / "m.safetensors", model, prefix="deit.")
+    assert formats.same(read(tmp_path / "m.safetensors", model.config), model.params)
     plain = tiny.CONFIGS["plain"]
     with open_arrays(tmp_path / "m.safetensors") as arrays:
         assert detect_layout(arrays).adjust(plain) == model.config
@@ -97,14 +90,14 @@ def test_hugging_face_deit_keeps_its_distillation_token(tmp_path):
 
 def test_refinement_modules_are_kept_or_named_as_ignored(tmp_path):
     model = tiny.make(tiny.CONFIGS["refinement"])
-    tiny.write_timm(tmp_path / "m.safetensors", model)
-    assert_same_parameters(
+    formats.write_timm(tmp_path / "m.safetensors", model)
+    assert formats.same(
         read(tmp_path / "m.safetensors", model.config), model.params, 1e-7
     )
     without = Config(**tiny.SHAPE | {"depth": 3})
     kept = {k: v for k, v in model.params.items() if k != "refinement"}
-    assert_same_parameters(read(tmp_path / "m.safetensors", without), kept, 1e-7)
-    tiny.write_timm(tmp_path / "m.safetensors", tiny.make(without))
+    assert formats.same(read(tmp_path / "m.safetensors", without), kept, 1e-7)
+    formats.write_timm(tmp_path / "m.safetensors", tiny.make(without))
     with pytest.raises(CheckpointError, match="transformerheads.*for blocks 0, 1"):
         read(tmp_path / "m.safetensors", model.config)
 
@@ -120,7 +113,7 @@ def test_npz_and_safetensors_are_the_same_model(name, classes, shared, published
 
 def broken(tmp_path, change):
     model = tiny.make(tiny.CONFIGS["plain"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     change(arrays)
     safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError) as error:
@@ -152,7 +145,7 @@ def test_shapes_that_do_not_fit_are_listed(tmp_path, key, shape, value):
 
 def test_of_many_shapes_that_do_not_fit_a_few_are_listed(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_timm(tmp_path / "m.safetensors", model)
+    formats.write_timm(tmp_path / "m.safetensors", model)
     other = dataclasses.replace(model.config, mlp_dim=24, dim=24)
     with pytest.raises(CheckpointError, match=r"; and \d+ more") as caught:
         read(tmp_path / "m.safetensors", other)
@@ -169,14 +162,16 @@ def test_no_vision_transformer_is_recognized_as_such(tmp_path):
 
 @pytest.mark.parametrize("change", ({"layer_scale": True}, {"registers": 2}))
 def test_parameters_that_a_layout_does_not_have_are_missing(tmp_path, change):
-    tiny.write_google(tmp_path / "m.npz", tiny.make(tiny.CONFIGS["plain"]), linen=True)
+    formats.write_google(
+        tmp_path / "m.npz", tiny.make(tiny.CONFIGS["plain"]), linen=True
+    )
     with pytest.raises(CheckpointError, match="Missing: .*(LayerScale|registers)"):
         read(tmp_path / "m.npz", Config(**tiny.SHAPE, **change))
 
 
 def test_a_qkv_bias_that_the_config_denies_is_an_error(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_google(tmp_path / "m.npz", model, linen=True)
+    formats.write_google(tmp_path / "m.npz", model, linen=True)
     with pytest.raises(CheckpointError, match="Extra.*query/bias.*qkv_bias"):
         read(tmp_path / "m.npz", tiny.CONFIGS["no_qkv_bias"])
 
@@ -186,7 +181,9 @@ def test_a_layer_before_the_head_is_refused_by_name(tmp_path, key):
     model, torch = tiny.make(tiny.CONFIGS["plain"]), "." in key
     path = tmp_path / ("m.safetensors" if torch else "m.npz")
     write = (
-        tiny.write_timm if torch else functools.partial(tiny.write_google, linen=False)
+        formats.write_timm
+        if torch
+        else functools.partial(formats.write_google, linen=False)
     )
     arrays = write(path, model) | {key: np.ones((2, 2), np.float32)}
     if torch:
@@ -200,8 +197,8 @@ def test_a_layer_before_the_head_is_refused_by_name(tmp_path, key):
 def test_position_embeddings_resize_by_layout(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
     larger = Config(**tiny.SHAPE | {"image_size": 64})
-    tiny.write_google(tmp_path / "m.npz", model, linen=True)
-    tiny.write_timm(tmp_path / "m.safetensors", model)
+    formats.write_google(tmp_path / "m.npz", model, linen=True)
+    formats.write_timm(tmp_path / "m.safetensors", model)
     position = np.asarray(model.params["pos_embedding"])
     grid = position[:, 1:].reshape(4, 4, -1)
     for file, resize in (("m.npz", resize_corners), ("m.safetensors", resize_bicubic)):
@@ -214,7 +211,7 @@ def test_position_embeddings_resize_by_layout(tmp_path):
 
 def test_prefix_tokens_without_a_position_have_position_zero(tmp_path):
     model = tiny.make(tiny.CONFIGS["registers"])
-    arrays = tiny.write_timm(tmp_path / "m.safetensors", model)
+    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
     for start in (3, 4):  # registers without positions; neither registers nor [CLS]
         full = np.asarray(model.params["pos_embedding"])
         arrays["pos_embed"] = np.concatenate([full[:, : 4 - start], full[:, 4:]], 1)
@@ -284,14 +281,14 @@ def test_the_class_token_is_kept_apart_where_counts_fit_two_readings(tmp_path, w
     model = tiny.make(square)
     if write == "google":
         path = tmp_path / "m.npz"
-        tiny.write_google(path, model, linen=True)
+        formats.write_google(path, model, linen=True)
     else:
         path = tmp_path / "m.safetensors"
-        getattr(tiny, f"write_{write}")(path, model)
+        getattr(formats, f"write_{write}")(path, model)
     position = np.asarray(model.params["pos_embedding"])
     made = read(path, wide)["pos_embedding"]
     np.testing.assert_array_equal(made[:, :1], position[:, :1])
-    tiny.write_big_vision(tmp_path / "b.npz", tiny.make(wide), stacked=False)
+    formats.write_big_vision(tmp_path / "b.npz", tiny.make(wide), stacked=False)
     kept = read(tmp_path / "b.npz", wide)["pos_embedding"]  # 50 patches, no [CLS]
     np.testing.assert_array_equal(
         kept[:, 1:], tiny.make(wide).params["pos_embedding"][:, 1:]

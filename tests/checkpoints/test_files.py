@@ -2,11 +2,12 @@
 
 import sys
 
+import formats
 import numpy as np
 import pytest
 import tiny
 
-from vitjax.checkpoints.files import CheckpointError, open_arrays, read_config, sha256
+from vitjax.checkpoints.files import CheckpointError, open_arrays, read_json, sha256
 
 
 def read_all(path):
@@ -17,8 +18,8 @@ def read_all(path):
 @pytest.fixture
 def written(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    tiny.write_google(tmp_path / "m.npz", model, linen=True)
-    tiny.write_timm(tmp_path / "m.safetensors", model)
+    formats.write_google(tmp_path / "m.npz", model, linen=True)
+    formats.write_timm(tmp_path / "m.safetensors", model)
     return tmp_path
 
 
@@ -70,12 +71,11 @@ def test_torch_files_need_the_extra(tmp_path, monkeypatch):
         read_all(tmp_path / "m.pth")
 
 
-def test_a_folder_that_is_not_ours(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="damaged"):
-        read_config(tmp_path)
+def test_json_that_is_damaged(tmp_path):
+    for text in "{", "[]":
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+            read_json(tmp_path / "config.json")
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

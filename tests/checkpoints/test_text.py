@@ -1,7 +1,6 @@
 """Text towers in the files of every library, and their tokenizers."""
 
 import dataclasses
-import json
 import sys
 
 import jax
@@ -13,8 +12,7 @@ import vitjax
 from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.json_fields import Fields
-from vitjax.checkpoints.text import hugging_face_config
-from vitjax.checkpoints.tokenizer import open_encoder
+from vitjax.checkpoints.text import hugging_face_config, open_encoder
 
 CONFIGS = text_towers.CONFIGS
 TOWERS = {name: text_towers.make(config) for name, config in CONFIGS.items()}
@@ -166,18 +164,14 @@ def test_absent_fields_have_the_defaults_of_transformers():
 
 def write_bpe(folder, *, apart: bool) -> None:
     """OpenAI's kind of vocabulary, with a few merges."""
-    letters = [*"abcdefghijklmnopqrstuvwxyz'!,_3"]
+    letters = "abcdefghijklmnopqrstuvwxyz'!,_3"
     merges = [("o", "g</w>"), ("d", "og</w>"), ("p", "h"), ("a", "t</w>")]
-    words = [*letters, *(x + "</w>" for x in letters), *map("".join, merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
     if apart:
-        (folder / "vocab.json").write_text(json.dumps(vocabulary))
-        lines = ["#version: 0.2", *map(" ".join, merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+        text_towers.write_vocabulary(folder, letters, merges)
         return
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+    vocabulary = text_towers.make_vocabulary(letters, merges)
     model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Lowercase()

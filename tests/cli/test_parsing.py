@@ -71,7 +71,7 @@ def test_lists_take_spaces_and_commas(words):
     for flag in "--blocks", "--layers":  # the name in functions
         for words in [f"{flag}=-1,-2"], [flag, "-1", "-2"]:
             assert parse("neurons", "--model", "m", *words).layers == (-1, -2)
-            assert parse("explain", "a", "--model", "m", *words).blocks == (-1, -2)
+            assert parse("explain", "a", "--model", "m", *words).layers == (-1, -2)
     assert parse("report", "a,b", "c").runs == ("a,b", "c")  # paths
 
 
@@ -250,6 +250,7 @@ def test_a_platform_without_devices_is_refused_where_one_is_needed(
     assert ("JAX_PLATFORMS=rocm" in capsys.readouterr().err) == bool(status)
 
 
+@pytest.mark.slow
 def test_stdout_that_is_closed_early_is_silent():
     program = f"{shlex.quote(sys.executable)} -m vitjax list"
     command = program + " | true; exit ${PIPESTATUS[0]}"

@@ -17,28 +17,18 @@ IMAGES = tiny.images(MODEL.config)
 
 
 @jax.jit
-def read_streams(model, images, label):
-    def read(params, stream_in, trace, label):
-        reads = {}
-        for stream in published.STREAMS:
-            logits = project(model.class_space, getattr(trace, stream))
-            top = top_k(logits, k=5).classes
-            logit = take_label(logits, label[:, None])
-            reads[stream] = rank(logits, label[:, None]), logit, top
-        return reads
-
-    return vitjax.scan_blocks(model, images, read, args=label)[1]
+def read_logits(logits, label):
+    label = label[:, None]
+    return rank(logits, label), take_label(logits, label), top_k(logits, k=5).classes
 
 
 @pytest.mark.parametrize("name", published.CONFIGS)
-def test_ranks_and_logits_equal_the_published(name, oracle, published_model):
-    source = oracle(name)
-    model, stored = published_model(name), source["projections"]
-    count = 8 if name == "setA" else None
-    stored = {k: v[:count] for k, v in stored.items() if v.ndim}
-    reads = read_streams(model, source.images[:count], source.label[:count])
+def test_ranks_and_logits_equal_the_published(name, oracle, published_logits):
+    source, count = oracle(name), published.count(name)
+    stored = {k: v[:count] for k, v in source["projections"].items() if v.ndim}
     for stream, key in published.STREAMS.items():
-        ranks, logits, top = (np.moveaxis(np.asarray(a), 0, 1) for a in reads[stream])
+        reads = read_logits(published_logits(name)[stream], source.label[:count])
+        ranks, logits, top = (np.moveaxis(np.asarray(a), 0, 1) for a in reads)
         margin = stored[f"margin_{key}"]
         assert published.ranks_agree(ranks, stored[f"rank_{key}"], margin)
         np.testing.assert_allclose(logits, stored[f"logit_{key}"], atol=1e-3)
@@ -47,33 +37,27 @@ def test_ranks_and_logits_equal_the_published(name, oracle, published_model):
         np.testing.assert_array_equal(top[clear], stored[f"top5_{key}"][clear])
 
 
-@pytest.mark.parametrize("name", sorted({*tiny.CONFIGS} - {"distilled"}))
-def test_the_final_residual_projects_to_the_logits(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    images = tiny.images(model.config)
-    keep = np.arange(model.config.patches)[None] % 3 > np.arange(3)[:, None] % 2
-
-    @jax.jit
-    def both(model, edits):
-        capture = ("residual",)
-        logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
-        pooled = pool(trace.residual[-1], edits, model.config)
-        return project(model.class_space, pooled), logits
-
-    for edits in (Edits(), Edits(keep=keep)):
-        projected, logits = both(model, edits)
-        np.testing.assert_allclose(projected, logits, atol=2e-5, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [(name, False) for name in sorted({*tiny.CONFIGS} - {"distilled"})]
+    + [("post_cls", True), ("pooled", True)],
+)
+def test_the_final_residual_projects_to_the_logits(name, kept):
+    model, _, logits, trace = tiny.traced(name, kept=kept)
+    edits = Edits(keep=tiny.keep(model.config)) if kept else Edits()
+    pooled = pool(jnp.asarray(trace.residual[-1]), edits, model.config)
+    projected = project(model.class_space, pooled)
+    np.testing.assert_allclose(projected, logits, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ("plain", "gap", "layer_scale", "post_cls"))
+@pytest.mark.parametrize("name", tiny.KINDS)
 def test_updates_add_up_to_the_residual_stream(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    _, trace = vitjax.forward(model, tiny.images(model.config), capture=TRACE_FIELDS)
-    before = jnp.concatenate([trace.embedding[None], trace.residual[:-1]])
+    _, _, _, trace = tiny.traced(name)
+    before = np.concatenate([trace.embedding[None], trace.residual[:-1]])
     total = before + trace.attention_update + trace.mlp_update
     np.testing.assert_allclose(total, trace.residual, atol=1e-5)
     np.testing.assert_allclose(trace.attention_weights.sum(-1), 1, atol=1e-5)
-    mixed = jnp.einsum("lbhqt,lbthk->lbqhk", trace.attention_weights, trace.values)
+    mixed = np.einsum("lbhqt,lbthk->lbqhk", trace.attention_weights, trace.values)
     np.testing.assert_allclose(mixed, trace.mixed_values, atol=1e-5)
 
 
@@ -87,23 +71,13 @@ def test_capture_returns_its_fields_and_refuses_the_rest():
         vitjax.forward(MODEL, IMAGES[:, :16])
 
 
-@pytest.mark.parametrize("name", ("plain", "gap"))
-def test_one_image_equals_its_row_and_vmap_equals_the_batch(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    images = tiny.images(model.config)
-    logits, trace = vitjax.forward(model, images, capture=BLOCK_FIELDS)
+def test_one_image_equals_its_row():
+    model, images, logits, trace = tiny.traced("pooled")
     single, alone = vitjax.forward(model, images[1:2], capture=BLOCK_FIELDS)
     np.testing.assert_allclose(single[0], logits[1], atol=1e-5)
-    weights = trace.attention_weights[:, 1]
-    np.testing.assert_allclose(alone.attention_weights[:, 0], weights, atol=1e-6)
-
-    def one(image):
-        logits, trace = vitjax.forward(model, image[None], capture=("residual",))
-        return logits[0], trace.residual[:, 0]
-
-    mapped, residual = jax.jit(jax.vmap(one, out_axes=(0, 1)))(images)
-    np.testing.assert_allclose(mapped, logits, atol=1e-5)
-    np.testing.assert_allclose(residual, trace.residual, atol=1e-5)
+    for field in BLOCK_FIELDS:
+        expected = getattr(trace, field)[:, 1]
+        np.testing.assert_allclose(getattr(alone, field)[:, 0], expected, atol=2e-5)
 
 
 def test_forward_does_not_retrace():
@@ -178,25 +152,23 @@ def gradients_of(model, images, edits=None):
     return vitjax.attention_gradients(model, images, first_class, edits=edits)
 
 
-@pytest.mark.parametrize("name", ("plain", "gap"))
-def test_attention_gradients_equal_those_through_a_factor(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    images, cfg = tiny.images(model.config, 2), model.config
-    gradient = gradients_of(model, images)
-    ones = np.ones((cfg.depth, 2, cfg.heads, cfg.tokens, cfg.tokens), np.float32)
+def test_attention_gradients_equal_those_through_a_factor():
+    model, images, *_, trace = tiny.traced("pooled")
+    weights = np.eye(7, dtype=np.float32)[[1, 1, 1]]
+    gradient = np.asarray(tiny.attention_slopes(model, images, weights))
+    ones = np.ones(trace.attention_weights.shape, np.float32)
     assert gradient.shape == ones.shape
 
     def scalar(scale):
         edits = Edits(scale=scale)
-        capture = ("attention_weights",)
-        logits, trace = vitjax.forward(model, images, capture=capture, edits=edits)
-        return first_class(logits), trace.attention_weights
+        return first_class(vitjax.forward(model, images, edits=edits)[0])
 
     # d/d scale = d/dA . A, where the weights are A . scale.
-    by_factor, weights = jax.jit(jax.grad(scalar, has_aux=True))(ones)
+    by_factor = jax.jit(jax.grad(scalar))(ones)
     top = np.abs(by_factor).max()
     assert top > 1e-3
-    np.testing.assert_allclose(gradient * weights, by_factor, atol=1e-4 * top)
+    actual = gradient * trace.attention_weights
+    np.testing.assert_allclose(actual, by_factor, atol=1e-4 * top)
 
 
 def test_attention_gradients_obey_edits():
@@ -212,14 +184,10 @@ def test_attention_gradients_obey_edits():
 
 def test_edits_reach_only_the_given_blocks_and_heads():
     edits = vitjax.no_cls(MODEL, layers=[-1], heads=[1])
-    before, after = (
-        np.asarray(
-            vitjax.forward(MODEL, IMAGES, capture=("attention_weights",), edits=each)[
-                1
-            ].attention_weights
-        )
-        for each in (None, edits)
-    )
+    capture = ("attention_weights",)
+    before = tiny.traced("plain")[3].attention_weights
+    _, trace = vitjax.forward(MODEL, IMAGES, capture=capture, edits=edits)
+    after = np.asarray(trace.attention_weights)
     np.testing.assert_allclose(after[0], before[0], atol=1e-6)
     np.testing.assert_allclose(after[1, :, 0], before[1, :, 0], atol=1e-6)
     assert (after[1, :, 1, 1:, 0] == 0).all()

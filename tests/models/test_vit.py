@@ -17,33 +17,29 @@ from vitjax.api import forward
 from vitjax.models.heads import pool
 from vitjax.models.layers import PatchEmbedding
 from vitjax.models.vit import VisionTransformer
-from vitjax.types import TRACE_FIELDS, Config, Edits
+from vitjax.types import Config, Edits
 
 
 @pytest.mark.parametrize("name", published.CONFIGS)
-def test_logits_equal_the_published(name, oracle, published_model):
-    logits, _ = forward(published_model(name), oracle(name).images)
-    expected = oracle(name)["base"]["logits"]
+def test_logits_equal_the_published(name, oracle, published_trace):
+    logits, _ = published_trace(name)
+    expected = oracle(name)["base"]["logits"][: published.count(name)]
     np.testing.assert_allclose(logits, expected, atol=5e-4 if name == "setA" else 2e-5)
 
 
 @pytest.mark.parametrize("name", tiny.KINDS)
 def test_every_architecture_equals_an_independent_formula(name):
-    model = tiny.make(tiny.KINDS[name])
-    images = tiny.images(model.config)
-    logits, trace = forward(model, images, capture=("residual",))
+    model, images, logits, trace = tiny.traced(name)
     expected, stream = reference(model, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(trace.residual[-1], stream, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ("layer_scale", "gap"))
-def test_plain_flax_use_captures_stacked_arrays(name):
-    model = tiny.make(tiny.CONFIGS[name])
-    cfg, images = model.config, tiny.images(model.config)
+def test_plain_flax_use_captures_stacked_arrays():
+    model, images, ours, trace = tiny.traced("pooled")
+    cfg = model.config
     apply = jax.jit(model.module.apply, static_argnames="capture_intermediates")
     logits, state = apply({"params": model.params}, images, capture_intermediates=True)
-    ours, trace = forward(model, images, capture=TRACE_FIELDS)
     np.testing.assert_allclose(logits, ours, atol=1e-5)
     block = state["intermediates"]["Transformer"]["encoderblock"]
     mha = block["MultiHeadDotProductAttention_0"]
@@ -55,8 +51,7 @@ def test_plain_flax_use_captures_stacked_arrays(name):
 
 
 def test_dropout_and_stochastic_depth_act_in_training_only():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
+    model, images, still, _ = tiny.traced("plain")
     module = VisionTransformer(model.config, 7, dropout=0.3, drop_path=0.5)
 
     def apply(seed, train):
@@ -64,7 +59,6 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
         return module.apply({"params": model.params}, images, train=train, rngs=rngs)
 
     apply = jax.jit(apply, static_argnums=1)
-    still, _ = forward(model, images)
     np.testing.assert_allclose(apply(0, False), still, atol=1e-5)
     np.testing.assert_array_equal(apply(0, True), apply(0, True))
     assert np.abs(apply(0, True) - apply(1, True)).max() > 1e-3
@@ -100,11 +94,11 @@ def test_stochastic_depth_keeps_the_mean():
 
 def test_half_precision_logits_are_the_projection_of_the_pooled_state():
     """Near those of full precision, and not rounded."""
-    exact = tiny.make(tiny.CONFIGS["plain"])
-    model, images = exact.astype(jnp.bfloat16), tiny.images(exact.config)
+    exact, images, expected, _ = tiny.traced("plain")
+    model = exact.astype(jnp.bfloat16)
     logits, trace = forward(model, images, capture=("residual",))
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, forward(exact, images)[0], atol=0.2)
+    np.testing.assert_allclose(logits, expected, atol=0.2)
     state = pool(trace.residual[-1], Edits(), model.config)
     np.testing.assert_allclose(logits, project(model.class_space, state), atol=1e-5)
     assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
@@ -125,11 +119,10 @@ def test_the_patch_embedding_is_a_convolution_also_with_pixels_left_over(shape):
 
 
 def test_refinement_equals_an_independent_formula():
-    model = tiny.make(tiny.CONFIGS["refinement"])
-    images, cfg = tiny.images(model.config), model.config
+    model, images, _, trace = tiny.traced("refinement")
+    cfg = model.config
     logits = vitjax.refinement_logits(model, images)
     assert logits.shape == (cfg.depth - 1, 3, 7)
-    _, trace = vitjax.forward(model, images, capture=("residual",))
     tree = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
     norm, head = tree["Transformer"]["encoder_norm"], tree["head"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.checkpoints import configs, pipelines
+from vitjax.checkpoints import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,7 +61,7 @@ def test_transformers(module, kind, fields, transformers, tmp_path):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     sparse = fields | {"image_processor_type": f"{kind}FeatureExtractor"}
     for description in (saved, sparse):
-        ours = pipelines.hugging_face(description)
+        ours = configs.hugging_face_pipeline(description)
         for photo in photos():
             (expected,) = theirs(photo, return_tensors="np")["pixel_values"]
             gap = np.abs(ours(photo) - expected.transpose(1, 2, 0)).max()
@@ -144,94 +144,3 @@ def test_heads_by_name_and_width_are_timms(timm):
         model = timm.create_model(name, depth=1)
         heads = configs.HEADS[name.split("_")[1], model.embed_dim]
         assert heads == model.blocks[0].attn.num_heads, name
-
-
-@pytest.mark.parametrize(
-    "options",
-    (
-        dict(),
-        dict(in_chans=1),
-        dict(class_token=False, global_pool="avg"),
-        dict(reg_tokens=2, no_embed_class=True, init_values=0.1),
-        dict(qk_norm=True),
-        dict(img_size=(32, 48)),
-    ),
-    ids=str,
-)
-def test_hub_folders(options, timm, torch, tmp_path):
-    from timm.models._hub import save_for_hf
-
-    import vitjax
-
-    arguments = dict(img_size=32, patch_size=8, depth=2, num_classes=7) | options
-    model = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
-    for leaf in model.parameters():
-        leaf.data = leaf.data + 0.1 * torch.randn(leaf.shape)
-    save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
-    wide = vitjax.Preprocess(32, 48) if "img_size" in options else None
-    ours = vitjax.load(tmp_path, preprocess=wide)
-    shape = (2, *ours.config.shape, ours.config.channels)
-    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    with torch.no_grad():
-        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-    logits, _ = vitjax.forward(ours, images)
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ("distilled", "deit3", "swiglu", "gated"))
-def test_other_architectures(kind, timm, torch, tmp_path):
-    import tiny
-    from timm.layers import SwiGLU, SwiGLUPacked
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import VisionTransformer
-
-    import vitjax
-
-    shape = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    shape |= dict(num_classes=7, mlp_ratio=1.5)
-    if kind == "distilled":
-        model = VisionTransformerDistilled(**shape)
-    elif kind == "deit3":
-        model = VisionTransformer(**shape, no_embed_class=True, init_values=0.3)
-    elif kind == "swiglu":
-        model = VisionTransformer(
-            **shape | {"mlp_ratio": 3.0},
-            mlp_layer=SwiGLUPacked,
-            act_layer=torch.nn.SiLU,
-        )
-    else:
-        model = VisionTransformer(**shape, mlp_layer=SwiGLU, act_layer=torch.nn.SiLU)
-    for leaf in model.eval().parameters():
-        leaf.data = leaf.data + 0.2 * torch.randn(leaf.shape)
-    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
-    ours = vitjax.load(vitjax.Config(**tiny.SHAPE), checkpoint=tmp_path / "m.pth")
-    images = tiny.images(ours.config)
-    with torch.no_grad():
-        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-    logits, _ = vitjax.forward(ours, images)
-    np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-5)
-
-
-def test_distilled_deit_of_transformers(transformers, torch, tmp_path):
-    import tiny
-
-    import vitjax
-
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-    sizes |= dict(intermediate_size=24, image_size=32, patch_size=8, num_labels=7)
-    config = transformers.DeiTConfig(**sizes)
-    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
-    for leaf in model.parameters():
-        leaf.data = leaf.data + 0.2 * torch.randn(leaf.shape)
-    model.save_pretrained(tmp_path / "whole")
-    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
-    (tmp_path / "five").mkdir()
-    torch.save(model.state_dict(), tmp_path / "five" / "pytorch_model.bin")
-    text = (tmp_path / "whole" / "config.json").read_text()
-    (tmp_path / "five" / "config.json").write_text(text)
-    images = tiny.images(tiny.CONFIGS["plain"])
-    with torch.no_grad():
-        expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).logits.numpy()
-    for folder in ("whole", "shards", "five"):
-        logits, _ = vitjax.forward(vitjax.load(tmp_path / folder), images)
-        np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-5)

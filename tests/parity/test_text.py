@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import text_towers
+from libraries import TRANSFORMERS, difference, randomize, save, unit
 
 import vitjax
 
@@ -14,67 +14,46 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONFIGS = text_towers.CONFIGS
 IDS = text_towers.draw_ids(CONFIGS["clip"])
-SHAPE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-SHAPE |= dict(intermediate_size=24)
+SHAPE = {k: v for k, v in TRANSFORMERS.items() if k not in ("image_size", "patch_size")}
 TEXT = SHAPE | dict(vocab_size=40, max_position_embeddings=6)
-VISION = SHAPE | dict(image_size=16, patch_size=8)
+VISION = TRANSFORMERS | dict(image_size=16)
 
 
-def randomize(torch, model):
-    torch.manual_seed(0)
-    for leaf in model.parameters():
-        leaf.data = leaf.data + 0.3 * torch.randn(leaf.shape)
-    return model.eval()
-
-
-def assert_same(torch, embed, folder, ids=IDS, **options):
-    """Both libraries give the same rows; theirs are not normalized."""
+def difference_of_rows(torch, embed, folder) -> float:
+    """Of embeddings of unit length; theirs are not normalized."""
     with torch.no_grad():
-        expected = embed(torch.tensor(ids.astype(np.int64))).numpy()
-    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    text = vitjax.load_text(folder, **options)
-    rows = vitjax.encode_text(text, ids)
-    np.testing.assert_allclose(rows, expected, atol=1e-5)
-    return text
+        expected = embed(torch.tensor(IDS.astype(np.int64))).numpy()
+    rows = vitjax.encode_text(vitjax.load_text(folder), IDS)
+    return difference(rows, unit(expected))
 
 
-@pytest.mark.parametrize("kind", ("CLIPModel", "CLIPTextModelWithProjection"))
-@pytest.mark.parametrize("end", (2, 39))
-def test_clip_of_transformers(kind, end, transformers, torch, tmp_path):
-    fields = TEXT | dict(eos_token_id=end, projection_dim=8)
-    if kind == "CLIPModel":
-        config = transformers.CLIPConfig(
-            text_config=fields, vision_config=VISION, projection_dim=8
-        )
+TOWERS = {
+    "CLIPModel": dict(eos_token_id=2, projection_dim=8),
+    "CLIPTextModelWithProjection": dict(eos_token_id=39, projection_dim=8),
+    "SiglipModel": dict(projection_size=16),
+    "SiglipTextModel": dict(projection_size=8),
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_transformers(kind, transformers, torch, tmp_path):
+    text, library = TEXT | TOWERS[kind], kind.partition("Text")[0].removesuffix("Model")
+    if kind == f"{library}Model":
+        config = getattr(transformers, f"{library}Config")
+        shared = dict(projection_dim=8) if library == "CLIP" else {}
+        config = config(text_config=text, vision_config=VISION, **shared)
     else:
-        config = transformers.CLIPTextConfig(**fields)
+        config = getattr(transformers, f"{library}TextConfig")(**text)
     model = randomize(torch, getattr(transformers, kind)(config))
     model.save_pretrained(tmp_path)
 
     def embed(ids):
-        if kind == "CLIPModel":
+        if kind == f"{library}Model":
             return model.get_text_features(ids).pooler_output
-        return model(ids).text_embeds
+        output = model(ids)
+        return output.text_embeds if library == "CLIP" else output.pooler_output
 
-    assert_same(torch, embed, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ("SiglipModel", "SiglipTextModel"))
-def test_siglip_of_transformers(kind, transformers, torch, tmp_path):
-    fields = TEXT | dict(projection_size=8 if kind == "SiglipTextModel" else 16)
-    if kind == "SiglipModel":
-        config = transformers.SiglipConfig(text_config=fields, vision_config=VISION)
-    else:
-        config = transformers.SiglipTextConfig(**fields)
-    model = randomize(torch, getattr(transformers, kind)(config))
-    model.save_pretrained(tmp_path)
-
-    def embed(ids):
-        if kind == "SiglipModel":
-            return model.get_text_features(ids).pooler_output
-        return model(ids).pooler_output
-
-    assert_same(torch, embed, tmp_path)
+    assert difference_of_rows(torch, embed, tmp_path) < 1e-5
 
 
 @pytest.mark.parametrize("name", ("clip", "open_clip", "siglip"))
@@ -95,9 +74,8 @@ def test_open_clip(name, open_clip, torch, tmp_path):
         **({"init_logit_bias": -10.0} if name == "siglip" else {}),
     )
     model = randomize(torch, model)
-    arrays = {k: v.contiguous().numpy() for k, v in model.state_dict().items()}
-    safetensors.numpy.save_file(arrays, tmp_path / "open_clip_model.safetensors")
-    assert_same(torch, model.encode_text, tmp_path)
+    save(model, tmp_path / "open_clip_model.safetensors")
+    assert difference_of_rows(torch, model.encode_text, tmp_path) < 1e-5
 
 
 PROMPTS = (
@@ -109,18 +87,14 @@ PROMPTS = (
 
 
 def test_clip_tokens_are_those_of_transformers(transformers, tmp_path):
-    letters = [chr(number) for number in range(33, 127)]
+    letters = "".join(map(chr, range(33, 127)))
     merges = [("o", "g</w>"), ("d", "og</w>"), ("p", "h"), ("ph", "o"), ("t", "h")]
-    words = [*letters, *(x + "</w>" for x in letters), *map("".join, merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
+    vocabulary = text_towers.make_vocabulary(letters, merges)
     theirs = transformers.CLIPTokenizerFast(vocab=vocabulary, merges=merges)
     theirs.save_pretrained(tmp_path / "json")
     (tmp_path / "apart").mkdir()
-    (tmp_path / "apart" / "vocab.json").write_text(json.dumps(vocabulary))
-    lines = ["#version: 0.2", *map(" ".join, merges)]
-    (tmp_path / "apart" / "merges.txt").write_text("\n".join(lines))
-    config = dataclasses.replace(CONFIGS["clip"], vocab=len(words), length=9)
+    text_towers.write_vocabulary(tmp_path / "apart", letters, merges)
+    config = dataclasses.replace(CONFIGS["clip"], vocab=len(vocabulary), length=9)
     arrays = text_towers.open_clip(text_towers.make(config))
     text_towers.write_safetensors(tmp_path / "m.safetensors", arrays)
     expected = theirs(

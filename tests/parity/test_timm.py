@@ -1,16 +1,14 @@
 """timm's models, saved by timm, read by us: same logits, same addresses."""
 
-import numpy as np
 import pytest
-import safetensors.numpy
 import tiny
+from libraries import TIMM, difference, randomize, run, save
 
 import vitjax
 from vitjax.checkpoints import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SHAPE = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 OURS = {
     "plain": (dict(), dict()),
     "no qkv bias": (dict(qkv_bias=False), dict(qkv_bias=False)),
@@ -21,74 +19,90 @@ OURS = {
 }
 
 
-def randomize(torch, model):
-    generator = torch.Generator().manual_seed(0)
-    for name, leaf in [*model.named_parameters(), *model.named_buffers()]:
-        if not leaf.is_floating_point():
-            continue
-        values = torch.randn(leaf.shape, generator=generator) * 0.2
-        one = ("norm" in name or "bn" in name) and name.endswith("weight")
-        values = values + 1 if one or "gamma" in name else values
-        leaf.data = values.abs() if name.endswith("running_var") else values
-    return model.eval()
-
-
-def assert_same_logits(torch, model, config, path, tolerance=2e-5):
-    arrays = {k: v.contiguous().numpy() for k, v in model.state_dict().items()}
-    safetensors.numpy.save_file(arrays, path)
+def largest_difference(torch, model, path, config) -> float:
+    """Of logits and residual streams, by the file of a model."""
     ours = vitjax.load(config, checkpoint=path)
-    images = tiny.images(config)
-    with torch.no_grad():
-        expected = model(torch.tensor(images.transpose(0, 3, 1, 2)))
-    expected = getattr(expected, "logits", expected).numpy()
-    logits, _ = vitjax.forward(ours, images)
-    np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=1e-5)
+    computed = run(torch, model, model.blocks, ours)
+    return max(computed.residual, difference(computed.logits, computed.theirs))
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_logits(name, timm, torch, tmp_path):
     theirs, ours = OURS[name]
-    model = timm.models.VisionTransformer(
-        **SHAPE | dict(num_classes=7, mlp_ratio=1.5) | theirs
-    )
+    model = randomize(torch, timm.models.VisionTransformer(**TIMM | theirs))
+    save(model, tmp_path / "m.safetensors")
     config = vitjax.Config(**tiny.SHAPE | ours)
-    assert_same_logits(
-        torch, randomize(torch, model), config, tmp_path / "m.safetensors"
-    )
+    assert largest_difference(torch, model, tmp_path / "m.safetensors", config) < 2e-5
 
 
 def test_residual_post_norm(timm, torch, tmp_path):
     from timm.models.vision_transformer import ResPostBlock
 
-    model = timm.models.VisionTransformer(
-        **SHAPE,
-        num_classes=7,
-        mlp_ratio=1.5,
-        qkv_bias=False,
-        class_token=False,
-        global_pool="avg",
-        block_fn=ResPostBlock,
-    )
-    assert_same_logits(
-        torch, randomize(torch, model), tiny.CONFIGS["gap"], tmp_path / "m.safetensors"
-    )
+    options = dict(qkv_bias=False, class_token=False, global_pool="avg")
+    model = timm.models.VisionTransformer(**TIMM, **options, block_fn=ResPostBlock)
+    save(randomize(torch, model), tmp_path / "m.safetensors")
+    config = tiny.CONFIGS["gap"]
+    assert largest_difference(torch, model, tmp_path / "m.safetensors", config) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ("distilled", "deit3", "swiglu", "gated"))
+def test_other_architectures(kind, timm, torch, tmp_path):
+    from timm.layers import SwiGLU, SwiGLUPacked
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    gate = dict(act_layer=torch.nn.SiLU)
+    make, options = {
+        "distilled": (VisionTransformerDistilled, {}),
+        "deit3": (VisionTransformer, dict(no_embed_class=True, init_values=0.3)),
+        "swiglu": (
+            VisionTransformer,
+            gate | dict(mlp_ratio=3.0, mlp_layer=SwiGLUPacked),
+        ),
+        "gated": (VisionTransformer, gate | dict(mlp_layer=SwiGLU)),
+    }[kind]
+    model = randomize(torch, make(**TIMM | options))
+    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
+    config = vitjax.Config(**tiny.SHAPE)
+    assert largest_difference(torch, model, tmp_path / "m.pth", config) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        dict(),
+        dict(in_chans=1),
+        dict(class_token=False, global_pool="avg"),
+        dict(reg_tokens=2, no_embed_class=True, init_values=0.1),
+        dict(qk_norm=True),
+        dict(img_size=(32, 48)),
+    ),
+    ids=str,
+)
+def test_hub_folders(options, timm, torch, tmp_path):
+    from timm.models._hub import save_for_hf
+
+    arguments = dict(img_size=32, patch_size=8, depth=2, num_classes=7) | options
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    randomize(torch, model, 0.1)  # it is wider
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
+    wide = vitjax.Preprocess(32, 48) if "img_size" in options else None
+    ours = vitjax.load(tmp_path, preprocess=wide)
+    computed = run(torch, model, model.blocks, ours)
+    assert max(computed.residual, difference(computed.logits, computed.theirs)) < 1e-4
 
 
 def test_resized_positions(timm, torch, tmp_path):
-    model = timm.models.VisionTransformer(**SHAPE, num_classes=7, mlp_ratio=1.5)
-    arrays = {k: v.numpy() for k, v in randomize(torch, model).state_dict().items()}
-    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
     from timm.layers import resample_abs_pos_embed
 
+    model = randomize(torch, timm.models.VisionTransformer(**TIMM))
+    path = tmp_path / "m.safetensors"
+    save(model, path)
     expected = resample_abs_pos_embed(
         model.pos_embed, new_size=[7, 7], num_prefix_tokens=1
     )
-    ours = vitjax.load(
-        tiny.CONFIGS["plain"], checkpoint=tmp_path / "m.safetensors", image_size=56
-    )
-    np.testing.assert_allclose(
-        ours.params["pos_embedding"], expected.detach().numpy(), atol=2e-6
-    )
+    ours = vitjax.load(tiny.CONFIGS["plain"], checkpoint=path, image_size=56)
+    assert difference(ours.params["pos_embedding"], expected.detach()) < 2e-6
 
 
 def test_addresses_are_timms(timm):

@@ -19,7 +19,6 @@ from vitjax.types import Edits
 
 FIELDS = ("mixed_values", "attention_update", "mlp_update")
 CONFIGS = tiny.CONFIGS | {"pooled": tiny.POOLED}
-NAMES = tiny.slow_but(("plain", "pooled"), "pooled")
 OPTIONS = {"reference_images": 9, "order_images": 5, "draws": 2}
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
 
@@ -34,7 +33,7 @@ class Context(FakeContext):
 
 
 @functools.cache
-def swept(name="plain"):
+def swept(name="pooled"):
     """(context, pixels, labels, means) of a run of the recipe."""
     config = CONFIGS[name]
     context = FakeContext(tiny.make(config, classes=CLASSES), Noise(LABELS))
@@ -53,7 +52,7 @@ def edited(context, images, edits):
         return np.asarray(FORWARD(context.model, images, edits))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.slow_but(("plain", "pooled"), "pooled"))
 def test_ablation_is_that_of_whole_passes(name):
     context, images, label, means = swept(name)
     rows, depth = context.arrays, context.model.config.depth
@@ -120,6 +119,7 @@ def test_random_sets_are_nested_and_depend_on_the_seed_alone():
     assert len(np.unique(sets[0][1:, 0], axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_ablation_does_not_depend_on_the_batch_or_the_images_that_are_run():
     context, *_ = swept()
     other = FakeContext(context.model, Noise(LABELS), batch_size=3, limit=5)
@@ -173,7 +173,7 @@ def patched(name="plain", tokens="grid"):
     return context, images, np.concatenate([b.label for b in batches])[:16]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.slow_but(("plain", "pooled"), "plain"))
 def test_patching_is_that_of_whole_passes(name):
     context, images, label = patched(name)
     rows, model = context.arrays, context.model
@@ -208,9 +208,10 @@ def test_patching_is_that_of_whole_passes(name):
             np.testing.assert_allclose(change, metric(edits) - corrupted, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_all_is_one_and_nothing_is_zero():
-    context, images, _ = patched("registers")
-    model, everything = context.model, np.ones((1, 2, 20), bool)
+    context, images, _ = patched()
+    model, everything = context.model, np.ones((1, 2, 17), bool)
     logits, trace = vitjax.forward(model, images[:3], capture=CAPTURE)
     values = {"residual": trace.residual}
     other, streams = scan_blocks(model, images[3:6], sites.read_stream)
@@ -221,6 +222,7 @@ def test_all_is_one_and_nothing_is_zero():
     np.testing.assert_allclose(both, jnp.stack([logits, other]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ("cls", "all"))
 def test_other_groups_of_tokens(tokens):
     context, *_ = patched(tokens=tokens)

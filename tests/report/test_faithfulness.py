@@ -63,7 +63,7 @@ def test_areas_are_those_of_trapezoids(cells):
     rows, run = cells(results), Run(results)
     for column in ("removal_negative", "pixels_positive", "probability_positive"):
         one = read_curve(run, column, "chefer")
-        area = np.trapezoid(one.correct, one.removed) / one.removed[-1]
+        area = np.trapezoid(1.0 * one.correct, one.removed) / one.removed[-1]
         np.testing.assert_allclose(one.areas(), area, rtol=1e-6)
         row = rows["chefer", column]
         assert row["value"] == pytest.approx(area.mean())

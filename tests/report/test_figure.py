@@ -14,8 +14,19 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from vitjax.recipes.registry import RECIPES
-from vitjax.report import marks
-from vitjax.report.figure import Table, number
+from vitjax.report.figure import (
+    COLORS,
+    DARK,
+    GRID,
+    INK,
+    MANY_DOTS,
+    MARKERS,
+    MUTED,
+    PAPER,
+    VARIABLES,
+    Table,
+    number,
+)
 
 MARKS = {
     "line": "identifiability",
@@ -102,7 +113,7 @@ def test_a_dot_for_every_row_and_diamonds_at_the_means(figures):
 def test_many_dots_are_one_image(figures):
     figure = figures["agreement_classes"]
     rows = figure.data[figure.data["panel"] == "MLP"].iloc[:1]
-    rows = pd.concat([rows] * (marks.MANY_DOTS + 1))
+    rows = pd.concat([rows] * (MANY_DOTS + 1))
     drawing = replace(figure, data=rows).svg()
     assert drawing.count("<use") < 100 and "data:image/png" in drawing
 
@@ -183,7 +194,9 @@ def test_every_figure_and_table_of_every_recipe(report, recipe):
         expected = {"identifiability", "updates", "rate", "maps"}
         expected |= {"gallery"} if recipe == "faithfulness" else set()
         if not ranked:
-            expected = {f"{recipe}_heads", f"{recipe}_blocks"}
+            kinds = {"editing": [""], "lens": ["_kl", "_exit"], "errors": ["_lead"]}
+            kinds = kinds.get(recipe, ["_heads", "_blocks", "_images"])
+            expected = {recipe + kind for kind in kinds}
         assert expected <= set(figures)
         assert ("summary" in tables) == ranked
         common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
@@ -205,15 +218,15 @@ def luminance(color):
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
 
 
-@pytest.mark.parametrize("colors, page", [("COLORS", "#ffffff"), ("DARK", "#14171b")])
+@pytest.mark.parametrize("colors, page", [(COLORS, "#ffffff"), (DARK, "#14171b")])
 def test_series_are_legible_on_their_page(colors, page):
-    for color in getattr(marks, colors):
+    for color in colors:
         light, dark = sorted((luminance(color), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_every_color_of_print_has_a_variable():
-    used = {*marks.COLORS, marks.INK, marks.MUTED, marks.GRID, marks.PAPER}
-    assert used == set(marks.VARIABLES)
-    assert len(set(marks.VARIABLES.values())) == len(marks.VARIABLES)
-    assert len(marks.MARKERS) == len(marks.COLORS)
+    used = {*COLORS, INK, MUTED, GRID, PAPER}
+    assert used == set(VARIABLES)
+    assert len(set(VARIABLES.values())) == len(VARIABLES)
+    assert len(MARKERS) == len(COLORS)

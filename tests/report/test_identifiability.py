@@ -8,7 +8,14 @@ import vitjax
 from vitjax.report import per_image
 from vitjax.report.identifiability import ANY, RATE, TOP1
 from vitjax.report.page import provenance
-from vitjax.report.per_image import MEASURES, Run, as_runs, run_names
+from vitjax.report.per_image import (
+    MEASURES,
+    Run,
+    as_runs,
+    interval_of,
+    intervals,
+    run_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,8 @@ def test_windows_bound_what_is_read_and_pending_images_are_never_read(
     }
     row = 4 * whole.config.depth * whole.config.tokens
     monkeypatch.setattr(per_image, "WINDOW_BYTES", 8 * row)
-    np.testing.assert_array_equal(pieces.curves, whole.curves)
+    for key, curve in whole.curves.items():
+        np.testing.assert_array_equal(pieces.curves[key], curve)
     assert pieces.results["rank_residual"].sizes == [8, 8, 4]
 
 
@@ -267,3 +275,9 @@ def test_published_numbers(shared, report):
         (ANY, "A3_images_with_identifiable_token"),
     ):
         assert values[name] == pytest.approx(published[key] / 100, abs=1e-6)
+
+
+def test_shares_of_images_that_all_agree_have_an_interval():
+    ones, right = np.ones((9, 1)), np.ones((9, 1), bool)
+    assert intervals(right)["low"][0] < 0.8 and intervals(ones)["low"][0] == 1
+    assert interval_of(ones[:, 0])["low"] == intervals(right)["low"][0]

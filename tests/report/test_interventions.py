@@ -92,6 +92,22 @@ def test_patching_is_a_share_of_the_mean_gap(report):
     assert figures["patching_residual"].data["group"].max() == 4
 
 
+def test_every_image_has_its_own_pictures(report, ablated):
+    run, figures, _ = ablated
+    figure = figures["ablation_images"]
+    assert [len(row) for row in figure.rows] == [3, 3]  # photo, two kinds of ablation
+    assert not [name for name in figures if name == "maps"]
+    rows = figure.data.query("image == 1 and ablation == 'mean' and layer == 2")
+    np.testing.assert_array_equal(rows["effect"], EFFECTS[1, 2])
+    patched = fake_run("patching", change={"token_group": np.arange(17.0) // 4})
+    figure = report(patched)[0]["patching_images"]
+    values = patched["restored_residual"][0, 1].values
+    rows = figure.data.query("image == 0 and layer == 1")
+    np.testing.assert_array_equal(rows["restored"], values[np.arange(1, 17) // 4])
+    unknown = fake_run("patching", change={"token_group": np.full(17, -1.0)})
+    assert [len(row) for row in report(unknown)[0]["patching_images"].rows] == [2]
+
+
 @pytest.mark.slow
 def test_a_page_of_such_runs_alone_and_beside_others(tmp_path):
     runs = [fake_run("ablation"), fake_run("patching")]

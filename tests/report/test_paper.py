@@ -6,8 +6,7 @@ from fake_runs import fake_run
 
 import vitjax
 from vitjax.report import appendix, paper, per_image
-from vitjax.report.paper_metrics import composition_chance
-from vitjax.report.per_image import Run, as_runs
+from vitjax.report.per_image import Run, as_runs, composition_chance
 from vitjax.statistics import (
     benjamini_hochberg,
     holm,

@@ -43,6 +43,7 @@ def test_disk_and_objects_are_those_of_the_run(tiny, photos, whole):
         estimate("probes", tiny, f"folder:{photos}", options=options)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_one_pass_is_estimated_and_run(tiny, photos, run_tiny, tmp_path):
     options = {"ablations": ("mean",), "draws": 0, "reference_images": 8}
     source = f"folder:{photos}"
@@ -55,6 +56,7 @@ def test_a_recipe_of_one_pass_is_estimated_and_run(tiny, photos, run_tiny, tmp_p
     assert images_per_chunk == 8  # as many chunks as a recipe of a step has
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_by_what_a_batch_takes(tiny, photos):
     few, many = (
         estimates.planned_bytes(make("identifiability", tiny, photos, batch_size=size))

@@ -24,7 +24,7 @@ from vitjax.recipes.recipe import Pass, Recipe, Setup
 from vitjax.runner import loop, writer
 from vitjax.runner import mesh as meshes
 from vitjax.runner.manifest import describe_model, hash_parameters
-from vitjax.runner.options import RunOptions
+from vitjax.runner.options import BATCH_SIZE, SMALL_BATCH_SIZE, RunOptions
 from vitjax.runner.progress import Progress, clock_time
 from vitjax.runner.store import DamageError, Folder, StorageError
 
@@ -354,8 +354,15 @@ def test_a_finished_run_is_returned_without_a_step_or_a_write(
     assert not steps
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
-@pytest.mark.parametrize("name", ["rank_residual/c/1/0/0", "done/c/1", "label/c/1"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rank_residual/c/1/0/0", "gone"),
+        ("rank_residual/c/1/0/0", "flipped"),
+        ("label/c/1", "empty"),
+        ("done/c/1", "cut"),
+    ],
+)
 def test_a_lost_or_corrupt_chunk_is_pending_and_run_again(
     run_tiny, whole, steps, tmp_path, damage, name
 ):
@@ -478,6 +485,19 @@ def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
         3, meshes.make_mesh()
     )
     assert steps == [[0, 1, 2]]
+
+
+def test_steps_of_many_passes_are_small_on_cpus(tiny, photos):
+    """Unless --batch-size says otherwise."""
+    for name, given, size in (
+        ("ablation", None, SMALL_BATCH_SIZE),
+        ("ablation", 8, 8),
+        ("identifiability", None, BATCH_SIZE),
+    ):
+        options = RunOptions(batch_size=given)
+        job = loop.make_job(name, tiny, f"folder:{photos}", options=options)
+        size = min(size, job.images)
+        assert job.batch_size == meshes.fit_batch_size(size, job.mesh)
 
 
 def test_chunks_are_whole_batches_and_some_for_every_process():

@@ -1,6 +1,7 @@
 """Attribution to parts of the model: sums, formulas by hand, slopes, and edits."""
 
 import functools
+import operator
 
 import jax
 import numpy as np
@@ -8,20 +9,14 @@ import pytest
 import tiny
 
 import vitjax
-from vitjax.types import TRACE_FIELDS, Edits, TapEdit
+from vitjax.types import Edits, TapEdit
 
-NAMES = ("plain", "gap", "post_cls", "layer_scale", "registers_gap", "one_block")
 TARGET = np.array([1, 5, 2], np.int32)
+ROWS = np.arange(3), TARGET
 FIELDS = "attention_weights", "values", "mixed_values", "mlp_hidden", "residual"
 
 
-@functools.cache
-def setting(name="plain"):
-    model = tiny.make(tiny.CONFIGS[name])
-    return model, tiny.images(model.config)
-
-
-def edits_of(kind, model):
+def edits_of(kinds, model):
     rng, tokens = np.random.default_rng(0), model.config.tokens
     add = rng.normal(size=(2, 1, tokens, 1, 1)).astype(np.float32)
     taps = {
@@ -31,38 +26,34 @@ def edits_of(kind, model):
         "mlp_preactivation": TapEdit(scale=0.5, add=add[..., 0]),
         "embedding": TapEdit(scale=1.1),
     }
-    return {
-        "none": None,
+    every = {
         "keep": Edits(keep=rng.random((3, model.config.patches)) < 0.6),
         "select": Edits(select=np.array([[3, 1, 8]])),
         "taps": Edits(taps=taps),
-    }[kind]
+    }
+    return functools.reduce(operator.and_, map(every.get, kinds))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [*((name, "none") for name in NAMES)]
-    + [(name, k) for name in ("gap", "plain") for k in ("keep", "select", "taps")],
+    ("name", "kinds"), (("plain", ("select", "taps")), ("pooled", ("keep", "taps")))
 )
-def test_contributions_add_up_to_the_logit(name, kind):
-    model, images = setting(name)
-    edits = edits_of(kind, model)
+def test_contributions_under_edits_add_up_to_the_logit(name, kinds):
+    model, images, *_ = tiny.traced(name)
+    edits = edits_of(kinds, model)
     parts = vitjax.logit_attribution(model, images, TARGET, edits=edits)
-    total = 0
-    for values in map(np.asarray, parts.values()):
-        images_first = values if values.ndim == 1 else values.swapaxes(0, 1)
-        total += images_first.reshape(3, -1).sum(1)
-    logits, _ = vitjax.forward(model, images, edits=edits)
-    expected = logits[np.arange(3), TARGET]
-    np.testing.assert_allclose(total, expected, atol=1e-4 * np.abs(logits).max())
+    logits = np.asarray(vitjax.forward(model, images, edits=edits)[0])
+    atol = 1e-4 * np.abs(logits).max()
+    np.testing.assert_allclose(tiny.total(parts), logits[ROWS], atol=atol)
 
 
 @pytest.mark.parametrize("name", ("plain", "post_cls"))
 def test_a_part_contributes_what_it_writes(name):
     """By hand: one source token of a head, and one neuron, through all that follows."""
-    model, images = setting(name)
-    _, trace = vitjax.forward(model, images, capture=TRACE_FIELDS)
+    model, images, logits, trace = tiny.traced(name)
     parts = vitjax.logit_attribution(model, images, TARGET, neurons=True)
+    wholes = {key: x for key, x in parts.items() if key != "neurons"}
+    atol = 1e-4 * np.abs(logits).max()
+    np.testing.assert_allclose(tiny.total(wholes), logits[ROWS], atol=atol)
     block = jax.tree.map(lambda leaf: np.asarray(leaf[1], float), model.block_params)
     out = block["MultiHeadDotProductAttention_0"]["out"]
     dense, config = block["MlpBlock_0"]["Dense_1"], model.config
@@ -89,9 +80,8 @@ def test_a_part_contributes_what_it_writes(name):
         np.testing.assert_allclose(actual[index], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ("plain", "gap"))
-def test_attribution_patching_is_the_slope_of_patching(name):
-    model, images = setting(name)
+def test_attribution_patching_is_the_slope_of_patching():
+    model, images, _, clean = tiny.traced("pooled")
     rng = np.random.default_rng(0)
     noise = 1e-2 * rng.normal(size=images.shape).astype(np.float32)
     fields = ("embedding", "residual", "mixed_values", "attention_scores", "mlp_hidden")
@@ -100,7 +90,6 @@ def test_attribution_patching_is_the_slope_of_patching(name):
         functools.partial(vitjax.attribution_patching, metric=metric, fields=fields)
     )
     effects = attribute(model, images, images + noise)
-    _, clean = vitjax.forward(model, images, capture=fields)
     before = metric(vitjax.forward(model, images + noise)[0])
     choices = {
         "embedding": {"tokens": [3]},
@@ -126,19 +115,21 @@ def test_attribution_patching_is_the_slope_of_patching(name):
         vitjax.attribution_patching(model, images, images, metric, fields=("resid",))
 
 
-@pytest.mark.parametrize("name", ("plain", "registers_gap"))
-@pytest.mark.parametrize("of", ("residual", "attention_update"))
+@pytest.mark.parametrize(
+    ("name", "of"), (("plain", "attention_update"), ("pooled", "residual"))
+)
 def test_relevancy_obeys_edits_of_taps(name, of):
     """The gradient of an edited block's own loss, by zeros added to its weights."""
-    model, images = setting(name)
-    edits = edits_of("taps", model)
+    model, images, *_ = tiny.traced(name)
+    edits = edits_of(("taps",), model)
     relevancy = vitjax.relevancy(
         model, images, TARGET, of=of, loss="negative_logit", edits=edits
     )
     config, last = model.config, model.config.depth - 1
 
     @jax.jit
-    def logit(add):
+    @jax.grad
+    def slope(add):
         more = Edits(taps={"attention_weights": TapEdit(add=add)})
         _, trace = vitjax.forward(model, images, capture=(of,), edits=edits & more)
         state = getattr(trace, of)[last]
@@ -147,5 +138,5 @@ def test_relevancy_obeys_edits_of_taps(name, of):
         return model.class_space.logits(pooled)[np.arange(3), TARGET].sum()
 
     shape = (2, 3, 2, config.tokens, config.tokens)
-    gradient = jax.grad(logit)(np.zeros(shape, np.float32))[last].sum(2)
+    gradient = np.asarray(slope(np.zeros(shape, np.float32)))[last].sum(2)
     np.testing.assert_allclose(relevancy[last], gradient, atol=1e-4)

@@ -15,11 +15,9 @@ TARGET = np.array([1, 4, 2], np.int32)
 KINDS = ("plain", "layer_scale", "swiglu", "tanh", "pooled", "clip", "cls_mean")
 
 
-@pytest.mark.parametrize(
-    "kind", tiny.slow_but(KINDS, "plain", "swiglu", "pooled", "clip")
-)
+@pytest.mark.parametrize("kind", tiny.slow_but(KINDS, "swiglu", "pooled", "clip"))
 def test_products_and_biases_add_up(kind):
-    model = tiny.make(tiny.POOLED if kind == "pooled" else tiny.KINDS[kind])
+    model = tiny.make(tiny.KINDS[kind])
     images = tiny.images(model.config)
 
     @jax.jit
@@ -47,9 +45,10 @@ def test_products_and_biases_add_up(kind):
     scale = max(1, np.abs(expected).max())
     np.testing.assert_allclose(total, expected, atol=2e-6 * scale)
     assert np.abs(biases).max() > 1e-3  # they matter
-    shown = products.sum(0) + biases.sum(0)
-    maps = vitjax.explain(model, images, TARGET, method="libragrad")
-    np.testing.assert_allclose(maps, shown[:, model.config.prefix :], atol=1e-5 * scale)
+    if kind == "pooled":
+        maps = vitjax.explain(model, images, TARGET, method="libragrad")
+        shown = (products.sum(0) + biases.sum(0))[:, model.config.prefix :]
+        np.testing.assert_allclose(maps, shown, atol=1e-5 * scale)
 
 
 def test_gradients_times_inputs_are_slopes():

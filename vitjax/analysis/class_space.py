@@ -37,6 +37,10 @@ def project(
 
     Raises:
         ValueError: the states' width is not the class space's.
+
+    Example:
+        >>> states = trace.residual  # [layer batch token dim]
+        >>> logits = vitjax.project(model.class_space, states)
     """
     check_width(class_space, states)
     return class_space.logits(states)
@@ -72,6 +76,9 @@ def project_tokens(
 
     Raises:
         ValueError: the states' width is not the model's, or it has no classes.
+
+    Example:
+        >>> logits = vitjax.project_tokens(model, trace.residual)
     """
     space, prefix = model.class_space, model.config.prefix
     check_classes(model.num_classes)
@@ -145,6 +152,10 @@ def rank(
 
     Raises:
         ValueError: the label does not broadcast, or is no class.
+
+    Example:
+        >>> states = vitjax.project(model.class_space, trace.residual)
+        >>> vitjax.rank(states, label[:, None])  # [layer batch token]
     """
     logits = jnp.asarray(class_logits)
     label = broadcast_labels(label, logits.shape[:-1])
@@ -186,6 +197,10 @@ def identifiability(
     Returns:
         In [1/C, 1]: 1 where the label has the largest logit, 1/C where the smallest;
         (C+1)/(2C) at chance, and, up to 1/(2C), where all logits are equal.
+
+    Example:
+        >>> states = vitjax.project(model.class_space, trace.residual)
+        >>> vitjax.identifiability(states, label[:, None])  # [layer batch token]
     """
     classes = class_logits.shape[-1]
     return 1 - rank(class_logits, label).astype(jnp.float32) / classes
@@ -211,6 +226,10 @@ def top_k(class_logits: Float[ArrayLike, "*any class"], *, k: int = 5) -> TopK:
 
     Raises:
         ValueError: k is not in [1, class].
+
+    Example:
+        >>> states = vitjax.project(model.class_space, trace.residual)
+        >>> best, classes = vitjax.top_k(states, k=3)
     """
     class_logits = jnp.asarray(class_logits)
     classes = top_k_indices(class_logits, k)

@@ -39,6 +39,12 @@ def area_under_curve(
     Raises:
         ValueError: the steps do not fit, the counts are out of range or one and the
             same, or an unknown convention.
+
+    Example:
+        >>> options = {"keep_counts": (1, 4, 8), "order": "positive"}
+        >>> curve = vitjax.removal_curve(model, images, label, maps, **options)
+        >>> patches = model.config.patches
+        >>> vitjax.area_under_curve(curve.mean(0), (1, 4, 8), tokens=patches)
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     values, counts = jnp.asarray(correct), np.asarray(kept)
@@ -118,6 +124,9 @@ def localisation(
     Raises:
         ValueError: shapes that differ, or a mask that is not of True and False: give
             patches that are neither object nor background by `where`.
+
+    Example:
+        >>> vitjax.localisation(maps, mask)["mean_iou"]  # mask: patches on the object
     """
     if not maps.shape == mask.shape == (mask if where is None else where).shape:
         raise ValueError(

@@ -50,6 +50,10 @@ def self_only(
 
     Raises:
         ValueError: a block or head that does not exist, or an unknown convention.
+
+    Example:
+        >>> edits = vitjax.self_only(model, layers=[-1])
+        >>> logits, _ = vitjax.forward(model, images, edits=edits)
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     config = getattr(model, "config", model)
@@ -84,6 +88,10 @@ def no_cls(
 
     Raises:
         ValueError: the model has no [CLS], or a block or head does not exist.
+
+    Example:
+        >>> edits = vitjax.no_cls(model, layers=[0, 1]) & vitjax.keep_tokens(mask)
+        >>> logits, _ = vitjax.forward(model, images, edits=edits)
     """
     config = getattr(model, "config", model)
     if not config.class_token:
@@ -112,6 +120,10 @@ def keep_tokens(keep: Bool[ArrayLike, "batch patch"]) -> Edits:
 
     Returns:
         Edits; equal to `select_tokens` of the same patches up to rounding.
+
+    Example:
+        >>> edits = vitjax.keep_tokens(mask)  # [batch patch], True stays
+        >>> logits, _ = vitjax.forward(model, images, edits=edits)
     """
     return Edits(keep=keep)
 
@@ -129,6 +141,10 @@ def select_tokens(indices: Int[ArrayLike, "batch kept"]) -> Edits:
 
     Raises:
         ValueError: a number is negative.
+
+    Example:
+        >>> first = np.tile(np.arange(8, dtype=np.int32), (len(images), 1))
+        >>> logits, _ = vitjax.forward(model, images, edits=vitjax.select_tokens(first))
     """
     return Edits(select=indices)
 

@@ -58,6 +58,11 @@ def memory_coefficients(
 
     Raises:
         ValueError: the trace lacks a field, or an unknown convention.
+
+    Example:
+        >>> fields = ("mixed_values", "mlp_hidden")
+        >>> _, trace = vitjax.forward(model, images, capture=fields)
+        >>> vitjax.memory_coefficients(trace)["mlp"].shape  # [layer batch token memory]
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     field = "mlp_hidden" if convention == "paper" else "mlp_preactivation"
@@ -103,6 +108,10 @@ def memory_classes(
 
     Raises:
         ValueError: k is out of its range.
+
+    Example:
+        >>> values = vitjax.memory_values(model)["mlp"][-1]
+        >>> best = vitjax.memory_classes(model.class_space, values, k=1).classes[:, 0]
     """
 
     def of_layer(values):
@@ -141,6 +150,10 @@ def class_value_agreement(
     Returns:
         In [-1, 1]: 1 where a value vector points along the class embedding. Random
         vectors of width d give about sqrt(2 ln(memory) / d).
+
+    Example:
+        >>> values = vitjax.memory_values(model)["mlp"]
+        >>> vitjax.class_value_agreement(model.class_space, values)  # [layer class]
     """
     embedding = normalize(jnp.asarray(class_space.embedding))
 
@@ -194,6 +207,12 @@ def key_value_agreement(
     Raises:
         ValueError: k is out of its range, the label has too many axes, or an unknown
             convention.
+
+    Example:
+        >>> values = vitjax.memory_values(model)["mlp"][-1]
+        >>> calls = vitjax.memory_coefficients(trace)["mlp"][-1]  # [batch token memory]
+        >>> space = model.class_space
+        >>> agree = vitjax.key_value_agreement(space, calls, values, label[:, None])
     """
     classes = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = fast_top_k_indices(coefficients, k)
@@ -243,6 +262,14 @@ def compositionality(
 
     Raises:
         ValueError: k is out of its range, or `predicted` has too many axes.
+
+    Example:
+        >>> values = vitjax.memory_values(model)["mlp"][-1]
+        >>> coefficients = vitjax.memory_coefficients(trace)["mlp"][-1]
+        >>> logits = vitjax.project(model.class_space, trace.mlp_update[-1])
+        >>> predicted = logits.argmax(-1)
+        >>> space = model.class_space
+        >>> single = vitjax.compositionality(space, coefficients, values, predicted)
     """
     classes = classes_of(class_space, values, k, coefficients.shape[-1])
     strongest = fast_top_k_indices(coefficients, k)

@@ -218,6 +218,11 @@ def fit_ridge_probe(
 
     Raises:
         ValueError: shapes, labels or alpha do not fit, or a state is not finite.
+
+    Example:
+        >>> features = trace.residual[-1, :, 0]  # [CLS] after the last block
+        >>> probe = vitjax.fit_ridge_probe(features, label, classes=10)
+        >>> probe.rank(features, label)  # 0 where the class is first
     """
     features, labels = check_examples(features, labels)
     offset = batch_mean(features[:BATCH], labels[:BATCH])
@@ -277,6 +282,10 @@ def fit_softmax_probe(
     Raises:
         ValueError: shapes, labels or options do not fit, a state is not finite, or
             there are not two examples.
+
+    Example:
+        >>> features = trace.residual[-1, :, 0]
+        >>> probe = vitjax.fit_softmax_probe(features, label, classes=10, epochs=5)
     """
     features, labels = check_examples(features, labels)
     if not 0 < validation < 1:

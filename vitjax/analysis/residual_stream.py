@@ -42,6 +42,11 @@ def similarity_change(
 
     Raises:
         ValueError: the shapes differ, or the label has too many axes.
+
+    Example:
+        >>> before = vitjax.project(model.class_space, trace.residual[:-1])
+        >>> after = vitjax.project(model.class_space, trace.residual[1:])
+        >>> vitjax.similarity_change(before, after, label[:, None]).mean((1, 2))
     """
     before, after = jnp.asarray(logits_before), jnp.asarray(logits_after)
     if before.shape != after.shape:
@@ -82,6 +87,13 @@ def residual_composition(
 
     Raises:
         ValueError: an unknown convention, or numbers that are no integers.
+
+    Example:
+        >>> streams = (trace.residual, trace.attention_update, trace.mlp_update)
+        >>> tops = [vitjax.project(model.class_space, x).argmax(-1) for x in streams]
+        >>> after, attention, mlp = (top[1:] for top in tops)
+        >>> updates = {"before": tops[0][:-1], "attention": attention, "mlp": mlp}
+        >>> vitjax.residual_composition(after, **updates)["composed"].mean()
     """
     messages.check_one_of("convention", convention, CONVENTIONS)
     ids = [jnp.asarray(x).astype(jnp.int32) for x in (after, before, attention, mlp)]

@@ -1,26 +1,38 @@
-"""What a config.json says of the weights beside it: transformers, timm, open_clip.
+"""What JSON files beside weights say of them: transformers, timm, open_clip.
 
 Each class reads one library's words: `file` names the description; `stated` are fields
 of `Config` that it says and no array shows; `image_size` is that which the position
 embeddings are of; `architecture` is whole but for what the arrays have beyond it;
-`labels` are class names and ids, empty where it has none.
+`labels` are class names and ids, empty where it has none. The functions below them make
+a `Preprocess` of what each library says, or a CheckpointError that names what it cannot
+do.
 """
 
 import functools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from vitjax import messages
 from vitjax.checkpoints import json_fields as read
-from vitjax.checkpoints import pipelines
 from vitjax.checkpoints.convert import Checkpoint
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.json_fields import Fields
-from vitjax.data.images import Preprocess
+from vitjax.data.images import Interpolation, Preprocess
 from vitjax.data.labels import Labels, imagenet1k
 from vitjax.types import Config
 
+ADVICE = "Pass preprocess= with a vitjax.Preprocess that does what the model expects."
+FILTERS = get_args(Interpolation)
+
+IMAGENET_COLORS: Any = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CLIP_COLORS: Any = dict(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+TORCHVISION: Any = dict(resize_size=256, interpolation="bicubic", **IMAGENET_COLORS)
+"""The usual pipeline of torchvision, with ImageNet's mean and deviation of colors."""
 GELUS = {
     "gelu": "erf",
     "gelu_python": "erf",
@@ -47,7 +59,7 @@ CLIP = VIT | dict(
     layer_norm_eps=1e-5,
     config=dict(embed_norm=True, patch_bias=False),
     processor="CLIP",
-    pixels=dict(resize="shorter", interpolation="bicubic", **pipelines.CLIP),
+    pixels=dict(resize="shorter", interpolation="bicubic", **CLIP_COLORS),
 )
 SIGLIP = VIT | dict(
     hidden_act="gelu_pytorch_tanh",
@@ -61,7 +73,7 @@ DINOV2 = VIT | dict(
     layer_norm_eps=1e-6,
     config=dict(layer_scale=True),
     processor="Bit",
-    pixels=dict(resize="shorter", **pipelines.TORCHVISION),
+    pixels=dict(resize="shorter", **TORCHVISION),
 )
 MODEL_TYPES: dict[str, dict[str, Any]] = {
     "vit": VIT,
@@ -99,12 +111,7 @@ class HuggingFace:
 
     @property
     def stated(self) -> dict[str, Any]:
-        default = self.kind["layer_norm_eps"]
-        number = functools.partial(read.number, low=0.0)
-        return {
-            "epsilon": self.tower.get("layer_norm_eps", default, number),
-            "gelu": self.tower.one_of("hidden_act", GELUS, self.kind["hidden_act"]),
-        }
+        return hugging_face_numerics(self.tower, self.kind)
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -156,6 +163,15 @@ class HuggingFace:
     def assumed(self) -> Preprocess:
         """The pipeline where that file is missing."""
         return Preprocess(224, 224, **self.kind["pixels"])
+
+
+def hugging_face_numerics(tower: Fields, defaults: Mapping) -> dict[str, Any]:
+    """Epsilon and GELU of an image or a text tower."""
+    number = functools.partial(read.number, low=0.0)
+    return {
+        "epsilon": tower.get("layer_norm_eps", defaults["layer_norm_eps"], number),
+        "gelu": tower.one_of("hidden_act", GELUS, defaults["hidden_act"]),
+    }
 
 
 def truncates(size: int | tuple[int, int], patch: int) -> bool:
@@ -328,7 +344,7 @@ class Timm:
         return names, ids if len(set(ids)) == len(ids) else read.unique_ids(ids)
 
     def preprocess(self) -> Preprocess:
-        return pipelines.timm(self.pretrained, self.input_size[1:])
+        return timm_pipeline(self.pretrained, self.input_size[1:])
 
 
 class OpenClip:
@@ -353,13 +369,7 @@ class OpenClip:
     def stated(self) -> dict[str, Any]:
         if self.of_timm:
             return self.trunk.stated
-        quick = self.model.get("quick_gelu", False, read.boolean)
-        tanh = self.tower.section("act_kwargs").get("approximate") == "tanh"
-        epsilon = self.tower.section("norm_kwargs").get("eps", 1e-5, read.number)
-        return {
-            "epsilon": epsilon,
-            "gelu": "quick" if quick else "tanh" if tanh else "erf",
-        }
+        return open_clip_numerics(self.model, self.tower)
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -398,7 +408,17 @@ class OpenClip:
 
     def preprocess(self) -> Preprocess:
         size = read.height_and_width("image_size", self.image_size)
-        return pipelines.open_clip(self.fields.section("preprocess_cfg"), size)
+        return open_clip_pipeline(self.fields.section("preprocess_cfg"), size)
+
+
+def open_clip_numerics(model: Fields, tower: Fields) -> dict[str, Any]:
+    """Epsilon and GELU of an image or a text tower."""
+    quick = model.get("quick_gelu", False, read.boolean)
+    tanh = tower.section("act_kwargs").get("approximate") == "tanh"
+    return {
+        "epsilon": tower.section("norm_kwargs").get("eps", 1e-5, read.number),
+        "gelu": "quick" if quick else "tanh" if tanh else "erf",
+    }
 
 
 Description = HuggingFace | Timm | OpenClip
@@ -411,3 +431,239 @@ def describe(fields: Mapping[str, Any]) -> Description | None:
     if isinstance(fields.get("architecture"), str):
         return Timm(fields)
     return HuggingFace(fields) if fields.get("model_type") in MODEL_TYPES else None
+
+
+def image_colors(mean: Any, std: Any) -> dict[str, Any]:
+    """A mean and a deviation as image processors name them."""
+    return dict(image_mean=mean, image_std=std)
+
+
+SQUARE: dict[str, Any] = dict(
+    size=224,
+    default_to_square=True,
+    crop_size=224,
+    resample=3,
+    **image_colors(mean=0.5, std=0.5),
+    do_resize=True,
+    do_center_crop=False,
+    do_rescale=True,
+    do_normalize=True,
+    rescale_factor=1 / 255,
+)
+SHORTER = SQUARE | dict(default_to_square=False, do_center_crop=True)
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": SQUARE | dict(resample=2),
+    "DeiT": SQUARE | dict(size=256, do_center_crop=True),
+    "Beit": SQUARE,
+    "Siglip": SQUARE
+    | dict(default_to_square=False, size={"height": 224, "width": 224}),
+    **dict.fromkeys(("CLIP", "Bit"), SHORTER | image_colors(**CLIP_COLORS)),
+    "Levit": SHORTER | image_colors(**IMAGENET_COLORS),
+    "ConvNext": SHORTER | dict(size=384, do_center_crop=False, crop_pct=224 / 256),
+}
+"""Image processors of transformers 5 -> their defaults; keys beyond these and those of
+`WITHOUT_EFFECT` are not understood."""
+
+WITHOUT_EFFECT = {
+    *("image_processor_type", "feature_extractor_type", "processor_class"),
+    *("do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device"),
+    *("disable_grouping", "_valid_processor_keys", "transformers_version", "backend"),
+    *("do_reduce_labels", "reduce_labels"),
+}
+"""Keys that do not change the pixels of an RGB image."""
+
+NEEDED = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+"""What has no default where a file says null; transformers fails then, too."""
+
+
+def hugging_face_pipeline(
+    fields: Mapping[str, Any], processor: str = "ViT"
+) -> Preprocess:
+    """The pipeline that a preprocessor_config.json describes.
+
+    The image processor decides the defaults; `processor` is that of a file which names
+    none.
+    """
+    kind = image_processor(fields) or processor
+    defaults = PROCESSORS[kind]
+    given = {
+        key: False if value is None and key.startswith("do_") else value
+        for key, value in fields.items()
+        if value is not None or key.startswith("do_") or key in NEEDED
+    }
+    off = {key for key in ("do_pad", "use_square_size") if given.get(key) is False}
+    if unknown := sorted(set(given) - set(defaults) - WITHOUT_EFFECT - off):
+        raise CheckpointError(
+            f"The preprocessing has {unknown[0]}={given[unknown[0]]!r}, which vitjax "
+            f"does not know of {kind}ImageProcessor. {ADVICE}"
+        )
+    values = Fields(defaults | given)
+    switches = {
+        key: values.get(key, parse=read.boolean)
+        for key in values.values
+        if key.startswith("do_")
+    }
+    if not switches["do_resize"]:
+        raise CheckpointError(f"do_resize=False is not supported. {ADVICE}")
+    geometry = resize_and_crop(kind, values, switches["do_center_crop"])
+    resample = read.integer("resample", values.get("resample"), low=0)
+    if resample >= len(FILTERS):
+        raise CheckpointError(f"The filter resample={resample} is not known. {ADVICE}")
+    # (factor x - mean) / deviation, as (x / 255 - m) / s.
+    scale, mean, std = 255.0, (0.0,) * 3, (1.0,) * 3
+    if switches["do_rescale"]:
+        scale *= values.get("rescale_factor", parse=read.number)
+        if scale <= 0:
+            raise CheckpointError(f"rescale_factor={scale / 255} must be positive.")
+    if switches["do_normalize"]:
+        mean = values.get("image_mean", parse=read.colors)
+        std = values.get("image_std", parse=read.deviations)
+    if abs(scale - 1) > 1e-6:
+        mean, std = (tuple(value / scale for value in each) for each in (mean, std))
+    colors: dict[str, Any] = {"mean": mean, "std": std}
+    return Preprocess(**geometry, interpolation=FILTERS[resample], **colors)
+
+
+def image_processor(fields: Mapping[str, Any]) -> str:
+    """The kind of an image processor, without the words that its versions differ in."""
+    named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    if named is None:
+        return ""
+    kind = str(named).removesuffix("Fast").removesuffix("Pil")
+    kind = kind.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    if kind not in PROCESSORS:
+        known = [f"{kind}ImageProcessor" for kind in PROCESSORS]
+        message = messages.unknown("image_processor_type", named, known)
+        raise CheckpointError(f"{message} {ADVICE}")
+    return kind
+
+
+def resize_and_crop(kind: str, values: Fields, crop: bool) -> dict[str, Any]:
+    """The geometry of a `Preprocess`."""
+    edge, size = edge_or_size(values)
+    target: Any = size
+    if kind == "ConvNext":
+        share = values.get("crop_pct", parse=read.number)
+        if edge is None or crop or not 0 < share <= 1:
+            raise CheckpointError(
+                f"size={values.get('size')!r}, crop_pct={share} and do_center_crop="
+                f"{crop} are not supported of ConvNextImageProcessor. {ADVICE}"
+            )
+        target, crop = (edge, edge), edge < 384
+        if crop:
+            edge = int(edge / share)
+        else:
+            size, edge = target, None
+    elif crop:
+        target = values.get("crop_size", parse=read.height_and_width)
+    if kind == "Levit" and edge is not None:
+        edge = int((256 / 224) * edge)
+    if edge is not None and not crop:
+        raise CheckpointError(
+            f"size={values.get('size')!r} keeps the shape of each image and nothing "
+            f"crops it, but the model takes one size. {ADVICE}"
+        )
+    fields: dict[str, Any] = dict(height=target[0], width=target[1])
+    if size == target:
+        return fields
+    if edge is None and size[0] != size[1]:
+        raise CheckpointError(f"A crop from {size} pixels is not supported. {ADVICE}")
+    side = size[0] if edge is None else edge
+    if side < max(target):
+        raise CheckpointError(
+            f"A crop of {target[0]} x {target[1]} from {side} pixels pads the image, "
+            f"which is not supported. {ADVICE}"
+        )
+    fields |= dict(resize="square" if edge is None else "shorter", resize_size=side)
+    if edge is not None or any((side - length) % 2 for length in target):
+        fields["crop"] = "floor"
+    return fields
+
+
+def edge_or_size(values: Fields) -> Any:
+    """(the shortest edge, None) or (None, (height, width)) of a size."""
+    size = values.get("size")
+    square = values.get("default_to_square", parse=read.boolean)
+    if not isinstance(size, Mapping | list | tuple) and not square:
+        return read.integer("size", size), None
+    if isinstance(size, Mapping):
+        sides = {key: side for key, side in size.items() if side is not None}
+        if sides.keys() == {"shortest_edge"}:
+            return read.integer("size.shortest_edge", sides["shortest_edge"]), None
+        if sides.keys() != {"height", "width"}:
+            raise CheckpointError(
+                f"size={size!r} is not supported: only shortest_edge, or height and "
+                f"width. {ADVICE}"
+            )
+    return None, read.height_and_width("size", size)
+
+
+def timm_pipeline(fields: Fields, size: tuple[int, int]) -> Preprocess:
+    """timm's evaluation, by a `pretrained_cfg` and the input's height and width."""
+    share = fields.get("crop_pct", 0.875, read.number) or 0.875
+    if not 0 < share <= 1:
+        raise read.wrong("crop_pct", share, "in (0, 1]")
+    mode = fields.get("crop_mode") or "center"
+    sides = [math.floor(side / share) for side in size]
+    return torchvision(fields, size, sides, mode, "center", IMAGENET_COLORS)
+
+
+def open_clip_pipeline(fields: Fields, size: tuple[int, int]) -> Preprocess:
+    """open_clip's evaluation, by a `preprocess_cfg` and the input's size."""
+    mode = fields.get("resize_mode") or "shortest"
+    return torchvision(fields, size, list(size), mode, "shortest", CLIP_COLORS)
+
+
+def torchvision(
+    fields: Fields,
+    size: tuple[int, int],
+    sides: list[int],
+    mode: str,
+    shorter: str,
+    colors: Mapping[str, Any],
+) -> Preprocess:
+    """A pipeline of torchvision's transforms: resize to `sides`, crop the center.
+
+    `shorter` is the library's name for resizing the shorter side.
+    """
+    interpolation = fields.get("interpolation") or "bicubic"
+    if interpolation not in FILTERS or mode not in (shorter, "squash"):
+        raise CheckpointError(
+            f"interpolation={interpolation!r} with a resize by {mode!r} is not "
+            f"supported. {ADVICE}"
+        )
+    geometry: dict[str, Any] = {}
+    if mode == shorter or sides != list(size):
+        if size[0] != size[1]:
+            raise CheckpointError(
+                f"A crop of {size[0]} x {size[1]} pixels is not supported. {ADVICE}"
+            )
+        geometry["resize"] = "shorter" if mode == shorter else "square"
+        geometry["resize_size"] = sides[0]
+    return Preprocess(
+        *size,
+        **geometry,
+        interpolation=interpolation,
+        mean=read.colors("mean", fields.get("mean") or colors["mean"]),
+        std=read.deviations("std", fields.get("std") or colors["std"]),
+    )
+
+
+def change_pipeline(base: Preprocess, fields: Mapping[str, Any]) -> Preprocess:
+    """A pipeline with other fields, or Hugging Face's that they describe."""
+    if {"image_processor_type", "image_mean", "image_std", "size"} & set(fields):
+        return hugging_face_pipeline(fields)
+    return own_pipeline({**base.to_dict(), **fields})
+
+
+def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
+    """A `Preprocess` of fields that people write, with what means nothing named."""
+    values = dict(fields)
+    for key in {"height", "width", "resize_size"} & set(values):
+        if values[key] is not None or key != "resize_size":
+            values[key] = read.integer(key, values[key])
+    for key in {"mean", "std"} & set(values):
+        values[key] = read.colors(key, values[key])
+    if "orient" in values:
+        values["orient"] = read.boolean("orient", values["orient"])
+    return Preprocess.from_dict(values)

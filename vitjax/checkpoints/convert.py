@@ -5,6 +5,7 @@ sides. Our tree is big_vision's stacked one: see `vitjax.models.vit`.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,8 +15,12 @@ import numpy as np
 
 from vitjax.checkpoints.files import Arrays, CheckpointError, not_floating
 from vitjax.checkpoints.layouts import (
+    ATTENTION,
+    BLOCK,
     LAST_BLOCKS_WITHOUT,
     LAYOUTS,
+    MAP,
+    MLP,
     CheckpointLayout,
     Table,
     Target,
@@ -51,6 +56,16 @@ REFUSED = {
 """Patterns of keys of parts that no `Config` has, and what they are."""
 
 
+PARTS: dict[str, dict[str, Any]] = {
+    BLOCK + "LayerScale_0/gamma": dict(layer_scale=True),
+    ATTENTION + "query_norm/scale": dict(qk_norm=True),
+    "embed_norm/scale": dict(embed_norm=True),
+    "head_dist/bias": dict(distilled=True),
+    MAP + "probe": dict(pool="map"),
+}
+"""Parameter -> fields of the architecture of a file that has it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """Arrays whose layout is known.
@@ -64,30 +79,57 @@ class Checkpoint:
     weights: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def table(self, config: Config) -> Table:
+    def table(self, config: Any, shapes: Mapping[str, Any] | None = None) -> Table:
         """The layout's table for this architecture: each of its paths, no other."""
         table = self.layout.table(config, self.arrays)
-        return {
-            path: table.get(path, (path, identity))
-            for path in parameter_shapes(config, 1)
-        }
+        paths = parameter_shapes(config, 1) if shapes is None else shapes
+        return {path: table.get(path, (path, identity)) for path in paths}
+
+    def source(self, config: Config, path: str) -> str:
+        """The key of the array that becomes a parameter, of block 0; "" of none."""
+        entry = self.layout.table(config, self.arrays).get(path, (path, identity))
+        key = entry[0].replace("{block}", "0") if isinstance(entry, tuple) else ""
+        return key if key in self.arrays else ""
+
+    def shape(self, config: Config, path: str) -> tuple[int, ...]:
+        """The shape that this array has in the file; () of none."""
+        key = self.source(config, path)
+        return self.arrays[key]().shape if key else ()
 
     def count_classes(self, config: Config) -> int:
         """Number of classes of the head; 0 of an encoder without one."""
-        bias = self.table(config)["head/bias"]
-        source = bias[0] if isinstance(bias, tuple) else ""
-        return int(np.size(self.arrays[source]())) if source in self.arrays else 0
+        return sum(self.shape(config, "head/bias"))
 
     def adjust(self, config: Config) -> Config:
         """The architecture with the parts that the file has beyond it."""
-        config = self.layout.adjust(config, self.arrays)
-        entry: Any = self.layout.table(config, self.arrays)["embedding/kernel"]
-        source, convert = entry
-        kernel = self.arrays[source]() if source in self.arrays else np.empty(0)
-        if kernel.ndim != 4:
-            return config
-        channels = convert(kernel, Target(config, None, "", ())).shape[2]
-        return dataclasses.replace(config, channels=channels)
+        source = functools.partial(self.source, config)
+        shape = functools.partial(self.shape, config)
+        torch = self.layout.head.endswith(".")
+        changes: dict[str, Any] = {}
+        for path, fields in PARTS.items():
+            changes |= fields if source(path) else {}
+        if changes.get("embed_norm"):
+            changes["patch_bias"] = bool(source("embedding/bias"))
+        if changes.get("pool") == "map":
+            changes["class_token"] = bool(source("cls"))
+            if not source("head/kernel"):
+                changes |= dict(head="cosine", sigmoid=True)
+        if "dist" in source("registers"):  # DeiT's distillation token
+            changes["registers"] = max(1, config.registers)
+        gated = dataclasses.replace(config, mlp="swiglu") if torch else config
+        up, first, second = (MLP + f"{n}/kernel" for n in ("up", "Dense_0", "Dense_1"))
+        joint = self.source(gated, up) == self.source(gated, first)
+        hidden = self.shape(gated, up)[:1]
+        doubled = tuple(2 * size for size in shape(second)[-1:])
+        if hidden and (not joint or hidden == doubled):
+            changes["mlp"] = "swiglu"
+        kernel = shape("head/kernel")
+        parts, rest = divmod(kernel[-1], config.dim) if len(kernel) == 2 else (1, 0)
+        if torch and parts > 1 and not rest and config.pooling in ("cls", "cls_mean"):
+            changes |= dict(pool="cls_mean", head_blocks=parts - 1)
+        if len(patch := shape("embedding/kernel")) == 4:
+            changes["channels"] = patch[1 if torch else 2]
+        return self.layout.adjust(dataclasses.replace(config, **changes), self.arrays)
 
     def with_head(self, head: Arrays) -> "Checkpoint":
         """The checkpoint with the linear head of a file of its own."""
@@ -113,9 +155,7 @@ class Checkpoint:
 
     def check_positions(self, config: Config) -> None:
         """Raise CheckpointError unless there is a position for each patch."""
-        entry: Any = self.table(config)["pos_embedding"]
-        source, _ = entry
-        shape: Any = self.arrays[source]().shape if source in self.arrays else ()
+        shape = self.shape(config, "pos_embedding")
         counts = [
             config.patches + prefix for prefix in self.layout.position_prefixes(config)
         ]
@@ -144,16 +184,16 @@ class Checkpoint:
         resize = resize or layout.resize
         prefixes = layout.position_prefixes(config)
         target = Target(config, source_config, resize, prefixes)
-        shapes, flat = parameter_shapes(config, classes), {}
-        table = self.table(config)
-        for path, shape in shapes.items():
-            entry = table[path]
+        shapes, table = parameter_shapes(config, classes), self.table(config)
+        filled: dict[str, float] = {}
+        for path, entry in table.items():
             if not isinstance(entry, tuple):
-                flat[path] = jnp.full(shape, entry, jnp.float32)
-                del table[path]
-            elif 0 in shape and entry[0] not in self.arrays:  # there are no classes
-                flat[path] = jnp.zeros(shape, jnp.float32)
-                del table[path]
+                filled[path] = entry
+            elif 0 in shapes[path] and entry[0] not in self.arrays:  # no classes
+                filled[path] = 0.0
+        flat = {path: jnp.full(shapes[path], x, "f4") for path, x in filled.items()}
+        for path in filled:
+            del table[path]
         flat |= self.convert(
             config, table, shapes, target, allow_nonfinite=allow_nonfinite
         )
@@ -274,6 +314,7 @@ def detect_layout(
     arrays: Arrays,
     weights: str | None = None,
     layouts: Sequence[CheckpointLayout] = LAYOUTS,
+    advice: str = "Is it the checkpoint of a Vision Transformer?",
 ) -> Checkpoint:
     """Arrays with the layout that their keys are written in, wherever they are nested.
 
@@ -292,8 +333,7 @@ def detect_layout(
     raise CheckpointError(
         f"These {len(arrays)} keys are in no known layout "
         f"({'; '.join(layout.name for layout in layouts)}): "
-        f"{first_keys(sorted(arrays)) or 'none'}. Is it the checkpoint of a Vision "
-        "Transformer?"
+        f"{first_keys(sorted(arrays)) or 'none'}. {advice}"
     )
 
 

@@ -107,11 +107,6 @@ def weights(row: Variant) -> pathlib.Path:
         return packaged(row.packaged)
     if row.obtain:
         raise FileNotFoundError(f"{row.name} has no address to load from. {row.obtain}")
-    if not row.url:
-        raise ValueError(
-            "An architecture has no weights of its own: pass checkpoint= with a file, "
-            "or call vitjax.init for random ones."
-        )
     return download(row)
 
 

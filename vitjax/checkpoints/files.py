@@ -251,16 +251,6 @@ def write_folder(folder, arrays: dict[str, np.ndarray], config: dict) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The config.json of our own folder, or of a Hugging Face model's."""
-    path = epath.Path(folder) / CONFIG
-    if not path.exists():
-        raise CheckpointError(
-            f"{folder} is not a folder that `vitjax convert` wrote: it has no {CONFIG}."
-        )
-    return read_json(path)
-
-
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """A JSON object; its text may begin with a byte order mark."""
     try:
@@ -273,8 +263,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def find_weights(folder: str | os.PathLike) -> Any:
-    """The file of arrays in a folder, or the index of its shards."""
+    """The file of arrays in a folder, or the index of its shards; a file itself."""
     folder = epath.Path(folder)
+    if not folder.is_dir():
+        return folder
     for path in (folder / name for name in WEIGHTS):
         if path.exists():
             return path

@@ -57,9 +57,10 @@ class CheckpointLayout:
     `mark` is the pattern of a key that only this layout has, and `prefix` of what may
     stand before it; keys are meant without their prefix. `rename` maps patterns to
     replacements, for libraries that renamed their arrays. `table(config, keys)` gives
-    the arrays of an architecture, `adjust(config, arrays)` the architecture of a file
-    that has more than the one that was given. `ignored` maps patterns of keys that are
-    left out to what they are. `head` is the start of the keys of a linear head.
+    the arrays of an architecture, `adjust(config, arrays)` what of the architecture is
+    the library's own, beyond the parts that the file shows. `ignored` maps patterns of
+    keys that are left out to what they are. `head` is the start of the keys of a linear
+    head.
     `positions` are the prefix tokens with a position of their own: all, only the
     "class" token, or none. `numerics` are fields of `Config` that the library assumes
     where no description lies beside the file.
@@ -69,7 +70,7 @@ class CheckpointLayout:
     library: str
     mark: str
     table: Callable[[Config, Keys], Table]
-    resize: str
+    resize: str = "bicubic"
     prefix: str = r"(?:.*[./])?"
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -168,14 +169,9 @@ def google_table(config: Config, keys: Keys, *, rename: dict[str, str]) -> Table
 
 def google_config(config: Config, arrays: Arrays) -> Config:
     """The original code and big_vision average normalized tokens."""
-    changes: dict[str, Any] = {}
-    if f"{MAP}probe" in arrays:
-        changes |= dict(pool="map", class_token=False)
-        if "head/kernel" not in arrays:
-            changes |= dict(head="cosine", sigmoid=True)
-    elif config.pooling == "mean" and config.norm == "pre":
-        changes["pool_norm"] = "before"
-    return dataclasses.replace(config, **changes)
+    if config.pooling == "mean" and config.norm == "pre":
+        return dataclasses.replace(config, pool_norm="before")
+    return config
 
 
 def scales(temperature: str, bias: str, keys: Keys) -> Table:
@@ -226,6 +222,18 @@ def joint_table(target: str, names: tuple[str, ...], weight: str, bias: str) -> 
     return table
 
 
+def swiglu_table(block: str, joint: str, apart: tuple[str, str], keys: Keys) -> Table:
+    """The gate and the other factor of SwiGLU, which a file has joint or apart."""
+    table: Table = {}
+    split = (block + apart[0] + "weight").replace("{block}", "0") in keys
+    for index, module in enumerate(("Dense_0", "up")):
+        source = block + (apart[index] if split else joint)
+        convert = transpose if split else part(index, 2, transpose)
+        table[f"{MLP}{module}/kernel"] = (source + "weight", convert)
+        table[f"{MLP}{module}/bias"] = (source + "bias", convert)
+    return table
+
+
 def head_table(head: str) -> Table:
     """A linear head: of [CLS] of the last blocks, then of the mean of the patches."""
 
@@ -250,15 +258,6 @@ def columns(array, target) -> np.ndarray:
     """[class, k x dim] as [k class dim]."""
     parts = target.config.head_blocks + (target.config.pooling == "cls_mean")
     return array.reshape(len(array), parts, -1).swapaxes(0, 1)
-
-
-def width_of_head(config: Config, weight: str, arrays: Arrays) -> dict[str, Any]:
-    """Fields of a config whose head reads [CLS] of several blocks, and the patches."""
-    shape: Any = arrays[weight]().shape if weight in arrays else ()
-    parts = shape[1] // config.dim if len(shape) == 2 else 1
-    if parts < 2 or shape[1] % config.dim or config.pooling not in ("cls", "cls_mean"):
-        return {}
-    return dict(pool="cls_mean", head_blocks=parts - 1)
 
 
 def timm_table(config: Config, keys: Keys) -> Table:
@@ -313,50 +312,20 @@ def timm_table(config: Config, keys: Keys) -> Table:
         table["projection/kernel"] = ("head.weight", transpose)
         table |= {"head/kernel": 0.0, "head/bias": 0.0}
     if config.mlp == "swiglu":
-        split = "blocks.0.mlp.fc1_g.weight" in keys
-        for index, (module, name) in enumerate((("Dense_0", "fc1_g"), ("up", "fc1_x"))):
-            source = f"{block}mlp.{name if split else 'fc1'}."
-            convert = transpose if split else part(index, 2, transpose)
-            table[f"{MLP}{module}/kernel"] = (source + "weight", convert)
-            table[f"{MLP}{module}/bias"] = (source + "bias", convert)
+        table |= swiglu_table(block, "mlp.fc1.", ("mlp.fc1_g.", "mlp.fc1_x."), keys)
     return table
 
 
-def packed_swiglu(arrays: Arrays, first: str, second: str) -> bool:
-    """Whether the first layer of an MLP gives twice what the second one takes."""
-    if first not in arrays or second not in arrays:
-        return False
-    return arrays[first]().shape[:1] == (2 * arrays[second]().shape[-1],)
-
-
 def timm_config(config: Config, arrays: Arrays) -> Config:
-    """The architecture with those parts that the file has beyond it."""
-    changes = width_of_head(config, "head.weight", arrays)
-    if "blocks.0.ls1.gamma" in arrays:
-        changes["layer_scale"] = True
-    if "blocks.0.attn.q_norm.weight" in arrays:
-        changes["qk_norm"] = True
-    fc1, fc2 = (f"blocks.0.mlp.fc{number}.weight" for number in (1, 2))
-    if "blocks.0.mlp.fc1_g.weight" in arrays or packed_swiglu(arrays, fc1, fc2):
-        changes["mlp"] = "swiglu"
-    if "dist_token" in arrays:
-        changes["registers"] = max(1, config.registers)
-        changes["distilled"] = "head_dist.bias" in arrays or config.distilled
-    if "norm_pre.weight" in arrays:
-        bias = "patch_embed.proj.bias" in arrays
-        changes |= dict(embed_norm=True, patch_bias=bias)
-    if "attn_pool.latent" in arrays:
-        changes["pool"] = "map"
-        if "head.weight" not in arrays:
-            changes |= dict(head="cosine", sigmoid=True)
-    elif config.pooling == "mean" and "norm.weight" in arrays:
-        changes["pool_norm"] = "before"
+    """The norm that a mean is taken before or after; a head that is a projection."""
     if config.projection is not None and np.any(arrays.get("head.bias", bool)()):
         raise CheckpointError(
             "The head has a bias, so it is no projection of CLIP: give a Config with "
             "projection=None and head='linear'."
         )
-    return dataclasses.replace(config, **changes)
+    if config.pooling == "mean" and "norm.weight" in arrays:
+        return dataclasses.replace(config, pool_norm="before")
+    return config
 
 
 def hugging_face_table(config: Config, keys: Keys) -> Table:
@@ -390,31 +359,9 @@ def hugging_face_table(config: Config, keys: Keys) -> Table:
         **head_table("cls_classifier." if config.distilled else "classifier."),
     }
     if config.mlp == "swiglu":
-        split = "encoder.layer.0.mlp.gate_proj.weight" in keys
-        for index, (module, name) in enumerate((("Dense_0", "gate"), ("up", "up"))):
-            source = block + (f"mlp.{name}_proj." if split else "intermediate.dense.")
-            convert = transpose if split else part(index, 2, transpose)
-            table[f"{MLP}{module}/kernel"] = (source + "weight", convert)
-            table[f"{MLP}{module}/bias"] = (source + "bias", convert)
+        apart = "mlp.gate_proj.", "mlp.up_proj."
+        table |= swiglu_table(block, "intermediate.dense.", apart, keys)
     return table
-
-
-def hugging_face_config(config: Config, arrays: Arrays) -> Config:
-    """The architecture with those parts that the file has beyond it; DeiT's
-    distillation token is a register, with or without a head of its own.
-    """
-    changes = width_of_head(config, "classifier.weight", arrays)
-    if "embeddings.distillation_token" in arrays:
-        changes["registers"] = max(1, config.registers)
-        distilled = "distillation_classifier.bias" in arrays
-        changes["distilled"] = distilled or config.distilled
-    if "encoder.layer.0.layer_scale1.lambda1" in arrays:
-        changes["layer_scale"] = True
-    layer = "encoder.layer.0."
-    first, second = (layer + f"{n}.dense.weight" for n in ("intermediate", "output"))
-    if layer + "mlp.gate_proj.weight" in arrays or packed_swiglu(arrays, first, second):
-        changes["mlp"] = "swiglu"
-    return dataclasses.replace(config, **changes)
 
 
 def hugging_face_clip_table(config: Config, keys: Keys) -> Table:
@@ -453,27 +400,21 @@ def hugging_face_clip_table(config: Config, keys: Keys) -> Table:
 
 
 def hugging_face_clip_config(config: Config, arrays: Arrays) -> Config:
-    """What a file of transformers' CLIP or SigLIP has beyond the architecture."""
-    classifies = "classifier.weight" in arrays
+    """The width of a projection; what a classifier reads, which skips the pooling."""
     changes: dict[str, Any] = {}
-    if "pre_layrnorm.weight" in arrays:
-        if classifies:
+    if "classifier.weight" in arrays:
+        if config.embed_norm:
             raise CheckpointError(
                 "The classifier of transformers' CLIPForImageClassification reads the "
                 "mean of patches before the final norm, which no class space here "
                 "does. Load the CLIP that it was made of, or fit a probe."
             )
-        bias = "embeddings.patch_embedding.bias" in arrays
-        changes |= dict(embed_norm=True, patch_bias=bias)
-    elif classifies:  # it skips attention pooling
         changes |= dict(pool="mean", pool_norm="before")
-    elif "head.probe" in arrays:
-        changes |= dict(pool="map", head="cosine", sigmoid=True)
+    elif "logit_bias" in arrays:
+        changes["sigmoid"] = True
     if "visual_projection.weight" in arrays:
         width = arrays["visual_projection.weight"]().shape[0]
         changes |= dict(projection=width, head="cosine")
-    if "logit_bias" in arrays and not classifies:
-        changes["sigmoid"] = True
     return dataclasses.replace(config, **changes)
 
 
@@ -507,12 +448,8 @@ def open_clip_table(config: Config, keys: Keys) -> Table:
 
 
 def open_clip_config(config: Config, arrays: Arrays) -> Config:
-    """What a file of open_clip has beyond the architecture."""
+    """The width of a projection; its convolution never has a bias."""
     changes: dict[str, Any] = dict(patch_bias=False)
-    if "visual.ln_pre.weight" in arrays:
-        changes["embed_norm"] = True
-    if "visual.transformer.resblocks.0.ls_1.gamma" in arrays:
-        changes["layer_scale"] = True
     if "visual.proj" in arrays:
         width = arrays["visual.proj"]().shape[1]
         changes |= dict(projection=width, head="cosine")
@@ -530,7 +467,6 @@ TIMM = CheckpointLayout(
     library="timm",
     mark=r"blocks\.0\.attn\.qkv\.weight",
     table=timm_table,
-    resize="bicubic",
     rename={  # DeiT III; DINOv2
         r"\.gamma_([12])$": r".ls\1.gamma",
         r"\.mlp\.w12\.": ".mlp.fc1.",
@@ -570,7 +506,6 @@ HUGGING_FACE = CheckpointLayout(
         r"embeddings\.mask_token": MASK_TOKEN,
     },
     head="classifier.",
-    adjust=hugging_face_config,
     numerics=dict(epsilon=1e-12, gelu="erf"),
 )
 HUGGING_FACE_DINO = dataclasses.replace(
@@ -586,7 +521,6 @@ LAYOUTS = (
         library="vitjax",
         mark=re.escape(ATTENTION) + "query/kernel",
         table=flax_table,
-        resize="bicubic",
         prefix="",
         head="head/",
     ),
@@ -652,7 +586,6 @@ LAYOUTS = (
         library="open_clip",
         mark=r"visual\.transformer\.resblocks\.0\.attn\.in_proj_weight",
         table=open_clip_table,
-        resize="bicubic",
         ignored={
             r"(?:text|transformer|token_embedding|ln_final)\..*": TEXT,
             r"positional_embedding|text_projection(?:\..*)?|attn_mask": TEXT,

@@ -1,18 +1,18 @@
-"""Load, initialize and save models."""
+"""Load, initialize and save models; what a model does to an image, and who says so."""
 
 import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from etils import epath
 
 from vitjax import messages
-from vitjax.checkpoints import configs, download, files, json_fields, pipelines
-from vitjax.checkpoints.class_files import read_class_file
+from vitjax.checkpoints import configs, download, files
+from vitjax.checkpoints.classes import Classes, labels, numbered, read_class_file
 from vitjax.checkpoints.convert import Checkpoint, Weights, detect_layout
 from vitjax.checkpoints.positions import RESIZE
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
@@ -27,9 +27,6 @@ OWN_KEYS = ("name", "config", "classes", "class_ids", "preprocess", "position_re
 """Keys of our own config.json, apart from its format and source."""
 
 STORES = ("gs://", "s3://")
-
-Classes = Any
-"""Class names in any iterable or by number, their number, a class file, or None."""
 
 
 def load(
@@ -85,37 +82,22 @@ def load(
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         CheckpointError: the file cannot be read or does not fit; what is missing and
             what is extra is listed.
+
+    Example:
+        >>> model = vitjax.load("vit_b16")
+        >>> model = vitjax.load("vit_b16", checkpoint="B_16.npz")  # your own file
     """
     messages.check_one_of("weights", weights, (None, *get_args(Weights)))
+    class_file = None
     if isinstance(classes, str | os.PathLike):
-        class_file = read_class_file(classes)
-        encoder = load(
-            model,
-            checkpoint=checkpoint,
-            image_size=image_size,
-            preprocess=preprocess,
-            weights=weights,
-            head=head,
-            allow_nonfinite=allow_nonfinite,
-        )
-        return class_file.apply(encoder)
+        class_file, classes = read_class_file(classes), None
+    row, path = resolve(model, checkpoint, is_folder)
     if isinstance(model, Config):
-        row, path = anonymous(model), checkpoint
-    elif os.fspath(model) in VARIANTS or not is_folder(model):
-        row, path = find(os.fspath(model)), checkpoint
-    elif checkpoint is None or os.fspath(model) == os.fspath(checkpoint):
-        row, path = None, model
-    else:
-        raise ValueError(
-            f"model={os.fspath(model)!r} is a folder of its own weights: pass it "
-            "without checkpoint=, or a name or vitjax.Config with checkpoint=."
-        )
-    if row is not None and path is None:
-        path = download.weights(row)
+        row = anonymous(model)
     path, beside = locate(path)
     if row is None and not (beside.own or beside.descriptions):
         raise unknown_folder(path, beside)
-    file = files.find_weights(path) if is_folder(path) else path
+    file = files.find_weights(path)
     resize = ""
     if beside.own:
         row, resize, image_size = own_row(path, beside.own, row, image_size)
@@ -138,10 +120,9 @@ def load(
             preprocess, config, row, beside, description
         )
         count = found.count_classes(config)
-        known = known_classes(
+        (names, ids), sources["classes"] = known_classes(
             count, row, beside, description if classes is None else None
         )
-        (names, ids), sources["classes"] = known
         if classes is not None:
             (names, ids), sources["classes"] = labels(classes, (names, ids)), "you"
         params, resize = found.params(
@@ -158,7 +139,7 @@ def load(
             path,
             found.weights,
         )
-    return Model(
+    loaded = Model(
         params=params,
         config=config,
         classes=names,
@@ -173,6 +154,32 @@ def load(
             ignored=found.describe_ignored(config),
             sources=sources,
         ),
+    )
+    return loaded if class_file is None else class_file.apply(loaded)
+
+
+def resolve(
+    model: Any, checkpoint: Any, holds_weights: Callable[[Any], bool]
+) -> tuple[Variant | None, Any]:
+    """The row of a name, and the path of the weights: `checkpoint`, the row's own, or
+    the model itself where it holds weights.
+    """
+    if not isinstance(model, str | os.PathLike):
+        if checkpoint is None:
+            raise ValueError(
+                "An architecture has no weights of its own: pass checkpoint= with a "
+                "file, or call vitjax.init for random ones."
+            )
+        return None, checkpoint
+    name = os.fspath(model)
+    if name in VARIANTS or not holds_weights(model):
+        row = find(name)
+        return row, download.weights(row) if checkpoint is None else checkpoint
+    if checkpoint is None or name == os.fspath(checkpoint):
+        return None, model
+    raise ValueError(
+        f"model={name!r} has weights of its own: pass it without checkpoint=, or a "
+        "name or an architecture with checkpoint=."
     )
 
 
@@ -292,7 +299,7 @@ def choose_preprocess(
         base, source = described, f"file {description.file}"
     elif beside.preprocessor:
         kind = description.kind["processor"] if of_transformers else "ViT"
-        base = pipelines.hugging_face(beside.preprocessor, kind)
+        base = configs.hugging_face_pipeline(beside.preprocessor, kind)
         source = "file preprocessor_config.json"
     elif row is not None and row.name:
         base, source = row.preprocess, f"row {row.name}"
@@ -300,28 +307,9 @@ def choose_preprocess(
         base = description.assumed if of_transformers else Preprocess(*config.shape)
         source = "assumed"
     if yours is not None:
-        base, source = changed(base or Preprocess(*config.shape), yours), "you"
+        base = configs.change_pipeline(base or Preprocess(*config.shape), yours)
+        source = "you"
     return base and base.resized_to(*config.shape), source
-
-
-def changed(base: Preprocess, fields: Mapping[str, Any]) -> Preprocess:
-    """A pipeline with other fields, or Hugging Face's that they describe."""
-    if {"image_processor_type", "image_mean", "image_std", "size"} & set(fields):
-        return pipelines.hugging_face(fields)
-    return own_pipeline({**base.to_dict(), **fields})
-
-
-def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
-    """A `Preprocess` of fields that people write, with what means nothing named."""
-    values = dict(fields)
-    for key in {"height", "width", "resize_size"} & set(values):
-        if values[key] is not None or key != "resize_size":
-            values[key] = json_fields.integer(key, values[key])
-    for key in {"mean", "std"} & set(values):
-        values[key] = json_fields.colors(key, values[key])
-    if "orient" in values:
-        values["orient"] = json_fields.boolean("orient", values["orient"])
-    return Preprocess.from_dict(values)
 
 
 def known_classes(
@@ -378,6 +366,9 @@ def init(
 
     Raises:
         ValueError: no such name.
+
+    Example:
+        >>> control = vitjax.init("vit_b16", seed=1)
     """
     if isinstance(classes, str | os.PathLike):
         return read_class_file(classes).apply(init(model, seed=seed))
@@ -401,6 +392,10 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
         model: the model.
         folder: made where it does not exist.
         dtype: of the arrays on disk; float32 reloads bit for bit.
+
+    Example:
+        >>> vitjax.save(model, "my_model")
+        >>> vitjax.load("my_model")
     """
     arrays = {k: np.asarray(v).astype(dtype) for k, v in flatten(model.params).items()}
     config = {
@@ -426,34 +421,6 @@ def is_address(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path) and not os.fspath(path).startswith(STORES)
 
 
-def numbered(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and ids of classes that have none: their numbers."""
-    names = tuple(map(str, range(count)))
-    return names, names
-
-
-def labels(classes: Classes, known: Labels) -> Labels:
-    """(class names, class ids): those known, or of the caller's names or number."""
-    if hasattr(classes, "tolist"):  # numpy's and JAX's arrays and numbers
-        classes = classes.tolist()  # pyright: ignore
-    if classes is None:
-        return known
-    if isinstance(classes, int) and not isinstance(classes, bool):
-        messages.check_range("classes", classes, 1)
-        return known if classes == len(known[0]) else numbered(classes)
-    if isinstance(classes, Mapping):
-        names = json_fields.class_names("classes", classes)
-    elif isinstance(classes, Iterable) and not isinstance(classes, str | bytes | set):
-        names = tuple(map(json_fields.class_name, classes))
-    else:
-        names = ()
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"classes must be distinct names, or their number; got {classes!r}."
-        )
-    return names, names
-
-
 def own_row(
     folder,
     description: Mapping[str, Any],
@@ -472,7 +439,7 @@ def own_row(
     try:
         config = Config.from_dict(description["config"])
         pipeline: Any = description["preprocess"]
-        pipeline = pipeline and own_pipeline(pipeline)
+        pipeline = pipeline and configs.own_pipeline(pipeline)
         names = tuple(map(str, description["classes"]))
         ids = tuple(map(str, description["class_ids"]))
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
@@ -494,3 +461,72 @@ def own_row(
         labels=lambda: (names, ids),
     )
     return own, resize, image_size
+
+
+class Fact(NamedTuple):
+    """A setting in force, its value, a number or three where it is one, and where it
+    comes from.
+    """
+
+    setting: str
+    value: str | float | tuple[float, ...]
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The value in words."""
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return ", ".join(v if isinstance(v, str) else f"{v:.6g}" for v in values)
+
+
+def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
+    """Mean, deviation, geometry, epsilon and GELU in force, with their sources.
+
+    Also the set of weights, where the file held several, and what was left out of it.
+    """
+    pipeline, provenance = model.preprocess, model.provenance
+    sources: Any = {"preprocess": "not known", "epsilon": "you", "gelu": "you"}
+    sources |= provenance.sources
+    settings: dict[str, Any] = {"preprocessing": "none"}
+    if pipeline is not None:
+        settings = {
+            "mean": tuple(pipeline.mean),
+            "deviation": tuple(pipeline.std),
+            "geometry": describe_geometry(pipeline),
+        }
+    facts = [Fact(*setting, sources["preprocess"]) for setting in settings.items()]
+    facts.append(Fact("epsilon", model.config.epsilon, sources["epsilon"]))
+    facts.append(Fact("GELU", model.config.gelu, sources["gelu"]))
+    if "temperature" in sources:
+        temperature = float(model.params["head"]["temperature"])
+        facts.append(Fact("temperature", f"{temperature:g}", sources["temperature"]))
+    if provenance.weights:
+        facts.append(Fact("weights", provenance.weights, provenance.path))
+    facts += [Fact("left out", what, provenance.path) for what in provenance.ignored]
+    return tuple(facts)
+
+
+def describe_geometry(pipeline: Any) -> str:
+    """A pipeline's resizing and cropping in words."""
+    size = f"{pipeline.height}x{pipeline.width}"
+    resize = {
+        "squash": f"resized to {size}",
+        "shorter": f"shorter side to {pipeline.side}, center crop of {size}",
+        "square": f"resized to {pipeline.side}x{pipeline.side}, center crop of {size}",
+    }
+    return f"{resize[pipeline.resize]}, {pipeline.interpolation}"
+
+
+def weightless(row: Variant) -> Model:
+    """A row's model without its parameters, to be described."""
+    names, ids = row.labels()
+    settings = "preprocess", "epsilon", "gelu", "classes"
+    sources = {setting: f"row {row.name}" for setting in settings}
+    return Model(
+        params={},
+        config=row.config,
+        classes=names,
+        class_ids=ids,
+        preprocess=row.preprocess,
+        provenance=Provenance(name=row.name, sources=sources),
+    )

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vitjax import messages
+from vitjax.checkpoints.configs import CLIP_COLORS, TORCHVISION
 from vitjax.checkpoints.files import ARRAYS
-from vitjax.checkpoints.pipelines import CLIP, TORCHVISION
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
 from vitjax.data.textured_digits import CLASSES
@@ -61,14 +61,19 @@ class Variant:
     obtain: str = ""
 
 
-TINY: dict[str, Any] = dict(dim=192, depth=12, heads=3, mlp_dim=768)
-SMALL: dict[str, Any] = dict(dim=384, depth=12, heads=6, mlp_dim=1536)
-BASE: dict[str, Any] = dict(dim=768, depth=12, heads=12, mlp_dim=3072)
-LARGE: dict[str, Any] = dict(dim=1024, depth=24, heads=16, mlp_dim=4096)
-HUGE: dict[str, Any] = dict(dim=1280, depth=32, heads=16, mlp_dim=5120)
-SO400M: dict[str, Any] = dict(dim=1152, depth=27, heads=16, mlp_dim=4304)
-GIANT: dict[str, Any] = dict(dim=1536, depth=40, heads=24, mlp_dim=4096, mlp="swiglu")
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ti": ("tiny", dict(dim=192, depth=12, heads=3, mlp_dim=768)),
+    "s": ("small", dict(dim=384, depth=12, heads=6, mlp_dim=1536)),
+    "b": ("base", dict(dim=768, depth=12, heads=12, mlp_dim=3072)),
+    "l": ("large", dict(dim=1024, depth=24, heads=16, mlp_dim=4096)),
+    "h": ("huge", dict(dim=1280, depth=32, heads=16, mlp_dim=5120)),
+    "so400m": ("so400m", dict(dim=1152, depth=27, heads=16, mlp_dim=4304)),
+    "g": ("giant", dict(dim=1536, depth=40, heads=24, mlp_dim=4096, mlp="swiglu")),
+}
+"""Letters in our names -> the size in timm's names, and the architecture."""
+BASE = SIZES["b"][1]
 
+SHORTER: dict[str, Any] = dict(resize="shorter", **TORCHVISION)
 UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 AUGREG_224 = {
@@ -84,19 +89,12 @@ AUGREG_224 = {
 learning rate of fine-tuning, as in the names of published files."""
 AUGREG_384 = AUGREG_224 | {("B", 32): ("light1", "0.1", "0.0", "0.03")}
 del AUGREG_384["B", 8]
-AUGREG_SIZES = {
-    "Ti": ("tiny", TINY),
-    "S": ("small", SMALL),
-    "B": ("base", BASE),
-    "L": ("large", LARGE),
-}
-"""Letters in file names -> the size in timm's names, and the architecture."""
 
 
 def augreg(letters: str, patch: int, recipe: tuple[str, ...], *, size=224) -> Variant:
     """A row of Steiner et al. 2021: ImageNet-21k, then ImageNet-1k at an image size."""
     augment, decay, dropout, rate = recipe
-    timm, shape = AUGREG_SIZES[letters]
+    timm, shape = SIZES[letters.lower()]
     file = (
         f"{letters}_{patch}-i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}"
         f"-sd_{dropout}--imagenet2012-steps_20k-lr_{rate}-res_{size}.npz"
@@ -126,13 +124,14 @@ def in21k(row: Variant) -> Variant:
     )
 
 
-def deit(size: str, timm: str, digest: str, shape: dict[str, Any]) -> Variant:
+def deit(size: str, digest: str) -> Variant:
     """A data-efficient ViT without distillation (Touvron et al. 2021)."""
+    timm, shape = SIZES[size]
     return Variant(
         name=f"deit_{size}16",
         family="DeiT",
         config=Config(224, 16, **shape),
-        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
+        preprocess=Preprocess(224, 224, **SHORTER),
         url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
         tag=f"timm/deit_{timm}_patch16_224.fb_in1k",
         sha256=digest,
@@ -157,26 +156,24 @@ def refinement(name: str, *, heads: bool) -> Variant:
 HUB = "https://huggingface.co/{}/resolve/main/{}"
 FACEBOOK = "https://dl.fbaipublicfiles.com/"
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/"
-CLIP_SHAPES = {
-    "B": ("base", BASE, 512),
-    "L": ("large", LARGE, 768),
-    "H": ("huge", HUGE, 1024),
-}
-"""Letter -> the size in timm's names, the architecture, and the width of embeddings."""
+CLIP_PROJECTIONS = {"b": 512, "l": 768, "h": 1024}
+"""Letter -> the width of embeddings."""
+CLIP_PIXELS: dict[str, Any] = dict(resize="shorter", interpolation="bicubic")
+CLIP_PIXELS |= CLIP_COLORS
 OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
 
 
 def clip(name: str, letter: str, patch: int, size=224, *, gelu: Any, **fields: Any):
     """A row of CLIP, or of a model with its architecture."""
-    _, shape, projection = CLIP_SHAPES[letter]
-    embedding: Any = dict(projection=projection, head="cosine", gelu=gelu)
-    colors = fields.pop("colors", CLIP)
-    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **colors)
+    embedding: Any = dict(
+        projection=CLIP_PROJECTIONS[letter.lower()], head="cosine", gelu=gelu
+    )
+    pixels = CLIP_PIXELS | fields.pop("colors", {})
     return Variant(
         name=f"clip_{letter.lower()}{patch}{'' if size == 224 else f'_{size}'}_{name}",
         family="CLIP",
-        config=Config(size, patch, **shape, **OF_CLIP, **embedding),
-        preprocess=Preprocess(size, size, **pipeline),
+        config=Config(size, patch, **SIZES[letter.lower()][1], **OF_CLIP, **embedding),
+        preprocess=Preprocess(size, size, **pixels),
         labels=no_labels,
         license="MIT",
         file="open_clip_model.safetensors",
@@ -195,10 +192,13 @@ OPENAI = (
 
 def openai(letter: str, patch: int, size: int, digest: str) -> Variant:
     """A row of Radford et al. 2021."""
-    word, at = CLIP_SHAPES[letter][0], "" if size == 224 else f"-{size}"
+    word, at = SIZES[letter.lower()][0], "" if size == 224 else f"-{size}"
     file = f"ViT-{letter}-{patch}{at and at + 'px'}.pt"
     return clip(
-        *("openai", letter, patch, size),
+        "openai",
+        letter,
+        patch,
+        size,
         gelu="quick",
         url=f"{OPENAI_URL}{digest}/{file}",
         sha256=digest,
@@ -227,14 +227,16 @@ LAION = (
 def laion(letter: str, patch: int, data: str, training: str) -> Variant:
     """A row of open_clip (Cherti et al. 2023; Gadre et al. 2023)."""
     repository = f"laion/CLIP-ViT-{letter}-{patch}-{data}-{training}"
-    name, word = data.split(".")[0].lower(), CLIP_SHAPES[letter][0]
+    name, word = data.split(".")[0].lower(), SIZES[letter.lower()][0]
     weights = f"{data.replace('.', '_')}_{training.replace('-', '_')}".lower()
     timm = "laion2b" if name == "laion2b" else "datacompxl"
     half = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     return clip(
-        *(name, letter, patch),
+        name,
+        letter,
+        patch,
         gelu="erf",
-        colors=half if (letter, name) == ("L", "laion2b") else CLIP,
+        colors=half if (letter, name) == ("L", "laion2b") else {},
         url=HUB.format(repository, "open_clip_pytorch_model.bin"),
         tag=repository,
         aliases=(
@@ -257,15 +259,14 @@ CLIP_FINE_TUNED = (
 
 def clip_fine_tuned(letter: str, patch: int, data: str, share: float) -> Variant:
     """A CLIP that timm's author fine-tuned to classify: ImageNet-12k, then 1k."""
-    word, shape, _ = CLIP_SHAPES[letter]
+    word, shape = SIZES[letter.lower()]
     tag = f"timm/vit_{word}_patch{patch}_clip_224.{data}_ft_in12k_in1k"
-    pipeline: Any = dict(resize="shorter", interpolation="bicubic", **CLIP)
     side = math.floor(224 / share)
     return Variant(
         name=f"clip_{letter.lower()}{patch}_{data}_in1k",
         family="CLIP, fine-tuned",
         config=Config(224, patch, **shape, **OF_CLIP),
-        preprocess=Preprocess(224, 224, resize_size=side, **pipeline),
+        preprocess=Preprocess(224, 224, resize_size=side, **CLIP_PIXELS),
         url=HUB.format(tag, ARRAYS),
         tag=tag,
         license="Apache-2.0",
@@ -274,25 +275,25 @@ def clip_fine_tuned(letter: str, patch: int, data: str, share: float) -> Variant
 
 
 SIGLIP = (
-    ("b", "base", 16, 224, BASE),
-    ("b", "base", 16, 256, BASE),
-    ("b", "base", 16, 384, BASE),
-    ("l", "large", 16, 256, LARGE),
-    ("l", "large", 16, 384, LARGE),
-    ("so400m", "so400m", 14, 224, SO400M),
-    ("so400m", "so400m", 14, 384, SO400M),
+    ("b", 16, 224),
+    ("b", 16, 256),
+    ("b", 16, 384),
+    ("l", 16, 256),
+    ("l", 16, 384),
+    ("so400m", 14, 224),
+    ("so400m", 14, 384),
 )
+"""Letter, patch and image size."""
 
 
-def siglip(
-    version: int, letter: str, word: str, patch: int, size: int, shape: dict[str, Any]
-) -> Variant:
+def siglip(version: int, letter: str, patch: int, size: int) -> Variant:
     """A row of Zhai et al. 2023, or of SigLIP 2 (Tschannen et al. 2025).
 
     GELU is by tanh, as the weights were trained and transformers computes; timm and
     open_clip compute most of these image towers with erf, and logits differ in their
     third or fourth digit.
     """
+    word, shape = SIZES[letter]
     short, number = letter.upper(), "" if version == 1 else "2"
     # timm and open_clip load the second so400m at 384 pixels as one of 378.
     theirs = 378 if (version, letter, size) == (2, "so400m", 384) else size
@@ -304,7 +305,8 @@ def siglip(
         name=name if size == 224 else f"{name}_{size}",
         family="SigLIP",
         config=Config(
-            *(size, patch),
+            size,
+            patch,
             **shape,
             gelu="tanh",
             class_token=False,
@@ -327,25 +329,18 @@ def siglip(
     )
 
 
-DINOV2 = (
-    ("s", "small", SMALL),
-    ("b", "base", BASE),
-    ("l", "large", LARGE),
-    ("g", "giant", GIANT),
-)
-
-
-def dinov2(letter: str, word: str, shape: dict[str, Any], registers: int) -> Variant:
+def dinov2(letter: str, registers: int) -> Variant:
     """A backbone of Oquab et al. 2023, or with registers of Darcet et al. 2024, at the
     image size of its evaluation; its heads for ImageNet-1k are files of their own.
     """
+    word, shape = SIZES[letter]
     folder, reg = f"dinov2_vit{letter}14", "_reg4" if registers else ""
     of_hub = "-with-registers" if registers else ""
     return Variant(
         name=f"dinov2_{letter}14{'_reg' if registers else ''}",
         family="DINOv2",
         config=Config(224, 14, **shape, layer_scale=True, registers=registers),
-        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
+        preprocess=Preprocess(224, 224, **SHORTER),
         labels=no_labels,
         head_labels=imagenet1k,
         url=f"{FACEBOOK}dinov2/{folder}/{folder}{reg}_pretrain.pth",
@@ -356,11 +351,12 @@ def dinov2(letter: str, word: str, shape: dict[str, Any], registers: int) -> Var
     )
 
 
-MAE = (("b", "base", 16, BASE), ("l", "large", 16, LARGE), ("h", "huge", 14, HUGE))
+MAE = (("b", 16), ("l", 16), ("h", 14))
 
 
-def mae(letter: str, word: str, patch: int, shape: Any, *, fine_tuned=False) -> Variant:
+def mae(letter: str, patch: int, *, fine_tuned: bool) -> Variant:
     """A row of He et al. 2022: as pre-trained, without a head, or fine-tuned."""
+    word, shape = SIZES[letter]
     fields: Any = dict(
         url=f"{FACEBOOK}mae/pretrain/mae_pretrain_vit_{word}.pth",
         tag=f"timm/vit_{word}_patch{patch}_224.mae",
@@ -378,7 +374,7 @@ def mae(letter: str, word: str, patch: int, shape: Any, *, fine_tuned=False) -> 
         name=f"mae_{letter}{patch}{'_in1k' if fine_tuned else ''}",
         family="MAE",
         config=Config(224, patch, **shape, **pool),
-        preprocess=Preprocess(224, 224, resize="shorter", **TORCHVISION),
+        preprocess=Preprocess(224, 224, **SHORTER),
         license="CC-BY-NC-4.0",
         **fields,
     )
@@ -400,9 +396,9 @@ ROWS = (
     *AUGREG_ROWS,
     *(augreg(*key, recipe, size=384) for key, recipe in AUGREG_384.items()),
     *map(in21k, AUGREG_ROWS),
-    deit("ti", "tiny", "a1311bcf", TINY),
-    deit("s", "small", "cd65a155", SMALL),
-    deit("b", "base", "b5f2ef4d", BASE),
+    deit("ti", "a1311bcf"),
+    deit("s", "cd65a155"),
+    deit("b", "b5f2ef4d"),
     refinement("vit_b16_refinement", heads=False),
     refinement("vit_b16_refinement_heads", heads=True),
     Variant(
@@ -446,9 +442,8 @@ ROWS = (
     *(laion(*key) for key in LAION),
     *(clip_fine_tuned(*key) for key in CLIP_FINE_TUNED),
     *(siglip(version, *key) for version in (1, 2) for key in SIGLIP),
-    *(dinov2(*key, registers) for registers in (0, 4) for key in DINOV2),
-    *(mae(*key) for key in MAE),
-    *(mae(*key, fine_tuned=True) for key in MAE),
+    *(dinov2(letter, registers) for registers in (0, 4) for letter in "sblg"),
+    *(mae(*key, fine_tuned=tuned) for tuned in (False, True) for key in MAE),
 )
 
 VARIANTS = {row.name: row for row in ROWS}
@@ -459,6 +454,9 @@ def list_models() -> tuple[str, ...]:
 
     Returns:
         The names; `VARIANTS` maps each to its row of the table.
+
+    Example:
+        >>> [name for name in vitjax.list_models() if name.startswith("dinov2")]
     """
     return tuple(VARIANTS)
 
@@ -468,8 +466,8 @@ def find(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     advice = (
-        "Or pass a vitjax.Config with checkpoint=, or the folder of a converted "
-        "checkpoint."
+        "`vitjax list` shows all. Or pass a vitjax.Config with checkpoint=, or the "
+        "folder of a converted checkpoint."
     )
     if ours := spelled_elsewhere(name):
         raise ValueError(

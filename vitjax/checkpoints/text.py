@@ -1,18 +1,24 @@
-"""Text towers of CLIP and SigLIP files: Hugging Face, open_clip and big_vision."""
+"""Text towers of CLIP and SigLIP files, and the tokenizers that lie beside them.
+
+The vocabulary itself tells a tokenizer's family, by its end token: what starts a text,
+what pads it, and how it is cleaned before.
+"""
 
 import dataclasses
 import functools
 import os
 import re
-from typing import Any
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from vitjax.checkpoints import configs, download, files, layouts, loading
+from vitjax.checkpoints import configs, files, layouts, loading
 from vitjax.checkpoints import json_fields as read
-from vitjax.checkpoints.convert import Checkpoint, detect_layout, first_keys
+from vitjax.checkpoints.convert import Checkpoint, detect_layout
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.layouts import (
     ATTENTION,
@@ -27,8 +33,7 @@ from vitjax.checkpoints.layouts import (
     torch_table,
     transpose,
 )
-from vitjax.checkpoints.registry import VARIANTS, Variant, find
-from vitjax.checkpoints.tokenizer import find_tokenizer
+from vitjax.checkpoints.registry import Variant
 from vitjax.models.model import flatten, unflatten
 from vitjax.models.text import TextConfig, TextModel, TextTransformer
 
@@ -67,38 +72,30 @@ def load_text(
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         CheckpointError: the file holds no text tower, or does not fit; what is missing
             and what is extra is listed.
+
+    Example:
+        >>> text = vitjax.load_text("clip_b16_openai", tokenizer="tokenizer.json")
     """
-    row = config = None
-    path: Any = checkpoint
-    if isinstance(model, TextConfig):
-        config = model
-        if path is None:
-            raise ValueError("A TextConfig has no weights: pass checkpoint= as well.")
-    elif os.fspath(model) in VARIANTS or not epath.Path(model).exists():
-        row = find(os.fspath(model))
-        path = download.weights(row) if path is None else path
-    elif path is None:
-        path = model
-    else:
-        raise ValueError(
-            f"model={os.fspath(model)!r} has its weights: drop checkpoint=."
-        )
+    exists = lambda path: epath.Path(path).exists()  # noqa: E731
+    row, path = loading.resolve(model, checkpoint, exists)
     path, _ = loading.locate(path)
     folder = epath.Path(path) if loading.is_folder(path) else epath.Path(path).parent
-    file = files.find_weights(path) if loading.is_folder(path) else path
-    with files.open_arrays(file) as arrays:
-        if not any(x.pattern.fullmatch(key) for x in LAYOUTS for key in arrays):
-            raise CheckpointError(
-                f"{file} holds no text tower of CLIP or SigLIP; its keys are "
-                f"{first_keys(sorted(arrays))}. Give the file or the folder of both "
-                "towers as checkpoint=, or make class embeddings elsewhere."
-            )
-        found = add_second_positions(detect_layout(arrays, layouts=LAYOUTS))
-        config = config or architecture(found, folder, row)
+    with files.open_arrays(files.find_weights(path)) as arrays:
+        found = detect_layout(
+            arrays,
+            layouts=LAYOUTS,
+            advice="It holds no text tower of CLIP or SigLIP: give the file or the "
+            "folder of both towers as checkpoint=, or make class embeddings elsewhere.",
+        )
+        found = add_second_positions(found)
+        config: Any = model
+        if not isinstance(model, TextConfig):
+            config = architecture(found, folder, row)
+        shapes = parameter_shapes(config)
         flat = found.convert(
             config,
-            full_table(found, config),
-            parameter_shapes(config),
+            found.table(config, shapes),
+            shapes,
             Target(config.blocks, None, "", ()),
             allow_nonfinite=allow_nonfinite,
         )
@@ -128,23 +125,19 @@ def architecture(found: Checkpoint, folder: Any, row: Variant | None) -> TextCon
     return inferred_config(found, row)
 
 
-CLIP: dict[str, Any] = dict(
+CLIP: dict[str, Any] = configs.CLIP | dict(
     vocab_size=49408,
     max_position_embeddings=77,
     hidden_size=512,
     num_attention_heads=8,
     intermediate_size=2048,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
 )
-SIGLIP: dict[str, Any] = dict(
+SIGLIP: dict[str, Any] = configs.SIGLIP | dict(
     vocab_size=32000,
     max_position_embeddings=64,
     hidden_size=768,
     num_attention_heads=12,
     intermediate_size=3072,
-    hidden_act="gelu_pytorch_tanh",
-    layer_norm_eps=1e-6,
 )
 """transformers' defaults."""
 
@@ -167,7 +160,6 @@ def hugging_face_config(fields: read.Fields) -> TextConfig:
     def size(field: str) -> int:
         return tower.get(field, defaults[field], count)
 
-    epsilon = functools.partial(read.number, low=0.0)
     family = dict(LAST)
     if defaults is CLIP:
         end = tower.get("eos_token_id", 49407, functools.partial(count, low=0))
@@ -183,8 +175,7 @@ def hugging_face_config(fields: read.Fields) -> TextConfig:
         heads=size("num_attention_heads"),
         mlp_dim=size("intermediate_size"),
         projection=projection,
-        gelu=tower.one_of("hidden_act", configs.GELUS, defaults["hidden_act"]),
-        epsilon=tower.get("layer_norm_eps", defaults["layer_norm_eps"], epsilon),
+        **configs.hugging_face_numerics(tower, defaults),
         **family,
     )
 
@@ -209,8 +200,6 @@ def open_clip_config(fields: read.Fields) -> TextConfig:
     pools = {"argmax": "first_end", "eos": "first_end", "last": "last"}
     pool = tower.one_of("pool_type", pools, "argmax")
     tower.one_of("proj_type", {"linear": None}, "linear")
-    quick = model.get("quick_gelu", False, read.boolean)
-    tanh = tower.section("act_kwargs").get("approximate") == "tanh"
     width = tower.get("width", 512, count)
     end = None
     if tower.get("pool_type") == "eos":
@@ -224,8 +213,7 @@ def open_clip_config(fields: read.Fields) -> TextConfig:
         mlp_dim=int(width * tower.get("mlp_ratio", 4.0, read.number)),
         projection=read.integer("embed_dim", model.get("embed_dim")),
         projection_bias=tower.get("proj_bias", False, read.boolean),
-        gelu="quick" if quick else "tanh" if tanh else "erf",
-        epsilon=tower.section("norm_kwargs").get("eps", 1e-5, read.number),
+        **configs.open_clip_numerics(model, tower),
         causal=not tower.get("no_causal_mask", False, read.boolean),
         pool=pool,
         end=end,
@@ -241,7 +229,7 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
     arrays, one = found.arrays, TextConfig(1, 1, 1, 1, 1, 1, 1)
     biased = {"head.bias", "text_projection.bias", "head/bias"} & arrays.keys()
     one = dataclasses.replace(one, projection_bias=bool(biased))
-    table = full_table(found, one)
+    table: Any = found.table(one, parameter_shapes(one))
 
     def shape(path: str) -> tuple[int, ...]:
         source, convert = table[path]
@@ -288,13 +276,6 @@ def add_second_positions(found: Checkpoint) -> Checkpoint:
     first, second = arrays["pos_embedding"], arrays.pop(SECOND_POSITIONS)
     arrays["pos_embedding"] = lambda: first() + second()
     return dataclasses.replace(found, arrays=arrays)
-
-
-def full_table(found: Checkpoint, config: TextConfig) -> Any:
-    """The layout's table of exactly this text tower's parameters."""
-    make_table: Any = found.layout.table
-    table = make_table(config, found.arrays)
-    return {path: table[path] for path in parameter_shapes(config)}
 
 
 @functools.lru_cache(maxsize=8)
@@ -357,40 +338,208 @@ def big_vision_table(config: Any, keys: Keys) -> Table:
     }
 
 
+TOWER = CheckpointLayout(
+    name="Hugging Face text tower",
+    library="huggingface",
+    mark=r"embeddings\.token_embedding\.weight",
+    table=hugging_face_table,
+    prefix=r"(?:.*\.)?text_model\.|",
+    ignored={
+        r"vision_model\..*|visual_projection\..*|visual\..*|img/.*": "the image tower",
+        r"logit_scale|logit_bias|[tb]": "the temperature and the bias",
+        r"embeddings\.position_ids": "numbers of the positions",
+        r"input_resolution|context_length|vocab_size|attn_mask": "sizes",
+    },
+)
 LAYOUTS = (
-    CheckpointLayout(
-        name="Hugging Face text tower",
-        library="huggingface",
-        mark=r"embeddings\.token_embedding\.weight",
-        table=hugging_face_table,
-        resize="",
-        prefix=r"(?:.*\.)?text_model\.|",
-        ignored={
-            r"vision_model\..*|visual_projection\..*": "the image tower",
-            r"logit_scale|logit_bias": "the temperature and the bias",
-            r"embeddings\.position_ids": "numbers of the positions",
-        },
-    ),
-    CheckpointLayout(
+    TOWER,
+    dataclasses.replace(
+        TOWER,
         name="open_clip text tower",
         library="open_clip",
         mark=r"token_embedding\.weight",
         table=open_clip_table,
-        resize="",
         prefix=r"(?:.*\.)?",
-        ignored={
-            r"visual\..*": "the image tower",
-            r"logit_scale|logit_bias": "the temperature and the bias",
-            r"input_resolution|context_length|vocab_size|attn_mask": "sizes",
-        },
     ),
-    CheckpointLayout(
+    dataclasses.replace(
+        TOWER,
         name="big_vision text tower",
         library="google",
         mark="Embed_0/embedding",
         table=big_vision_table,
-        resize="",
         prefix=r"(?:.*/)?txt/",
-        ignored={r"img/.*": "the image tower", "[tb]": "the temperature and the bias"},
     ),
 )
+
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+"""OpenAI's two files of one tokenizer."""
+
+NAMES = (
+    "tokenizer.json",
+    VOCABULARY,
+    "spiece.model",
+    "sentencepiece.model",
+    "tokenizer.model",
+)
+"""The names that libraries give to the file of a tokenizer, by preference."""
+
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
+    r"|[^\s\p{L}\p{N}]+"
+)
+"""OpenAI's pattern of the words that byte pair encoding then splits."""
+
+
+def canonicalize(text: str) -> str:
+    """SigLIP's form of a text: lower case, without punctuation."""
+    text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())
+
+
+class Family(NamedTuple):
+    """Special tokens of a vocabulary, and how a text is cleaned."""
+
+    end: str
+    start: str | None
+    pad: str
+    clean: Callable[[str], str]
+
+
+FAMILIES = (
+    Family("<|endoftext|>", "<|startoftext|>", "<|endoftext|>", str),  # CLIP
+    Family("<eos>", None, "<pad>", str.lower),  # SigLIP 2: Gemma's, which has </s>, too
+    Family("</s>", None, "</s>", canonicalize),  # SigLIP
+)
+
+
+class Encoder(NamedTuple):
+    """A vocabulary's encoding: texts -> ids without special tokens, token -> id."""
+
+    encode: Callable[[Sequence[str]], list[list[int]]]
+    find: Callable[[str], int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Texts as ids [n length]: start, text, end, padding. A text that is too long loses
+    its last tokens, not its end. Two of one file are equal.
+    """
+
+    file: str
+    length: int
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        encoder = open_encoder(self.file)
+        families = [f for f in FAMILIES if encoder.find(f.end) is not None]
+        if not families:
+            raise CheckpointError(
+                f"{self.file} has none of the end tokens of CLIP and SigLIP, "
+                f"{', '.join(family.end for family in FAMILIES)}: tokenize with the "
+                "library that it is for, and pass the ids to vitjax.encode_text."
+            )
+        family = families[0]
+        specials = {token: encoder.find(token) for token in family[:3] if token}
+        if missing := [token for token, number in specials.items() if number is None]:
+            raise CheckpointError(f"{self.file} has no token {missing[0]}.")
+        start = [specials[family.start]] if family.start else []
+        rows = np.full((len(texts), self.length), specials[family.pad], np.int32)
+        for row, ids in zip(rows, encoder.encode([family.clean(t) for t in texts])):
+            ids = [*start, *ids][: self.length - 1] + [specials[family.end]]
+            row[: len(ids)] = ids
+        return rows
+
+
+def find_tokenizer(path: str | os.PathLike, length: int) -> Tokenizer | None:
+    """The tokenizer of a folder, or of a file; None where a folder has none."""
+    path = epath.Path(os.path.expanduser(path))
+    if path.exists() and not path.is_dir():
+        return Tokenizer(os.fspath(path), length)
+    for name in NAMES:
+        if (path / name).exists():
+            return Tokenizer(os.fspath(path / name), length)
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def open_encoder(file: str) -> Encoder:
+    """The encoding of a file, by the library that its name asks for."""
+    path = epath.Path(file)
+    library = "sentencepiece" if path.suffix == ".model" else "tokenizers"
+    try:
+        if library == "sentencepiece":
+            return read_sentencepiece(path)
+        return read_vocabulary(path) if path.name == VOCABULARY else read_json(path)
+    except ImportError as error:
+        raise CheckpointError(
+            f"Tokenizing by {file} needs the package {library}: pip install "
+            "'vitjax[text]', or pass ids made elsewhere to vitjax.encode_text."
+        ) from error
+    except Exception as error:  # tokenizers raises no other
+        raise CheckpointError(f"{file} is not read by {library}: {error}") from error
+
+
+def read_sentencepiece(path: Any) -> Encoder:
+    """A SentencePiece model."""
+    import sentencepiece
+
+    content = path.read_bytes()
+    model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
+
+    def find(token):
+        number = model.piece_to_id(token)
+        return number if model.id_to_piece(number) == token else None
+
+    return Encoder(lambda texts: model.encode(list(texts)), find)
+
+
+def read_json(path: Any) -> Encoder:
+    """A tokenizer.json."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return encoder_of(tokenizer)
+
+
+def read_vocabulary(path: Any) -> Encoder:
+    """OpenAI's byte pair encoding, by a vocab.json and the merges.txt beside it.
+
+    Without its repairs of mojibake and of HTML: as transformers does.
+    """
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    lines = (path.parent / MERGES).read_text().splitlines()
+    pairs = [line.split() for line in lines if line.strip() and line[:1] != "#"]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=files.read_json(path),
+            merges=[(left, right) for left, right in pairs],
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+            unk_token=FAMILIES[0].end,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    words = pre_tokenizers.Split(tokenizers.Regex(WORDS), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return encoder_of(tokenizer)
+
+
+def encoder_of(tokenizer: Any) -> Encoder:
+    """The encoding of a tokenizer of the library `tokenizers`."""
+
+    def encode(texts):
+        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    return Encoder(encode, tokenizer.token_to_id)

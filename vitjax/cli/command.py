@@ -13,7 +13,7 @@ from etils import epath
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from vitjax.checkpoints import loading
-from vitjax.checkpoints.class_files import SUFFIXES as CLASS_FILES
+from vitjax.checkpoints.classes import SUFFIXES as CLASS_FILES
 from vitjax.checkpoints.convert import Weights
 from vitjax.checkpoints.registry import VARIANTS
 from vitjax.messages import unknown
@@ -26,6 +26,10 @@ FLAG_TYPES = ConstructorRegistry()
 def metavar(text: str) -> Any:
     """What stands for a value in the help."""
     return tyro.conf.arg(metavar=text)
+
+
+BLOCKS: Any = tyro.conf.arg(name="blocks", aliases=("--layers",))
+"""The flag of blocks; functions call them layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class WeightsCommand(Command):
         class_names: your own class names: a file with one on each line or a JSON list,
             or their number. For CLIP and SigLIP a class file, .npz or .safetensors:
             the embeddings of the classes, with their names.
+        head: a file with the linear head of a backbone, as DINOv2's are published.
         allow_nonfinite: load weights with NaN or infinite values.
     """
 
@@ -70,8 +75,16 @@ class WeightsCommand(Command):
     class_names: Annotated[
         str | None, tyro.conf.arg(name="classes", metavar="FILE|N")
     ] = None
+    head: Annotated[str | None, metavar("FILE")] = None
     allow_nonfinite: bool = False
     group: ClassVar[str] = "weights"
+
+    @property
+    def has_own_settings(self) -> bool:
+        """Whether a flag asks for more than a row of the table says."""
+        return (self.weights, self.preprocess, self.class_names, self.head) != (
+            None,
+        ) * 4
 
     @property
     def own_settings(self) -> dict[str, Any]:
@@ -80,6 +93,7 @@ class WeightsCommand(Command):
             "weights": self.weights,
             "preprocess": read_object("--preprocess", self.preprocess),
             "classes": read_classes(self.class_names),
+            "head": self.head,
             "allow_nonfinite": self.allow_nonfinite,
         }
 
@@ -102,8 +116,8 @@ class ModelCommand(WeightsCommand):
     @property
     def weightless(self) -> bool:
         """Whether the model is but a name; then random weights are as fast."""
-        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
-        return yours == (None,) * 4 and self.model in VARIANTS
+        own = self.checkpoint is not None or self.has_own_settings
+        return not own and self.model in VARIANTS
 
     def load(self) -> Model:
         """The model with its weights."""
@@ -173,7 +187,30 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
         metavar=f"{inner.metavar}...",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [str(item) for item in value],
+        str_from_instance=lambda value: [str(item) for item in value] or ["none"],
+    )
+
+
+@FLAG_TYPES.primitive_rule
+def optional(info: Any) -> PrimitiveConstructorSpec | None:
+    """Show `X | None` as X: for None, the flag is left out."""
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if len(kinds) != 1 or len(get_args(info.type)) != 2:
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(
+        type(info).make(kinds[0], info.markers)
+    )
+    if not isinstance(inner, PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(
+        inner,
+        instance_from_str=lambda words: (
+            None if words == ["None"] else inner.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else inner.str_from_instance(value)
+        ),
     )
 
 

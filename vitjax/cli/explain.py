@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ import tyro
 from jaxtyping import UInt8
 
 from vitjax import api
-from vitjax.cli.command import ModelCommand, make_folder, metavar
+from vitjax.cli.command import BLOCKS, ModelCommand, make_folder, metavar
 from vitjax.data.images import (
     Preprocess,
     image_errors,
@@ -40,15 +41,24 @@ PHOTO = 512
 class Explanation(NamedTuple):
     """The maps of one image for one class, and what the model predicts.
 
-    A map of `maps`, by method, is [row column], after the axes of a grid.
+    A map of `maps`, by method, is [row column], after the axes of a grid; `words` are
+    class number -> its name and probability.
     """
 
-    name: str
     photo: UInt8[np.ndarray, "height width 3"]
     target: int
     prediction: int
     probabilities: np.ndarray
+    words: Any
     maps: dict[str, np.ndarray]
+
+    @property
+    def title(self) -> str:
+        """The class that is explained and the prediction."""
+        if self.target == self.prediction:
+            return f"for {self.words(self.target)}, the prediction"
+        predicted = self.words(self.prediction)
+        return f"for {self.words(self.target)}\nprediction: {predicted}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +78,8 @@ class Explain(ModelCommand):
             class (see the guide's page on methods).
         grid: a map of every block, or of every head of every block, of methods that
             have them, in one figure on one scale.
-        blocks: only these, from 0 or negative from the end, of methods that have a map
-            of each block and head.
+        layers: only these blocks, from 0 or negative from the end, of methods that have
+            a map of each block and head.
         heads: only these heads, likewise.
         style: maps laid over the photos, or each patch in its color without the photo.
         format: of the figures, one or several.
@@ -84,7 +94,7 @@ class Explain(ModelCommand):
     ] = ()
     method: tuple[Method, ...] = ()
     grid: Literal["blocks", "heads"] | None = None
-    blocks: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], BLOCKS] = ()
     heads: tuple[int, ...] = ()
     style: Literal["overlay", "patches"] = "overlay"
     format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",)
@@ -106,76 +116,78 @@ class Explain(ModelCommand):
         methods = self.methods(model)
         for name in methods if self.grid else ():
             check_one_of(f"with grid={self.grid!r}, method", name, PER_HEAD)
-        texts = (self.class_,) if isinstance(self.class_, str) else self.class_
-        labels = [match_label(t, model.classes, model.class_ids) for t in texts]
-        labels = list(dict.fromkeys(labels))  # "tench, Tinca tinca" is one class
-        by_image = [self.explain(model, path, labels) for path in self.images]
+        chosen = (self.class_,) if isinstance(self.class_, str) else self.class_
+        targets = [match_label(c, model.classes, model.class_ids) for c in chosen]
+        targets = list(dict.fromkeys(targets))  # "tench, Tinca tinca" is one class
+        every = [e for path in self.images for e in self.explain(model, path, targets)]
+        names = [printable(os.path.basename(path)) for path in self.images]
 
-        def stack(read):
-            values = np.array([[read(e) for e in row] for row in by_image])
-            return values if len(labels) > 1 else values[:, 0]
+        def stack(values):
+            shape = (len(names), len(targets)) if len(targets) > 1 else (len(names),)
+            return np.reshape(values, shape + np.shape(values)[1:])
 
         arrays = {
-            "names": np.array([row[0].name for row in by_image]),
-            "target": stack(lambda e: e.target),
-            "prediction": stack(lambda e: e.prediction),
-            "probability": stack(lambda e: e.probabilities[e.target]),
+            "names": np.array(names),
+            "target": stack([e.target for e in every]),
+            "prediction": stack([e.prediction for e in every]),
+            "probability": stack([e.probabilities[e.target] for e in every]),
         }
         for name in methods:
-            arrays[schema.MAP(name)] = stack(lambda e, name=name: e.maps[name])
+            arrays[schema.MAP(name)] = stack([e.maps[name] for e in every])
         if self.grid:
             arrays["blocks"], arrays["heads"] = self.parts(model)
         archive, paths = str(self.out / "explain.npz"), []
         np.savez(archive, **arrays)
-        figures = self.draw(model, by_image)
+        figures = self.draw(model, every)
         for number, figure in enumerate(figures):
             stem = "explain" if len(figures) == 1 else f"explain-{number}"
-            paths += [str(self.out / f"{stem}.{kind}") for kind in self.format]
-            for path in paths[-len(self.format) :]:
-                figure.savefig(path, dpi=300)
-        every = [e for row in by_image for e in row]
+            for kind in self.format:
+                paths.append(str(self.out / f"{stem}.{kind}"))
+                figure.savefig(paths[-1], dpi=300)
+        of_each = [name for name in names for _ in targets or [None]]
         pictures = [
             {
-                "name": e.name,
+                "name": name,
                 "class": model.classes[e.target],
                 "answer": model.classes[e.prediction],
                 "probability": float(e.probabilities[e.target]),
             }
-            for e in every
+            for name, e in zip(of_each, every)
         ]
-        words = ["; ".join(describe(model, e).splitlines()) for e in every]
-        lines = [f"{e.name}: {text}" for e, text in zip(every, words)]
+        lines = [f"{n}: {e.title}".replace("\n", "; ") for n, e in zip(of_each, every)]
         lines.append(f"Figure and arrays: {', '.join((*paths, archive))}")
-        facts = {"pictures": pictures, "methods": methods, "figure": paths[0]}
-        files = {"figures": paths, "arrays": archive}
-        self.show(facts | files, "\n".join(lines))
+        facts = {
+            "pictures": pictures,
+            "methods": methods,
+            "figure": paths[0],
+            "figures": paths,
+            "arrays": archive,
+        }
+        self.show(facts, "\n".join(lines))
         return arrays
 
-    def explain(self, model: Model, path: str, labels: list[int]) -> list[Explanation]:
+    def explain(self, model: Model, path: str, targets: list[int]) -> list[Explanation]:
         """The maps of an image for each class; one program for any number of them."""
         preprocess = model.preprocess or Preprocess(*model.config.shape)
-        model = model.astype(self.dtype)
         with image_errors(printable(path)):
             image = open_image(path)
             inputs, photo = preprocess(image)[None], photo_of(image, preprocess)
+        model = model.astype(self.dtype)
         with jax.default_matmul_precision(PRECISION[self.dtype]):
             logits, _ = api.forward(model, inputs)
             shares = np.asarray(model.class_space.probabilities(logits), np.float32)[0]
-            prediction = int(shares.argmax())
-            return [
-                Explanation(
-                    name=printable(os.path.basename(path)),
-                    photo=photo,
-                    target=target,
-                    prediction=prediction,
-                    probabilities=shares,
-                    maps={
-                        m: self.map_of(model, inputs, target, m)
-                        for m in self.methods(model)
-                    },
-                )
-                for target in labels or [prediction]
-            ]
+
+            def words(number: int) -> str:
+                name = model.classes[number].split(",")[0]
+                return f"{name} ({100 * shares[number]:.1f} %)"
+
+            methods = self.methods(model)
+            best, explanations = int(shares.argmax()), []
+            for target in targets or [best]:
+                maps = {m: self.map_of(model, inputs, target, m) for m in methods}
+                explanation = Explanation(photo, target, best, shares, words, maps)
+                explanations.append(explanation)
+        return explanations
 
     def methods(self, model: Model) -> tuple[str, ...]:
         """The chosen methods, or the default one."""
@@ -183,27 +195,29 @@ class Explain(ModelCommand):
 
     def map_of(self, model: Model, image: Any, target: int, method: str) -> np.ndarray:
         """The map of one image, or those of its blocks and heads."""
-        grid, targets = model.config.grid, np.array([target], np.int32)
+        targets = np.array([target], np.int32)
         if self.grid is None:
-            options = {"layers": self.blocks or None, "heads": self.heads or None}
-            values = api.explain(model, image, targets, method=method, **options)
-            return np.asarray(values, np.float32).reshape(grid)
-        blocks, heads = self.parts(model)
-        values = maps_of_heads(method)(model, image, targets)[:, 0]
-        values = np.asarray(values, np.float32)[np.ix_(blocks, heads)]
-        values = values.sum(1) if self.grid == "blocks" else values
-        return values.reshape(*values.shape[:-1], *grid)
+            options = {"layers": self.layers or None, "heads": self.heads or None}
+            values = api.explain(model, image, targets, method=method, **options)[0]
+        else:
+            values = maps_of_heads(method)(model, image, targets)[:, 0]
+            values = np.asarray(values, np.float32)[np.ix_(*self.parts(model))]
+            values = values.sum(1) if self.grid == "blocks" else values
+        shape = *values.shape[:-1], *model.config.grid
+        return np.asarray(values, np.float32).reshape(shape)
 
     def parts(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the chosen blocks and heads, from 0."""
         numbers = []
-        for name, size in ("blocks", model.config.depth), ("heads", model.config.heads):
-            chosen = getattr(self, name) or tuple(range(size))
+        for name, chosen, size in (
+            ("blocks", self.layers, model.config.depth),
+            ("heads", self.heads, model.config.heads),
+        ):
             check_range(name, chosen, -size, size - 1)
-            numbers.append(np.array(chosen) % size)
+            numbers.append(np.array(chosen or range(size)) % size)
         return numbers[0], numbers[1]
 
-    def draw(self, model: Model, by_image: list[list[Explanation]]) -> list[Any]:
+    def draw(self, model: Model, every: list[Explanation]) -> list[Any]:
         """The figures: with `grid`, one for each image, class and method; else one with
         a row for each image and a column for each class or, of several methods, a row
         for each image and class and a column for each method.
@@ -211,62 +225,43 @@ class Explain(ModelCommand):
         from vitjax.report.overlays import in_words, show
 
         look: dict[str, Any] = {"style": self.style, "width": self.width}
-        every = [e for row in by_image for e in row]
         methods = self.methods(model)
         if self.grid:
             blocks, heads = self.parts(model)
             figures = []
-            for e, method in ((e, method) for e in every for method in methods):
+            for e, method in itertools.product(every, methods):
                 rows: Any = {f"block {b}": m for b, m in zip(blocks, e.maps[method])}
                 if self.grid == "heads":
                     rows = [
                         {f"block {b}, head {h}": m for h, m in zip(heads, each)}
                         for b, each in zip(blocks, e.maps[method])
                     ]
-                title = f"{in_words(method)}\n{describe(model, e)}"
-                columns = 6 if self.grid == "blocks" else len(heads)
-                look |= {"titles": title, "columns": columns, "shared": True}
+                look |= {"titles": f"{in_words(method)}\n{e.title}", "shared": True}
+                look |= {"columns": 6 if self.grid == "blocks" else len(heads)}
                 look |= {"signed": method in SIGNED_METHODS}
                 figures.append(show(e.photo, rows, **look))
             return figures
         method, *others = methods
-        if others or len(by_image[0]) == 1:
-            titles = [describe(model, e) for e in every]
-            rows = [e.maps for e in every]
-            return [show([e.photo for e in every], rows, titles=titles, **look)]
-        titles = [
-            f"{in_words(method)}\nprediction: {class_words(model, e, e.prediction)}"
-            for e, *_ in by_image
-        ]
+        count = len(every) // len(self.images)
+        firsts = every[::count]
+        if others or count == 1:
+            photos, titles = [e.photo for e in every], [e.title for e in every]
+            return [show(photos, [e.maps for e in every], titles=titles, **look)]
         rows = [
-            {f"for {class_words(model, e, e.target)}": e.maps[method] for e in row}
-            for row in by_image
+            {f"for {e.words(e.target)}": e.maps[method] for e in row}
+            for row in (every[i : i + count] for i in range(0, len(every), count))
+        ]
+        titles = [
+            f"{in_words(method)}\nprediction: {e.words(e.prediction)}" for e in firsts
         ]
         look |= {"titles": titles, "signed": method in SIGNED_METHODS}
-        return [show([row[0].photo for row in by_image], rows, **look)]
+        return [show([e.photo for e in firsts], rows, **look)]
 
 
 @functools.cache
 def maps_of_heads(method: str) -> Any:
     """(model, images, target) -> [layer batch head patch], jitted."""
     return jax.jit(FUNCTIONS[method])
-
-
-def class_words(model: Model, explanation: Explanation, number: int) -> str:
-    """A class by the first of its names, and its probability."""
-    name = model.classes[number].split(",")[0]
-    return f"{name} ({100 * explanation.probabilities[number]:.1f} %)"
-
-
-def describe(model: Model, explanation: Explanation) -> str:
-    """The class that is explained and the prediction."""
-    target, prediction = (
-        class_words(model, explanation, number)
-        for number in (explanation.target, explanation.prediction)
-    )
-    if target == prediction:
-        return f"for {target}, the prediction"
-    return f"for {target}\nprediction: {prediction}"
 
 
 def photo_of(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "height width 3"]:

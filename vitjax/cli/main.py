@@ -64,12 +64,8 @@ REMOVED = registry.REMOVED | {
 """Commands, recipes and flags of earlier versions, and what replaced them."""
 
 RENAMED_FLAGS = {"--memory": "--max-memory"}
-BLOCKS = {"--layers": "--blocks"}
-"""The name of blocks in functions is accepted as a flag of all commands but recipes."""
-IGNORED_FLAG = "--coordinator"
-"""Its value is left out: processes of a run need no coordinator."""
 
-ABOUT = f"""{vitjax.__doc__}
+ABOUT = f"""{str(vitjax.__doc__).splitlines()[0]}
 
 Exit status: 0 done; 1 an error, with one paragraph on stderr that says what to do;
 2 wrong usage; 130 after Ctrl-C and 143 after SIGTERM, with what was computed kept."""
@@ -90,7 +86,7 @@ def main(
     """
     own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments == ["--version"]:
+    if arguments in (["--version"], ["version"]):
         print(vitjax.__version__)
         return 0
     command: Any = Command()
@@ -129,24 +125,17 @@ def parse(arguments: Sequence[str], recipes: Sequence[Recipe] = ()) -> Any:
     if name == "help":
         return parse([*words, "--help"], recipes)
     if name.startswith("-") or not name:
-        return show_choices(COMMANDS, arguments, ABOUT, "vitjax")
+        lines = {n: str(kind.__doc__).splitlines()[0] for n, kind in COMMANDS.items()}
+        return show_choices(lines, arguments, ABOUT, "vitjax")
     kind: Any = choose("command", name, COMMANDS)
     if not issubclass(kind, RecipeCommand):
-        for position, word in enumerate(words):
-            flag, equals, value = word.partition("=")
-            words[position] = BLOCKS.get(flag, flag) + equals + value
         return parse_flags(kind, f"vitjax {name}", words)
     known = registry.RECIPES | {recipe.name: recipe for recipe in recipes}
     if not words or words[0].startswith("-"):
-        functions = {name: known[name].step or known[name].passes for name in known}
         about, _, _ = str(inspect.getdoc(kind)).partition("\n\nArgs:")
-        return show_choices(functions, words, about, f"vitjax {name}")
+        lines = {name: recipe.about for name, recipe in known.items()}
+        return show_choices(lines, words, about, f"vitjax {name}")
     recipe = choose("recipe", words.pop(0), known)
-    names = [word.partition("=")[0] for word in words]
-    if IGNORED_FLAG in names:
-        print(f"{IGNORED_FLAG} is ignored: processes need none.", file=sys.stderr)
-        start = names.index(IGNORED_FLAG)
-        del words[start : start + 1 + (words[start] == IGNORED_FLAG)]
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in REMOVED:
@@ -213,15 +202,14 @@ def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
 
 
 def show_choices(
-    choices: Mapping[str, Any], words: Sequence[str], about: str, prog: str
+    choices: Mapping[str, str], words: Sequence[str], about: str, prog: str
 ) -> Any:
-    """Exit with what there is to choose from, each with the first line on it."""
+    """Exit with what there is to choose from, each with a line on it."""
     nothing: Any = dataclasses.make_dataclass("Nothing", ())
-    lines = {name: str(choices[name].__doc__).split("\n", 1)[0] for name in choices}
     kinds: Any = Union[
         tuple(
             Annotated[nothing, tyro.conf.subcommand(name, description=line)]
-            for name, line in lines.items()
+            for name, line in choices.items()
         )
     ]
     return tyro.cli(kinds, prog=prog, description=about, args=words)

@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from vitjax.checkpoints import download, loading, registry
-from vitjax.checkpoints.describe import Fact, describe_preprocessing, weightless
+from vitjax.checkpoints.loading import Fact, describe_preprocessing, weightless
 from vitjax.cli.command import WeightsCommand, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
@@ -49,8 +49,8 @@ class List(WeightsCommand):
 
     def show_settings(self, name: str) -> tuple[Fact, ...]:
         """Print the settings in force, each with its source."""
-        yours = (self.checkpoint, self.weights, self.preprocess, self.class_names)
-        if yours == (None,) * 4 and name in registry.VARIANTS:
+        own = self.checkpoint is not None or self.has_own_settings
+        if not own and name in registry.VARIANTS:
             model = weightless(registry.find(name))
         else:
             model = loading.load(name, checkpoint=self.checkpoint, **self.own_settings)

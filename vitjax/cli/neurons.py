@@ -5,10 +5,9 @@ import pathlib
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import tyro
 
 from vitjax.analysis.memory import System, memory_logits
-from vitjax.cli.command import ModelCommand, format_table, make_folder, metavar
+from vitjax.cli.command import BLOCKS, ModelCommand, format_table, make_folder, metavar
 from vitjax.messages import check_range
 from vitjax.models.model import memory_values
 
@@ -45,10 +44,10 @@ class Neurons(ModelCommand):
     """
 
     system: System = "mlp"
-    layers: Annotated[tuple[int, ...], tyro.conf.arg(name="blocks")] = ()
+    layers: Annotated[tuple[int, ...], BLOCKS] = ()
     memories: tuple[int, ...] = ()
     count: int = 10
-    classes: Annotated[int | None, metavar("INT")] = None
+    classes: int | None = None
     out: Annotated[pathlib.Path | None, metavar("FILE")] = None
     class_names: Annotated[str | None, metavar("FILE|N")] = None  # classes is taken
 

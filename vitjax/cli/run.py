@@ -1,6 +1,7 @@
 """The commands `run`, `estimate` and `demo`: recipes over whole data sets."""
 
 import dataclasses
+import inspect
 import pathlib
 import shlex
 from typing import Annotated, Any, ClassVar
@@ -49,8 +50,14 @@ class RecipeCommand(ModelCommand):
             ("recipe", Any, dataclasses.field(default=recipe, init=False)),
             ("recipe_options", kind, dataclasses.field(default=recipe.options)),
         ]
+        about = f"{recipe.about}\n\n{inspect.getdoc(cls)}"
         return dataclasses.make_dataclass(
-            cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True
+            cls.__name__,
+            fields,
+            bases=(cls,),
+            namespace={"__doc__": about},
+            frozen=True,
+            kw_only=True,
         )
 
 
@@ -70,6 +77,7 @@ class Run(RecipeCommand):
             TPU pods and under SLURM it knows which; elsewhere give --process.
         process: number of this process, from 0.
         processes: how many there are.
+        coordinator: ignored; processes need none.
     """
 
     out: Annotated[str, metavar("DIR")]
@@ -77,6 +85,7 @@ class Run(RecipeCommand):
     distributed: bool = False
     process: Annotated[int | None, metavar("I")] = None
     processes: Annotated[int | None, metavar("N")] = None
+    coordinator: str | None = None
     needs_device: ClassVar[bool] = False  # before its cluster has started JAX
 
     def __call__(self) -> Any:
@@ -168,7 +177,7 @@ class Demo(Command):
     """
 
     out: Annotated[pathlib.Path, metavar("DIR")] = pathlib.Path("vitjax-demo")
-    images: Annotated[int | None, metavar("INT")] = None
+    images: int | None = None
 
     def __call__(self) -> Any:
         from vitjax.report.page import tables, write_report

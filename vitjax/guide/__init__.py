@@ -1,7 +1,10 @@
 """The guide: everything that the README leaves out, a Markdown file each.
 
 .. include:: methods.md
+.. include:: cards.md
 .. include:: interventions.md
+.. include:: editing.md
+.. include:: lenses.md
 .. include:: paper.md
 .. include:: runs.md
 .. include:: rows.md
@@ -11,6 +14,7 @@
 .. include:: precision.md
 .. include:: speed.md
 .. include:: pods.md
+.. include:: research.md
 .. include:: troubleshooting.md
 .. include:: peers.md
 .. include:: contributing.md

@@ -57,6 +57,11 @@ def scan_blocks(
 
     Returns:
         Class logits, and the pytree of `read` with a leading `layer` axis.
+
+    Example:
+        >>> def norms(block_params, stream_in, trace):
+        ...     return jnp.linalg.norm(trace.residual, axis=-1)
+        >>> _, lengths = vitjax.scan_blocks(model, images, norms)  # [layer batch token]
     """
     _, _, logits, reads = run_blocks(
         model, images, read, edits=edits, state=state, args=args
@@ -269,6 +274,10 @@ def forward(
     Raises:
         ValueError: `capture` holds a name that is no field of `Trace`, or the images
             do not fit the model.
+
+    Example:
+        >>> logits, trace = vitjax.forward(model, images, capture=("residual",))
+        >>> trace.residual.shape  # [layer batch token dim]
     """
     unknown = [name for name in capture if name not in TRACE_FIELDS]
     if unknown or isinstance(capture, str):
@@ -307,6 +316,10 @@ def attention_gradients(
 
     Returns:
         The gradient, 0 where a weight has no influence.
+
+    Example:
+        >>> grads = vitjax.attention_gradients(model, images, lambda z: z[:, 3].sum())
+        >>> grads.mean((1, 2)).shape  # [layer token token]
     """
     edits, cfg = edits or Edits(), model.config
     embedding = model.apply(model.check_images(images), edits, method="embed")
@@ -344,6 +357,10 @@ def refinement_logits(
 
     Raises:
         ValueError: the model has no refinement modules, or the edits remove tokens.
+
+    Example:
+        >>> model = vitjax.load("vit_b16_refinement_heads")
+        >>> vitjax.refinement_logits(model, images).argmax(-1)  # block by block
     """
     if not model.config.refinement:
         raise ValueError(

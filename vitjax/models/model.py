@@ -149,6 +149,10 @@ def memory_values(model: Model) -> dict[str, Float[Array, "layer memory dim"]]:
         Times LayerScale, where the model has it: with their coefficients they add up to
         the update, less what biases add. In a residual-post-norm block they are raw, as
         in the published code: they add up to what its norm then takes.
+
+    Example:
+        >>> values = vitjax.memory_values(model)["mlp"]  # [layer memory dim]
+        >>> vitjax.project(model.class_space, values).argmax(-1)  # the class of each
     """
     block = model.block_params
     out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]

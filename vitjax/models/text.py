@@ -166,6 +166,10 @@ def encode_text(
     Returns:
         One row for each text; NaN of a text with an id that is not in the vocabulary,
         where that is not an error since ids are not known (inside a `jit` of yours).
+
+    Example:
+        >>> text = vitjax.load_text("clip_b16_openai", tokenizer="tokenizer.json")
+        >>> vitjax.encode_text(text, text.tokenize(["a cat", "a dog"]))
     """
     if ids.shape[-1] != text.config.length:
         raise ValueError(
@@ -200,6 +204,10 @@ def class_embeddings(
 
     Raises:
         ValueError: there is no name, no template, or a template without `{}`.
+
+    Example:
+        >>> text = vitjax.load_text("clip_b16_openai", tokenizer="tokenizer.json")
+        >>> embeddings = vitjax.class_embeddings(text, ["cat", "dog"])
     """
     for what, value in {"names": names, "templates": templates}.items():
         if isinstance(value, str) or not len(value):

@@ -31,7 +31,7 @@ from vitjax.recipes.sites import (
     one_by_one,
     part_shapes,
     read_stream,
-    subset,
+    spread,
     sweep,
 )
 from vitjax.types import ArrayLike, Batch, Config
@@ -59,6 +59,7 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         dims=ABLATION.dims,
         setup=functools.cache(lambda: Setup(prepare(context, options))),
         carry_shape=empty,
+        previews=ABLATION.previews,
     )
     return [whole]
 
@@ -167,18 +168,12 @@ def prepare(context: Context, options: "AblationOptions") -> Carry:
 
 
 def reference(context: Context, options: "AblationOptions") -> list[Subset]:
-    """The images to average over, and those that say how important heads are.
-
-    Spread evenly over the data set, which may be sorted by class.
-    """
+    """The images to average over, and those that say how important heads are."""
     source = context.source
     if options.reference is not None:
         source = context.open_data(options.reference)
     counts = options.reference_images, options.order_images
-    return [
-        subset(source, np.arange(count) * len(source) // count, f"{count} images")
-        for count in (min(count, len(source)) for count in counts)
-    ]
+    return [spread(source, count) for count in counts]
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
@@ -281,8 +276,8 @@ ABLATION = Recipe(
         schema.ABLATED,
     ),
     options=AblationOptions(),
-    previews=0,
     setup=setup,
     passes=make_passes,
     describe=describe,
+    many_passes=True,
 )

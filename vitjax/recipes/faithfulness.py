@@ -273,4 +273,5 @@ FAITHFULNESS = Recipe(
     options=FaithfulnessOptions(),
     setup=setup,
     benchmark=benchmark,
+    many_passes=True,
 )

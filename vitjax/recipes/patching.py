@@ -69,6 +69,7 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         dims=PATCHING.dims,
         setup=functools.cache(lambda: Setup(prepare(context, chosen))),
         carry_shape=empty,
+        previews=PATCHING.previews,
     )
     return [whole]
 
@@ -195,7 +196,7 @@ PATCHING = Recipe(
         schema.TOKEN_GROUP,
     ),
     options=PatchingOptions(),
-    previews=0,
     setup=setup,
     passes=make_passes,
+    many_passes=True,
 )

@@ -7,6 +7,7 @@ fits something first, gives `passes` instead of a step.
 """
 
 import dataclasses
+import inspect
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,6 +137,8 @@ class Recipe:
             `dims` then hold the arrays of all of them.
         describe: None, or `describe(context, **options) -> JSON` for the manifest, as
             "study"; what it says does not identify the run.
+        many_passes: whether an image takes hundreds of forward passes: on CPUs, steps
+            then have few images unless --batch-size says otherwise.
 
     Example:
         >>> Recipe(name="entropy", step=entropy, dims={"entropy": ("layer", "token")})
@@ -152,6 +155,7 @@ class Recipe:
     previews: int = 8
     passes: Callable[..., Sequence[Pass]] | None = None
     describe: Callable[..., dict[str, Any]] | None = None
+    many_passes: bool = False
 
     def __post_init__(self):
         if isinstance(self.options, Mapping):
@@ -164,6 +168,12 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe({self.name!r}: {len(self.dims)} arrays, {self.options})"
+
+    @property
+    def about(self) -> str:
+        """The first line of the docstring of the step, or of the passes."""
+        text = inspect.getdoc(self.step or self.passes) or self.name
+        return text.splitlines()[0]
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from vitjax.messages import unknown
 from vitjax.recipes.ablation import ABLATION
+from vitjax.recipes.editing import EDITING
+from vitjax.recipes.errors import ERRORS
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
+from vitjax.recipes.lens import LENS
 from vitjax.recipes.paper import ONE_PASS, PAPER
 from vitjax.recipes.patching import PATCHING
 from vitjax.recipes.probes import PROBES
@@ -21,6 +24,9 @@ RECIPES = {
         TOKENS,
         ABLATION,
         PATCHING,
+        EDITING,
+        LENS,
+        ERRORS,
     )
 }
 

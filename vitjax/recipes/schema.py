@@ -104,6 +104,21 @@ PARTS = {
 }
 """Parts of a block that are ablated and patched."""
 
+MEMORY_EDITS = {
+    "zero": "set to zero",
+    "project": "freed of the class",
+    "times_1_5": "1.5 times as strong",
+    "times_2": "2 times as strong",
+}
+"""What the memories that promote a class become."""
+
+MEMORY_SETS = {
+    "promoting": "the memories that promote the class most",
+    "random": "as many random ones of the same blocks",
+}
+ROLES = ("the class", "its confusions", "the rest")
+"""What an image is to an edited class."""
+
 TARGETS = {"residual": "the residual stream at a group of tokens"}
 TARGETS |= {part: f"{words} at all tokens" for part, words in PARTS.items()}
 """What is patched: entries of it are restored."""
@@ -111,18 +126,22 @@ TARGETS |= {part: f"{words} at all tokens" for part, words in PARTS.items()}
 RUNS = {"clean": "the image", "corrupted": "its partner"}
 """The two forward passes of activation patching."""
 
+LENSES = {"projection": "class projection", "lens": "tuned lens"}
+"""What reads the pooled token after every block."""
+
 CONTROLS = {
     "control": "a randomly initialized model",
     "shuffled": "value vectors with permuted components",
 }
 
 if TYPE_CHECKING:
-    Stream = Intervention = Method = Ablation = str
+    Stream = Intervention = Method = Ablation = MemoryEdit = str
 else:  # choices of the command line
     Stream = Literal[tuple(STREAMS)]
     Intervention = Literal[tuple(INTERVENTIONS)]
     Method = Literal[tuple(METHODS)]
     Ablation = Literal[tuple(ABLATIONS)]
+    MemoryEdit = Literal[tuple(MEMORY_EDITS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,6 +424,51 @@ RESTORED = labeled("restored_{}", OF_TARGET, "Restored by {}.", (TARGETS,))
 TOKEN_GROUP = static(
     "token_group", ("token",), "Group that a token is patched with, -1: none."
 )
+
+# editing. Images that a class is not evaluated on are NaN.
+EDITED_ROLE = labeled(
+    "edited_role",
+    ("edited",),
+    "What the image is to each edited class: 0 its own, 1 of a class that it is "
+    "confused with, 2 of the rest; -1 not evaluated.",
+)
+EDITED_CORRECT = labeled(
+    "edited_correct_{}_{}",
+    ("edited", "count"),
+    "Whether the prediction is right, of random memories the mean: {} {}.",
+    (MEMORY_SETS, MEMORY_EDITS),
+)
+EDITED_EFFECT = labeled(
+    "edited_effect_{}_{}",
+    ("edited", "count"),
+    "Effect on the image's own class's logit, before minus after: {} {}.",
+    (MEMORY_SETS, MEMORY_EDITS),
+)
+EDITED = static("edited_memories", ("count",), "How many memories are edited together.")
+
+# lens. Of the pooled token after every block, unless tokens are named.
+KL_BY = Family(
+    "kl_by_{}", LAYER, "KL of the model's answer to that by {}, in nats.", (LENSES,)
+)
+BIAS_BY = Family(
+    "bias_by_{}",
+    LAYER,
+    "The image's term of the KL of the mean answer to the mean of those by {}.",
+    (LENSES,),
+)
+PREDICTION_BY = Family(
+    "prediction_by_{}", LAYER, "Class with the largest logit by {}.", (LENSES,)
+)
+RANK_BY = labeled("rank_by_{}", LAYER, "Rank of the true class by {}.", (LENSES,))
+RANK_TOKENS_BY = labeled(
+    "rank_tokens_by_{}", TOKEN, "Rank of the true class at tokens by {}.", (LENSES,)
+)
+
+# errors. Class logits of the pooled token after every block, by the model's head.
+RIVALS = Family("rivals", ("rival",), "The model's best classes, the prediction first.")
+RIVAL_LOGITS = Family("rival_logits", ("layer", "rival"), "Class logits of `rivals`.")
+ENTROPY = Family("entropy", LAYER, "Entropy of the softmax, in nats.")
+ENERGY = Family("energy", LAYER, "Log-sum-exp of the class logits: minus the energy.")
 
 FAMILIES = tuple(
     family for family in list(globals().values()) if isinstance(family, Family)

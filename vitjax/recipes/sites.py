@@ -95,3 +95,11 @@ def subset(source: Any, indices: np.ndarray, choice: str) -> Subset:
     """Some images of an opened data set."""
     chosen = tuple(np.unique(indices).tolist())
     return Subset(source, chosen, f"{source.id}; {choice}")
+
+
+def spread(source: Any, count: int) -> Subset:
+    """At most so many images, evenly spread over a data set: it may be sorted."""
+    count = min(count, len(source))
+    if not count:
+        raise ValueError(f"The data set {source.id} holds no image.")
+    return subset(source, np.arange(count) * len(source) // count, f"{count} images")

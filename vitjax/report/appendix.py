@@ -17,15 +17,15 @@ from jaxtyping import Float
 from vitjax.recipes import schema
 from vitjax.recipes.schema import CONTROLS, KINDS, SYSTEMS
 from vitjax.report.figure import (
+    BOX_COLUMNS,
+    KIND_STYLES,
     FigureTable,
     Rows,
     Section,
     Table,
     figures_of,
 )
-from vitjax.report.marks import BOX_COLUMNS, KIND_STYLES, Frame
-from vitjax.report.paper_metrics import COMPARED, CONVENTIONS, UPDATES
-from vitjax.report.per_image import Run, mean
+from vitjax.report.per_image import COMPARED, CONVENTIONS, UPDATES, Frame, Run, mean
 from vitjax.statistics import (
     Alternative,
     benjamini_hochberg,
@@ -178,7 +178,7 @@ FIGURES: FigureTable = {
         "How many tokens of an image are identifiable",
         "A bar far to the right: images most of whose tokens name the class.",
         "Image tokens of an image that have the true class first after the last block. "
-        "Bars: share of images; thin lines: its 95 % bootstrap interval; dark line: "
+        "Bars: share of images; thin lines: its 95 % interval; dark line: "
         "mean number; dashed: mean number by chance.",
         {
             "mark": "histogram",

@@ -147,18 +147,19 @@
     }));
   }
 
-  function stored(name, layer, head) {
-    const start = layer * state.run.heads + head;
-    const scale = state.arrays[`${name}_scale`][start];
-    const steps = state.arrays[name].subarray(start * patches(), (start + 1) * patches());
+  function readMap(name, row, scale) {
+    const steps = state.arrays[name].subarray(row * patches(), (row + 1) * patches());
     return Float32Array.from(steps, (step) => step * scale);
+  }
+
+  function stored(name, layer, head) {
+    const row = layer * state.run.heads + head;
+    return readMap(name, row, state.arrays[`${name}_scale`][row]);
   }
 
   function attentionFrom(token, layer) {
     const row = layer * tokens() + token;
-    const scale = state.arrays.between_largest[row] / 63;
-    const steps = state.arrays.between.subarray(row * patches(), (row + 1) * patches());
-    return Float32Array.from(steps, (step) => step * scale);
+    return readMap("between", row, state.arrays.between_largest[row] / 63);
   }
 
   function shares(values) {
@@ -338,8 +339,8 @@
       views.map(([key, title]) => [title, { view: key }, key === view]),
       (place) => update({ view: views[place][0] }));
     byId("views-title").hidden = !views.length;
-    byId("heads-title").hidden = byId("head").closest("label").hidden = !perHead;
-    byId("heads-title").textContent = `Heads of block ${layer}`;
+    byId("heads-title").hidden = !perHead;
+    byId("heads-title").textContent = `Heads of block ${layer}: all together, or the one you click`;
   }
 
   function titleOf(quantity, view = "a") {
@@ -443,8 +444,8 @@
     const known = chosen().length > 1;
     for (const [name, number] of [["a", classA()], ["b", classB()]]) {
       byId(name).closest("label").hidden = !known;
-      byId(name).placeholder = known ? className(number) : "";
-      if (document.activeElement !== byId(name)) byId(name).value = byId(name).placeholder;
+      byId(name).title = known ? className(number) : "";
+      if (document.activeElement !== byId(name)) byId(name).value = byId(name).title;
     }
     byId("names").replaceChildren(...chosen().map((number) =>
       element("option", isOf(number, image), { value: className(number) })));
@@ -457,7 +458,6 @@
   function drawAll() {
     byId("block").value = state.layer;
     byId("block-number").textContent = state.layer;
-    byId("head").value = state.head === null ? "all" : state.head;
     drawPickers();
     drawQuantities();
     drawMap();
@@ -513,10 +513,8 @@
 
   function fillImages() {
     const images = listedImages();
-    const options = images.map((image) => [image.index, describe(image)]);
-    setOptions("image", images.length ? options : [["", "none"]]);
     byId("thumbs").hidden = state.run.images.length < 2;
-    byId("thumbs").replaceChildren(...images.map((image) => {
+    byId("thumbs").replaceChildren(images.length ? "" : "none", ...images.map((image) => {
       const title = describe(image);
       const attributes = { type: "button", value: image.index, title };
       const button = element("button", undefined, attributes);
@@ -533,7 +531,6 @@
       const isOpen = Number(button.value) === state.image?.index;
       button.setAttribute("aria-pressed", String(isOpen));
       if (!isOpen) continue;
-      byId("image").value = state.image.index;
       const middle = button.offsetLeft + button.offsetWidth / 2;
       thumbs.scrollLeft = middle - thumbs.clientWidth / 2;
     }
@@ -578,7 +575,6 @@
     Object.assign(state, { run, layer: clamp(state.layer, 0, run.depth - 1), head: null });
     byId("run").value = run.number;
     byId("block").max = run.depth - 1;
-    setOptions("head", [["all", "all"], ...range(run.heads).map((n) => [n, n])]);
     byId("prefix").replaceChildren(...run.prefix.map((name, token) => {
       const button = element("button", name, { type: "button", value: token });
       button.addEventListener("click", () => setToken(token, true));
@@ -674,8 +670,6 @@
       && run.images.find(({ index }) => index === state.image.index);
     openImage(same || run.images[0], run);
   });
-  on("image", "change", ({ target }) => openImage(
-    state.run.images.find(({ index }) => index === Number(target.value))));
   on("filter", "change", () => {
     fillImages();
     if (!listedImages().includes(state.image)) step(1);
@@ -683,11 +677,9 @@
   on("previous", "click", () => step(-1));
   on("next", "click", () => step(1));
   on("quantity", "change", ({ target }) => update({ quantity: target.value }));
-  on("head", "change", ({ target }) =>
-    update({ head: target.value === "all" ? null : Number(target.value) }));
   for (const name of ["a", "b"]) {
     on(name, "focus", ({ target }) => { target.value = ""; }); // or it lists itself alone
-    on(name, "blur", ({ target }) => { target.value = target.placeholder; });
+    on(name, "blur", ({ target }) => { target.value = target.title; });
     on(name, "input", ({ target }) => {
       const number = chosen().find((one) => className(one) === target.value);
       if (number === undefined) return;

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED
+from vitjax.report.figure import POSITIVE, SIGNED
 from vitjax.report.per_image import Run
-from vitjax.report.token_maps import Preview, image_url, previews
+from vitjax.report.pictures import Preview, image_url, previews
 
 ARRAYS = {
     "rank": schema.RANK("residual"),
@@ -44,9 +44,9 @@ PAGE_BYTES = 25_000_000
 def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
     """What the template takes of the first images of each run; empty without any."""
     entries, packs, opening = [], {}, {}
-    whole, room = 0, PAGE_BYTES
+    whole, possible, room = 0, 0, PAGE_BYTES
     for number, run in enumerate(runs):
-        images = previews(run, limit=limit)
+        images = previews(run, limit=limit) if run.streams else []
         if not images:
             continue
         entries.append(describe(run, number, images))
@@ -54,7 +54,8 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
         if not opening:
             index = images[first].index
             opening = {"run": number, "image": index, "layer": layer, "token": token}
-        arrays = read_arrays(run, images)
+        arrays, large = read_arrays(run, images), LARGE["chosen"] in run
+        possible += len(images) * large
         for place in [first, *np.delete(np.arange(len(images)), first)]:
             image = images[place]
             rows = {name: values[place] for name, values in arrays.items()}
@@ -66,10 +67,10 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
                 "arrays": {name: pack_array(values) for name, values in rows.items()},
             }
             room -= packed_bytes(pack)
-            if room > 0 and LARGE["chosen"] in run:
-                large = {n: pack_array(v) for n, v in read_large(image).items()}
-                room -= packed_bytes({"url": "", "arrays": large})
-                pack["arrays"] |= large
+            if room > 0 and large:
+                more = {n: pack_array(v) for n, v in read_large(image).items()}
+                room -= packed_bytes({"url": "", "arrays": more})
+                pack["arrays"] |= more
                 whole += 1
     if not entries:
         return {}
@@ -79,6 +80,7 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
         "packs": packs,
         "complete": all(ARRAYS["classes"] in run for run in runs),
         "whole": whole,
+        "possible": possible,
     }
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from vitjax.analysis.faithfulness import area_under_curve
 from vitjax.recipes import schema
@@ -22,14 +22,13 @@ from vitjax.report.figure import (
     figures_of,
     quote,
     rows_of_all,
+    sentences_of,
     with_interval,
-    with_name,
 )
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run
-from vitjax.report.token_maps import PictureFigure, previews
+from vitjax.report.per_image import BAND, Frame, Run, interval_of
+from vitjax.report.pictures import Maps, PictureFigure, Preview, gallery
 from vitjax.saliency.methods import SIGNED_METHODS
-from vitjax.statistics import bootstrap_mean, sign_flip_test
+from vitjax.statistics import sign_flip_test
 
 COLUMNS = {
     "removal_negative": "removal, negative ↑",
@@ -64,7 +63,7 @@ class Curve(NamedTuple):
     """Right or wrong image by image while something is removed, `kept` decreasing."""
 
     kept: Int[np.ndarray, " step"]
-    correct: Float[np.ndarray, "image step"]
+    correct: Shaped[np.ndarray, "image step"]
 
     @property
     def removed(self) -> Float[np.ndarray, " step"]:
@@ -107,21 +106,16 @@ class Curve(NamedTuple):
 
 def maps(runs: Sequence[Run]) -> Section:
     """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
-    runs = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
-    rows = rows_of_all(runs, method_rows)
+    used = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
+    rows = rows_of_all(used, method_rows)
     return Section(
         key="faithfulness",
         title="Faithfulness of explanation methods",
-        sentences=[
-            sentence
-            for run in runs
-            if len(run.image)
-            for sentence in with_name(
-                run, runs, describe(rows[rows["run"] == run.name])
-            )
-        ],
-        figures=[*gallery(runs), *figures_of(runs, MAP_FIGURES)],
-        tables=[method_table(runs, rows)] if len(rows) else [],
+        sentences=sentences_of(
+            runs, lambda run: describe(rows[rows["run"] == run.name]), used
+        ),
+        figures=[*method_gallery(used), *figures_of(used, MAP_FIGURES)],
+        tables=[method_table(used, rows)] if len(rows) else [],
     )
 
 
@@ -161,43 +155,29 @@ GALLERY, MAPS = 8, 40
 """Images in the gallery, and maps, at most."""
 
 
-def gallery(runs: Sequence[Run]) -> list[PictureFigure]:
+def method_gallery(runs: Sequence[Run]) -> list[PictureFigure]:
     """Photos that runs kept, and the map of each method laid over them."""
-    from vitjax.report.overlays import Panel, lay_over, scale_of, to_grid, to_photo
+    most = max((len(methods(run)) for run in runs), default=1)
+    return gallery(
+        runs,
+        method_maps,
+        limit=min(GALLERY, max(2, MAPS // max(1, most))),
+        key="gallery",
+        title="The maps that are compared",
+        see="Maps of a faithful method are strong where the image shows the class.",
+        caption="Red: evidence for the class, blue: against it; of methods without "
+        "a sign, the brighter the more important. Each map has a scale of its own, "
+        "whose ends stand below it.",
+    )
 
-    rows, data, shown = [], [], []
-    for run in runs:
-        count = min(GALLERY, max(2, MAPS // len(methods(run)))) // len(runs)
-        shown += previews(run, limit=max(1, count))
-    for one in (one for one in shown if one.label >= 0):
-        photo = to_photo(one.pixels)
-        row = [Panel(photo, one.words)]
-        for method in methods(one.run):
-            values = one.read(schema.MAP(method))
-            grid = to_grid(values, one.run.config.grid)
-            signed = method in SIGNED_METHODS
-            scale = scale_of(grid, signed=signed, percentile=98, opacity=0.75)
-            row.append(
-                Panel(lay_over(photo, grid, scale), schema.METHODS[method], scale)
-            )
-            columns = {"run": one.run.name, "image": one.index, "name": one.name}
-            columns |= {"method": method, "patch": np.arange(len(values))}
-            data.append(pd.DataFrame(columns | {"value": values}))
-        rows.append(row)
-    if not rows:
-        return []
-    return [
-        PictureFigure(
-            key="gallery",
-            title="The maps that are compared",
-            see="Maps of a faithful method are strong where the image shows the class.",
-            caption="Red: evidence for the class, blue: against it; of methods without "
-            "a sign, the brighter the more important. Each map has a scale of its own, "
-            "whose ends stand below it.",
-            data=pd.concat(data),
-            rows=rows,
-        )
-    ]
+
+def method_maps(one: Preview) -> Maps:
+    """The map of each method laid over an image."""
+    for method in methods(one.run):
+        values = one.read(schema.MAP(method))
+        columns = {"method": method, "patch": np.arange(len(values)), "value": values}
+        words, signed = schema.METHODS[method], method in SIGNED_METHODS
+        yield one.lay_over(words, values, signed=signed), columns
 
 
 def methods(run: Run) -> list[str]:
@@ -214,14 +194,13 @@ def read_curve(run: Run, column: str, method: str) -> Curve | None:
     family = CURVES.get(kind)
     if family is None or family(order, method) not in run:
         return None
-    steps = run.read(family(order, method)).astype(float)
-    intact = run.correct.astype(float)[:, None]
+    steps, intact = run.read(family(order, method)), run.correct[:, None]
     if family is schema.PIXELS:
         return Curve(LEVELS - np.arange(LEVELS), np.hstack([intact, steps]))
-    empty = (run.read(schema.PREDICTION_EMPTY()) == run.label).astype(float)[:, None]
+    empty = (run.read(schema.PREDICTION_EMPTY()) == run.label)[:, None]
     if family is schema.PROBABILITY:
         ends = (run.read(schema.PROBABILITY_ENDS(end)) for end in schema.ENDS)
-        intact, empty = (end.astype(float)[:, None] for end in ends)
+        intact, empty = (end[:, None] for end in ends)
     correct = np.hstack([empty, steps, intact])
     return Curve(np.array([*kept_patches(run), 0]), correct[:, ::-1])
 
@@ -250,13 +229,9 @@ def method_rows(run: Run) -> Rows:
             if not np.isfinite(own).any():
                 continue
             row = {"run": run.name, "method": method, "column": column}
+            row |= interval_of(own)
             if column == "removable":
-                interval = curves[method].removable()
-            else:
-                interval = [
-                    bound[0] for bound in bootstrap_mean(own[:, None], rates=False)
-                ]
-            row |= zip(("value", "low", "high"), interval)
+                row |= zip(("mean", "low", "high"), curves[method].removable())
             for name, other in (("p", "random"), ("p_chefer", "chefer")):
                 row[name] = np.nan
                 if other in values and other != method and column != "removable":
@@ -264,9 +239,9 @@ def method_rows(run: Run) -> Rows:
                     (row[name],) = sign_flip_test(difference, alternative="two-sided")
             removal = column in ("removal_negative", "removal_positive")
             row["published"] = curves[method].vilas2023_area() if removal else np.nan
-            rows.append(row | {"images": int(np.isfinite(own).sum())})
+            rows.append(row)
     if rows:
-        yield pd.DataFrame(rows)
+        yield pd.DataFrame(rows).rename(columns={"mean": "value"})
 
 
 def curve_rows(run: Run, kind: str) -> Rows:
@@ -295,7 +270,7 @@ def method_table(runs: Sequence[Run], rows: Frame) -> Table:
     return Table(
         key="faithfulness",
         title="How faithful each method is",
-        caption="Arrows say where better is; means over images with 95 % bootstrap "
+        caption="Arrows say where better is; means over images with 95 % "
         "intervals. Removal and pixels: area under accuracy against the share taken "
         "away; insertion and deletion: the same of the class's probability, in the "
         "order of negative and of positive removal; removable: the largest share of "
@@ -319,10 +294,10 @@ COSTS = ("probes", "projection")
 
 def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
-    runs = [run for run in runs if schema.RANK_PROBE("residual") in run]
-    if not runs:
+    used = [run for run in runs if schema.RANK_PROBE("residual") in run]
+    if not used:
         return Section(key="probes", title="Linear probes")
-    costs = pd.concat([cost_rows(run) for run in runs], ignore_index=True)
+    costs = pd.concat([cost_rows(run) for run in used], ignore_index=True)
     shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
     table = Table(
         key="probe_costs",
@@ -334,13 +309,8 @@ def probes(runs: Sequence[Run]) -> Section:
     return Section(
         key="probes",
         title="Linear probes",
-        sentences=[
-            sentence
-            for run in runs
-            if len(run.image)
-            for sentence in with_name(run, runs, describe_probes(run))
-        ],
-        figures=figures_of(runs, PROBE_FIGURES),
+        sentences=sentences_of(runs, describe_probes, used),
+        figures=figures_of(used, PROBE_FIGURES),
         tables=[table],
     )
 

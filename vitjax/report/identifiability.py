@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitjax.recipes.schema import KINDS, RANK_REFINED, STREAMS
 from vitjax.report.figure import (
+    KIND_STYLES,
     Figure,
     FigureTable,
     Rows,
@@ -17,11 +18,10 @@ from vitjax.report.figure import (
     figures_of,
     number,
     quote,
+    sentences_of,
     with_interval,
-    with_name,
 )
-from vitjax.report.marks import KIND_STYLES, Frame
-from vitjax.report.per_image import BAND, MEASURES, Run, intervals
+from vitjax.report.per_image import BAND, MEASURES, Frame, Run, interval_of, intervals
 
 
 def section(runs: Sequence[Run]) -> Section:
@@ -31,11 +31,7 @@ def section(runs: Sequence[Run]) -> Section:
     return Section(
         key="identifiability",
         title="Class identifiability",
-        sentences=[
-            sentence
-            for run in used
-            for sentence in with_name(run, runs, describe(run, summaries[run.name]))
-        ],
+        sentences=sentences_of(runs, lambda run: describe(run, summaries[run.name])),
         figures=[*curve_figures(used), *figures_of(runs, REFINEMENT)],
         tables=[summary_table(pd.concat(summaries.values()))] if used else [],
     )
@@ -102,6 +98,8 @@ def curves(runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
     for place, run in enumerate(runs):
         for stream, kind in itertools.product(streams, run.tokens):
             values = run.curve(kind, measure, stream)
+            if kind == "cls" and measure == "rate":  # one token: right or wrong
+                values = values == 1
             if not np.isfinite(values).any():
                 continue
             panel, series, style = KINDS[kind], run.name, place
@@ -111,7 +109,7 @@ def curves(runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
             if len(streams) > 1:
                 panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
             line = run.line(panel, series, style, values, chance=run.chance(measure))
-            q25, q75 = np.nanquantile(values, (0.25, 0.75), axis=0)
+            q25, q75 = np.nanquantile(values.astype(float), (0.25, 0.75), axis=0)
             names = {"stream": stream, "tokens": kind, "measure": measure}
             fraction = (line["layer"] + 1) / run.config.depth
             yield line.assign(**names, q25=q25, q75=q75, fraction=fraction)
@@ -121,8 +119,7 @@ def refined(run: Run, measure: str) -> Rows:
     """Answers of token-refinement modules, beside the projected pooled token."""
     if RANK_REFINED() in run:
         ranks, chance = run.read(RANK_REFINED()), run.chance(measure)
-        rate = (ranks == 0).astype(float)
-        values = rate if measure == "rate" else 1 - ranks / len(run.classes)
+        values = ranks == 0 if measure == "rate" else 1 - ranks / len(run.classes)
         panel, curve = "block output", run.curve(run.pooled, measure)
         series = f"{KINDS[run.pooled]}, projected"
         yield run.line(panel, series, 0, curve, chance=chance)
@@ -152,7 +149,7 @@ DIFFERENCE = "identifiability of object minus context tokens, last block"
 
 
 def summary_rows(run: Run) -> Frame:
-    """The numbers to quote for a run, with 95 % bootstrap intervals over images.
+    """The numbers to quote for a run, with 95 % intervals over images.
 
     Fractions in [0, 1]; NaN where nothing was measured or there is no such level.
     """
@@ -161,11 +158,10 @@ def summary_rows(run: Run) -> Frame:
         {kind: run.curve(kind, measure)[:, -1] for kind in run.tokens}
         for measure in ("rate", "identifiability")
     )
-    image = rates["image"]
     columns = [
-        (TOP1, run.correct.astype(float), rate),
-        (RATE, image, rate),
-        (ANY, np.where(np.isfinite(image), image > 0, np.nan), np.nan),
+        (TOP1, run.correct, rate),
+        (RATE, rates["image"], rate),
+        (ANY, rates["image"] > 0, np.nan),
     ]
     for kind in ("object", "context") if "object" in rates else ():
         words = f"{KINDS[kind]} that are identifiable, last block"
@@ -175,10 +171,12 @@ def summary_rows(run: Run) -> Frame:
         columns.append((words, values, score))
     if "object" in scores:
         columns.append((DIFFERENCE, scores["object"] - scores["context"], 0.0))
-    quantities, values, chance = zip(*columns)
-    rows = pd.DataFrame(intervals(np.stack(values, axis=1)))
-    rows = rows.rename(columns={"mean": "value"})
-    rows = rows.assign(run=run.name, quantity=quantities, chance=chance)
+    rows = [
+        {"run": run.name, "quantity": quantity, "chance": chance}
+        | interval_of(values, shares=quantity != DIFFERENCE)
+        for quantity, values, chance in columns
+    ]
+    rows = pd.DataFrame(rows).rename(columns={"mean": "value"})
     return rows[["run", "quantity", "value", "low", "high", "chance", "images"]]
 
 
@@ -209,11 +207,11 @@ def describe(run: Run, summary: Frame) -> Iterator[str]:
         f"{len(run.classes):,} classes."
     )
     for kind in ("cls", "image") if "cls" in run.tokens else ("image",):
-        line, chance = intervals(run.curve(kind)), run.chance("identifiability")
+        curve, chance = run.curve(kind), run.chance("identifiability")
+        line, last = intervals(curve), interval_of(curve[:, -1])
         start = np.flatnonzero(~(line["low"] > chance)).max(initial=-1) + 1
         stays = f"stays above chance from block {start} on"
         stays = stays if start < run.config.depth else "does not end above chance"
-        last = {name: column[-1] for name, column in line.items()}
         yield (
             f"Mean identifiability at {KINDS[kind]}: {number(line['mean'][0])} after "
             f"block 0, {quote(last, unit='')} after the last, block "

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,35 +16,37 @@ from vitjax.report.figure import (
     Section,
     Table,
     figures_of,
+    most,
     quote,
     rows_of_all,
+    sentences_of,
     with_interval,
-    with_name,
 )
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import BAND, Run, intervals
+from vitjax.report.per_image import BAND, Frame, Run, interval_of, mean, summarize
+from vitjax.report.pictures import Maps, Preview, gallery, shown_layers
 
 SHOWN = 12
 """Parts of each kind of ablation that the table shows; its CSV has all."""
 
-CELLS = "A dot: its 95 % bootstrap interval over images, by itself, does not hold 0."
+CELLS = "A dot: its 95 % interval over images, by itself, does not hold 0."
 
 
 def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
-    builders = {part_rows: part_table, set_rows: set_table}
-    rows = {build: rows_of_all(runs, rows_of) for rows_of, build in builders.items()}
-    used = [run for run in runs if len(run.image) and ablations(run)]
+    used = [run for run in runs if ablations(run)]
+    parts, sets = rows_of_all(runs, part_rows), rows_of_all(runs, set_rows)
     return Section(
         key="ablation",
         title="Ablation",
-        sentences=[
-            sentence
-            for run in used
-            for sentence in with_name(run, runs, describe_ablation(run, *rows.values()))
+        sentences=sentences_of(runs, lambda run: describe_ablation(run, sets), used),
+        figures=[
+            *gallery(used, image_effects, **ABLATION_GALLERY),
+            *figures_of(runs, ABLATION_FIGURES),
         ],
-        figures=figures_of(runs, ABLATION_FIGURES),
-        tables=[build(own) for build, own in rows.items() if len(own)],
+        tables=[
+            *([part_table(parts)] if len(parts) else []),
+            *([set_table(sets)] if len(sets) else []),
+        ],
     )
 
 
@@ -60,11 +63,8 @@ def cells(
     column: str = "head",
 ) -> Rows:
     """The rows of a `grid`: positive means, then negative ones."""
-    layer, place = np.indices(values.shape[1:])
-    columns = {"layer": layer.ravel(), column: place.ravel(), **intervals(values)}
-    rows: Frame = pd.DataFrame(
-        {"run": run.name, "panel": panel, **columns, "chance": np.nan}
-    )
+    places = np.indices(values.shape[1:]).reshape(2, -1)
+    rows = run.line(panel, "", 0, values, axis=dict(zip(("layer", column), places)))
     sides = rows["mean"] >= 0, rows["mean"] < 0
     for style, (name, chosen) in enumerate(zip(signs, sides)):
         if chosen.any():
@@ -90,23 +90,27 @@ def block_effects(run: Run) -> Rows:
             yield run.line(panel, name, style, values)
 
 
-def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
+def strongest(effects: Mapping[str, np.ndarray], unit: str) -> tuple[str, str]:
+    """The largest mean of all heads and of all updates, and whose it is."""
+    updates = np.stack([effects[system] for system in schema.SYSTEMS], axis=-1)
+    (block, head, first), (layer, system, second) = (
+        most(values, shares=False, unit=unit) for values in (effects["head"], updates)
+    )
+    name = list(schema.SYSTEMS.values())[system]
+    update = f"{second} for {name} of block {layer}"
+    return f"{first} for head {head} of block {block}", update
+
+
+def describe_ablation(run: Run, sets: Frame) -> Iterator[str]:
     """The head and the update worth most, and what the most important heads decide."""
-    for kind, words in schema.ABLATIONS.items():
-        own = parts[(parts["run"] == run.name) & (parts["ablation"] == kind)]
-        worth = []
-        for chosen in (own[own["part"] == "head"], own[own["part"] != "head"]):
-            if len(chosen):
-                row = chosen.loc[chosen["effect"].idxmax()].to_dict()
-                part = schema.SYSTEMS.get(row["part"], f"head {row['head']:.0f}")
-                fall = quote(row, unit="", mean="effect", prefix="effect_")
-                worth.append(f"by {fall} for {part} of block {row['layer']}")
-        if worth:
-            yield (
-                f"With one part at a time {words}, the true class's logit falls "
-                f"{worth[0]}, the most of all heads, and {worth[1]}, the most of all "
-                "updates."
-            )
+    for kind in ablations(run):
+        effects = {part: run.read(schema.EFFECT(kind, part)) for part in schema.PARTS}
+        head, update = strongest(effects, "")
+        yield (
+            f"With one part at a time {schema.ABLATIONS[kind]}, the true class's logit "
+            f"falls by {head}, the most of all heads, and by {update}, the most of all "
+            "updates."
+        )
     if len(sets) and (sets["run"] == run.name).any():
         own = sets[sets["run"] == run.name]
         row = own.loc[own["difference"].idxmax()].to_dict()
@@ -115,7 +119,7 @@ def describe_ablation(run: Run, parts: Frame, sets: Frame) -> Iterator[str]:
             f"{schema.ABLATIONS[row['ablation']]}, accuracy is "
             f"{quote(row, mean='top', prefix='top_')}; without as many random ones it "
             f"is {quote(row, mean='random', prefix='random_')}, with all of them "
-            f"{100 * run.correct.mean():.1f} %."
+            f"{quote(interval_of(run.correct))}."
         )
 
 
@@ -133,16 +137,6 @@ def part_rows(run: Run) -> Rows:
         columns |= {"head": head[0] if head else np.nan}
         measured = {"effect": effect, "effect_predicted": predicted}
         yield pd.DataFrame(columns | summarize(**measured, accuracy=accuracy))
-
-
-def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of a table: images, and each mean with the ends of its interval."""
-    columns = {}
-    for name, values in measured.items():
-        mean = intervals(values)
-        columns |= {"images": mean["images"], name: mean["mean"]}
-        columns |= {f"{name}_{end}": mean[end] for end in ("low", "high")}
-    return columns
 
 
 def part_table(rows: Frame) -> Table:
@@ -163,7 +157,7 @@ def part_table(rows: Frame) -> Table:
     return Table(
         key="ablation",
         title="Parts of the largest effect",
-        caption="Means over images with 95 % bootstrap intervals, not corrected for "
+        caption="Means over images with 95 % intervals, not corrected for "
         f"their number; the {SHOWN} largest of each kind of ablation. The CSV has all.",
         data=rows,
         shown=shown,
@@ -176,8 +170,8 @@ def head_sets(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """
     for kind in ablations(run):
         if schema.CORRECT_TOP_HEADS(kind) in run:
-            top = run.read(schema.CORRECT_TOP_HEADS(kind)).astype(float)
-            yield kind, top, run.read(schema.CORRECT_RANDOM_HEADS(kind)).astype(float)
+            random = run.read(schema.CORRECT_RANDOM_HEADS(kind))
+            yield kind, run.read(schema.CORRECT_TOP_HEADS(kind)), random
 
 
 def set_curves(run: Run) -> Rows:
@@ -220,7 +214,7 @@ def set_table(rows: Frame) -> Table:
         key="ablation_sets",
         title="Most important heads against random ones",
         caption="Accuracy with so many heads ablated, of random ones the mean of all "
-        "draws; 95 % bootstrap intervals over images, of the difference paired. "
+        "draws; 95 % intervals over images, of the difference paired. "
         "Importance is the mean effect on reference images.",
         data=rows,
         shown=shown,
@@ -229,63 +223,43 @@ def set_table(rows: Frame) -> Table:
 
 def patching(runs: Sequence[Run]) -> Section:
     """Where clean activations restore the answer of a corrupted pass."""
-    runs = [run for run in runs if schema.RESTORED("head") in run]
+    used = [run for run in runs if schema.RESTORED("head") in run]
     return Section(
         key="patching",
         title="Activation patching",
-        sentences=[
-            sentence
-            for run in runs
-            if len(run.image)
-            for sentence in with_name(run, runs, describe_patching(run))
+        sentences=sentences_of(runs, describe_patching, used),
+        figures=[
+            *gallery(used, image_restored, **PATCHING_GALLERY),
+            *figures_of(used, PATCHING_FIGURES),
         ],
-        figures=figures_of(runs, PATCHING_FIGURES),
     )
 
 
 def describe_patching(run: Run) -> Iterator[str]:
     """How far apart both passes are, and what restores most of that."""
     clean, corrupted = (
-        quote({name: column[0] for name, column in intervals(values).items()}, unit="")
-        for values in (run.read(schema.METRIC(each))[:, None] for each in schema.RUNS)
+        quote(interval_of(run.read(schema.METRIC(each)), shares=False), unit="")
+        for each in schema.RUNS
     )
     yield (
         "The logit of the image's class is ahead of that of its partner's class by "
         f"{clean} in the image's own pass and by {corrupted} in the partner's."
     )
-    residual, heads = restored(run, "residual"), restored(run, "head")
-    updates = np.stack([restored(run, system) for system in schema.SYSTEMS], axis=-1)
     pooled = int(run.results[schema.TOKEN_GROUP()].values[0])
     if run.config.class_token and pooled >= 0:
-        means = intervals(residual[..., pooled])["mean"]
-        after = int((np.nan_to_num(means) >= 0.5).argmax())
+        alone = restored(run, "residual")[..., pooled]
+        half = np.flatnonzero(mean(alone) >= 0.5)
         yield (
             "Of the residual stream, [CLS] alone restores half of the difference or "
-            f"more from block {after} on: {share_at(residual, after, pooled)}."
-            if means[after] >= 0.5
+            f"more from block {half[0]} on: "
+            f"{quote(interval_of(alone[:, half[0]], shares=False))}."
+            if len(half)
             else "Of the residual stream, [CLS] alone restores less than half of the "
             "difference after every block."
         )
-    (block, head), (layer, system) = most(heads), most(updates)
-    yield (
-        f"Of all heads, head {head} of block {block} restores most, "
-        f"{share_at(heads, block, head)}; of all updates, "
-        f"{list(schema.SYSTEMS.values())[system]} of block {layer}, "
-        f"{share_at(updates, layer, system)}."
-    )
-
-
-def most(values: Float[np.ndarray, "image layer column"]) -> tuple[int, int]:
-    """Block and column of the largest mean."""
-    means = np.nan_to_num(intervals(values)["mean"], nan=-np.inf)
-    layer, column = np.unravel_index(means.argmax(), values.shape[1:])
-    return int(layer), int(column)
-
-
-def share_at(values: np.ndarray, layer: int, column: int) -> str:
-    """A mean share in the usual form."""
-    cell = intervals(values[:, layer, column][:, None])
-    return quote({name: ends[0] for name, ends in cell.items()})
+    shares = {part: restored(run, part) for part in schema.PARTS}
+    head, update = strongest(shares, " %")
+    yield f"A single head restores at most {head}; a single update, {update}."
 
 
 def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
@@ -313,6 +287,49 @@ def restored_updates(run: Run) -> Rows:
         yield run.line("updates at all tokens", name, style, restored(run, system))
 
 
+def image_effects(one: Preview) -> Maps:
+    """What each head is worth to one image."""
+    for kind in ablations(one.run):
+        values = one.read(schema.EFFECT(kind, "head"))
+        layer, head = np.indices(values.shape).reshape(2, -1)
+        columns = {"ablation": kind, "layer": layer, "head": head}
+        columns |= {"effect": values.ravel()}
+        words = f"a head {schema.ABLATIONS[kind]}"
+        yield one.lay_over(words, values, signed=True, opacity=None), columns
+
+
+def image_restored(one: Preview) -> Maps:
+    """What patching the residual stream restores in one image, group by group."""
+    run, values = one.run, one.read(schema.RESTORED("residual"))
+    group = run.results[schema.TOKEN_GROUP()].values.astype(int)[run.config.prefix :]
+    if group.min() < 0 or not np.isfinite(values).all():  # no patches, no partner
+        return
+    shares, layers = values[:, group], shown_layers(run.config.depth)
+    largest = float(np.abs(shares).max())
+    for layer in layers:
+        columns = {"layer": layer, "patch": np.arange(len(group))}
+        columns |= {"restored": shares[layer]}
+        yield one.lay_over(f"block {layer}", shares[layer], largest=largest), columns
+
+
+ABLATION_GALLERY: dict[str, Any] = {
+    "key": "ablation_images",
+    "title": "Image by image",
+    "see": "Where few cells are strong the prediction rests on few heads; compare "
+    "images.",
+    "caption": "Beside each photo the effect of each head on the logit of its true "
+    "class; a row for each block, the first on top, a column for each head. Red: "
+    "without the head the logit falls, blue: it rises.",
+}
+PATCHING_GALLERY: dict[str, Any] = {
+    "key": "patching_images",
+    "title": "Image by image",
+    "see": "Red places bring the answer back by themselves, in early blocks those that "
+    "show the class; where none is left, other tokens such as [CLS] hold the answer.",
+    "caption": "What patching a group of patches of the residual stream after the "
+    "block restores, as a share of the difference in this image, on one scale for all "
+    "its blocks; blue: it moves away.",
+}
 HEADS = {"mark": "grid", "x": "head", "x_label": "head", "y_label": "block"}
 ABLATION_FIGURES: FigureTable = {
     "ablation_heads": (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitjax.messages import check_one_of, check_range
 from vitjax.recipes import schema
-from vitjax.report.marks import POSITIVE, SIGNED, settings
+from vitjax.report.figure import POSITIVE, SIGNED, settings
 from vitjax.saliency.methods import METHODS, SIGNED_METHODS
 
 HEAT = "inferno"
@@ -63,6 +63,18 @@ class Scale(NamedTuple):
     def signed(self) -> bool:
         """Whether 0 is in the middle."""
         return self.low == -self.high
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The numbers at its ends."""
+        low, high = (f"{end:.2g}".replace("-", "−") for end in (self.low, self.high))
+        return low, high
+
+    @property
+    def strip(self) -> UInt8[np.ndarray, "one width 3"]:
+        """Its colors from end to end."""
+        values = np.linspace(self.low, self.high, 256)[None]
+        return self.blend(np.full((1, 256, 3), 200, np.uint8), values)
 
     def blend(
         self,
@@ -318,7 +330,8 @@ def draw_grid(
                 f"width={width} inches is too narrow for {columns} panels."
             )
     width = columns * (side + GAP) + GAP
-    rows = [[panel and fit(panel, side) for panel in row] for row in rows]
+    letters = max(8, int(LETTERS * side))
+    rows = [[panel and wrap(panel, letters) for panel in row] for row in rows]
     heights = [measure(row, side) for row in rows]
     foot = 0.0 if scale is None else BAR + LINE + GAP
     height = sum(map(sum, heights)) + len(rows) * GAP + foot + GAP
@@ -334,7 +347,8 @@ def draw_grid(
                     continue
                 left = GAP + (side + GAP) * column
                 low = top - words - side * panel.image.shape[0] / panel.image.shape[1]
-                place(axes, panel.image, left, low, side)
+                extent = left, left + side, low, top - words
+                axes.imshow(panel.image, interpolation="antialiased", extent=extent)
                 axes.text(
                     left,
                     top - words + 0.07,
@@ -352,9 +366,8 @@ def draw_grid(
     return canvas
 
 
-def fit(panel: Panel, side: float) -> Panel:
-    """The panel with its words in lines that are no longer than it is wide."""
-    letters = max(8, int(LETTERS * side))
+def wrap(panel: Panel, letters: int) -> Panel:
+    """The panel with its words in lines of at most so many letters."""
     text = panel.words.replace(" %", "\N{NO-BREAK SPACE}%")
     lines = (textwrap.fill(line, letters) for line in text.split("\n"))
     return panel._replace(words="\n".join(lines))
@@ -369,22 +382,13 @@ def measure(row: Sequence[Panel | None], side: float) -> tuple[float, float, flo
     return LINE * lines + 0.07, tall, (BAR + LINE + 0.04) * bars
 
 
-def place(axes: Any, image: np.ndarray, left: float, low: float, side: float) -> None:
-    """Draw an image with its lower left corner at a point, `side` inches wide."""
-    tall = side * image.shape[0] / image.shape[1]
-    extent = left, left + side, low, low + tall
-    axes.imshow(image, interpolation="antialiased", extent=extent)
-
-
 def draw_bar(axes: Any, scale: Scale, left: float, top: float, length: float) -> None:
     """Draw a color bar with the numbers at its ends and what it shows."""
-    values = np.linspace(scale.low, scale.high, 256)[None].repeat(2, 0)
-    strip = scale.blend(np.full((2, 256, 3), 200, np.uint8), values)
     extent = left, left + length, top - BAR, top
-    axes.imshow(strip, interpolation="nearest", extent=extent)
+    axes.imshow(scale.strip, interpolation="nearest", extent=extent)
     text = {"fontsize": FONT - 1, "va": "top"}
-    low, high = (f"{end:.2g}".replace("-", "−") for end in (scale.low, scale.high))
     middle = "0" if scale.signed else scale.words
-    axes.text(left, top - BAR - 0.03, low, ha="left", **text)
-    axes.text(left + length / 2, top - BAR - 0.03, middle, ha="center", **text)
-    axes.text(left + length, top - BAR - 0.03, high, ha="right", **text)
+    words = {"left": scale.ends[0], "center": middle, "right": scale.ends[1]}
+    for place, (side, word) in enumerate(words.items()):
+        x = left + length * place / 2
+        axes.text(x, top - BAR - 0.03, word, ha=side, **text)

@@ -9,18 +9,17 @@ from typing import Any, Literal
 
 from vitjax.report import (
     appendix,
+    editing,
     faithfulness,
     identifiability,
     interventions,
-    marks,
+    lenses,
     paper,
-    predictions,
-    token_maps,
+    pictures,
 )
 from vitjax.report.explorer import explorer_data
-from vitjax.report.figure import Figure, Section
-from vitjax.report.marks import Frame
-from vitjax.report.per_image import Run, as_runs, short_data
+from vitjax.report.figure import COLORS, DARK, Figure, Section
+from vitjax.report.per_image import Frame, Run, as_runs, short_data
 from vitjax.runner.results import Results
 
 Units = Literal["images", "within_images", "vilas2023", "published"]
@@ -185,11 +184,12 @@ def sections(
     """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
+    every += [editing.section(runs), lenses.lenses(runs), lenses.errors(runs)]
     if ranked:
         every = [
-            predictions.section(ranked),
+            pictures.predictions(ranked),
             faithfulness.maps(ranked),
-            token_maps.section(ranked),
+            pictures.token_maps(ranked),
             faithfulness.probes(ranked),
             identifiability.section(ranked),
             paper.section(ranked),
@@ -230,6 +230,18 @@ RECIPES = {
     "patching": (
         "Activation patching",
         "Where in the network is it decided between two classes?",
+    ),
+    "editing": (
+        "Edits of memories",
+        "Do the memories that promote a class hold it?",
+    ),
+    "lens": (
+        "Tuned lenses",
+        "What would every block answer, if the head could read it?",
+    ),
+    "errors": (
+        "Errors foreseen",
+        "Does the way to an answer tell that it errs?",
     ),
 }
 RECIPES["one_pass"] = RECIPES["paper"]
@@ -310,7 +322,7 @@ def render_page(
         sentences=sentences,
         explorer=explorer,
         provenance=provenance,
-        colors=list(zip(marks.COLORS, marks.DARK)),
+        colors=list(zip(COLORS, DARK)),
     )
 
 

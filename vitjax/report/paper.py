@@ -5,7 +5,7 @@ Also the paper's numbers beside a run's, where model and data are the paper's.
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,17 +14,30 @@ import pandas as pd
 
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
+    COLORS,
+    KIND_STYLES,
     FigureTable,
     Rows,
     Section,
     Table,
     figures_of,
+    most,
+    quote,
+    sentences_of,
     with_interval,
 )
 from vitjax.report.identifiability import ANY, RATE, TOP1, summary_rows
-from vitjax.report.marks import COLORS, KIND_STYLES, Frame
-from vitjax.report.paper_metrics import CATEGORIES, COMPARED
-from vitjax.report.per_image import BAND, Run, intervals, mean
+from vitjax.report.per_image import (
+    BAND,
+    CATEGORIES,
+    COMPARED,
+    UPDATES,
+    Frame,
+    Run,
+    interval_of,
+    intervals,
+    mean,
+)
 from vitjax.statistics import sign_flip_test
 
 DASHED = len(COLORS)
@@ -38,8 +51,66 @@ def section(runs: Sequence[Run]) -> Section:
     figures = figures_of(with_rows, FIGURES)
     tables = [edit_table(pd.concat(edits.values()))] if edits else []
     tables += published_tables(runs, edits)
-    title = "What blocks write, and with which memories"
-    return Section(key="paper", title=title, figures=figures, tables=tables)
+    return Section(
+        key="paper",
+        title="What blocks write, and with which memories",
+        sentences=sentences_of(
+            runs,
+            lambda run: describe(run, edits.get(run.name, pd.DataFrame())),
+            with_rows,
+        ),
+        figures=figures,
+        tables=tables,
+    )
+
+
+def describe(run: Run, edits: Frame) -> Iterator[str]:
+    """Which layers write the class, with which memories, and what interventions do."""
+    names = list(SYSTEMS.values())
+
+    def stack(metric: str, axis: str, keys: Iterable[str], **where: str) -> np.ndarray:
+        values = [run.metric(metric, **{axis: key}, **where) for key in keys]
+        return np.stack(values, axis=-1)
+
+    rises = stack("change", "compared", UPDATES, tokens="image")
+    block, system, share = most(rises)
+    yield (
+        f"The {names[system]} of block {block} raises the logit of the true class most "
+        f"often, at {share} of the image tokens; by chance it would at half of them."
+    )
+    after = stack("composition", "category", CATEGORIES, convention="paper")[:, -1:]
+    _, category, share = most(after)
+    yield (
+        "Of its input, attention and MLP, the top class after the last block is most "
+        f"often that of {list(CATEGORIES.values())[category]}, at {share} of the "
+        "tokens."
+    )
+    cosines = stack("class_value", "system", SYSTEMS, weights="trained")
+    control = stack("class_value", "system", SYSTEMS, weights="control")
+    layer, system = np.unravel_index(cosines.mean(1).argmax(), cosines.shape[::2])
+    cosine = interval_of(cosines[layer, :, system], shares=False)
+    yield (
+        f"Value vectors of the {names[system]} of block {layer} come closest to class "
+        f"embeddings: the largest cosine is {quote(cosine, unit='')} on average over "
+        f"the classes, {control[layer, :, system].mean():.3f} at random initialization."
+    )
+    hits = stack("agreement", "system", SYSTEMS, convention="paper")
+    chance = stack("agreement_chance", "system", SYSTEMS, convention="paper")
+    block, system, share = most(hits)
+    yield (
+        f"Tokens call memories of their class most often in the {names[system]} of "
+        f"block {block}: at {share} of the tokens; with permuted classes at "
+        f"{100 * mean(chance)[block, system]:.1f} %."
+    )
+    edits = edits[edits["intervention"].isin(QUOTED_EDITS)] if len(edits) else edits
+    if len(edits) and edits["change"].notna().any():
+        row = edits.loc[edits["change"].abs().idxmax()].to_dict()
+        yield (
+            f"Of the interventions, “{row['words']}” changes the share of identifiable "
+            f"image tokens most, from {100 * row['before']:.1f} % to "
+            f"{100 * row['after']:.1f} %: by "
+            f"{quote(row, mean='change', unit=' points')}."
+        )
 
 
 def change(run: Run) -> Rows:
@@ -188,6 +259,9 @@ FIGURES: FigureTable = {
         {"y_label": "share of tokens"},
     ),
 }
+
+QUOTED_EDITS = ("self_only", "no_cls", "without_context", "without_class")
+"""Interventions that a sentence may name: no controls and no variants."""
 
 CONTROLLED = {
     "random_as_class": "without_context",

@@ -21,8 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vitjax.checkpoints.describe import describe_preprocessing
-from vitjax.checkpoints.loading import load
+from vitjax.checkpoints.loading import describe_preprocessing, load
 from vitjax.data.datasets import open_data
 from vitjax.data.images import ImageError, Preprocess, printable
 from vitjax.data.loader import Loaded, batches
@@ -41,7 +40,7 @@ from vitjax.runner.manifest import (
     now,
     session_changes,
 )
-from vitjax.runner.options import RunOptions
+from vitjax.runner.options import BATCH_SIZE, SMALL_BATCH_SIZE, RunOptions
 from vitjax.runner.progress import Progress
 from vitjax.runner.results import Results, open_results
 from vitjax.runner.store import ROWS, Folder, StorageError
@@ -255,7 +254,7 @@ class Job:
             **({"recipe_sha256": program} if program else {}),
             "model": describe_model(self.loaded_model),
             "data": {"spec": self.spec, "id": self.source.id, "images": self.images},
-            "batch_size": options.batch_size,
+            "batch_size": options.batch_size or BATCH_SIZE,
             "dtype": options.dtype,
             "matmul_precision": options.precision,
             "seed": options.seed,
@@ -301,10 +300,10 @@ class Job:
         for source, facts in settings.items():
             yield f"{'; '.join(facts)} ({source})"
         yield from getattr(self.source, "notes", ())
-        if self.batch_size != self.options.batch_size:
+        if self.batch_size != (size := self.options.batch_size or BATCH_SIZE):
             devices = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
             yield (
-                f"Batches of {self.batch_size} images, not {self.options.batch_size}: "
+                f"Batches of {self.batch_size} images, not {size}: "
                 f"the run has {self.images} images and {devices}."
             )
         for change in session_changes(self.writer.manifest):
@@ -348,6 +347,8 @@ def make_job(
     source = open_data(data, model, mask_format=options.mask_format)
     limit = options.limit or len(source)
     images = min(limit, len(source))
+    small = recipe.many_passes and mesh.devices.flat[0].platform == "cpu"
+    batch_size = options.batch_size or (SMALL_BATCH_SIZE if small else BATCH_SIZE)
     if images == 0:
         raise ValueError(f"The data set {source.id} holds no images.")
     return Job(
@@ -359,7 +360,7 @@ def make_job(
         images=images,
         has_masks=has_masks(source),
         mesh=mesh,
-        batch_size=meshes.fit_batch_size(min(options.batch_size, images), mesh),
+        batch_size=meshes.fit_batch_size(min(batch_size, images), mesh),
         options=options,
     )
 

@@ -6,6 +6,11 @@ from typing import Literal, get_args
 from vitjax.data.masks import MaskConvention, MaskFormat, MaskRule
 from vitjax.messages import check_one_of, check_range
 
+BATCH_SIZE, SMALL_BATCH_SIZE = 32, 2
+"""By default, and of a recipe of many passes on CPUs, which a batch keeps busy anyway:
+its progress shows, and it stops, after every step.
+"""
+
 PRECISION = {"float32": "highest", "bfloat16": "default"}
 """Matmul precision by dtype. JAX's own default rounds float32 factors to TF32 on GPUs
 and to bfloat16 on TPUs, which moves ranks."""
@@ -17,7 +22,8 @@ class RunOptions:
 
     Args:
         batch_size: images per step over all devices of a process; rounded up to a
-            multiple of them, and no larger than the data set.
+            multiple of them, and no larger than the data set. By default 32, and 2 on
+            CPUs for recipes that take hundreds of forward passes for an image.
         limit: run only the first so many images.
         seed: of whatever a recipe draws at random.
         on_error: what to do with an image that cannot be read: stop with its name, or
@@ -39,7 +45,7 @@ class RunOptions:
         ValueError: one is out of its range.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     limit: int | None = None
     seed: int = 0
     on_error: Literal["stop", "skip"] = "stop"
@@ -50,7 +56,8 @@ class RunOptions:
     workers: int = 0
 
     def __post_init__(self):
-        check_range("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1)
         check_range("workers", self.workers, 0)
         if self.limit is not None:
             check_range("limit", self.limit, 1)

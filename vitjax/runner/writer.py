@@ -124,8 +124,9 @@ class RunWriter:
 
     def create_arrays(self) -> None:
         """Write the metadata of group and arrays where it is missing."""
+        own = f"Of the recipe {self.manifest['recipe']}."
         for name, spec in self.specs.items():
-            meaning = schema.SCHEMA[name].meaning if name in schema.SCHEMA else ""
+            meaning = schema.SCHEMA[name].meaning if name in schema.SCHEMA else own
             writing = storage_errors("write rows to", self.folder.path)
             with writing, contextlib.suppress(ContainsArrayError):
                 self.group.create_array(
@@ -135,7 +136,7 @@ class RunWriter:
                     chunks=spec.chunk_shape(self.images_per_chunk),
                     compressors=(ZstdCodec(level=3), Crc32cCodec()),
                     fill_value=spec.fill_value,
-                    attributes={"description": meaning} if meaning else {},
+                    attributes={"description": meaning},
                     dimension_names=spec.dims,
                 )
 

@@ -169,6 +169,10 @@ def explain(
     Raises:
         ValueError: an unknown method, block or head, an option that the method does not
             have, or images or a target that do not fit.
+
+    Example:
+        >>> maps = vitjax.explain(model, images, label, method="class_projection")
+        >>> vitjax.show(model.preprocess.denormalize(images), maps)
     """
     method = default_method(model.config) if method is None else method
     messages.check_one_of("method", method, METHODS)

@@ -75,6 +75,9 @@ def relevancy(
 
     Raises:
         ValueError: an unknown option, images or a target that do not fit.
+
+    Example:
+        >>> helpful = vitjax.relevancy(model, images, label)  # [layer batch head token]
     """
     messages.check_one_of("query", query, (None, "all"))
     edits = edits or Edits()
@@ -177,6 +180,10 @@ def helpful_minus_attended(
         In [-1, 1]. Positive where more attention would help, negative where attention
         goes without helping. Each map sums to 0; where no patch of a head would help,
         it is minus the attention and sums to -1.
+
+    Example:
+        >>> neglected = vitjax.helpful_minus_attended(model, images, label)
+        >>> neglected.max((1, 3))  # the most neglected patch of each block and head
     """
     target = broadcast_labels(target, images.shape[:1])
     relevancy = functools.partial(block_relevancy, of=of, loss=loss)

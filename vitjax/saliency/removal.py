@@ -54,6 +54,10 @@ def removal_curve(
     Raises:
         ValueError: a count, the order or a label does not exist, or images or
             importance do not fit.
+
+    Example:
+        >>> maps = vitjax.explain(model, images, label)
+        >>> vitjax.removal_curve(model, images, label, maps, keep_counts=(1, 4, 8))
     """
     label = broadcast_labels(label, images.shape[:1])
 

@@ -11,12 +11,12 @@ from fake_runs import fake_run
 from matplotlib import colormaps
 from PIL import Image
 
-from vitjax.report import explorer, token_maps
+from vitjax.report import explorer, pictures
 from vitjax.report.per_image import Run, as_runs
 
 
 def figure_of(*results):
-    (figure,) = token_maps.section(as_runs(results)).figures
+    (figure,) = pictures.token_maps(as_runs(results)).figures
     return figure
 
 
@@ -26,7 +26,7 @@ def read_csv(figure):
 
 @pytest.mark.parametrize("depth", (1, 2, 3, 6, 7, 12, 24, 39))
 def test_shown_layers_are_even_and_end_at_the_last(depth):
-    layers = np.asarray(token_maps.shown_layers(depth))
+    layers = np.asarray(pictures.shown_layers(depth))
     assert layers[-1] == depth - 1 and len(layers) == min(6, depth)
     assert np.ptp(np.diff(layers)) <= 1 if depth > 1 else layers[0] == 0
 
@@ -55,13 +55,13 @@ def test_previews_are_done_valid_and_shown_once():
     index = np.array([0, 1, 0, 2, -1, 3], np.int32)
     change = {"done": done, "valid": valid, "preview_index": index}
     run = Run(fake_run(previews=6, change=change))
-    previews = token_maps.previews(run, limit=9)
+    previews = pictures.previews(run, limit=9)
     assert [preview.index for preview in previews] == [0, 3]
     for preview, place in zip(previews, (0, 5)):
         pixels = run.results["preview_image"][place]
         np.testing.assert_array_equal(preview.pixels, pixels)
-    assert [one.index for one in token_maps.previews(run, limit=1)] == [0]
-    assert not token_maps.section([Run(fake_run(previews=0))]).figures
+    assert [one.index for one in pictures.previews(run, limit=1)] == [0]
+    assert not pictures.token_maps([Run(fake_run(previews=0))]).figures
 
 
 def test_absent_tokens_have_no_identifiability():
@@ -75,14 +75,15 @@ def test_absent_tokens_have_no_identifiability():
 
 def test_without_labels_there_is_no_map():
     unlabeled = Run(fake_run(change={"label": np.full(9, -1, np.int32)}))
-    assert not token_maps.section([unlabeled]).figures
+    assert not pictures.token_maps([unlabeled]).figures
 
 
 def test_the_border_does_not_hide_a_small_image():
-    (image, _) = token_maps.previews(Run(fake_run(masks=True)), limit=2)
-    assert image.image.shape == (48, 48, 3)  # 16 pixels, 4 patches: cells of 12
-    (image, _) = token_maps.previews(Run(fake_run()), limit=2)
-    assert image.image is image.pixels
+    (image, _) = pictures.previews(Run(fake_run(masks=True)), limit=2)
+    hidden = (image.image != image.photo).any(-1).mean()
+    assert image.image.shape == (384, 384, 3) and 0 < hidden < 0.1
+    (image, _) = pictures.previews(Run(fake_run()), limit=2)
+    np.testing.assert_array_equal(image.image[::24, ::24], image.pixels)
 
 
 def test_an_image_of_several_runs_stands_together():
@@ -96,28 +97,28 @@ def test_an_image_of_several_runs_stands_together():
 
 def test_a_map_has_colors_dots_and_absences():
     ranks = np.array([[0, 5, 9], [-1, 1, 3]])
-    image = token_maps.draw_map(ranks, classes=10, side=60)
+    image = pictures.draw_map(ranks, classes=10, side=60)
     assert image.shape == (40, 60, 3)
     for (row, column), rank in np.ndenumerate(ranks):
         corner = image[20 * row + 1, 20 * column + 1]
         color = colormaps["viridis"](1 - rank / 10, bytes=True)[:3]
         np.testing.assert_array_equal(corner, color if rank >= 0 else (128, 128, 128))
         middle = image[20 * row + 10, 20 * column + 10]
-        np.testing.assert_array_equal(middle, token_maps.DOT if rank == 0 else corner)
+        np.testing.assert_array_equal(middle, pictures.DOT if rank == 0 else corner)
 
 
 def test_the_border_is_where_the_mask_ends():
     mask = np.zeros((3, 3), bool)
     mask[1, 1] = True
     ranks = np.full((3, 3), 5)
-    plain = token_maps.draw_map(ranks, classes=10, side=60)
-    image = token_maps.draw_map(ranks, classes=10, side=60, mask=mask)
+    plain = pictures.draw_map(ranks, classes=10, side=60)
+    image = pictures.draw_map(ranks, classes=10, side=60, mask=mask)
     rows, columns = np.nonzero((image == 255).all(-1))
     assert {rows.min(), columns.min()} == {19} and {rows.max(), columns.max()} == {40}
     changed = (image != plain).any(-1)
     assert changed[18:42, 18:42].any() and not changed[:18].any()
     assert not changed[22:38, 22:38].any()
-    whole = token_maps.draw_map(ranks, classes=10, side=60, mask=mask | True)
+    whole = pictures.draw_map(ranks, classes=10, side=60, mask=mask | True)
     np.testing.assert_array_equal(whole, plain)
 
 
@@ -131,7 +132,7 @@ def test_the_border_is_where_the_mask_ends():
     ],
 )
 def test_short_name(name, expected):
-    assert token_maps.short_name(name) == expected
+    assert pictures.short_name(name) == expected
 
 
 def read(*results, **options):

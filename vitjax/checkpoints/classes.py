@@ -1,15 +1,17 @@
-"""Class files: embeddings of class names, made anywhere, for CLIP and SigLIP.
+"""Class names, their number, or a class file: embeddings of names for CLIP and SigLIP.
 
-An npz or safetensors file of `embeddings` [class embed], `classes`, their names, and,
-where it has them, `class_ids`, `logit_scale` (the logarithm of the temperature, as
-CLIP and SigLIP store it) and `logit_bias`. safetensors has no strings: there, names are
-a JSON list in the metadata, or the bytes of one in an array.
+A class file is made anywhere: an npz or safetensors file of `embeddings`
+[class embed], `classes`, their names, and, where it has them, `class_ids`,
+`logit_scale` (the logarithm of the temperature, as CLIP and SigLIP store it) and
+`logit_bias`. safetensors has no strings: there, names are a JSON list in the metadata,
+or the bytes of one in an array.
 """
 
 import json
 import math
 import os
 import struct
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +19,46 @@ from etils import epath
 
 from vitjax import messages
 from vitjax.checkpoints.files import Arrays, CheckpointError, file_format, open_arrays
-from vitjax.checkpoints.json_fields import class_names
+from vitjax.checkpoints.json_fields import class_name, class_names
+from vitjax.data.labels import Labels
 from vitjax.models.class_heads import zero_shot
 from vitjax.models.model import Model
+
+Classes = Any
+"""Class names in any iterable or by number, their number, a class file, or None."""
 
 SUFFIXES = (".npz", ".safetensors")
 
 LARGEST_SCALE = 10.0
 """CLIP clips its temperature at 100, whose logarithm is 4.6."""
+
+
+def numbered(count: int) -> Labels:
+    """Names and ids of classes that have none: their numbers."""
+    names = tuple(map(str, range(count)))
+    return names, names
+
+
+def labels(classes: Classes, known: Labels) -> Labels:
+    """(class names, class ids): those known, or of the caller's names or number."""
+    if hasattr(classes, "tolist"):  # numpy's and JAX's arrays and numbers
+        classes = classes.tolist()  # pyright: ignore
+    if classes is None:
+        return known
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        messages.check_range("classes", classes, 1)
+        return known if classes == len(known[0]) else numbered(classes)
+    if isinstance(classes, Mapping):
+        names = class_names("classes", classes)
+    elif isinstance(classes, Iterable) and not isinstance(classes, str | bytes | set):
+        names = tuple(map(class_name, classes))
+    else:
+        names = ()
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"classes must be distinct names, or their number; got {classes!r}."
+        )
+    return names, names
 
 
 class ClassFile(NamedTuple):
