@@ -109,7 +109,7 @@ def fit_tuned_lens(
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
     settings = LensOptions(**options)
-    source = open_data(data, classes=model.classes, class_ids=model.class_ids)
+    source = open_data(data)  # whatever its labels are
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
