@@ -31,6 +31,7 @@ from vitjax.analysis.tuned_lens import (
 from vitjax.data.datasets import open_data
 from vitjax.data.images import Preprocess
 from vitjax.data.loader import batches
+from vitjax.data.records import Record
 from vitjax.messages import check_classes, check_one_of, check_range
 from vitjax.models.forward import run_blocks
 from vitjax.models.model import Model
@@ -109,7 +110,7 @@ def fit_tuned_lens(
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
     settings = LensOptions(**options)
-    source = open_data(data)  # whatever its labels are
+    source = Unlabeled(open_data(data).source)
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
@@ -125,6 +126,24 @@ def fit_tuned_lens(
     with jax.default_matmul_precision("highest"):
         images = spread(source, settings.train_images)
         return fit(model, load, images, settings, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlabeled:
+    """A data set whose labels, whatever they are, do not matter."""
+
+    source: Any
+
+    @property
+    def id(self) -> str:
+        """That of the data set."""
+        return self.source.id
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return dataclasses.replace(self.source[index], label=-1)
 
 
 Load = Callable[[Any, int, int], Iterator[Batch]]
