@@ -12,9 +12,8 @@ from photos import CLASSES, Noise
 
 import vitjax
 from vitjax.models.forward import scan_blocks
-from vitjax.recipes import ablation, patching, schema, sites
-from vitjax.recipes.ablation import ABLATION
-from vitjax.recipes.patching import PATCHING
+from vitjax.recipes import interventions, schema
+from vitjax.recipes.interventions import ABLATION, PATCHING
 from vitjax.types import Edits
 
 FIELDS = ("mixed_values", "attention_update", "mlp_update")
@@ -85,7 +84,7 @@ def test_ablation_is_that_of_whole_passes(name):
 def test_sets_of_heads_are_the_most_important_and_random_ones():
     context, images, label, means = swept()
     rows, config = context.arrays, context.model.config
-    counts = ablation.head_counts(config)
+    counts = interventions.head_counts(config)
     np.testing.assert_array_equal(context.static["ablated"], counts)
     assert counts == (1, 2)
     order_images = [i * 13 // 5 for i in range(5)]
@@ -107,7 +106,7 @@ def test_random_sets_are_nested_and_depend_on_the_seed_alone():
     orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32)
     sets = [
         np.asarray(
-            ablation.head_sets(config, order, np.array(7, np.int32), (1, 2, 3), 5)
+            interventions.head_sets(config, order, np.array(7, np.int32), (1, 2, 3), 5)
         )
         for order in jax.numpy.asarray(orders)
     ]
@@ -156,7 +155,7 @@ def test_options_of_ablation_out_of_range(options):
         ABLATION.with_options(options)
 
 
-CAPTURE = tuple(field for field, _ in sites.PARTS.values())
+CAPTURE = tuple(field for field, _ in interventions.PARTS.values())
 
 
 SORTED = [CLASSES[index // 4] for index in range(16)]
@@ -214,9 +213,9 @@ def test_all_is_one_and_nothing_is_zero():
     model, everything = context.model, np.ones((1, 2, 17), bool)
     logits, trace = vitjax.forward(model, images[:3], capture=CAPTURE)
     values = {"residual": trace.residual}
-    other, streams = scan_blocks(model, images[3:6], sites.read_stream)
+    other, streams = scan_blocks(model, images[3:6], interventions.read_stream)
     chosen = {"residual": np.concatenate([everything, ~everything])}
-    both = jax.jit(sites.sweep, static_argnums=4)(
+    both = jax.jit(interventions.sweep, static_argnums=4)(
         model, streams, values, chosen, jnp.asarray
     )
     np.testing.assert_allclose(both, jnp.stack([logits, other]), atol=1e-5)
@@ -235,37 +234,41 @@ def test_other_groups_of_tokens(tokens):
 
 def test_token_groups():
     config = vitjax.Config(96, 16, dim=8, depth=1, heads=1, mlp_dim=8, registers=1)
-    group = patching.token_groups(config, "grid")
+    group = interventions.token_groups(config, "grid")
     assert group[:2].tolist() == [0, 1]
     rows = group[2:].reshape(6, 6)
     assert rows[0].tolist() == [2, 2, 3, 4, 4, 5] and rows.max() == 17
-    only = patching.token_groups(config, "cls")
+    only = interventions.token_groups(config, "cls")
     assert only[0] == 0 and (only[1:] == -1).all()
     with pytest.raises(ValueError, match="tokens='cls'"):
-        patching.token_groups(tiny.CONFIGS["gap"], "cls")
+        interventions.token_groups(tiny.CONFIGS["gap"], "cls")
 
 
 def test_partners_are_of_another_class_and_a_function_of_the_image():
     label = np.array([0, 0, 1, -1, 2], np.int32)
     images = np.zeros((5, 1, 1, 3), np.float32)
-    carry = patching.Carry(images, label, np.arange(5, dtype=np.int32), np.int32(3))
+    carry = interventions.PatchingCarry(
+        images, label, np.arange(5, dtype=np.int32), np.int32(3)
+    )
     index, own = np.arange(40, dtype=np.int32), np.tile([0, 1], 20).astype(np.int32)
-    place, exists = patching.draw_partner(carry, index, jnp.asarray(own))
+    place, exists = interventions.draw_partner(carry, index, jnp.asarray(own))
     assert exists.all() and (label[place] != own).all() and (label[place] >= 0).all()
     assert set(np.asarray(place[own == 0]).tolist()) == {2, 4}
-    again, _ = patching.draw_partner(carry, index[7:9], jnp.asarray(own[7:9]))
+    again, _ = interventions.draw_partner(carry, index[7:9], jnp.asarray(own[7:9]))
     np.testing.assert_array_equal(again, place[7:9])
     alone = carry._replace(label=np.where(label == 1, 1, -1).astype(np.int32))
-    _, exists = patching.draw_partner(alone, index, jnp.asarray(own))
+    _, exists = interventions.draw_partner(alone, index, jnp.asarray(own))
     np.testing.assert_array_equal(exists, own == 0)
 
 
 def test_without_a_partner_or_a_difference_nothing_is_restored():
     context, images, _ = patched()
-    step = patching.make_step("cls")
+    step = interventions.patching_step("cls")
     batch = tiny.batch_of(images[:2], [0, 1])
     index = np.arange(2, dtype=np.int32)
-    carry = patching.Carry(images[:1], np.ones(1, np.int32), index[:1], np.int32(0))
+    carry = interventions.PatchingCarry(
+        images[:1], np.ones(1, np.int32), index[:1], np.int32(0)
+    )
     rows = jax.jit(step)(context.model, batch, carry)
     assert rows["partner"].tolist() == [0, -1]
     # The first image is its own partner, under another label.

@@ -33,8 +33,8 @@ from vitjax.models.forward import forward, resume_forward, scan_blocks
 from vitjax.models.model import Model, memory_values
 from vitjax.models.weight_edits import kernel_of, remove_class, replace_kernel
 from vitjax.recipes import schema
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, labels_of
-from vitjax.recipes.sites import read_stream, subset
+from vitjax.recipes.interventions import read_stream
+from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, labels_of, subset
 from vitjax.types import ArrayLike, Batch, Config
 
 COUNTS = (1, 2, 5, 10, 20, 50)

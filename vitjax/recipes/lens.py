@@ -37,8 +37,15 @@ from vitjax.models.forward import run_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.recipes.probes import parse_bytes
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, Subset, microbatched
-from vitjax.recipes.sites import spread
+from vitjax.recipes.recipe import (
+    Context,
+    Pass,
+    Recipe,
+    Setup,
+    Subset,
+    microbatched,
+    spread,
+)
 from vitjax.types import Batch, to_float32
 
 TOKENS = ("pooled", "all")

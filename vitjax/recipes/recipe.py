@@ -57,6 +57,20 @@ class Subset:
         return self.whole.name(int(self.indices[position]))
 
 
+def subset(source: Any, indices: np.ndarray, choice: str) -> Subset:
+    """Some images of an opened data set."""
+    chosen = tuple(np.unique(indices).tolist())
+    return Subset(source, chosen, f"{source.id}; {choice}")
+
+
+def spread(source: Any, count: int) -> Subset:
+    """At most so many images, evenly spread over a data set: it may be sorted."""
+    count = min(count, len(source))
+    if not count:
+        raise ValueError(f"The data set {source.id} holds no image.")
+    return subset(source, np.arange(count) * len(source) // count, f"{count} images")
+
+
 def labels_of(source: Any) -> Iterator[int]:
     """The label of every image; decodes only where the source has no list of them."""
     names = getattr(source.source, "label_names", ())

@@ -1,14 +1,13 @@
 """The recipes of `vitjax run`, by name."""
 
 from vitjax.messages import unknown
-from vitjax.recipes.ablation import ABLATION
 from vitjax.recipes.editing import EDITING
 from vitjax.recipes.errors import ERRORS
 from vitjax.recipes.faithfulness import FAITHFULNESS
 from vitjax.recipes.identifiability import IDENTIFIABILITY
+from vitjax.recipes.interventions import ABLATION, PATCHING
 from vitjax.recipes.lens import LENS
 from vitjax.recipes.paper import ONE_PASS, PAPER
-from vitjax.recipes.patching import PATCHING
 from vitjax.recipes.probes import PROBES
 from vitjax.recipes.recipe import Recipe
 from vitjax.recipes.tokens import TOKENS

@@ -20,8 +20,8 @@ from vitjax.report.figure import (
     figures_of,
     quote,
     rows_of_all,
+    sentences_of,
     with_interval,
-    with_name,
 )
 from vitjax.report.interventions import summarize
 from vitjax.report.per_image import BAND, Frame, Run, mean
@@ -34,12 +34,7 @@ def section(runs: Sequence[Run]) -> Section:
     return Section(
         key="editing",
         title="Edits of memories",
-        sentences=[
-            sentence
-            for run in edited
-            if len(run.image)
-            for sentence in with_name(run, runs, describe(run, rows))
-        ],
+        sentences=sentences_of(runs, lambda run: describe(run, rows), edited),
         figures=figures_of(edited, FIGURES),
         tables=[edit_table(rows)] if len(rows) else [],
     )

@@ -16,8 +16,8 @@ from vitjax.report.figure import (
     figures_of,
     quote,
     rows_of_all,
+    sentences_of,
     with_interval,
-    with_name,
 )
 from vitjax.report.per_image import BAND, Frame, Run
 from vitjax.statistics import (
@@ -44,8 +44,8 @@ at the first block, from this one on, that answers as the block before."""
 def lenses(runs: Sequence[Run]) -> Section:
     """What both lenses read of every block, and what stopping early would cost."""
     probes = [run for run in runs if schema.RANK_PROBE("residual") in run]
-    runs = [run for run in runs if schema.KL_BY("lens") in run]
-    rows = rows_of_all(runs, functools.partial(lens_rows, probes=probes))
+    used = [run for run in runs if schema.KL_BY("lens") in run]
+    rows = rows_of_all(used, functools.partial(lens_rows, probes=probes))
     figures = {
         f"lens_{measure}": (
             functools.partial(lens_rows, measure=measure, probes=probes),
@@ -57,13 +57,8 @@ def lenses(runs: Sequence[Run]) -> Section:
     return Section(
         key="lenses",
         title="Tuned lenses",
-        sentences=[
-            sentence
-            for run in runs
-            if len(run.image)
-            for sentence in with_name(run, runs, describe_lens(run))
-        ],
-        figures=figures_of(runs, {**figures, **EXIT_FIGURES}),
+        sentences=sentences_of(runs, describe_lens, used),
+        figures=figures_of(used, {**figures, **EXIT_FIGURES}),
         tables=[lens_table(rows)] if len(rows) else [],
     )
 
@@ -216,18 +211,13 @@ FEWEST = 5
 
 def errors(runs: Sequence[Run]) -> Section:
     """Whether errors are foreseen, and the risk at every coverage."""
-    runs = [run for run in runs if schema.RIVAL_LOGITS() in run]
-    rows = rows_of_all(runs, error_rows)
+    used = [run for run in runs if schema.RIVAL_LOGITS() in run]
+    rows = rows_of_all(used, error_rows)
     return Section(
         key="errors",
         title="Errors foreseen",
-        sentences=[
-            sentence
-            for run in runs
-            if len(run.image)
-            for sentence in with_name(run, runs, describe_errors(run, rows))
-        ],
-        figures=figures_of(runs, ERROR_FIGURES),
+        sentences=sentences_of(runs, lambda run: describe_errors(run, rows), used),
+        figures=figures_of(used, ERROR_FIGURES),
         tables=[error_table(rows)] if len(rows) else [],
     )
 
