@@ -79,7 +79,7 @@ def edit_rows(run: Run) -> Rows:
     """Accuracy and effects by number of memories, with paired differences."""
     counts = run.results[schema.EDITED()].values.astype(int)
     for edit, role in edits(run):
-        measured = {"before": np.tile(before(run, role), len(counts))}
+        shares, others = {"before": np.tile(before(run, role), len(counts))}, {}
         for name, family in (
             ("accuracy", schema.EDITED_CORRECT),
             ("effect", schema.EDITED_EFFECT),
@@ -87,11 +87,13 @@ def edit_rows(run: Run) -> Rows:
             own, random = (
                 of_role(run, family, each, edit, role) for each in schema.MEMORY_SETS
             )
+            measured = shares if name == "accuracy" else others
             measured |= {name: own, f"random_{name}": random}
-            measured[f"{name}_difference"] = own - random
+            others[f"{name}_difference"] = own - random
         columns = {"run": run.name, "edit": edit, "images_of": schema.ROLES[role]}
         columns |= {"memories": counts}
-        yield pd.DataFrame(columns | summarize(**measured))
+        columns |= summarize(shares, shares=True) | summarize(others)
+        yield pd.DataFrame(columns)
 
 
 def edit_table(rows: Frame) -> Table:
@@ -112,7 +114,7 @@ def edit_table(rows: Frame) -> Table:
         title="Edited memories against random ones",
         caption="The memories that promote a class most, and as many random ones of "
         "the same blocks; logits are of the image's own class. Means over images with "
-        "95 % bootstrap intervals, of the difference paired. The CSV has all numbers.",
+        "95 % intervals, of the difference paired. The CSV has all numbers.",
         data=rows,
         shown=shown,
     )
@@ -128,14 +130,15 @@ def describe(run: Run, rows: Frame) -> Iterator[str]:
     for edit, words in schema.MEMORY_EDITS.items():
         parts = []
         for row in own[own["edit"] == edit].to_dict("records"):
-            part = f"on {row['images_of']} {mean_of(row, 'accuracy')}"
+            before = f"{100 * row['before']:.1f} % before"
+            part = f"{mean_of(row, 'accuracy')} on {row['images_of']}, {before}"
             if row["images_of"] == schema.ROLES[0]:
                 part += (
-                    f", with as many random ones {mean_of(row, 'random_accuracy')} "
-                    f"(the logit falls by {mean_of(row, 'effect', '')} and by "
+                    f", {mean_of(row, 'random_accuracy')} with as many random ones "
+                    f"(its logit falls by {mean_of(row, 'effect', '')} and by "
                     f"{mean_of(row, 'random_effect', '')})"
                 )
-            parts.append(f"{part}, before {100 * row['before']:.1f} %")
+            parts.append(part)
         if parts:
             yield (
                 f"With the {own['memories'].iloc[0]} memories that promote a class "

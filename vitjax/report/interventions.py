@@ -136,7 +136,7 @@ def part_rows(run: Run) -> Rows:
         columns = {"run": run.name, "ablation": kind, "part": part, "layer": layer}
         columns |= {"head": head[0] if head else np.nan}
         measured = {"effect": effect, "effect_predicted": predicted}
-        yield pd.DataFrame(columns | summarize(**measured, accuracy=accuracy))
+        yield pd.DataFrame(columns | summarize(measured | {"accuracy": accuracy}))
 
 
 def part_table(rows: Frame) -> Table:
@@ -194,7 +194,8 @@ def set_rows(run: Run) -> Rows:
             "run": run.name,
             "ablation": kind,
             "heads": run.results[schema.ABLATED()].values.astype(int),
-            **summarize(top=top, random=mean, difference=mean - top),
+            **summarize({"top": top, "random": mean}, shares=True),
+            **summarize({"difference": mean - top}),
             "draws": len(draws),
             "lowest_draw": draws.min(0),
             "highest_draw": draws.max(0),

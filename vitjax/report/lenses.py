@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vitjax.recipes import schema
 from vitjax.report.figure import (
@@ -86,11 +86,11 @@ def lens_rows(run: Run, measure: str = "", probes: Sequence[Run] = ()) -> Rows:
             yield line.assign(run=run.name, measure="identifiability")
 
 
-def measures(run: Run, reader: str) -> dict[str, Float[np.ndarray, "image layer"]]:
+def measures(run: Run, reader: str) -> dict[str, Shaped[np.ndarray, "image layer"]]:
     """What is measured of every block, image by image."""
     answer = run.read(schema.PREDICTION())[:, None]
     answers = run.read(schema.PREDICTION_BY(reader))
-    agrees = (answers == answer).astype(float)
+    agrees = answers == answer
     depth = run.config.depth
     stops = np.zeros(answers.shape, bool)
     stops[:, 1:] = answers[:, 1:] == answers[:, :-1]
@@ -101,7 +101,7 @@ def measures(run: Run, reader: str) -> dict[str, Float[np.ndarray, "image layer"
     return {
         "kl": run.read(schema.KL_BY(reader)),
         "agreement": agrees,
-        "settled": np.minimum.accumulate(agrees[:, ::-1], axis=1)[:, ::-1],
+        "settled": np.logical_and.accumulate(agrees[:, ::-1], axis=1)[:, ::-1],
         "identifiability": 1 - run.read(schema.RANK_BY(reader)) / len(run.classes),
         "bias": run.read(schema.BIAS_BY(reader)),
         "blocks": np.minimum(block + 1, depth) / depth,
@@ -135,10 +135,13 @@ def describe_lens(run: Run) -> Iterator[str]:
     change = rows.loc["change", names[1]]
     layer = int((change["high"] >= 0).to_numpy().argmax())
     share = 100 * rows.loc[("blocks", names[1], layer), "mean"]
+    cost = f"changes by {quote(change.loc[layer].to_dict(), unit=' points')}"
+    if change.loc[layer, "low"] == change.loc[layer, "high"] == 0:
+        images = int(change.loc[layer, "images"])
+        cost = f"is that of the whole model: of {images:,} images, none is lost or won"
     yield (
         "If images stop where the tuned lenses of two blocks in a row agree, from "
-        f"block {layer} on, {share:.0f} % of the blocks are run, and accuracy less "
-        f"that of the whole model is {quote(change.loc[layer].to_dict())}."
+        f"block {layer} on, {share:.0f} % of the blocks are run, and accuracy {cost}."
     )
 
 
@@ -152,7 +155,7 @@ def lens_table(rows: Frame) -> Table:
     return Table(
         key="lens",
         title="What each block would answer",
-        caption="Of the pooled token; means over images with 95 % bootstrap intervals. "
+        caption="Of the pooled token; means over images with 95 % intervals. "
         "“Stays”: the answer is the model's from this block on. Last two columns: an "
         "image stops at the first block, from this one on, that answers as the block "
         "before, or runs through; reading the blocks has a cost of its own.",

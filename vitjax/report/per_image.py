@@ -66,11 +66,13 @@ def interval_of(
     return {name: column[0] for name, column in columns.items()}
 
 
-def summarize(**measured: np.ndarray) -> dict[str, np.ndarray]:
+def summarize(
+    measured: Mapping[str, np.ndarray], *, shares: bool = False
+) -> dict[str, np.ndarray]:
     """Columns of a table: images, and each mean with the ends of its interval."""
     columns = {}
     for name, values in measured.items():
-        mean = intervals(values)
+        mean = intervals(values, shares=shares)
         columns |= {"images": mean["images"], name: mean["mean"]}
         columns |= {f"{name}_{end}": mean[end] for end in ("low", "high")}
     return columns

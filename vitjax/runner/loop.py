@@ -301,11 +301,11 @@ class Job:
             yield f"{'; '.join(facts)} ({source})"
         yield from getattr(self.source, "notes", ())
         if self.batch_size != (size := self.options.batch_size or BATCH_SIZE):
-            devices = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
-            yield (
-                f"Batches of {self.batch_size} images, not {size}: "
-                f"the run has {self.images} images and {devices}."
-            )
+            kind = self.mesh.devices.flat[0].device_kind
+            why = f"the run has {self.images} images and {self.mesh.size} x {kind}"
+            if self.options.batch_size is None and takes_long(self.recipe, self.mesh):
+                why = "an image takes long on a CPU; --batch-size says otherwise"
+            yield f"Batches of {self.batch_size} images, not {size}: {why}."
         for change in session_changes(self.writer.manifest):
             yield f"{change}: the last bits of new rows may differ."
 
@@ -347,8 +347,8 @@ def make_job(
     source = open_data(data, model, mask_format=options.mask_format)
     limit = options.limit or len(source)
     images = min(limit, len(source))
-    small = recipe.many_passes and mesh.devices.flat[0].platform == "cpu"
-    batch_size = options.batch_size or (SMALL_BATCH_SIZE if small else BATCH_SIZE)
+    default = SMALL_BATCH_SIZE if takes_long(recipe, mesh) else BATCH_SIZE
+    batch_size = options.batch_size or default
     if images == 0:
         raise ValueError(f"The data set {source.id} holds no images.")
     return Job(
@@ -363,6 +363,11 @@ def make_job(
         batch_size=meshes.fit_batch_size(min(batch_size, images), mesh),
         options=options,
     )
+
+
+def takes_long(recipe: Recipe, mesh: Mesh) -> bool:
+    """Whether a step of many images would show no progress for minutes."""
+    return recipe.many_passes and mesh.devices.flat[0].platform == "cpu"
 
 
 def has_masks(source: Any) -> bool:
