@@ -99,22 +99,22 @@ def edit_rows(run: Run) -> Rows:
 def edit_table(rows: Frame) -> Table:
     """The largest number of memories; its CSV has all."""
     last = rows[rows["memories"] == rows.groupby("run")["memories"].transform("max")]
-    shown = last[["run", "edit", "images_of", "memories", "images"]].copy()
+    shown = last[["run", "edit", "images_of", "images"]].copy()
+    shown = shown.rename(columns={"images_of": "images of"})
+    shown["edit"] = shown["edit"].map(schema.MEMORY_EDITS)
     for heading, column in {
-        "accuracy before": "before",
-        "after": "accuracy",
+        "accuracy": "accuracy",
         "random ones": "random_accuracy",
         "difference": "accuracy_difference",
-        "fall of the logit": "effect",
-        "random ones' ": "random_effect",
     }.items():
         shown[heading] = with_interval(last, column, f"{column}_")
     return Table(
         key="editing",
         title="Edited memories against random ones",
         caption="The memories that promote a class most, and as many random ones of "
-        "the same blocks; logits are of the image's own class. Means over images with "
-        "95 % intervals, of the difference paired. The CSV has all numbers.",
+        f"the same blocks, {last['memories'].max()} of either. Means over images with "
+        "95 % intervals, of the difference paired. The CSV has the other numbers of "
+        "memories, too, and the fall of the logit of the image's own class.",
         data=rows,
         shown=shown,
     )

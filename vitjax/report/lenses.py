@@ -145,6 +145,10 @@ def describe_lens(run: Run) -> Iterator[str]:
     )
 
 
+SHOWN = "kl", "agreement", "settled", "bias"
+"""Columns that a page has room for."""
+
+
 def lens_table(rows: Frame) -> Table:
     """Measures of every block, the projection beside the lens."""
     own = rows[(rows["panel"] == "pooled token") & (rows["series"] != "linear probe")]
@@ -156,11 +160,12 @@ def lens_table(rows: Frame) -> Table:
         key="lens",
         title="What each block would answer",
         caption="Of the pooled token; means over images with 95 % intervals. "
-        "“Stays”: the answer is the model's from this block on. Last two columns: an "
-        "image stops at the first block, from this one on, that answers as the block "
-        "before, or runs through; reading the blocks has a cost of its own.",
+        "“Stays”: the answer is the model's from this block on. The CSV also has "
+        "identifiability, and what it costs if an image stops at the first block, from "
+        "this one on, that answers as the block before, or runs through; reading has a "
+        "cost of its own.",
         data=rows.drop(columns=["style", "chance"]),
-        shown=shown[list(MEASURES)].rename(columns=MEASURES).reset_index(),
+        shown=shown[list(SHOWN)].rename(columns=MEASURES).reset_index(),
     )
 
 
