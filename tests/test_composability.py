@@ -375,50 +375,42 @@ def assert_close(actual, expected, row):
 
 
 @pytest.mark.parametrize(("name", "kind"), cells())
-def test_vmap_is_a_loop(name, kind):
-    row, model, arrays = prepared(name, kind)
-    if arrays:
-        axes = (None, *(0 for _ in arrays))
-        others = [np.roll(array, 1, axis=0) for array in arrays]
-        both = (model, *map(np.stack, zip(arrays, others)))
-        other = row.call(model, *others)
-    else:  # a function of the weights alone: over models
-        axes, second = (0,), tiny.make(model.config, seed=1)
-        both = (jax.tree.map(lambda *x: jnp.stack(x), model, second),)
-        other = row.call(second)
-    actual = jax.jit(jax.vmap(row.call, axes))(*both)
-    assert_close(jax.tree.map(lambda x: x[0], actual), unjitted(name, kind), row)
-    assert_close(
-        jax.tree.map(lambda x: x[1], actual), jax.tree.map(np.asarray, other), row
-    )
-
-
-@pytest.mark.parametrize(("name", "kind"), cells())
-def test_the_users_own_jit_over_devices(name, kind):
-    """The numbers are a plain call's, each device keeps its part, nothing is retraced.
-
-    (On one device it is the same program; vmap's column jits there as well.)
+def test_vmap_in_the_users_jit_over_devices_is_a_loop(name, kind):
+    """Two sets of arrays side by side, of each a part on every device: the numbers are
+    those of plain calls, each device keeps its part, and nothing is retraced.
     """
     row, model, arrays = prepared(name, kind)
-    mesh, traces = make_mesh(), []
-    along = NamedSharding(mesh, PartitionSpec("batch"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    traces = []
 
     def counted(*arguments):
         traces.append(name)
         return row.call(*arguments)
 
-    run = jax.jit(counted)
-    placed = jax.device_put(model, everywhere)
+    mesh = make_mesh()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    along = NamedSharding(mesh, PartitionSpec(None, "batch"))
+    if arrays:
+        others = [np.roll(array, 1, axis=0) for array in arrays]
+        other = row.call(model, *others)
+        run = jax.jit(jax.vmap(counted, (None, *(0 for _ in arrays))))
+        both = [np.stack(pair) for pair in zip(arrays, others)]
+        both = jax.device_put(both, along if row.batched else everywhere)
+        both = jax.device_put(model, everywhere), *both
+    else:  # a function of the weights alone: over models
+        second = tiny.make(model.config, seed=1)
+        other, run = row.call(second), jax.jit(jax.vmap(counted))
+        both = (jax.tree.map(lambda *x: jnp.stack(x), model, second),)
+        both = jax.device_put(both, everywhere)
     for _ in range(2):
-        parts = jax.device_put(arrays, along if row.batched else everywhere)
-        actual = run(placed, *parts)
+        actual = run(*both)
     assert len(traces) == 1
-    assert_close(actual, unjitted(name, kind), row)
+    expected = unjitted(name, kind), jax.tree.map(np.asarray, other)
+    for number, values in enumerate(expected):
+        assert_close(jax.tree.map(lambda x, n=number: x[n], actual), values, row)
     for leaf in jax.tree.leaves(actual):
         axes = ["batch" if row.batched and n == BATCH else None for n in leaf.shape]
-        expected = NamedSharding(mesh, PartitionSpec(*axes))
         assert ("batch" in axes) == row.batched
+        expected = NamedSharding(mesh, PartitionSpec(*axes))
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), leaf.sharding
 
 
