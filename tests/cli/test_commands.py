@@ -247,7 +247,7 @@ def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys
         np.testing.assert_allclose(maps, expected, rtol=1e-3, atol=1e-7)
     assert main.main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["methods"] == ["half_libragrad"]
+    assert facts["methods"] == ["libragrad"]
     assert all(row["class"] == row["answer"] for row in facts["pictures"])
     assert all(0 < row["probability"] < 1 for row in facts["pictures"])
 
@@ -294,7 +294,7 @@ def test_a_grid_shows_maps_of_blocks_and_heads(
     np.testing.assert_allclose(total, expected, rtol=1e-3, atol=1e-6)
     if grid:
         assert arrays["heads"].tolist() == [1] and arrays["blocks"].tolist() == [0, 1]
-        with pytest.raises(ValueError, match="half_libragrad"):
+        with pytest.raises(ValueError, match="libragrad"):
             Explain(images=(path,), model=converted, out=tmp_path, grid=grid)()
 
 

@@ -71,11 +71,10 @@ class Explain(ModelCommand):
         images: image files.
         class_: ids, names or numbers of the classes to explain; by default the class
             that the model predicts for each image.
-        method: names of explanation methods. half_libragrad, the default where the
-            model's head allows it and else chefer, is faithful on removal tests and
-            cheap, quick_consensus is more faithful, class_projection finds objects
-            best; relevancy, the paper's, shows where more attention would help the
-            class (see the guide's page on methods).
+        method: names of explanation methods. libragrad, the default where the model's
+            head allows it and else chefer, is faithful on removal tests and cheap,
+            class_projection finds objects best; relevancy, the paper's, shows where
+            more attention would help the class (see the guide's page on methods).
         grid: a map of every block, or of every head of every block, of methods that
             have them, in one figure on one scale.
         layers: only these blocks, from 0 or negative from the end, of methods that have

@@ -128,25 +128,26 @@ def explain(
 ) -> Float[Array, "batch patch"]:
     """A map of which patches are evidence for a class, by a choice of methods.
 
-    Methods: "half_libragrad" (new here: LibraGrad of the later blocks, where all
-    patches are there in part; the default where the head has rules for it, beyond
-    "chefer" on removal tests and cheaper), "chefer" (gradient x attention, ICCV 2021),
-    "relevancy" (Vilas et al. 2023, section 7, summed over blocks and heads: where more
-    attention would help the class, which is not what the prediction rests on), "lrp"
-    (Chefer et al., CVPR 2021), "attnlrp" (Achtibat et al. 2024), "libragrad",
-    "input_x_gradient", "tokentm", "inflow", "legrad", "gradcam",
+    Methods: "libragrad" (Mehri et al., CVPR 2025; the default where the head has rules
+    for it, beyond "chefer" on removal tests and cheaper), "chefer" (gradient x
+    attention, ICCV 2021), "relevancy" (Vilas et al. 2023, section 7, summed over blocks
+    and heads: where more attention would help the class, which is not what the
+    prediction rests on), "lrp" (Chefer et al., CVPR 2021), "attnlrp" (Achtibat et al.
+    2024), "input_x_gradient", "tokentm", "inflow", "legrad", "gradcam",
     "integrated_gradients", "integrated_presence" (new here: the path integral of
-    removing patches), "presence" (new here: its integrand at one place), "consensus"
-    and "quick_consensus" (new here: mean ranks of these, the most faithful),
-    "class_projection" (each patch's direct contribution to the logit, which finds
-    objects best), "occlusion" (a patch is removed), "raw_attention", "rollout",
-    "random" (the control), and "helpful_minus_attended" (where relevancy exceeds
-    attention, which is not an importance map). See `vitjax.saliency` for the formulas.
+    removing patches), "presence" (new here: its integrand at one place),
+    "half_libragrad" (new here: "libragrad" of the later blocks, where all patches are
+    there in part, the cheapest), "consensus" and "quick_consensus" (new here: mean
+    ranks of these), "class_projection" (each patch's direct contribution to the logit,
+    which finds objects best), "occlusion" (a patch is removed), "raw_attention",
+    "rollout", "random" (the control), and "helpful_minus_attended" (where relevancy
+    exceeds attention, which is not an importance map). See `vitjax.saliency` for the
+    formulas.
 
     Args:
         model, images: the model, and preprocessed pixels.
         target: class number of each image, or one for all.
-        method: see above; None for the default, "half_libragrad", or "chefer" where
+        method: see above; None for the default, "libragrad", or "chefer" where
             LRP has no rules for the model's head. Static.
         layers, heads: only these, negative ones from the end; None for all, of
             "raw_attention" for the last block and of "legrad" for the last two. For
@@ -198,7 +199,7 @@ def explain(
 
 def default_method(config: Config) -> str:
     """The method of `explain` where none is chosen."""
-    return "chefer" if lrp.no_rules(config) else "half_libragrad"
+    return "chefer" if lrp.no_rules(config) else "libragrad"
 
 
 def explain_by_all(
