@@ -151,7 +151,7 @@ def test_names_of_vitjax_are_public(name):
 
 @pytest.mark.slow
 def test_notebooks_run(tmp_path):
-    flags = {"IMAGES": 16, "TRAIN_IMAGES": 20, "PHOTO_MODEL": "textured_digits"}
+    flags = {"IMAGES": 8, "TRAIN_IMAGES": 20, "PHOTO_MODEL": "textured_digits"}
     ran = execute(tmp_path, flags, *NAMES)
     for name in NAMES:
         assert figures(ran[name]) == figures(read(name)), name  # as they are kept
@@ -162,8 +162,7 @@ def test_notebooks_run_on_a_real_model(tmp_path, shared):
     (file,) = (shared / "assets" / "vit_ti16").glob("*.safetensors")
     flags = {"MODEL": "vit_ti16", "CHECKPOINT": str(file), "IMAGES": 3}
     flags |= {"DATA": f"imagenet_s:{shared / 'assets' / 'imagenet_s_standin'}"}
-    flags |= {"METHODS": ("class_projection", "random")}
-    names = "00_tutorial", "01_class_identifiability", "03_explainability"
+    names = "00_tutorial", "01_class_identifiability"
     ran = execute(tmp_path, flags, *names, XLA_FLAGS=FOUR_DEVICES)
     for name in names:
         assert figures(ran[name]) == figures(read(name)), name

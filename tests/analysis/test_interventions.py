@@ -19,7 +19,7 @@ def last_block(model, images, label, edits):
     return logits, rank(states, label[:, None])
 
 
-@pytest.mark.parametrize("name", tiny.slow_but(published.CONFIGS, "setA", "gap"))
+@pytest.mark.parametrize("name", tiny.slow_but(published.CONFIGS, "plain", "gap"))
 @pytest.mark.parametrize("kind", ("self_only", "no_cls"))
 def test_published_attention_perturbations(name, kind, oracle, published_model):
     source, model, count = oracle(name), published_model(name), published.count(name)
@@ -36,7 +36,7 @@ def test_published_attention_perturbations(name, kind, oracle, published_model):
     assert (difference == 0).mean() > 0.998
 
 
-@pytest.mark.parametrize("name", tiny.slow_but(published.CONFIGS, "setA", "gap"))
+@pytest.mark.parametrize("name", tiny.slow_but(published.CONFIGS, "plain", "gap"))
 def test_published_token_removal_by_mask_and_by_selection(
     name, oracle, published_model
 ):

@@ -200,7 +200,9 @@ class Demo(Command):
             show_progress=False,
         )
         page = write_report([results, tokens], self.out).resolve()
-        table = pd.read_csv(page.parent / "figures" / "summary.csv", index_col="quantity")
+        table = pd.read_csv(
+            page.parent / "figures" / "summary.csv", index_col="quantity"
+        )
         table = table.drop(columns=["run", "images"])
         table.columns = ["mean", "95 % low", "95 % high", "chance"]
         table = table.rename_axis(None).to_string(
