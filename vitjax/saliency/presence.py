@@ -179,7 +179,7 @@ def consensus(
     (rank_presence(t) + rank_chefer(t)) / 2, ranks as of `mean_rank`; not from a paper.
     The one map integrates the very loss of patches and so credits all that the class
     rests on, registers in the background too; the other follows attention to the
-    object. On removal tests the mean is better than either (the guide's page on methods).
+    object. On removal tests the mean is better than either (the guide has the table).
 
     1 where both rank a patch first, 0 where both rank it last; the mean of a map is
     1/2. Ranks are among the patches that exist. Only an order: it has no unit, and its
