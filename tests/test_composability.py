@@ -333,16 +333,10 @@ CHEAP = (
 )
 
 
-SAME_PASSES = ("integrated_presence", "consensus", "helpful_minus_attended")
-"""Maps that are made of what other rows are."""
-
-
-def cells(shift=0, without=()):
+def cells(shift=0):
     """Every row with one of its models in turn, with another by another shift."""
     parameters = []
     for number, (name, row) in enumerate(ROWS.items()):
-        if name.startswith("explain") and name.partition(": ")[2] in without:
-            continue
         cheap = name in CHEAP
         kind = row.models[0 if cheap else (number + shift) % len(row.models)]
         marks = () if cheap else pytest.mark.slow
@@ -380,7 +374,7 @@ def assert_close(actual, expected, row):
     jax.tree.map(close, actual, expected)
 
 
-@pytest.mark.parametrize(("name", "kind"), cells(without=SAME_PASSES[1:]))
+@pytest.mark.parametrize(("name", "kind"), cells())
 def test_vmap_in_the_users_jit_over_devices_is_a_loop(name, kind):
     """Two sets of arrays side by side, of each a part on every device: the numbers are
     those of plain calls, each device keeps its part, and nothing is retraced.
@@ -423,7 +417,7 @@ def test_vmap_in_the_users_jit_over_devices_is_a_loop(name, kind):
 STEP = 1e-6
 
 
-@pytest.mark.parametrize(("name", "kind"), cells(shift=1, without=SAME_PASSES))
+@pytest.mark.parametrize(("name", "kind"), cells(shift=1))
 def test_grad_is_the_slope(name, kind):
     """In float64, along one direction of all weights and of the first array."""
     row, model, arrays = prepared(name, kind)

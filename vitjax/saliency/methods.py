@@ -137,7 +137,7 @@ def explain(
     "integrated_gradients", "integrated_presence" (new here: the path integral of
     removing patches), "presence" (new here: its integrand at one place),
     "half_libragrad" (new here: "libragrad" of the later blocks, where all patches are
-    there in part, the cheapest), "consensus" and "quick_consensus" (new here: mean
+    there in part, and cheaper), "consensus" and "quick_consensus" (new here: mean
     ranks of these), "class_projection" (each patch's direct contribution to the logit,
     which finds objects best), "occlusion" (a patch is removed), "raw_attention",
     "rollout", "random" (the control), and "helpful_minus_attended" (where relevancy
