@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from numpy_vit import layer_norm
 
 import vitjax
 from vitjax import messages
@@ -84,25 +85,22 @@ def test_memories_times_coefficients_are_the_update(name):
             vitjax.memory_coefficients(trace),
         )
     )
+    block = jax.tree.map(lambda x: x[:, None, None], block)
     out = block["MultiHeadDotProductAttention_0"]["out"]
     layers = {"attention": out, "mlp": block["MlpBlock_0"]["Dense_1"]}
     for index, (system, layer) in enumerate(layers.items()):
-        update = coefficients[system] @ values[system][:, None]
-        bias = layer["bias"][:, None, None]
-        expected = getattr(trace, f"{system}_update")
+        actual = coefficients[system] @ values[system][:, None]
+        gamma = 1.0
+        if model.config.layer_scale:
+            gamma = block[f"LayerScale_{index}"]["gamma"]
         if model.config.norm == "residual_post":
-            norm = block[f"LayerNorm_{index}"]
-            x = update + bias
-            x = x - x.mean(-1, keepdims=True)
-            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + model.config.epsilon)
-            update = x * norm["scale"][:, None, None]
-            bias = norm["bias"][:, None, None]
-            if model.config.layer_scale:
-                gamma = block[f"LayerScale_{index}"]["gamma"][:, None, None]
-                update, bias = update * gamma, bias * gamma
-        elif model.config.layer_scale:
-            bias = bias * block[f"LayerScale_{index}"]["gamma"][:, None, None]
-        np.testing.assert_allclose(update + bias, expected, atol=1e-4)
+            norm, epsilon = block[f"LayerNorm_{index}"], model.config.epsilon
+            actual = layer_norm(actual + layer["bias"], norm, epsilon) * gamma
+        else:
+            actual = actual + layer["bias"] * gamma
+        np.testing.assert_allclose(
+            actual, getattr(trace, f"{system}_update"), atol=1e-4
+        )
     np.testing.assert_array_equal(
         vitjax.memory_values(MODEL)["attention"][1, 8 + 3],
         MODEL.block_params["MultiHeadDotProductAttention_0"]["out"]["kernel"][1, 1, 3],

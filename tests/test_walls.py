@@ -99,30 +99,19 @@ def test_subpackages_export_nothing():
         assert all(isinstance(node, ast.Expr) for node in body), path
 
 
-def test_no_behavior_depends_on_a_models_name():
+MODEL = r"[\"'](vit|deit)_\w+[\"']"
+ARRAY = "rank|logit|first|agreement|chance|simple|prediction|class_value|map|removal"
+FORBIDDEN = {
+    rf"{MODEL}\s*(in|==)|(==|in)\s*{MODEL}": {"checkpoints", "cli", "data"},
+    rf"f\"({ARRAY}|pixels|correct)_\{{": {"schema"},
+    "from __future__ import annotations": set(),  # types are checked at run time
+    r"jax\._src": set(),
+}
+"""Behavior by a model's name, names of arrays, ... -> rooms and files that may."""
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN)
+def test_what_no_file_holds(pattern):
     for path in FILES:
-        if room(path) not in {"checkpoints", "cli", "data"}:
-            name = r"[\"'](vit|deit)_\w+[\"']"
-            assert not re.search(
-                rf"{name}\s*(in|==)|(==|in)\s*{name}", path.read_text()
-            )
-
-
-def test_types_are_checked_at_run_time_not_quoted_away():
-    for path in FILES:
-        assert "from __future__ import annotations" not in path.read_text("utf8"), path
-
-
-def test_array_names_are_put_together_in_the_schema_only():
-    prefixes = (
-        "rank|logit|first|agreement|chance|simple|prediction|class_value|map|removal"
-    )
-    for path in FILES:
-        if path.name != "schema.py":
-            text = path.read_text("utf8")
-            assert not re.search(rf"f\"({prefixes}|pixels|correct)_\{{", text), path
-
-
-def test_no_private_module_of_jax():
-    for path in FILES:
-        assert "jax._src" not in path.read_text("utf8"), path
+        if not {room(path), path.stem} & FORBIDDEN[pattern]:
+            assert not re.search(pattern, path.read_text("utf8")), path
