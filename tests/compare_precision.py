@@ -17,7 +17,7 @@ Prints one line an array, over the images that both runs hold:
 Run both on one machine: other devices move last bits too.
 """
 
-import argparse
+import sys
 
 import numpy as np
 import xarray
@@ -27,25 +27,18 @@ from vitjax.recipes import schema
 from vitjax.runner.results import open_results
 
 SAME_IN_BOTH = {
-    family()
-    for family in (
-        schema.LABEL,
-        schema.VALID,
-        schema.DIGEST,
-        schema.PATCH_LABEL,
-        schema.PREVIEW,
-        schema.PREVIEW_INDEX,
-        schema.KEPT,
-    )
+    schema.LABEL(),
+    schema.VALID(),
+    schema.DIGEST(),
+    schema.PATCH_LABEL(),
+    schema.PREVIEW(),
+    schema.PREVIEW_INDEX(),
+    schema.KEPT(),
 }
 
 
 def compare(first: xarray.Dataset, second: xarray.Dataset) -> dict[str, dict]:
-    """Array name -> measure -> value.
-
-    Raises:
-        ValueError: the runs are of different recipes, models or images.
-    """
+    """Array name -> measure -> value, of one recipe, model, data set and seed."""
     for key in ("recipe", "model", "data", "seed"):
         if first.attrs.get(key) != second.attrs.get(key):
             raise ValueError(
@@ -63,45 +56,30 @@ def compare(first: xarray.Dataset, second: xarray.Dataset) -> dict[str, dict]:
         if "image" in array.axes:
             known = labeled if array.needs_label else valid
             a, b = a[known], b[known]
-        measures[name] = compare_arrays(name, a, b, classes=classes)
+        measures[name] = compare_arrays(name, a, b, classes)
     return measures
 
 
-def compare_arrays(
-    name: str, a: np.ndarray, b: np.ndarray, *, classes: int
-) -> dict[str, float]:
+def compare_arrays(name, a, b, classes) -> dict[str, float]:
     """Measures of one array; images first, NaN left out."""
     if name in schema.MAP.names:
         pairs = zip(a.reshape(len(a), -1), b.reshape(len(b), -1))
-        return {"spearman": float(np.nanmean([spearmanr(*pair)[0] for pair in pairs]))}
-    if a.dtype.kind in "iub":
-        measures = {"equal": float((a == b).mean())}
-        if name.startswith("rank_"):
-            measures["identifiability"] = float(
-                np.abs(a / classes - b / classes).mean()
-            )
-        if a.dtype.kind == "b":
-            axes = tuple(axis for axis in range(a.ndim) if axis != 1)
-            rates = a.mean(axes), b.mean(axes)
-            measures["rate"] = float(np.abs(rates[0] - rates[1]).mean())
-        return measures
-    both = np.isfinite(a) & np.isfinite(b)
-    difference = float(np.abs(a[both] - b[both]).mean())
-    spread = float(a[both].std())
-    return {"difference": difference, "deviations": difference / max(spread, 1e-30)}
-
-
-def main() -> None:
-    """Print the comparison of two run folders."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("first", help="folder of the exact run")
-    parser.add_argument("second", help="folder of the other run")
-    arguments = parser.parse_args()
-    runs = open_results(arguments.first), open_results(arguments.second)
-    for name, measures in compare(*runs).items():
-        values = "  ".join(f"{key} {value:.4g}" for key, value in measures.items())
-        print(f"{name:36} {values}")
+        return {"spearman": np.nanmean([spearmanr(*pair)[0] for pair in pairs])}
+    if a.dtype.kind not in "iub":
+        both = np.isfinite(a) & np.isfinite(b)
+        difference = np.abs(a[both] - b[both]).mean()
+        spread = max(a[both].std(), 1e-30)
+        return {"difference": difference, "deviations": difference / spread}
+    measures = {"equal": (a == b).mean()}
+    if name.startswith("rank_"):
+        measures["identifiability"] = np.abs(a / classes - b / classes).mean()
+    if a.dtype.kind == "b":
+        axes = tuple(axis for axis in range(a.ndim) if axis != 1)
+        measures["rate"] = np.abs(a.mean(axes) - b.mean(axes)).mean()
+    return measures
 
 
 if __name__ == "__main__":
-    main()
+    for name, measures in compare(*map(open_results, sys.argv[1:])).items():
+        values = "  ".join(f"{key} {value:.4g}" for key, value in measures.items())
+        print(f"{name:36} {values}")
