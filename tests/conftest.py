@@ -37,12 +37,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-LONG = "test_notebooks", "test_readme", "test_stopping", "test_encoders"
-
-
 def pytest_collection_modifyitems(items):
     """The longest first, so that one of two processes does not end with it alone."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
 
 
 def pytest_collection_finish(session):
