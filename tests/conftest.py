@@ -7,6 +7,8 @@ import os
 import pathlib
 import tempfile
 
+# Imports and tracing make many objects, few of them garbage.
+gc.set_threshold(50_000, 20, 20)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two test processes on two cores: threads of BLAS would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -43,9 +45,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Tracing makes many objects, few of them garbage; what is imported stays."""
+    """What is imported stays."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
