@@ -1,17 +1,10 @@
-"""Fake runs and what their curves are, with loops."""
+"""Fake runs and what a report says of them."""
 
-import numpy as np
 import pytest
 from fake_runs import fake_run
 
 from vitjax.report.page import sections
 from vitjax.report.per_image import Run, as_runs
-
-
-@pytest.fixture(scope="session")
-def make_run():
-    """make_run(...) -> a `Run` of `fake_run`."""
-    return lambda *args, name="a", **options: Run(fake_run(*args, **options), name)
 
 
 @pytest.fixture(scope="session")
@@ -37,33 +30,3 @@ def paper_results():
 def paper_run(paper_results):
     """The same as a report reads it."""
     return Run(paper_results, "a")
-
-
-@pytest.fixture(scope="session")
-def by_hand():
-    """by_hand(run, stream, kind, measure) -> [image, layer], with loops."""
-    return curves_by_hand
-
-
-def curves_by_hand(run, stream, kind, measure):
-    ranks = run.results[f"rank_{stream}"].values
-    cls = int(run.config.class_token)
-    prefix, count = cls + run.config.registers, len(run.classes)
-    expected = np.full((len(run.image), ranks.shape[1]), np.nan)
-    for row, image in enumerate(run.image):
-        tokens = {
-            "cls": range(cls),
-            "register": range(cls, prefix),
-            "image": range(prefix, ranks.shape[2]),
-        }.get(kind)
-        if tokens is None:
-            patch_label = run.results["patch_label"].values[image]
-            number = 1 if kind == "object" else 0
-            tokens = prefix + np.flatnonzero(patch_label == number)
-        for layer in range(ranks.shape[1]):
-            own = [r for r in ranks[image, layer, list(tokens)] if r >= 0]
-            if own and measure == "rate":
-                expected[row, layer] = sum(r == 0 for r in own) / len(own)
-            elif own:
-                expected[row, layer] = sum(1 - r / count for r in own) / len(own)
-    return expected

@@ -10,7 +10,7 @@ from vitjax.report.per_image import Run
 IMAGES = 9
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cells(report):
     """cells(results) -> rows of the table by method and column."""
 
@@ -21,7 +21,17 @@ def cells(report):
     return make
 
 
-def curve(*correct, kept=None):
+@pytest.fixture(scope="module")
+def run():
+    return Run(fake_run("faithfulness"))
+
+
+@pytest.fixture(scope="module")
+def rows(cells, run):
+    return cells(run.results)
+
+
+def curve(*correct):
     """Right or wrong at equal steps from nothing removed to everything."""
     values = np.array(correct, float)
     return Curve(np.arange(values.shape[1])[::-1], values)
@@ -34,53 +44,31 @@ def without(*beginnings, **options):
     return results.drop_vars(names)
 
 
-def test_both_ends_are_there():
-    results = fake_run("faithfulness")
-    run = Run(results)
-    removed = read_curve(run, "removal_negative", "chefer")
-    np.testing.assert_allclose(removed.removed, [0, 0.25, 0.5, 0.75, 1])
-    assert removed.kept.tolist() == [16, *KEPT[::-1], 0]
-    np.testing.assert_array_equal(removed.correct[:, 0], run.correct)
-    empty = results["prediction_empty"].values == run.label
-    np.testing.assert_array_equal(removed.correct[:, -1], empty)
-    steps = results["removal_negative_chefer"].values
-    np.testing.assert_array_equal(removed.correct[:, 1:-1], steps[:, ::-1])
-    black = read_curve(run, "pixels_positive", "random")
-    np.testing.assert_allclose(black.removed, np.arange(10) / 10)
-    np.testing.assert_array_equal(black.correct[:, 0], run.correct)
-    steps = results["pixels_positive_random"].values
-    np.testing.assert_array_equal(black.correct[:, 1:], steps)
-    share = read_curve(run, "probability_negative", "chefer")
-    names = "whole", "empty"
-    ends = np.stack([results[f"probability_{name}"].values for name in names], 1)
-    np.testing.assert_array_equal(share.correct[:, [0, -1]], ends)
-    steps = results["probability_negative_chefer"].values
-    np.testing.assert_array_equal(share.correct[:, 1:-1], steps[:, ::-1])
+def test_both_ends_are_there(run):
+    arrays = {name: array.values for name, array in run.results.items()}
+    empty = arrays["prediction_empty"] == run.label
+    ends = arrays["probability_whole"], arrays["probability_empty"]
+    removed, tenths, backward = np.linspace(0, 1, 5), np.arange(10) / 10, np.s_[::-1]
+    for column, whole, order, rest, shares in (
+        ("removal_negative", run.correct, backward, [empty], removed),
+        ("probability_negative", ends[0], backward, [ends[1]], removed),
+        ("pixels_positive", run.correct, np.s_[:], [], tenths),
+    ):
+        one, steps = read_curve(run, column, "chefer"), arrays[f"{column}_chefer"]
+        expected = np.column_stack([whole, steps[:, order], *rest])
+        np.testing.assert_array_equal(one.correct, expected)
+        np.testing.assert_allclose(one.removed, shares)
 
 
-def test_areas_are_those_of_trapezoids(cells):
-    results = fake_run("faithfulness")
-    rows, run = cells(results), Run(results)
+def test_areas_are_those_of_trapezoids(run, rows):
     for column in ("removal_negative", "pixels_positive", "probability_positive"):
-        one = read_curve(run, column, "chefer")
+        one, row = read_curve(run, column, "chefer"), rows["chefer", column]
         area = np.trapezoid(1.0 * one.correct, one.removed) / one.removed[-1]
         np.testing.assert_allclose(one.areas(), area, rtol=1e-6)
-        row = rows["chefer", column]
         assert row["value"] == pytest.approx(area.mean())
         assert row["low"] <= row["value"] <= row["high"]
         assert row["images"] == IMAGES
     assert curve([1, 0, 0], [1, 1, 0]).areas() == pytest.approx([0.25, 0.75])
-
-
-def test_only_usable_images_count(cells):
-    label = np.arange(IMAGES, dtype=np.int32) % 5
-    label[6] = -1
-    change = {"valid": np.arange(IMAGES) != 3, "label": label}
-    results = fake_run("faithfulness", change=change)
-    row = cells(results)["random", "mean_iou"]
-    expected = np.delete(results["mean_iou_random"].values, [3, 6]).mean()
-    assert row["images"] == IMAGES - 2
-    assert row["value"] == pytest.approx(expected)
 
 
 def test_published_area_on_a_full_curve():
@@ -108,10 +96,9 @@ def test_removable_share(correct, expected):
     assert value == expected and low <= value <= high
 
 
-def test_removable_has_no_test(cells):
-    results = fake_run("faithfulness")
-    row = cells(results)["random", "removable"]
-    expected = read_curve(Run(results), "removal_negative", "random").removable()
+def test_removable_has_no_test(run, rows):
+    row = rows["random", "removable"]
+    expected = read_curve(run, "removal_negative", "random").removable()
     assert (row["value"], row["low"], row["high"]) == expected
     assert np.isnan([row["p"], row["p_chefer"], row["published"]]).all()
 
@@ -178,20 +165,19 @@ def probes_run(*, measured=True, **options):
 
 def test_accuracy_is_the_share_of_tokens_of_rank_0(report):
     results = probes_run(change={"valid": np.arange(9) != 4})
-    figures, _, _ = report(results)
+    used, figures = results.isel(image=np.delete(np.arange(9), 4)), report(results)[0]
     for kind, tokens in (("image", slice(1, None)), ("cls", slice(0, 1))):
-        rows = figures[f"probes_{kind}"].data.set_index(["panel", "series"])
-        rows = rows.sort_index()
+        rows = figures[f"probes_{kind}"].data
         assert len(rows) == 3 * 2 * 3
+        assert (rows["images"] == 8).all() and (rows["chance"] == 0.2).all()
+        lines = rows.set_index(["panel", "series"]).sort_index()["mean"]
         for panel, reader, name in (
             ("block output", "linear probe", "rank_probe_residual"),
             ("MLP update", "linear probe", "rank_probe_mlp_update"),
             ("MLP update", "class projection", "rank_mlp_update"),
         ):
-            ranks = np.delete(results[name].values, 4, 0)[..., tokens]
-            own = rows.loc[(panel, reader)]
-            np.testing.assert_allclose(own["mean"], (ranks == 0).mean((0, 2)))
-            assert (own["images"] == 8).all() and (own["chance"] == 0.2).all()
+            hits = used[name].values[..., tokens] == 0
+            np.testing.assert_allclose(lines.loc[(panel, reader)], hits.mean((0, 2)))
 
 
 def test_removal_starts_with_all_tokens_and_ends_with_few(report):

@@ -1,12 +1,14 @@
 """Runs as a report reads them, and what it says of identifiability."""
 
+import itertools
+
 import numpy as np
+import pandas as pd
 import pytest
 from fake_runs import fake_run
 
-import vitjax
 from vitjax.report import per_image
-from vitjax.report.identifiability import ANY, RATE, TOP1
+from vitjax.report.identifiability import ANY, DIFFERENCE, RATE, TOP1
 from vitjax.report.page import provenance
 from vitjax.report.per_image import (
     MEASURES,
@@ -21,26 +23,37 @@ from vitjax.report.per_image import (
 @pytest.mark.parametrize(
     "fields", [{}, {"registers": 2}, {"class_token": False, "norm": "residual_post"}]
 )
-def test_curves_are_the_means_over_tokens(make_run, by_hand, fields):
-    plain = fake_run(masks=True, **fields)["rank_mlp_update"].values
-    absent = np.random.default_rng(7).random(plain.shape) < 0.2
-    change = {"rank_mlp_update": np.where(absent, -1, plain).astype(np.int32)}
-    run = make_run(masks=True, change=change, **fields)
-    assert ("cls" in run.tokens) == fields.get("class_token", True)
-    assert ("register" in run.tokens) == bool(fields.get("registers"))
-    for stream in run.streams:
-        for kind in run.tokens:
-            for measure in MEASURES:
-                curve = run.curve(kind, measure, stream)
-                expected = by_hand(run, stream, kind, measure)
-                np.testing.assert_allclose(curve, expected, atol=1e-6)
+def test_curves_are_the_means_over_tokens(fields):
+    ranks = fake_run(masks=True, **fields)["rank_mlp_update"].values
+    ranks[np.random.default_rng(7).random(ranks.shape) < 0.2] = -1
+    run = Run(fake_run(masks=True, change={"rank_mlp_update": ranks}, **fields))
+    cls, token = fields.get("class_token", True), np.arange(ranks.shape[2])
+    prefix = cls + fields.get("registers", 0)
+    patch_label = np.full((len(ranks), 1, len(token)), -1)
+    patch_label[:, 0, prefix:] = run.results["patch_label"]
+    member = {
+        "cls": token < cls,
+        "register": (token >= cls) & (token < prefix),
+        "image": token >= prefix,
+        "object": patch_label == 1,
+        "context": patch_label == 0,
+    }
+    assert list(run.tokens) == [kind for kind, own in member.items() if own.any()]
+    for stream, kind in itertools.product(run.streams, run.tokens):
+        ranks = run.results[f"rank_{stream}"].values
+        own = np.ma.array(ranks, mask=~(member[kind] & (ranks >= 0)))
+        for measure, values in (("identifiability", 1 - own / 5), ("rate", own == 0)):
+            curve = run.curve(kind, measure, stream)
+            means = values.mean(-1).astype(float).filled(np.nan)
+            np.testing.assert_allclose(curve, means, atol=1e-6)
 
 
-def test_images_that_do_not_count(make_run):
+def test_images_that_do_not_count():
     plain = fake_run(images=11)
     done, valid, label = (plain[n].values.copy() for n in ("done", "valid", "label"))
     done[8:], valid[8:], label[5], valid[2] = False, False, -1, False
-    run = make_run(images=11, change={"done": done, "valid": valid, "label": label})
+    change = {"done": done, "valid": valid, "label": label}
+    run = Run(fake_run(images=11, change=change))
     assert run.image.tolist() == [0, 1, 3, 4, 6, 7]
     assert (run.total, run.done, run.skipped, run.unlabeled) == (11, 8, 1, 1)
     expected = plain["prediction"].values == plain["label"].values
@@ -59,15 +72,13 @@ class Guarded:
         return self.array[rows]
 
 
-def test_windows_bound_what_is_read_and_pending_images_are_never_read(
-    make_run, monkeypatch
-):
+def test_windows_bound_what_is_read_and_pending_images_are_never_read(monkeypatch):
     done = ~np.isin(np.arange(23), (4, 5, 22))
-    whole = make_run(images=23, masks=True, change={"done": done})
-    pieces = make_run(images=23, masks=True, change={"done": done})
+    results = fake_run(images=23, masks=True, change={"done": done})
+    whole, pieces = Run(results), Run(results)
     pieces.results = {
-        name: Guarded(pieces.results[name], done) if "image" in array.dims else array
-        for name, array in pieces.results.items()
+        name: Guarded(array, done) if "image" in array.dims else array
+        for name, array in results.items()
     }
     row = 4 * whole.config.depth * whole.config.tokens
     monkeypatch.setattr(per_image, "WINDOW_BYTES", 8 * row)
@@ -76,9 +87,9 @@ def test_windows_bound_what_is_read_and_pending_images_are_never_read(
     assert pieces.results["rank_residual"].sizes == [8, 8, 4]
 
 
-def test_chance_is_the_mean_of_random_ranks(make_run):
+def test_chance_is_the_mean_of_random_ranks():
     ranks = np.random.default_rng(0).integers(0, 5, (1500, 3, 17)).astype(np.int32)
-    run = make_run(images=1500, previews=0, change={"rank_residual": ranks})
+    run = Run(fake_run(images=1500, previews=0, change={"rank_residual": ranks}))
     for measure, chance in (("identifiability", 0.6), ("rate", 0.2)):
         assert run.chance(measure) == pytest.approx(chance)
         assert run.curve("cls", measure).mean() == pytest.approx(chance, abs=0.02)
@@ -89,30 +100,30 @@ def test_refuses_other_rows_and_no_run():
         Run(fake_run().drop_vars("prediction"))
     with pytest.raises(ValueError, match="one run"):
         as_runs([])
+    with pytest.raises(ValueError, match="not one for each of 1"):
+        as_runs([fake_run()], ["x", "y"])
 
 
 def test_names_say_what_differs():
-    def manifest(name="vit", spec="folder:a/photos", **other):
-        model = {"name": name, "checkpoint": other.pop("checkpoint", "w.npz")}
-        return {"model": model, "data": {"spec": spec}, "dtype": "float32", **other}
+    def manifest(name="vit", spec="folder:a/photos", dtype="float32"):
+        model = {"name": name, "checkpoint": "w.npz"}
+        return {"model": model, "data": {"spec": spec}, "dtype": dtype}
 
-    assert run_names([manifest()]) == ["vit"]
-    assert run_names([manifest(), manifest("other")]) == ["vit", "other"]
-    other_data = [manifest(), manifest(spec="folder:b/other")]
-    assert run_names(other_data) == ["photos", "other"]
-    other_type = [manifest(), manifest(dtype="bfloat16")]
-    assert run_names(other_type) == ["float32", "bfloat16"]
-    both = [manifest("a"), manifest("b", "folder:b/other")]
-    assert run_names(both) == ["a · photos", "b · other"]
-    assert run_names([manifest(), manifest()]) == ["vit (1)", "vit (2)"]
-    with pytest.raises(ValueError):
-        as_runs([fake_run()], ["x", "y"])
+    for other, names in (
+        (manifest("other"), ["vit", "other"]),
+        (manifest(spec="folder:b/other"), ["photos", "other"]),
+        (manifest(dtype="bfloat16"), ["float32", "bfloat16"]),
+        (manifest("b", "folder:b/other"), ["vit · photos", "b · other"]),
+        (manifest(), ["vit (1)", "vit (2)"]),
+    ):
+        assert run_names([manifest(), other]) == names
     assert [run.name for run in as_runs([fake_run(), fake_run()], "xy")] == ["x", "y"]
     assert as_runs(fake_run())[0].name == "vit_test"
 
 
-def test_provenance_leaves_out_what_the_manifest_does_not_say(make_run):
-    pairs = provenance(make_run(manifest={"finished": None, "resumed": ["x", "y"]}))
+def test_provenance_leaves_out_what_the_manifest_does_not_say():
+    run = Run(fake_run(manifest={"finished": None, "resumed": ["x", "y"]}))
+    pairs = provenance(run)
     assert pairs["recipe"] == "identifiability" and pairs["model classes"]
     assert pairs["images"] == "9 of 9 done, 9 used"
     assert (pairs["images_per_second"], pairs["resumed"]) == ("31.5", "x, y")
@@ -120,20 +131,20 @@ def test_provenance_leaves_out_what_the_manifest_does_not_say(make_run):
     assert not {"finished", "masks", "skipped", "arrays"} & set(pairs)
 
 
-def test_rows_are_means_with_intervals_and_quartiles(report, make_run, by_hand):
-    figures, _, _ = report(fake_run(images=30))
-    run = make_run(images=30)
+def test_rows_are_means_with_intervals_and_quartiles(report):
+    results = fake_run(images=30)
+    figures, run = report(results)[0], Run(results)
     keys = ("identifiability", "updates", "rate")
-    rows = [row for key in keys for row in figures[key].data.to_dict("records")]
+    rows = pd.concat(figures[key].data for key in keys)
     assert len(rows) == (1 + 2 + 1) * 2 * 3  # streams, kinds, blocks
-    for row in rows:
-        values = by_hand(run, row["stream"], row["tokens"], row["measure"])
-        values = values[:, row["layer"]]
-        assert row["mean"] == pytest.approx(values.mean(), abs=1e-6)
-        quartiles = np.quantile(values, [0.25, 0.75])
-        assert [row["q25"], row["q75"]] == pytest.approx(quartiles, abs=1e-6)
-        assert row["low"] <= row["mean"] <= row["high"] and row["images"] == 30
-        assert row["chance"] == (0.2 if row["measure"] == "rate" else 0.6)
+    for (kind, measure, stream), own in rows.groupby(["tokens", "measure", "stream"]):
+        values = run.curve(kind, measure, stream)
+        np.testing.assert_allclose(own["mean"], values.mean(0), atol=1e-6)
+        quartiles = np.quantile(values, [0.25, 0.75], axis=0).T
+        np.testing.assert_allclose(own[["q25", "q75"]], quartiles, atol=1e-6)
+        assert (own["chance"] == run.chance(measure)).all()
+    assert rows["mean"].between(rows["low"], rows["high"]).all()
+    assert (rows["images"] == 30).all()
 
 
 def test_kinds_of_tokens_share_axes_in_one_run_and_runs_in_several(report):
@@ -163,17 +174,10 @@ def test_kinds_that_no_image_has_are_left_out(report):
     assert not any("object" in line for line in lines)
 
 
-def summary(results):
-    return vitjax.tables(results)["summary"]
-
-
-def test_summary(make_run, by_hand):
-    run = make_run(images=40, masks=True)
-    rows = summary(run.results).set_index("quantity")
-    score, rate = (
-        {k: by_hand(run, "residual", k, m)[:, -1] for k in run.tokens} for m in MEASURES
-    )
-    difference = score["object"] - score["context"]
+def test_summary(report):
+    results = fake_run(images=40, masks=True)
+    run, rows = Run(results), report(results)[1]["summary"].data.set_index("quantity")
+    score, rate = ({k: run.curve(k, m)[:, -1] for k in run.tokens} for m in MEASURES)
     expected = {
         TOP1: run.correct.astype(float),
         RATE: rate["image"],
@@ -184,7 +188,7 @@ def test_summary(make_run, by_hand):
         "identifiability of image tokens, last block": score["image"],
         "identifiability of object tokens, last block": score["object"],
         "identifiability of context tokens, last block": score["context"],
-        "identifiability of object minus context tokens, last block": difference,
+        DIFFERENCE: score["object"] - score["context"],
     }
     assert list(rows.index) == list(expected)
     for name, values in expected.items():
@@ -196,7 +200,8 @@ def test_summary(make_run, by_hand):
 
 
 def test_summary_of_one_class_and_of_no_label(report):
-    assert (summary(fake_run(classes=1, images=3))["value"] == 1).all()
+    single = report(fake_run(classes=1, images=3))[1]["summary"].data
+    assert (single["value"] == 1).all()
     unlabeled = fake_run(change={"label": np.full(9, -1, np.int32)})
     figures, tables, _ = report(unlabeled)
     assert set(figures) == {"photos", "settling"} and set(tables) == {"predictions"}

@@ -1,4 +1,4 @@
-"""Sections of ablation and activation patching, from rows made up."""
+"""Sections of ablation, activation patching and edited memories, from made-up rows."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Canvas
 
 from vitjax.recipes import schema
 from vitjax.report import page
+from vitjax.report.per_image import as_runs
 from vitjax.statistics import bootstrap_mean
 
 EFFECTS = np.random.default_rng(1).normal(size=(9, 3, 2)).astype(np.float32)
@@ -63,9 +64,8 @@ def test_parts_are_compared_with_the_whole_model(ablated):
 def test_random_heads_are_the_control(ablated):
     run, figures, tables = ablated
     top, random = run["correct_top_zero"].values, run["correct_random_zero"].values
-    row = (
-        tables["ablation_sets"].data.query("ablation == 'zero' and heads == 2").iloc[0]
-    )
+    rows = tables["ablation_sets"].data.set_index(["ablation", "heads"])
+    row = rows.loc["zero", 2]
     assert row["top"] == pytest.approx(top[:, 1].mean())
     assert row["random"] == pytest.approx(random[:, :, 1].mean())
     assert row["difference"] == pytest.approx(row["random"] - row["top"])
@@ -108,17 +108,32 @@ def test_every_image_has_its_own_pictures(report, ablated):
     assert [len(row) for row in report(unknown)[0]["patching_images"].rows] == [2]
 
 
-@pytest.mark.slow
-def test_a_page_of_such_runs_alone_and_beside_others(tmp_path):
-    runs = [fake_run("ablation"), fake_run("patching")]
-    alone = page.write_report(runs, tmp_path / "alone").read_text("utf-8")
-    assert (
-        "<h1>Ablation and Activation patching" in alone
-        and "class identifiability = " not in alone
-    )
-    beside = page.write_report([fake_run(), *runs], tmp_path / "beside", names="abc")
-    text = beside.read_text("utf-8")
-    assert "<h1>Class identifiability" in text and "class identifiability = " in text
-    for name in ("ablation_heads.png", "ablation.csv", "patching_residual.csv"):
-        assert (tmp_path / "alone" / "figures" / name).stat().st_size > 0
-        assert (tmp_path / "beside" / "figures" / name).stat().st_size > 0
+def test_images_count_alike_and_random_memories_are_the_control(report):
+    run = fake_run("editing", images=40)
+    figures, tables, sentences = report(run)
+    role, correct = run["edited_role"].values, run["edited_correct_random_zero"].values
+    mine = [i for i in range(40) if (role[i] == 1).any()]
+    values = [correct[i, role[i] == 1, 1].mean() for i in mine]
+    rows = tables["editing"].data.set_index(["edit", "images_of", "memories"])
+    row = rows.loc["zero", "its confusions", 5]
+    assert row["images"] == len(mine) > 20
+    assert row["random_accuracy"] == pytest.approx(np.mean(values))
+    difference = row["accuracy"] - row["random_accuracy"]
+    assert row["accuracy_difference"] == pytest.approx(difference)
+    before = (run["prediction"].values == run["label"].values)[mine].mean()
+    assert row["before"] == pytest.approx(before)
+    lines = figures["editing"].data
+    assert len(figures["editing"].panels()) == 4 * 3
+    assert lines["memories"].unique().tolist() == [0, 1, 5]
+    own = lines.query("panel == 'its confusions, set to zero' and style == 1")
+    assert own["mean"].tolist()[::2] == pytest.approx([before, np.mean(values)])
+    assert len(sentences) == 4 and f"n = {len(mine)}" in sentences[0]
+
+
+def test_a_page_asks_what_its_runs_are_about():
+    runs = as_runs([fake_run("ablation"), fake_run("patching"), fake_run()], "abc")
+    alone, beside = (page.render_page(each, (), {}) for each in (runs[:2], runs[::-1]))
+    assert "<h1>Ablation and Activation patching" in alone
+    assert "class identifiability = " not in alone
+    assert "<h1>Class identifiability" in beside
+    assert "class identifiability = " in beside

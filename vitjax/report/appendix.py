@@ -7,7 +7,7 @@ of each quantity.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,23 +50,25 @@ def distributions(runs: Sequence[Run]) -> Section:
 
 def kind_boxes(run: Run, kinds: Sequence[str], alternative: Alternative) -> Rows:
     """Boxes of kinds of tokens; the first of two that exist is tested."""
-    kinds = [kind for kind in kinds if kind in run.tokens]
-    values = [run.curve(kind).astype(np.float64) for kind in kinds]
-    p: list[Any] = [np.nan] * len(kinds)
-    if len(kinds) == 2:
-        p[0] = holm(sign_flip_test(values[0] - values[1], alternative=alternative))
-    chance = run.chance("identifiability")
-    for kind, value, p_holm in zip(kinds, values, p):
+    values = {
+        kind: run.curve(kind).astype(float) for kind in kinds if kind in run.tokens
+    }
+    p_holm, chance = np.nan, run.chance("identifiability")
+    if len(values) == 2:
+        first, second = values.values()
+        p_holm = holm(sign_flip_test(first - second, alternative=alternative))
+    for kind, own in values.items():
         series = KINDS[kind], KIND_STYLES[kind]
-        rows = run.line("block output", *series, value, chance=chance)
-        yield box_rows(rows, value, p_holm)
+        rows = run.line("block output", *series, own, chance=chance)
+        yield box_rows(rows, own, p_holm)
+        p_holm = np.nan
 
 
 def class_value_boxes(run: Run) -> Rows:
     """The published `match_score`: class-value agreement over classes."""
     for system, panel in SYSTEMS.items() if run.has_paper else ():
-        values = run.metric("class_value", system=system, weights="trained").T
-        control = run.metric("class_value", system=system, weights="control").T
+        values = run.class_value(system).T
+        control = run.class_value(system, "control").T
         rows = run.line(panel, "the weights", 0, values, chance=control.mean(0))
         yield box_rows(rows, values, holm(wilcoxon_test(values, control)))
 
@@ -98,7 +100,7 @@ def agreement_classes(run: Run) -> Rows:
             "images": np.repeat(images, depth),
         }
         for column, name in (("mean", "agreement"), ("chance", "agreement_chance")):
-            values = run.metric(name, system=system, convention="paper")
+            values = run.paper[name, "paper", system]
             by_class = [
                 values[run.label == label].mean(0, dtype=np.float64) for label in labels
             ]
@@ -203,17 +205,16 @@ WORDS = {
 def tests(runs: Sequence[Run], units: str, subset: int) -> Section:
     """Every p-value as CSV, and in words where a quantity is larger than chance."""
     units = "vilas2023" if units == "published" else units
-    rows = []
-    for run in runs:
-        rows += object_tests(run)
-        rows += paper_tests(run) if run.has_paper else []
-        if units != "images":
-            rows += token_tests(run, units=units, subset=subset)
-        if units == "vilas2023" and run.has_paper:
-            rows += accuracy_tests(run)
-    rows += control_tests(runs)
-    if not rows:
+    tested = [(run, each) for run in runs for each in tests_of(run, units, subset)]
+    tested += [(run, each) for run in runs for each in control_tests(run, runs)]
+    if not tested:
         return Section(key="tests", title="Tests")
+    rows = []
+    for run, (quantity, difference, p) in tested:
+        columns = {"run": run.name, "quantity": quantity, "layer": np.arange(len(p))}
+        columns |= {"difference": difference, "p": p}
+        columns |= {"p_holm": holm(p), "p_bh": benjamini_hochberg(p)}
+        rows.append(pd.DataFrame(columns))
     data: Frame = pd.concat(rows, ignore_index=True)
     blocks = data["layer"].astype(str).where(data["p_holm"] <= 0.05)
     words = blocks.groupby([data["run"], data["quantity"]], sort=False).agg(
@@ -235,82 +236,81 @@ def tests(runs: Sequence[Run], units: str, subset: int) -> Section:
 
 Layers = Float[np.ndarray, " layer"]
 Differences = Float[np.ndarray, "image layer"]
+Tests = Iterator[tuple[str, Layers, Layers]]
+"""Quantities, their mean differences to chance, and p-values."""
 
 
-def tested(run: Run, quantity: str, difference: Layers, p: Layers) -> Frame:
-    """The tests of one quantity, with corrected p-values."""
-    rows = pd.DataFrame({"layer": np.arange(len(p)), "difference": difference, "p": p})
-    rows.insert(0, "run", run.name)
-    rows.insert(1, "quantity", quantity)
-    return rows.assign(p_holm=holm(p), p_bh=benjamini_hochberg(p))
-
-
-def sign_flips(
-    run: Run, quantity: str, values: Differences, resamples: int = 9999
-) -> Frame:
-    """Per-image differences whose mean is 0 by chance."""
+def sign_flips(values: Differences, resamples: int = 9999) -> tuple[Layers, Layers]:
+    """The mean of per-image differences, and p that it is larger than 0."""
     values = values.astype(np.float64)
-    p = sign_flip_test(values, resamples=resamples)
-    return tested(run, quantity, mean(values), p)
+    return mean(values), sign_flip_test(values, resamples=resamples)
 
 
-def object_tests(run: Run) -> Rows:
-    """Object against context tokens of the same image, in every stream."""
-    if "object" in run.tokens and len(run.image):
-        for stream in run.streams:
-            inside = run.curve("object", stream=stream)
-            name = f"identifiability of object minus context tokens, {stream}"
-            yield sign_flips(run, name, inside - run.curve("context", stream=stream))
+def tests_of(run: Run, units: str, subset: int) -> Tests:
+    """All tests that need a single run."""
+    masked = "object" in run.tokens and len(run.image) > 0
+    for stream in run.streams if masked else ():
+        inside, outside = (run.curve(k, stream=stream) for k in ("object", "context"))
+        name = f"identifiability of object minus context tokens, {stream}"
+        yield name, *sign_flips(inside - outside)
+    if run.has_paper:
+        yield from paper_tests(run)
+    if masked and units != "images":
+        yield from token_tests(run, units, subset)
+    if run.has_paper and units == "vilas2023":
+        # Token 0 as in the published code; without a [CLS] token, the first patch.
+        where = "[CLS]" if run.config.class_token else "the first token"
+        hits = {s: run.read(schema.AGREEMENT_VILAS2023(s))[..., 0] for s in SYSTEMS}
+        where = f"(vilas2023) at {where}"
+        yield from right_minus_wrong(run, hits, where, vilas2023_accuracy_test)
 
 
-def above_chance(run: Run) -> Iterator[tuple[str, Differences]]:
-    """Quantities of section 6, and their values minus chance."""
-    for compared, kind in itertools.product(COMPARED, ("cls", "image")):
-        if kind in run.tokens:
-            rate = run.metric("change", compared=compared, tokens=kind)
-            name = f"change rate of {compared}, {kind} tokens, above 0.5"
-            yield name, rate - 0.5
-    for update in UPDATES if "object" in run.tokens else ():
-        inside = run.metric("gain", update=update, tokens="object")
-        outside = run.metric("gain", update=update, tokens="context")
-        yield f"logit change by {update}, object minus context", inside - outside
-    for convention, system in itertools.product(CONVENTIONS, SYSTEMS):
-        where = {"convention": convention, "system": system}
-        chance = run.metric("agreement_chance", **where)
-        name = f"{system} agreement ({convention}) above permuted classes"
-        yield name, run.metric("agreement", **where) - chance
+def right_minus_wrong(
+    run: Run, hits: Mapping[str, np.ndarray], where: str, test: Callable[..., Layers]
+) -> Tests:
+    """Agreement of correctly against that of wrongly classified images."""
+    right = run.correct
+    for system, values in hits.items() if 0 < right.sum() < len(right) else ():
+        values = values.astype(np.float64)
+        name = f"{system} agreement {where}, right minus wrong images"
+        difference = values[right].mean(0) - values[~right].mean(0)
+        yield name, difference, test(values, right)
 
 
-def paper_tests(run: Run) -> Rows:
+def paper_tests(run: Run) -> Tests:
     """Tests of what only the recipe `paper` has."""
-    for name, values in above_chance(run):
-        yield sign_flips(run, name, values, resamples=1999)
+    differences = {
+        f"change rate of {compared}, {kind} tokens, above 0.5": (
+            run.paper["change", kind, compared] - 0.5
+        )
+        for compared, kind in itertools.product(COMPARED, ("cls", "image"))
+        if kind in run.tokens
+    }
+    for update in UPDATES if "object" in run.tokens else ():
+        inside, outside = (run.paper["gain", k, update] for k in ("object", "context"))
+        name = f"logit change by {update}, object minus context"
+        differences[name] = inside - outside
+    for key in itertools.product(CONVENTIONS, SYSTEMS):
+        name = f"{key[1]} agreement ({key[0]}) above permuted classes"
+        chance = run.paper["agreement_chance", *key]
+        differences[name] = run.paper["agreement", *key] - chance
+    for name, values in differences.items():
+        yield name, *sign_flips(values, resamples=1999)
     for system, control in itertools.product(SYSTEMS, CONTROLS):
-        values = run.metric("class_value", system=system, weights="trained")
-        other = run.metric("class_value", system=system, weights=control)
-        name = f"{system} class-value agreement above {control}"
-        p, difference = wilcoxon_test(values.T, other.T), (values - other).mean(-1)
-        yield tested(run, f"{name} (Wilcoxon over classes)", difference, p)
-    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
-        values = run.metric("agreement_pooled", system=system).astype(np.float64)
-        name = f"{system} agreement at the pooled token, right minus wrong images"
-        p = label_permutation_test(values, run.correct, resamples=999)
-        yield tested(run, name, right_minus_wrong(run, values), p)
+        values, other = run.class_value(system), run.class_value(system, control)
+        name = f"{system} class-value agreement above {control} (Wilcoxon over classes)"
+        yield name, (values - other).mean(-1), wilcoxon_test(values.T, other.T)
+    pooled = {system: run.paper["agreement_pooled", system] for system in SYSTEMS}
+    test = functools.partial(label_permutation_test, resamples=999)
+    yield from right_minus_wrong(run, pooled, "at the pooled token", test)
 
 
-def right_minus_wrong(run: Run, values: Differences) -> Layers:
-    """Mean over correctly minus mean over wrongly classified images."""
-    return values[run.correct].mean(0) - values[~run.correct].mean(0)
-
-
-def token_tests(run: Run, *, units: str, subset: int) -> Rows:
+def token_tests(run: Run, units: str, subset: int) -> Tests:
     """Object against context tokens by tests that take tokens for exchangeable.
 
     "within_images" permutes tokens within each of the first `subset` images;
     "vilas2023" shuffles those of all together, 300 times, as the published code.
     """
-    if "object" not in run.tokens or not len(run.image):
-        return
     images = run.image[:subset]
     patch_label = run.read(schema.PATCH_LABEL(), images)
     member, counted = patch_label == 1, patch_label >= 0
@@ -328,29 +328,14 @@ def token_tests(run: Run, *, units: str, subset: int) -> Rows:
                 p[layer], _ = within_image_test(values, member, counted=counted)
         name = f"identifiability of object minus context tokens, {stream} "
         name += f"({units.replace('_', ' ')}, {len(images)} images)"
-        yield tested(run, name, difference, p)
+        yield name, difference, p
 
 
-def accuracy_tests(run: Run) -> Rows:
-    """Right against wrong images as the published code tests them.
-
-    Key-value agreement in the code's definition at token 0, which without a [CLS] token
-    is the first patch.
+def control_tests(run: Run, runs: Sequence[Run]) -> Tests:
+    """A trained model against randomly initialized ones of its architecture on the same
+    images.
     """
-    token = "[CLS]" if run.config.class_token else "the first token"
-    for system in SYSTEMS if 0 < run.correct.sum() < len(run.correct) else ():
-        hits = run.read(schema.AGREEMENT_VILAS2023(system))[..., 0].astype(np.float64)
-        p = vilas2023_accuracy_test(hits, run.correct)
-        name = f"{system} agreement (vilas2023) at {token}, right minus wrong images"
-        yield tested(run, name, right_minus_wrong(run, hits), p)
-
-
-def control_tests(runs: Sequence[Run]) -> Rows:
-    """Trained models against randomly initialized ones on the same images.
-
-    For every pair of runs of one architecture and one data set.
-    """
-    for run, control in itertools.product(runs, runs):
+    for control in runs:
         models = run.manifest["model"], control.manifest["model"]
         random = [model.get("sha256") is None for model in models]
         same_data = run.manifest["data"]["id"] == control.manifest["data"]["id"]
@@ -361,4 +346,4 @@ def control_tests(runs: Sequence[Run]) -> Rows:
         for kind in kinds if len(left) else ():
             values = run.curve(kind)[left].astype(np.float64)
             name = f"identifiability of {kind} tokens above the random control"
-            yield sign_flips(run, name, values - control.curve(kind)[right])
+            yield name, *sign_flips(values - control.curve(kind)[right])

@@ -25,8 +25,8 @@ from vitjax.report.figure import (
     sentences_of,
     with_interval,
 )
-from vitjax.report.per_image import BAND, Frame, Run, interval_of
-from vitjax.report.pictures import Maps, PictureFigure, Preview, gallery
+from vitjax.report.per_image import BAND, Frame, Run, interval_of, over_tokens
+from vitjax.report.pictures import Maps, Preview, gallery
 from vitjax.saliency.methods import SIGNED_METHODS
 from vitjax.statistics import sign_flip_test
 
@@ -104,62 +104,17 @@ class Curve(NamedTuple):
         return float(share(self.correct.mean(0))), float(low), float(high)
 
 
-def maps(runs: Sequence[Run]) -> Section:
-    """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
-    used = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
-    rows = rows_of_all(used, method_rows)
-    return Section(
-        key="faithfulness",
-        title="Faithfulness of explanation methods",
-        sentences=sentences_of(
-            runs, lambda run: describe(rows[rows["run"] == run.name]), used
-        ),
-        figures=[*method_gallery(used), *figures_of(used, MAP_FIGURES)],
-        tables=[method_table(used, rows)] if len(rows) else [],
-    )
-
-
-BEST = {
-    "removal_negative": (1, "as tokens go, the least important first", "stays highest"),
-    "removal_positive": (-1, "as tokens go, the most important first", "falls fastest"),
-}
-
-
-def describe(rows: Frame) -> Iterator[str]:
-    """The most faithful method by each order of removal, and by segmentation."""
-    for column, (sign, when, what) in BEST.items():
-        own = rows[(rows["column"] == column) & (rows["method"] != "random")]
-        if own.empty:
-            continue
-        best = own.loc[(sign * own["value"]).idxmax()].to_dict()
-        random = rows[(rows["column"] == column) & (rows["method"] == "random")]
-        level = (
-            f"; in random order it is {100 * random['value'].iloc[0]:.1f} %"
-            if len(random)
-            else ""
-        )
-        yield (
-            f"Accuracy {what} {when}, by {schema.METHODS[best['method']]}: "
-            f"{quote(best, mean='value')} on average along the curve{level}."
-        )
-    own = rows[(rows["column"] == "average_precision") & (rows["method"] != "random")]
-    if len(own):
-        best = own.loc[own["value"].idxmax()].to_dict()
-        yield (
-            f"The object is found best by {schema.METHODS[best['method']]}: average "
-            f"precision {quote(best, mean='value')}."
-        )
-
-
 GALLERY, MAPS = 8, 40
 """Images in the gallery, and maps, at most."""
 
 
-def method_gallery(runs: Sequence[Run]) -> list[PictureFigure]:
-    """Photos that runs kept, and the map of each method laid over them."""
-    most = max((len(methods(run)) for run in runs), default=1)
-    return gallery(
-        runs,
+def maps(runs: Sequence[Run]) -> Section:
+    """Curves and the table of methods, of the runs of the recipe `faithfulness`."""
+    used = [run for run in runs if run.manifest.get("recipe") == "faithfulness"]
+    rows = rows_of_all(used, method_rows)
+    most = max((len(methods(run)) for run in used), default=1)
+    pictures = gallery(
+        used,
         method_maps,
         limit=min(GALLERY, max(2, MAPS // max(1, most))),
         key="gallery",
@@ -169,6 +124,44 @@ def method_gallery(runs: Sequence[Run]) -> list[PictureFigure]:
         "a sign, the brighter the more important. Each map has a scale of its own, "
         "whose ends stand below it.",
     )
+    return Section(
+        key="faithfulness",
+        title="Faithfulness of explanation methods",
+        sentences=sentences_of(runs, used, describe, rows),
+        figures=[*pictures, *figures_of(used, MAP_FIGURES)],
+        tables=[method_table(used, rows)] if len(rows) else [],
+    )
+
+
+BEST = {
+    "removal_negative": (
+        1,
+        "Accuracy stays highest as tokens go, the least important first, by {}: {} on "
+        "average along the curve{}.",
+    ),
+    "removal_positive": (
+        -1,
+        "Accuracy falls fastest as tokens go, the most important first, by {}: {} on "
+        "average along the curve{}.",
+    ),
+    "average_precision": (1, "The object is found best by {}: average precision {}."),
+}
+"""Column -> (sign of the best, sentence of its method, value and the random level)."""
+
+
+def describe(run: Run, rows: Frame) -> Iterator[str]:
+    """The most faithful method by each order of removal, and by segmentation."""
+    random = rows[rows["method"] == "random"].set_index("column")["value"]
+    named = rows[rows["method"] != "random"]
+    for column, (sign, sentence) in BEST.items():
+        own = named[named["column"] == column]
+        if len(own):
+            best = own.loc[(sign * own["value"]).idxmax()].to_dict()
+            level = ""
+            if column in random:
+                level = f"; in random order it is {100 * random[column]:.1f} %"
+            method = schema.METHODS[best["method"]]
+            yield sentence.format(method, quote(best, mean="value"), level)
 
 
 def method_maps(one: Preview) -> Maps:
@@ -295,29 +288,18 @@ COSTS = ("probes", "projection")
 def probes(runs: Sequence[Run]) -> Section:
     """Accuracy of probes, removal in their order, and costs."""
     used = [run for run in runs if schema.RANK_PROBE("residual") in run]
-    if not used:
-        return Section(key="probes", title="Linear probes")
-    costs = pd.concat([cost_rows(run) for run in used], ignore_index=True)
-    shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
-    table = Table(
-        key="probe_costs",
-        title="What probes and projection cost",
-        caption="Seconds are those measured.",
-        data=costs,
-        shown=shown,
-    )
+    at_image = rows_of_all(used, functools.partial(top1, kind="image"))
     return Section(
         key="probes",
         title="Linear probes",
-        sentences=sentences_of(runs, describe_probes, used),
+        sentences=sentences_of(runs, used, describe_probes, at_image),
         figures=figures_of(used, PROBE_FIGURES),
-        tables=[table],
+        tables=[cost_table(used)] if used else [],
     )
 
 
-def describe_probes(run: Run) -> Iterator[str]:
+def describe_probes(run: Run, rows: Frame) -> Iterator[str]:
     """Probes beside the projection at image tokens of the last block."""
-    rows = rows_of_all([run], functools.partial(top1, kind="image"))
     rows = rows[rows["panel"] == schema.STREAMS["residual"]]
     last = rows[rows["layer"] == run.config.depth - 1].set_index("series")
     probe, projection = (quote(last.loc[name].to_dict()) for name in READERS)
@@ -329,16 +311,24 @@ def describe_probes(run: Run) -> Iterator[str]:
 
 def top1(run: Run, kind: str) -> Rows:
     """Share of tokens whose class ranks first, by probes and by the projection."""
-    for stream, panel in schema.STREAMS.items() if kind in run.tokens else ():
-        for style, (reader, family) in enumerate(READERS.items()):
-            if schema.RANK_PROBE(stream) in run:
-                hits = [
-                    run.read(family(stream), images)[..., run.members(kind, images)[0]]
-                    for images in run.windows()
-                ]
-                hits = np.concatenate([(ranks == 0).mean(-1) for ranks in hits])
-                chance = run.chance("rate")
-                yield run.line(panel, reader, style, hits, chance=chance)
+    if kind not in run.tokens:
+        return
+    member = run.members(kind, run.image)[:, None]
+    names = {
+        (panel, reader): family(stream)
+        for stream, panel in schema.STREAMS.items()
+        for reader, family in READERS.items()
+        if schema.RANK_PROBE(stream) in run
+    }
+    shares = run.by_window(
+        lambda images: {
+            key: over_tokens(run.read(name, images) == 0, member)
+            for key, name in names.items()
+        }
+    )
+    for (panel, reader), values in shares.items():
+        style = list(READERS).index(reader)
+        yield run.line(panel, reader, style, values, chance=run.chance("rate"))
 
 
 def removal(run: Run) -> Rows:
@@ -353,30 +343,37 @@ def removal(run: Run) -> Rows:
             yield run.line(panel.format("tokens"), series, style, correct, axis=axis)
 
 
-def cost_rows(run: Run) -> Frame:
+def cost_table(runs: Sequence[Run]) -> Table:
     """What probes and the projection took; seconds are NaN where a run was resumed."""
-    study, images = run.manifest["study"], run.manifest["data"]["images"]
-    measured, size = run.manifest.get("measured", {}), study["bytes"]
-    *fits, _ = measured.get("passes", [None])
-    fit, test = (
-        sum(part[key] for part in fits) if fits else np.nan
-        for key in ("setup", "steps")
+    rows = []
+    for run in runs:
+        study, images = run.manifest["study"], run.manifest["data"]["images"]
+        measured, size = run.manifest.get("measured", {}), study["bytes"]
+        *fits, _ = measured.get("passes", [{"setup": np.nan, "steps": np.nan}] * 2)
+        fit, test = (sum(part[key] for part in fits) for key in ("setup", "steps"))
+        projection = images * measured.get("projection_seconds_per_image", np.nan)
+        weights, classes = (size[key] / 2**20 for key in ("weights", "class_embedding"))
+        rows += [
+            (run.name, "classifiers fitted", study["probes"], 0),
+            (run.name, "images to fit on", study["train"]["images"], 0),
+            (run.name, "passes over them", study["groups"], 0),
+            (run.name, "seconds to fit", fit, 0),
+            (run.name, "images ranked", images, images),
+            (run.name, "passes over them", study["groups"], 1),
+            (run.name, "seconds to rank", test, projection),
+            (run.name, "seconds in all", fit + test, projection),
+            (run.name, "MiB of weights", weights, classes),
+        ]
+    costs = pd.DataFrame(rows, columns=["run", "quantity", *COSTS])
+    costs = costs.astype(dict.fromkeys(COSTS, float))
+    shown = costs.assign(**{name: costs[name].map("{:.4g}".format) for name in COSTS})
+    return Table(
+        key="probe_costs",
+        title="What probes and projection cost",
+        caption="Seconds are those measured.",
+        data=costs,
+        shown=shown,
     )
-    projection = images * measured.get("projection_seconds_per_image", np.nan)
-    rows = [
-        ("classifiers fitted", study["probes"], 0),
-        ("images to fit on", study["train"]["images"], 0),
-        ("passes over them", study["groups"], 0),
-        ("seconds to fit", fit, 0),
-        ("images ranked", images, images),
-        ("passes over them", study["groups"], 1),
-        ("seconds to rank", test, projection),
-        ("seconds in all", fit + test, projection),
-        ("MiB of weights", size["weights"] / 2**20, size["class_embedding"] / 2**20),
-    ]
-    costs = pd.DataFrame(rows, columns=["quantity", *COSTS])
-    costs.insert(0, "run", run.name)
-    return costs.astype(dict.fromkeys(COSTS, float))
 
 
 REMOVED = {

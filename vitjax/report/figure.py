@@ -12,7 +12,7 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -630,19 +630,24 @@ def number(value: float) -> str:
     return f"{value:.{4 if fine else 3}f}".replace("-", "−")
 
 
-def quote(
-    values: Mapping[str, Any], *, unit: str = " %", mean: str = "mean", prefix: str = ""
-) -> str:
+def quote(values: Mapping[str, Any], *, unit: str = " %", mean: str = "mean") -> str:
     """A mean in the usual form, of a fraction 82.5 % (95 % CI 70.0 to 92.5, n = 40).
 
-    `values` holds it, its interval (PREFIXlow, PREFIXhigh) and the number of images.
+    `values` holds it, its interval (MEAN_low and MEAN_high, or low and high) and the
+    number of images.
     """
     scale = 100 if unit in (" %", " points") else 1
-    ends = [scale * float(values[k]) for k in (mean, f"{prefix}low", f"{prefix}high")]
+    ends = [scale * float(values[name]) for name in with_ends(values, mean)]
     digits = 1 if scale > 1 else 2 if max(map(abs, ends)) > 1 else 3
     center, low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
     interval = f"95 % CI {low} to {high}, " if ends[1] == ends[1] else ""
     return f"{center}{unit} ({interval}n = {int(values['images']):,})"
+
+
+def with_ends(names: Container[str], mean: str) -> list[str]:
+    """The name of a mean and of the ends of its interval."""
+    prefix = f"{mean}_" if f"{mean}_low" in names else ""
+    return [mean, f"{prefix}low", f"{prefix}high"]
 
 
 def most(
@@ -658,9 +663,9 @@ def most(
     return layer, column, quote(interval, unit=unit)
 
 
-def with_interval(rows: Frame, mean: str, prefix: str = "") -> list[str]:
-    """A column of means with their intervals, which PREFIXlow and PREFIXhigh hold."""
-    columns = rows[[mean, f"{prefix}low", f"{prefix}high"]]
+def with_interval(rows: Frame, mean: str) -> list[str]:
+    """A column of means with their intervals, as people read them."""
+    columns = rows[with_ends(rows, mean)]
     return [
         number(value) + (f" [{number(low)}, {number(high)}]" if low == low else "")
         for value, low, high in columns.itertuples(index=False)
@@ -708,7 +713,7 @@ FigureTable = Mapping[
 def rows_of_all(runs: Sequence[Run], rows_of: Callable[[Run], Rows]) -> Frame:
     """The rows of all runs that have some; empty without any."""
     rows = [rows for run in runs if len(run.image) for rows in rows_of(run)]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["run"])
 
 
 def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterator[str]:
@@ -719,12 +724,19 @@ def with_name(run: Run, runs: Sequence[Run], sentences: Iterable[str]) -> Iterat
 
 def sentences_of(
     runs: Sequence[Run],
-    describe: Callable[[Run], Iterable[str]],
-    used: Sequence[Run] | None = None,
+    used: Sequence[Run],
+    describe: Callable[..., Iterable[str]],
+    *tables: Frame,
 ) -> list[str]:
-    """What the used of the runs of a page, by default all, say of labeled images."""
-    used = [run for run in (runs if used is None else used) if len(run.image)]
-    return [text for run in used for text in with_name(run, runs, describe(run))]
+    """What `describe` says of labeled images of the used runs of a page, from the rows
+    that tables have of each.
+    """
+    lines = []
+    for run in used:
+        if len(run.image):
+            own = (rows[rows["run"] == run.name] for rows in tables)
+            lines += with_name(run, runs, describe(run, *own))
+    return lines
 
 
 def figures_of(runs: Sequence[Run], table: FigureTable) -> list[Figure]:

@@ -18,6 +18,7 @@ from vitjax.report.figure import (
     figures_of,
     number,
     quote,
+    rows_of_all,
     sentences_of,
     with_interval,
 )
@@ -26,14 +27,13 @@ from vitjax.report.per_image import BAND, MEASURES, Frame, Run, interval_of, int
 
 def section(runs: Sequence[Run]) -> Section:
     """Curves over the blocks, the summary, and what both say."""
-    summaries = {run.name: summary_rows(run) for run in runs}
-    used = [run for run in runs if len(run.image)]
+    summary = rows_of_all(runs, summary_rows)
     return Section(
         key="identifiability",
         title="Class identifiability",
-        sentences=sentences_of(runs, lambda run: describe(run, summaries[run.name])),
-        figures=[*curve_figures(used), *figures_of(runs, REFINEMENT)],
-        tables=[summary_table(pd.concat(summaries.values()))] if used else [],
+        sentences=sentences_of(runs, runs, describe, summary),
+        figures=[*curve_figures(runs), *figures_of(runs, REFINEMENT)],
+        tables=[summary_table(summary)] if len(summary) else [],
     )
 
 
@@ -73,46 +73,45 @@ PANELS = {
 """Measure -> panel of each kind of tokens; rates often differ tenfold."""
 
 
-def curve_figures(runs: Sequence[Run]) -> Iterator[Figure]:
+def curve_figures(runs: Sequence[Run]) -> list[Figure]:
     """Identifiability and its rate: kinds of tokens side by side, or several runs."""
-    relative = len({run.config.depth for run in runs}) > 1
-    for key, row in FIGURES.items() if runs else ():
-        streams, measure, title, see, caption = row
-        yield Figure(
-            key=key,
-            title=title,
-            see=see,
-            caption=f"{caption} {BAND} Dashed: chance."
-            + " Blocks are shown as fractions of the depth." * relative,
-            data=pd.concat(curves(runs, streams, measure), ignore_index=True),
-            y_label=MEASURES[measure],
-            x="fraction" if relative else "layer",
-            x_label="fraction of depth" if relative else "block",
-            share_y=measure != "rate",
-            hidden=("panel", "series", "style", "fraction"),
-        )
+    used = [run for run in runs if len(run.image)]
+    relative = len({run.config.depth for run in used}) > 1
+    figures = {}
+    for key, (streams, measure, title, see, caption) in FIGURES.items():
+        caption += f" {BAND} Dashed: chance."
+        caption += " Blocks are shown as fractions of the depth." * relative
+        drawing = {
+            "y_label": MEASURES[measure],
+            "x": "fraction" if relative else "layer",
+            "x_label": "fraction of depth" if relative else "block",
+            "share_y": measure != "rate",
+            "hidden": ("panel", "series", "style", "fraction"),
+        }
+        rows_of = functools.partial(curves, runs=used, streams=streams, measure=measure)
+        figures[key] = rows_of, title, see, caption, drawing
+    return figures_of(used, figures)
 
 
-def curves(runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
+def curves(run: Run, runs: Sequence[Run], streams: Sequence[str], measure: str) -> Rows:
     """A series per stream and kind of tokens that some image has."""
-    for place, run in enumerate(runs):
-        for stream, kind in itertools.product(streams, run.tokens):
-            values = run.curve(kind, measure, stream)
-            if kind == "cls" and measure == "rate":  # one token: right or wrong
-                values = values == 1
-            if not np.isfinite(values).any():
-                continue
-            panel, series, style = KINDS[kind], run.name, place
-            if len(runs) == 1:
-                panel = PANELS[measure][kind]
-                series, style = KINDS[kind], KIND_STYLES[kind]
-            if len(streams) > 1:
-                panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
-            line = run.line(panel, series, style, values, chance=run.chance(measure))
-            q25, q75 = np.nanquantile(values.astype(float), (0.25, 0.75), axis=0)
-            names = {"stream": stream, "tokens": kind, "measure": measure}
-            fraction = (line["layer"] + 1) / run.config.depth
-            yield line.assign(**names, q25=q25, q75=q75, fraction=fraction)
+    for stream, kind in itertools.product(streams, run.tokens):
+        values = run.curve(kind, measure, stream)
+        if kind == "cls" and measure == "rate":  # one token: right or wrong
+            values = values == 1
+        if not np.isfinite(values).any():
+            continue
+        panel, series, style = KINDS[kind], run.name, runs.index(run)
+        if len(runs) == 1:
+            panel = PANELS[measure][kind]
+            series, style = KINDS[kind], KIND_STYLES[kind]
+        if len(streams) > 1:
+            panel = f"{STREAMS[stream].removesuffix(' update')}: {panel}"
+        line = run.line(panel, series, style, values, chance=run.chance(measure))
+        q25, q75 = np.nanquantile(values.astype(float), (0.25, 0.75), axis=0)
+        names = {"stream": stream, "tokens": kind, "measure": measure}
+        fraction = (line["layer"] + 1) / run.config.depth
+        yield line.assign(**names, q25=q25, q75=q75, fraction=fraction)
 
 
 def refined(run: Run, measure: str) -> Rows:
@@ -148,7 +147,7 @@ TOP1 = "top-1 accuracy"
 DIFFERENCE = "identifiability of object minus context tokens, last block"
 
 
-def summary_rows(run: Run) -> Frame:
+def summary_rows(run: Run) -> Rows:
     """The numbers to quote for a run, with 95 % intervals over images.
 
     Fractions in [0, 1]; NaN where nothing was measured or there is no such level.
@@ -158,26 +157,22 @@ def summary_rows(run: Run) -> Frame:
         {kind: run.curve(kind, measure)[:, -1] for kind in run.tokens}
         for measure in ("rate", "identifiability")
     )
-    columns = [
-        (TOP1, run.correct, rate),
-        (RATE, rates["image"], rate),
-        (ANY, rates["image"] > 0, np.nan),
-    ]
+    columns = {TOP1: (run.correct, rate), RATE: (rates["image"], rate)}
+    columns[ANY] = rates["image"] > 0, np.nan
     for kind in ("object", "context") if "object" in rates else ():
         words = f"{KINDS[kind]} that are identifiable, last block"
-        columns.append((words, rates[kind], rate))
+        columns[words] = rates[kind], rate
     for kind, values in scores.items():
-        words = f"identifiability of {KINDS[kind]}, last block"
-        columns.append((words, values, score))
+        columns[f"identifiability of {KINDS[kind]}, last block"] = values, score
     if "object" in scores:
-        columns.append((DIFFERENCE, scores["object"] - scores["context"], 0.0))
+        columns[DIFFERENCE] = scores["object"] - scores["context"], 0.0
     rows = [
         {"run": run.name, "quantity": quantity, "chance": chance}
         | interval_of(values, shares=quantity != DIFFERENCE)
-        for quantity, values, chance in columns
+        for quantity, (values, chance) in columns.items()
     ]
     rows = pd.DataFrame(rows).rename(columns={"mean": "value"})
-    return rows[["run", "quantity", "value", "low", "high", "chance", "images"]]
+    yield rows[["run", "quantity", "value", "low", "high", "chance", "images"]]
 
 
 def summary_table(data: Frame) -> Table:

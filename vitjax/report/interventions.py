@@ -1,6 +1,10 @@
-"""Ablation and activation patching: what parts of the model do to the prediction."""
+"""Ablation, activation patching and edits of memories: what parts do to the prediction.
 
-import functools
+An image may be evaluated for several classes whose memories are edited; its value is
+the mean over them, so that images count alike. Of random memories, images meet
+different draws.
+"""
+
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,18 +38,19 @@ CELLS = "A dot: its 95 % interval over images, by itself, does not hold 0."
 def ablation(runs: Sequence[Run]) -> Section:
     """Effects of every part, and of the most important heads together."""
     used = [run for run in runs if ablations(run)]
-    parts, sets = rows_of_all(runs, part_rows), rows_of_all(runs, set_rows)
+    parts, sets = rows_of_all(used, part_rows), rows_of_all(used, set_rows)
     return Section(
         key="ablation",
         title="Ablation",
-        sentences=sentences_of(runs, lambda run: describe_ablation(run, sets), used),
+        sentences=sentences_of(runs, used, describe_ablation, sets),
         figures=[
             *gallery(used, image_effects, **ABLATION_GALLERY),
-            *figures_of(runs, ABLATION_FIGURES),
+            *figures_of(used, ABLATION_FIGURES),
         ],
         tables=[
-            *([part_table(parts)] if len(parts) else []),
-            *([set_table(sets)] if len(sets) else []),
+            make(rows)
+            for make, rows in ((part_table, parts), (set_table, sets))
+            if len(rows)
         ],
     )
 
@@ -111,26 +116,23 @@ def describe_ablation(run: Run, sets: Frame) -> Iterator[str]:
             f"falls by {head}, the most of all heads, and by {update}, the most of all "
             "updates."
         )
-    if len(sets) and (sets["run"] == run.name).any():
-        own = sets[sets["run"] == run.name]
-        row = own.loc[own["difference"].idxmax()].to_dict()
+    if len(sets):
+        row = sets.loc[sets["difference"].idxmax()].to_dict()
         yield (
             f"Without the {row['heads']} most important heads, each "
             f"{schema.ABLATIONS[row['ablation']]}, accuracy is "
-            f"{quote(row, mean='top', prefix='top_')}; without as many random ones it "
-            f"is {quote(row, mean='random', prefix='random_')}, with all of them "
+            f"{quote(row, mean='top')}; without as many random ones it is "
+            f"{quote(row, mean='random')}, with all of them "
             f"{quote(interval_of(run.correct))}."
         )
-
-
-MEASURED = (schema.EFFECT, schema.EFFECT_PREDICTED, schema.PREDICTION_ABLATED)
 
 
 def part_rows(run: Run) -> Rows:
     """All parts of a run: effects on both logits and on accuracy, with intervals."""
     for kind, part in itertools.product(ablations(run), schema.PARTS):
-        names = [family(kind, part) for family in MEASURED]
-        effect, predicted, prediction = map(run.read, names)
+        effect = run.read(schema.EFFECT(kind, part))
+        predicted = run.read(schema.EFFECT_PREDICTED(kind, part))
+        prediction = run.read(schema.PREDICTION_ABLATED(kind, part))
         accuracy = ((run.label == prediction.T) - run.correct.astype(float)).T
         layer, *head = (place.ravel() for place in np.indices(effect.shape[1:]))
         columns = {"run": run.name, "ablation": kind, "part": part, "layer": layer}
@@ -153,7 +155,7 @@ def part_table(rows: Frame) -> Table:
         ("effect_predicted", "predicted class's"),
         ("accuracy", "accuracy, after − before"),
     ):
-        shown[heading] = with_interval(largest, column, f"{column}_")
+        shown[heading] = with_interval(largest, column)
     return Table(
         key="ablation",
         title="Parts of the largest effect",
@@ -206,9 +208,9 @@ def set_rows(run: Run) -> Rows:
 def set_table(rows: Frame) -> Table:
     """Accuracy without the most important heads beside that without random ones."""
     shown = rows[["run", "ablation", "heads"]].copy()
-    shown["without the most important"] = with_interval(rows, "top", "top_")
-    shown["without random ones"] = with_interval(rows, "random", "random_")
-    shown["difference"] = with_interval(rows, "difference", "difference_")
+    shown["without the most important"] = with_interval(rows, "top")
+    shown["without random ones"] = with_interval(rows, "random")
+    shown["difference"] = with_interval(rows, "difference")
     ends = zip(rows["lowest_draw"], rows["highest_draw"])
     shown["lowest and highest draw"] = [f"{a:.3f} to {b:.3f}" for a, b in ends]
     return Table(
@@ -228,7 +230,7 @@ def patching(runs: Sequence[Run]) -> Section:
     return Section(
         key="patching",
         title="Activation patching",
-        sentences=sentences_of(runs, describe_patching, used),
+        sentences=sentences_of(runs, used, describe_patching),
         figures=[
             *gallery(used, image_restored, **PATCHING_GALLERY),
             *figures_of(used, PATCHING_FIGURES),
@@ -275,11 +277,6 @@ def restored(run: Run, part: str) -> Float[np.ndarray, "image ..."]:
 
 
 RESTORED = ("toward the clean answer", "away from it")
-
-
-def restored_cells(run: Run, part: str, panel: str, column: str) -> Rows:
-    """A part of the model, block by block."""
-    yield from cells(run, panel, restored(run, part), RESTORED, column)
 
 
 def restored_updates(run: Run) -> Rows:
@@ -366,8 +363,8 @@ PATCHED = (
 RESTORES = {"bar_label": "share restored"}
 PATCHING_FIGURES: FigureTable = {
     "patching_residual": (
-        functools.partial(
-            restored_cells, part="residual", panel="residual stream", column="group"
+        lambda run: cells(
+            run, "residual stream", restored(run, "residual"), RESTORED, "group"
         ),
         "Where the answer is, block by block",
         "Follow the full cells down the blocks: they show which tokens hold the answer "
@@ -377,7 +374,7 @@ PATCHING_FIGURES: FigureTable = {
         HEADS | RESTORES | {"x": "group", "x_label": "group of tokens"},
     ),
     "patching_heads": (
-        functools.partial(restored_cells, part="head", panel="heads", column="head"),
+        lambda run: cells(run, "heads", restored(run, "head"), RESTORED),
         "Which heads carry it",
         "A full cell is a head that brings the answer back by itself.",
         f"{PATCHED}. Each head at all tokens. {CELLS}",
@@ -389,5 +386,136 @@ PATCHING_FIGURES: FigureTable = {
         "High points are the updates that bring the answer back by themselves.",
         f"{PATCHED}. {BAND}",
         {"y_label": "share restored"},
+    ),
+}
+
+
+def editing(runs: Sequence[Run]) -> Section:
+    """What the memories that promote a class do to its accuracy."""
+    edited = [run for run in runs if schema.EDITED() in run]
+    rows = rows_of_all(edited, edit_rows)
+    return Section(
+        key="editing",
+        title="Edits of memories",
+        sentences=sentences_of(runs, edited, describe_editing, rows),
+        figures=figures_of(edited, EDITING_FIGURES),
+        tables=[edit_table(rows)] if len(rows) else [],
+    )
+
+
+def edits(run: Run) -> Iterator[tuple[str, int, Float[np.ndarray, "image one"]]]:
+    """What memories become, what images are to the class, and whether such images are
+    right without an edit: those a run holds.
+    """
+    for edit, role in itertools.product(schema.MEMORY_EDITS, range(len(schema.ROLES))):
+        if schema.EDITED_CORRECT("promoting", edit) in run:
+            member = (run.read(schema.EDITED_ROLE()) == role).any(1)
+            if member.any():
+                yield edit, role, np.where(member, run.correct, np.nan)[:, None]
+
+
+def of_role(
+    run: Run, family: schema.Family, memories: str, edit: str, role: int
+) -> Float[np.ndarray, "image count"]:
+    """Means over the classes to which an image is that; NaN where it is to none."""
+    values = run.read(family(memories, edit)).astype(float)
+    member = run.read(schema.EDITED_ROLE()) == role
+    return mean(np.where(member[..., None], values, np.nan).swapaxes(0, 1))
+
+
+def edit_curves(run: Run) -> Rows:
+    """Accuracy over the number of memories, those of the class and random ones."""
+    counts = np.array([0, *run.results[schema.EDITED()].values.astype(int)])
+    axis = {"memories": counts, "x": counts / counts[-1]}
+    for edit, role, before in edits(run):
+        panel = f"{schema.ROLES[role]}, {schema.MEMORY_EDITS[edit]}"
+        for style, (memories, name) in enumerate(schema.MEMORY_SETS.items()):
+            values = of_role(run, schema.EDITED_CORRECT, memories, edit, role)
+            yield run.line(panel, name, style, np.hstack([before, values]), axis=axis)
+
+
+def edit_rows(run: Run) -> Rows:
+    """Accuracy and effects by number of memories, with paired differences."""
+    counts = run.results[schema.EDITED()].values.astype(int)
+    for edit, role, before in edits(run):
+        (accuracy, random), (effect, random_effect) = (
+            [of_role(run, family, own, edit, role) for own in schema.MEMORY_SETS]
+            for family in (schema.EDITED_CORRECT, schema.EDITED_EFFECT)
+        )
+        shares = {"before": np.tile(before, len(counts)), "accuracy": accuracy}
+        shares |= {"random_accuracy": random}
+        others = {"accuracy_difference": accuracy - random, "effect": effect}
+        others |= {"random_effect": random_effect}
+        others |= {"effect_difference": effect - random_effect}
+        columns = {"run": run.name, "edit": edit, "images_of": schema.ROLES[role]}
+        columns |= {"memories": counts}
+        columns |= summarize(shares, shares=True) | summarize(others)
+        yield pd.DataFrame(columns)
+
+
+def edit_table(rows: Frame) -> Table:
+    """The largest number of memories; its CSV has all."""
+    last = rows[rows["memories"] == rows.groupby("run")["memories"].transform("max")]
+    shown = last[["run", "edit", "images_of", "images"]].copy()
+    shown = shown.rename(columns={"images_of": "images of"})
+    shown["edit"] = shown["edit"].map(schema.MEMORY_EDITS)
+    for heading, column in {
+        "accuracy": "accuracy",
+        "random ones": "random_accuracy",
+        "difference": "accuracy_difference",
+    }.items():
+        shown[heading] = with_interval(last, column)
+    return Table(
+        key="editing",
+        title="Edited memories against random ones",
+        caption="The memories that promote a class most, and as many random ones of "
+        f"the same blocks, {last['memories'].max()} of either. Means over images with "
+        "95 % intervals, of the difference paired. The CSV has the other numbers of "
+        "memories, too, and the fall of the logit of the image's own class.",
+        data=rows,
+        shown=shown,
+    )
+
+
+def describe_editing(run: Run, rows: Frame) -> Iterator[str]:
+    """Accuracy and the class's logit with the most memories edited, and random ones."""
+    own = rows[rows["memories"] == rows["memories"].max()]
+    for edit, words in schema.MEMORY_EDITS.items():
+        parts = []
+        for row in own[own["edit"] == edit].to_dict("records"):
+            before = f"{100 * row['before']:.1f} % before"
+            part = f"{quote(row, mean='accuracy')} on {row['images_of']}, {before}"
+            if row["images_of"] == schema.ROLES[0]:
+                random = quote(row, mean="random_accuracy")
+                falls, others = (
+                    quote(row, mean=name, unit="")
+                    for name in ("effect", "random_effect")
+                )
+                part += (
+                    f", {random} with as many random ones (its logit falls by {falls} "
+                    f"and by {others})"
+                )
+            parts.append(part)
+        if parts:
+            yield (
+                f"With the {own['memories'].iloc[0]} memories that promote a class "
+                f"most {words}, accuracy is {'; '.join(parts)}."
+            )
+
+
+EDITING_FIGURES: FigureTable = {
+    "editing": (
+        edit_curves,
+        "Memories that promote a class",
+        "If these memories hold the class, the first line of its own panel leaves the "
+        "second, and those of the rest stay together.",
+        "Accuracy with more and more memories of the MLPs edited: those that promote "
+        "a class most, or as many random ones of the same blocks; on images of the "
+        f"class, of classes that it is most confused with, and others. {BAND}",
+        {
+            "x": "x",
+            "x_label": "share of the largest number of memories",
+            "y_label": "accuracy",
+        },
     ),
 }

@@ -19,7 +19,7 @@ from vitjax.report.figure import (
     sentences_of,
     with_interval,
 )
-from vitjax.report.per_image import BAND, Frame, Run
+from vitjax.report.per_image import BAND, Frame, Run, over_tokens
 from vitjax.statistics import (
     at_thresholds,
     aucpr,
@@ -46,9 +46,13 @@ def lenses(runs: Sequence[Run]) -> Section:
     probes = [run for run in runs if schema.RANK_PROBE("residual") in run]
     used = [run for run in runs if schema.KL_BY("lens") in run]
     rows = rows_of_all(used, functools.partial(lens_rows, probes=probes))
+
+    def of_measure(run: Run, measure: str) -> Rows:
+        yield rows[(rows["run"] == run.name) & (rows["measure"] == measure)]
+
     figures = {
         f"lens_{measure}": (
-            functools.partial(lens_rows, measure=measure, probes=probes),
+            functools.partial(of_measure, measure=measure),
             *words,
             {"y_label": MEASURES[measure]},
         )
@@ -57,31 +61,30 @@ def lenses(runs: Sequence[Run]) -> Section:
     return Section(
         key="lenses",
         title="Tuned lenses",
-        sentences=sentences_of(runs, describe_lens, used),
+        sentences=sentences_of(runs, used, describe_lens, rows),
         figures=figures_of(used, {**figures, **EXIT_FIGURES}),
         tables=[lens_table(rows)] if len(rows) else [],
     )
 
 
-def lens_rows(run: Run, measure: str = "", probes: Sequence[Run] = ()) -> Rows:
+def lens_rows(run: Run, probes: Sequence[Run]) -> Rows:
     """Measures over the blocks, by both lenses and, of ranks, by probes of the same
     model.
     """
     for style, (reader, name) in enumerate(schema.LENSES.items()):
-        for each, values in measures(run, reader).items():
-            if measure in ("", each):
-                line = run.line("pooled token", name, style, values)
-                yield line.assign(measure=each)
-        tokens = schema.RANK_TOKENS_BY(reader)
-        if tokens in run and measure in ("", "identifiability"):
-            scores = 1 - run.read(tokens)[..., run.config.prefix :] / len(run.classes)
-            line = run.line("image tokens", name, style, scores.mean(-1))
+        for measure, values in measures(run, reader).items():
+            line = run.line("pooled token", name, style, values)
+            yield line.assign(measure=measure)
+        if schema.RANK_TOKENS_BY(reader) in run:
+            ranks = run.read(schema.RANK_TOKENS_BY(reader))[..., run.config.prefix :]
+            scores = (1 - ranks / len(run.classes)).mean(-1)
+            line = run.line("image tokens", name, style, scores)
             yield line.assign(measure="identifiability")
-    for other in probes if measure in ("", "identifiability") else ():
+    for other in probes:
         if other.manifest["model"] == run.manifest["model"] and len(other.image):
             ranks = other.read(schema.RANK_PROBE("residual"))
-            ranks = ranks[..., other.members(other.pooled, other.image)[0]].mean(-1)
-            scores = 1 - ranks / len(run.classes)
+            member = other.members(other.pooled, other.image)
+            scores = 1 - over_tokens(ranks, member[:, None]) / len(run.classes)
             line = other.line("pooled token", "linear probe", 2, scores)
             yield line.assign(run=run.name, measure="identifiability")
 
@@ -117,9 +120,8 @@ def exit_curves(run: Run) -> Rows:
         yield run.line("pooled token", name, style, each["change"], axis=axis)
 
 
-def describe_lens(run: Run) -> Iterator[str]:
+def describe_lens(run: Run, rows: Frame) -> Iterator[str]:
     """How both lenses compare halfway, and what stopping early would cost."""
-    rows = pd.concat(lens_rows(run))
     rows = rows[rows["panel"] == "pooled token"]
     rows = rows.set_index(["measure", "series", "layer"]).sort_index()
     middle, names = run.config.depth // 2, list(schema.LENSES.values())
@@ -224,7 +226,7 @@ def errors(runs: Sequence[Run]) -> Section:
     return Section(
         key="errors",
         title="Errors foreseen",
-        sentences=sentences_of(runs, lambda run: describe_errors(run, rows), used),
+        sentences=sentences_of(runs, used, describe_errors, rows),
         figures=figures_of(used, ERROR_FIGURES),
         tables=[error_table(rows)] if len(rows) else [],
     )
@@ -303,27 +305,23 @@ def error_rows(run: Run) -> Rows:
 
 def describe_errors(run: Run, rows: Frame) -> Iterator[str]:
     """Whether the blocks tell more of errors than the last answer alone."""
-    own = rows[rows["run"] == run.name] if len(rows) else rows
-    if not len(own):
+    if not len(rows):
         yield (
             f"{len(run.image)} images with {int((~run.correct).sum())} errors are too "
             "few to say whether errors are foreseen: each of two halves needs "
             f"{FEWEST} right and {FEWEST} wrong ones."
         )
         return
-    of = own.set_index("confidence").to_dict("index")
+    of = rows.set_index("confidence").to_dict("index")
     found, known = (
-        quote(of[name], unit="", mean="aucpr", prefix="aucpr_")
-        for name in ("dynamics", "probability")
+        quote(of[name], unit="", mean="aucpr") for name in ("dynamics", "probability")
     )
-    column = "aucpr_difference"
-    low, high = (of["dynamics"][f"{column}_{end}"] for end in ("low", "high"))
+    low, high = (of["dynamics"][f"aucpr_difference_{end}"] for end in ("low", "high"))
     verdict = "beats" if low > 0 else "is worse than" if high < 0 else "does not beat"
-    difference = quote(of["dynamics"], unit="", mean=column, prefix=f"{column}_")
     yield (
         f"A logistic regression on the log-probabilities of all blocks {verdict} the "
         f"maximum probability at finding errors: AUCPR {found} and {known}, difference "
-        f"{difference}."
+        f"{quote(of['dynamics'], unit='', mean='aucpr_difference')}."
     )
 
 
@@ -331,11 +329,9 @@ def error_table(rows: Frame) -> Table:
     """Confidences by both areas."""
     shown = rows[["run"]].assign(confidence=rows["confidence"].map(CONFIDENCES))
     for name, heading in (("aucpr", "AUCPR of errors ↑"), ("aurc", "AURC ↓")):
-        shown[heading] = with_interval(rows, name, f"{name}_")
-        difference = f"{name}_difference"
-        shown[f"{heading} less that of maximum probability"] = with_interval(
-            rows, difference, f"{difference}_"
-        )
+        shown[heading] = with_interval(rows, name)
+        less = f"{heading} less that of maximum probability"
+        shown[less] = with_interval(rows, f"{name}_difference")
     return Table(
         key="errors",
         title="How well errors are foreseen",

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from vitjax.report import (
     appendix,
-    editing,
     faithfulness,
     identifiability,
     interventions,
@@ -184,7 +183,7 @@ def sections(
     """
     ranked = [run for run in runs if run.streams]
     every = [interventions.ablation(runs), interventions.patching(runs)]
-    every += [editing.section(runs), lenses.lenses(runs), lenses.errors(runs)]
+    every += [interventions.editing(runs), lenses.lenses(runs), lenses.errors(runs)]
     if ranked:
         every = [
             pictures.predictions(ranked),

@@ -7,11 +7,11 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from vitjax.recipes import schema
 from vitjax.recipes.schema import INTERVENTIONS, KINDS, SYSTEMS
 from vitjax.report.figure import (
     COLORS,
@@ -23,6 +23,7 @@ from vitjax.report.figure import (
     figures_of,
     most,
     quote,
+    rows_of_all,
     sentences_of,
     with_interval,
 )
@@ -46,21 +47,15 @@ DASHED = len(COLORS)
 
 def section(runs: Sequence[Run]) -> Section:
     """Figures of section 6, the table of interventions, and the paper's numbers."""
-    with_rows = [run for run in runs if run.has_paper]
-    edits = {r.name: edit_rows(r) for r in with_rows if r.paper["intervention"].size}
-    figures = figures_of(with_rows, FIGURES)
-    tables = [edit_table(pd.concat(edits.values()))] if edits else []
-    tables += published_tables(runs, edits)
+    used = [run for run in runs if run.has_paper]
+    edits = rows_of_all(used, edit_rows)
+    tables = [edit_table(edits)] if len(edits) else []
     return Section(
         key="paper",
         title="What blocks write, and with which memories",
-        sentences=sentences_of(
-            runs,
-            lambda run: describe(run, edits.get(run.name, pd.DataFrame())),
-            with_rows,
-        ),
-        figures=figures,
-        tables=tables,
+        sentences=sentences_of(runs, used, describe, edits),
+        figures=figures_of(used, FIGURES),
+        tables=[*tables, *published_tables(runs, edits)],
     )
 
 
@@ -68,43 +63,43 @@ def describe(run: Run, edits: Frame) -> Iterator[str]:
     """Which layers write the class, with which memories, and what interventions do."""
     names = list(SYSTEMS.values())
 
-    def stack(metric: str, axis: str, keys: Iterable[str], **where: str) -> np.ndarray:
-        values = [run.metric(metric, **{axis: key}, **where) for key in keys]
-        return np.stack(values, axis=-1)
+    def stack(metric: str, of: str, keys: Iterable[str]) -> np.ndarray:
+        return np.stack([run.paper[metric, of, key] for key in keys], axis=-1)
 
-    rises = stack("change", "compared", UPDATES, tokens="image")
-    block, system, share = most(rises)
+    block, system, share = most(stack("change", "image", UPDATES))
     yield (
         f"The {names[system]} of block {block} raises the logit of the true class most "
         f"often, at {share} of the image tokens; by chance it would at half of them."
     )
-    after = stack("composition", "category", CATEGORIES, convention="paper")[:, -1:]
-    _, category, share = most(after)
+    _, category, share = most(stack("composition", "paper", CATEGORIES)[:, -1:])
     yield (
         "Of its input, attention and MLP, the top class after the last block is most "
         f"often that of {list(CATEGORIES.values())[category]}, at {share} of the "
         "tokens."
     )
-    cosines = stack("class_value", "system", SYSTEMS, weights="trained")
-    control = stack("class_value", "system", SYSTEMS, weights="control")
-    layer, system = np.unravel_index(cosines.mean(1).argmax(), cosines.shape[::2])
-    cosine = interval_of(cosines[layer, :, system], shares=False)
+    cosines = np.stack([run.class_value(system) for system in SYSTEMS])
+    system, layer = np.unravel_index(cosines.mean(-1).argmax(), cosines.shape[:2])
+    cosine = interval_of(cosines[system, layer], shares=False)
+    control = run.class_value(list(SYSTEMS)[system], "control")[layer].mean()
     yield (
         f"Value vectors of the {names[system]} of block {layer} come closest to class "
         f"embeddings: the largest cosine is {quote(cosine, unit='')} on average over "
-        f"the classes, {control[layer, :, system].mean():.3f} at random initialization."
+        f"the classes, {control:.3f} at random initialization."
     )
-    hits = stack("agreement", "system", SYSTEMS, convention="paper")
-    chance = stack("agreement_chance", "system", SYSTEMS, convention="paper")
-    block, system, share = most(hits)
+    block, system, share = most(stack("agreement", "paper", SYSTEMS))
+    chance = mean(stack("agreement_chance", "paper", SYSTEMS))[block, system]
     yield (
         f"Tokens call memories of their class most often in the {names[system]} of "
         f"block {block}: at {share} of the tokens; with permuted classes at "
-        f"{100 * mean(chance)[block, system]:.1f} %."
+        f"{100 * chance:.1f} %."
     )
-    edits = edits[edits["intervention"].isin(QUOTED_EDITS)] if len(edits) else edits
-    if len(edits) and edits["change"].notna().any():
-        row = edits.loc[edits["change"].abs().idxmax()].to_dict()
+    rows = [
+        row
+        for row in edits.to_dict("records")
+        if row["intervention"] in QUOTED_EDITS and np.isfinite(row["change"])
+    ]
+    if rows:
+        row = max(rows, key=lambda row: abs(row["change"]))
         yield (
             f"Of the interventions, “{row['words']}” changes the share of identifiable "
             f"image tokens most, from {100 * row['before']:.1f} % to "
@@ -117,7 +112,7 @@ def change(run: Run) -> Rows:
     """Figure 3b and the change rate of whole blocks."""
     for compared, panel in COMPARED.items():
         for kind in run.tokens:
-            values = run.metric("change", compared=compared, tokens=kind)
+            values = run.paper["change", kind, compared]
             yield run.line(panel, KINDS[kind], KIND_STYLES[kind], values, chance=0.5)
 
 
@@ -129,9 +124,8 @@ def composition(run: Run, convention: str) -> Rows:
         panel = "as the published code counts"
     for style, (category, name) in enumerate(names.items()):
         if (convention, category) != ("vilas2023", "several"):
-            where = {"convention": convention, "category": category}
-            chance = run.metric("composition_chance", **where).mean(0)
-            values = run.metric("composition", **where)
+            chance = run.paper["composition_chance", convention, category].mean(0)
+            values = run.paper["composition", convention, category]
             yield run.line(panel, name, style, values, chance=chance)
 
 
@@ -140,50 +134,50 @@ WEIGHTS = {
     "control": "random initialization",
     "shuffled": "value vectors shuffled",
 }
+HEADS = {
+    "key-value agreement, each head": (schema.AGREEMENT_HEAD, schema.CHANCE_HEAD),
+    "answer of one memory, each head": (schema.SIMPLE_HEAD, schema.CHANCE_SIMPLE_HEAD),
+}
+DEFINITIONS = {"paper": "paper", "vilas2023": "published code"}
 
 
 def class_value(run: Run) -> Rows:
     """Figure 4a, and each attention head."""
     for system, panel in SYSTEMS.items():
         for style, (weights, name) in enumerate(WEIGHTS.items()):
-            values = run.metric("class_value", system=system, weights=weights)
-            yield run.line(panel, name, style, values.T)
-    for head, values in enumerate(run.metric("class_value_head").swapaxes(0, 1)):
-        yield run.line("attention, each head", f"head {head}", head, values.T)
+            yield run.line(panel, name, style, run.class_value(system, weights).T)
+    values = run.results[schema.CLASS_VALUE_HEAD()].values
+    for head in range(run.config.heads):
+        yield run.line("attention, each head", f"head {head}", head, values[:, head].T)
 
 
 def heads(run: Run) -> Rows:
     """Key-value agreement and compositionality of every attention head."""
-    for panel, name, chance in (
-        ("key-value agreement, each head", "agreement_head", "chance_head"),
-        ("answer of one memory, each head", "simple_head", "chance_simple_head"),
-    ):
-        for head in range(run.config.heads) if name in run.paper else ():
-            level = run.metric(chance).mean((0, 2), dtype=np.float64)
-            values = run.metric(name)[..., head]
+    for panel, (hits, chance) in HEADS.items():
+        for head in range(run.config.heads) if hits() in run else ():
+            level = run.read(chance()).mean((0, 2), dtype=np.float64)
+            values = run.read(hits())[..., head]
             yield run.line(panel, f"head {head}", head, values, chance=level)
 
 
-def permuted(run: Run, panel: str, series: str, style: int, name: str, **where) -> Rows:
+def permuted(run: Run, panel: str, series: str, style: int, name: str, *of) -> Rows:
     """A metric, and dashed its chance level with permuted classes."""
-    yield run.line(panel, series, style, run.metric(name, **where))
-    chance = run.metric(f"{name}_chance", **where)
+    yield run.line(panel, series, style, run.paper[name, *of])
+    chance = run.paper[f"{name}_chance", *of]
     yield run.line(panel, f"{series}, classes permuted", style + DASHED, chance)
 
 
 def agreement(run: Run) -> Rows:
     """Figure 4b in both definitions."""
     for system, panel in SYSTEMS.items():
-        where = {"name": "agreement", "system": system}
-        yield from permuted(run, panel, "paper", 0, convention="paper", **where)
-        name = "published code"
-        yield from permuted(run, panel, name, 1, convention="vilas2023", **where)
+        for style, (key, name) in enumerate(DEFINITIONS.items()):
+            yield from permuted(run, panel, name, style, "agreement", key, system)
 
 
 def simple(run: Run) -> Rows:
     """Compositionality of the layers' answers."""
     for style, (system, name) in enumerate(SYSTEMS.items()):
-        yield from permuted(run, "all tokens", name, style, "simple", system=system)
+        yield from permuted(run, "all tokens", name, style, "simple", system)
 
 
 BARS = {
@@ -270,15 +264,20 @@ CONTROLLED = {
 """Random removal -> the intervention that removes as many tokens."""
 
 
-def edit_rows(run: Run) -> Frame:
+def edit_rows(run: Run) -> Rows:
     """What every intervention does to the same tokens and to the predictions.
 
     Share of identifiable image tokens in the last block, among those that stay: before,
     after and change (low, high: 95 % bootstrap interval; p: two-sided sign-flip test);
     accuracy on the same images.
     """
-    names = run.paper["intervention"].values.tolist()
-    before, after = run.metric("before"), run.metric("after")
+    names = run.interventions
+    if not names:
+        return
+    before, after, correct = (
+        np.stack([run.paper[metric, name] for name in names], axis=-1)
+        for metric in ("before", "after", "correct")
+    )
     exists, interval = np.isfinite(after), intervals(after - before)
     rows = pd.DataFrame(
         {
@@ -292,12 +291,12 @@ def edit_rows(run: Run) -> Frame:
             "high": interval["high"],
             "p": sign_flip_test(after - before, alternative="two-sided"),
             "accuracy_before": mean(np.where(exists, run.correct[:, None], np.nan)),
-            "accuracy_after": mean(np.where(exists, run.metric("correct"), np.nan)),
+            "accuracy_after": mean(np.where(exists, correct, np.nan)),
             "images": interval["images"],
         }
     )
     place = [names.index(CONTROLLED.get(name, name)) for name in names]
-    return rows.iloc[np.argsort(place, kind="stable")]
+    yield rows.iloc[np.argsort(place, kind="stable")]
 
 
 def edit_table(rows: Frame) -> Table:
@@ -318,41 +317,37 @@ def edit_table(rows: Frame) -> Table:
     )
 
 
-def published_rows(
-    run: Run, edits: Frame, published: dict[str, Any]
-) -> Iterator[tuple[str, str, float, float]]:
-    """(run, quantity, its number, the paper's); none for other models and data."""
-    manifest = run.manifest
-    name, data = manifest["model"]["name"], str(manifest["data"]["id"])
-    whole = run.done == run.total and manifest.get("limit") is None
-    if not whole or not data.startswith(tuple(published["data"].get(name, ()))):
-        return
-    trained = manifest["model"].get("sha256") is not None
-    numbers = published["models" if trained else "random_init"].get(name, {})
-    values = summary_rows(run).set_index("quantity")["value"]
-    pairs = [(words, values[words], numbers.get(key)) for key, words in QUOTED.items()]
-    for row in edits.to_dict("records") if trained else ():
-        key, words = row["intervention"], row["words"]
-        before = published["before"].get(name, {}).get(key)
-        pairs.append((f"{words}: the same tokens before", row["before"], before))
-        pairs.append((words, row["after"], numbers.get(key)))
-    yield from ((run.name, *pair) for pair in pairs if pair[-1] is not None)
-
-
 QUOTED = {"rate": RATE, "some": ANY, "top1": TOP1}
 
 
-def published_tables(runs: Sequence[Run], edits: dict[str, Frame]) -> Iterator[Table]:
+def published_tables(runs: Sequence[Run], edits: Frame) -> Iterator[Table]:
     """The paper's numbers beside those of whole runs on its models and data."""
     path = resources.files("vitjax.report").joinpath("published.json")
     published, rows = json.loads(path.read_text("utf-8")), []
     for run in runs:
-        rows += published_rows(run, edits.get(run.name, pd.DataFrame()), published)
-    if rows:
+        manifest = run.manifest
+        name, data = manifest["model"]["name"], str(manifest["data"]["id"])
+        whole = run.done == run.total and manifest.get("limit") is None
+        if not whole or not data.startswith(tuple(published["data"].get(name, ()))):
+            continue
+        trained = manifest["model"].get("sha256") is not None
+        numbers = published["models" if trained else "random_init"].get(name, {})
+        values = pd.concat(summary_rows(run)).set_index("quantity")["value"]
+        for key, words in QUOTED.items():
+            rows.append((run.name, words, values[words], numbers.get(key)))
+        before = published["before"].get(name, {})
+        for row in edits[edits["run"] == run.name].to_dict("records") * trained:
+            key, words = row["intervention"], row["words"]
+            same = f"{words}: the same tokens before"
+            rows.append((run.name, same, row["before"], before.get(key)))
+            rows.append((run.name, words, row["after"], numbers.get(key)))
+    columns = ["run", "quantity", "here", "published"]
+    data = pd.DataFrame(rows, columns=columns).dropna(subset="published")
+    if len(data):
         yield Table(
             key="published",
             title="Beside the published numbers",
             caption=f"{published['source']}. Their perturbed rates include [CLS] and "
             "average tokens in other ways.",
-            data=pd.DataFrame(rows, columns=["run", "quantity", "here", "published"]),
+            data=data,
         )

@@ -12,16 +12,14 @@ that are done, valid and labeled.
 """
 
 import functools
-import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import xarray as xr
 from jaxtyping import Bool, Float, Int, Shaped
 
 from vitjax.analysis.interventions import Convention
@@ -148,12 +146,15 @@ class Run:
             rows = slice(int(images[0]), int(images[-1]) + 1)  # faster
         return self.results[name][rows].values
 
-    def windows(self) -> Iterator[Int[np.ndarray, " image"]]:
-        """Positions of the images that count, some hundred at a time."""
+    def by_window(
+        self, compute: Callable[[np.ndarray], dict[Any, np.ndarray]]
+    ) -> dict[Any, np.ndarray]:
+        """Key -> values of the images that count, from windows of some hundred."""
         size = 4 * self.config.depth * self.config.tokens
         step = max(1, min(1024, WINDOW_BYTES // size))
-        for start in range(0, len(self.image), step):
-            yield self.image[start : start + step]
+        starts = range(0, max(1, len(self.image)), step)
+        windows = [compute(self.image[start : start + step]) for start in starts]
+        return {key: np.concatenate([w[key] for w in windows]) for key in windows[0]}
 
     def members(
         self, kind: str, images: Int[np.ndarray, " image"]
@@ -173,26 +174,30 @@ class Run:
         return member[kind][None]
 
     @functools.cached_property
-    def curves(self) -> dict[tuple[str, str], Float[np.ndarray, "image measure layer"]]:
-        """(stream, kind of tokens) -> both measures; NaN where an image has no token of
-        that kind.
+    def curves(self) -> dict[tuple[str, str, str], Float[np.ndarray, "image layer"]]:
+        """(measure, stream, kind of tokens) -> its means; NaN where an image has no
+        such token. A rank of -1 is that of an absent one.
         """
-        empty = np.empty((0, len(MEASURES), self.config.depth), np.float32)
-        keys = itertools.product(self.streams, self.tokens)
-        curves = {key: [empty] for key in keys}
-        for images, stream in itertools.product(self.windows(), self.streams):
-            ranks = self.read(schema.RANK(stream), images)
-            for kind in self.tokens:
-                members = self.members(kind, images)
-                average = _average(ranks, members, len(self.classes))
-                curves[stream, kind].append(average.astype(np.float32))
-        return {key: np.concatenate(parts) for key, parts in curves.items()}
+
+        def compute(images):
+            curves = {}
+            for stream in self.streams:
+                ranks = self.read(schema.RANK(stream), images)
+                for kind in self.tokens:
+                    member = self.members(kind, images)[:, None] & (ranks >= 0)
+                    scores = 1 - over_tokens(ranks, member) / len(self.classes)
+                    curves["identifiability", stream, kind] = scores.astype(np.float32)
+                    rates = over_tokens(ranks == 0, member)
+                    curves["rate", stream, kind] = rates.astype(np.float32)
+            return curves
+
+        return self.by_window(compute)
 
     def curve(
         self, tokens: str, measure: str = "identifiability", stream: str = "residual"
     ) -> Float[np.ndarray, "image layer"]:
         """One measure of one kind of tokens in one stream."""
-        return self.curves[stream, tokens][:, list(MEASURES).index(measure)]
+        return self.curves[measure, stream, tokens]
 
     def line(
         self,
@@ -232,25 +237,24 @@ class Run:
         needed = schema.LOGIT_MIDDLE(), *schema.AGREEMENT.names
         return len(self.image) > 0 and all(name in self for name in needed)
 
+    @property
+    def interventions(self) -> list[str]:
+        """Those whose rows it holds."""
+        return [n for n in schema.INTERVENTIONS if schema.RANK_EDITED(n) in self]
+
     @functools.cached_property
-    def paper(self) -> xr.Dataset:
-        """Metrics of sections 5 and 6; only where `has_paper`."""
-        return paper_metrics(self)
+    def paper(self) -> dict[tuple[str, ...], np.ndarray]:
+        """Metrics of section 6, images first; only where `has_paper`."""
+        return self.by_window(functools.partial(paper_metrics, self))
 
-    def metric(self, name: str, **where: str) -> np.ndarray:
-        """One of the metrics `paper` at some keys of its dimensions, images first."""
-        values = self.paper[name].sel(where)
-        return values.transpose("image", ..., missing_dims="ignore").values
-
-
-def _average(ranks, member, classes) -> Float[np.ndarray, "image measure layer"]:
-    """Mean of each measure over member tokens; rank -1 is an absent one."""
-    member = member[:, None] & (ranks >= 0)
-    count = member.sum(-1)
-    total = np.where(member, ranks, 0).sum(-1, dtype=np.int64)
-    hits = (member & (ranks == 0)).sum(-1)
-    with np.errstate(invalid="ignore"):  # no token of this kind: 0 / 0
-        return np.stack([1 - total / (count * classes), hits / count], axis=1)
+    def class_value(
+        self, system: str, weights: str = "trained"
+    ) -> Float[np.ndarray, "layer class"]:
+        """Class-value agreement of the weights, or of one of `schema.CONTROLS`."""
+        name = schema.CLASS_VALUE(system)
+        if weights != "trained":
+            name = schema.CLASS_VALUE_CONTROL(system, weights)
+        return self.results[name].values
 
 
 def as_runs(
@@ -323,44 +327,19 @@ CATEGORIES = {
 """Where the top class after a block comes from: see `vitjax.residual_composition`."""
 
 CONVENTIONS: dict[str, Convention] = {"paper": "paper", "vilas2023": "vilas2023_code"}
-AGREEMENTS = (schema.AGREEMENT, schema.AGREEMENT_VILAS2023)
-CHANCES = (schema.CHANCE, schema.CHANCE_VILAS2023)
-"""In the order of `CONVENTIONS`."""
+AGREEMENTS = (
+    ("paper", schema.AGREEMENT, schema.CHANCE),
+    ("vilas2023", schema.AGREEMENT_VILAS2023, schema.CHANCE_VILAS2023),
+)
+"""(convention, arrays of key-value agreement, and of it with permuted classes)."""
 
-HEADS = ("agreement_head", "chance_head", "simple_head", "chance_simple_head")
-"""Arrays that are metrics as they are."""
 
-
-def paper_metrics(run: Run) -> xr.Dataset:
-    """The metrics of a run with rows of section 6 and at least one image.
-
-    Dimensions have names and keys; NaN where an image has no such token.
+def paper_metrics(
+    run: Run, images: Int[np.ndarray, " image"]
+) -> dict[tuple[str, ...], np.ndarray]:
+    """(metric, and what it is of) -> [image layer], of interventions [image]; NaN where
+    an image has no such token.
     """
-    interventions = [n for n in schema.INTERVENTIONS if schema.RANK_EDITED(n) in run]
-    windows = [_window(run, images, interventions) for images in run.windows()]
-    systems = list(schema.SYSTEMS)
-    names = [[schema.CLASS_VALUE(system) for system in systems]]
-    for control in schema.CONTROLS:
-        names.append([schema.CLASS_VALUE_CONTROL(s, control) for s in systems])
-    values = [[run.results[name].values for name in pair] for pair in names]
-    heads = run.results[schema.CLASS_VALUE_HEAD()].values
-    metrics = xr.concat(windows, dim="image", data_vars="all")
-    metrics["class_value"] = ("weights", "system", "layer", "class"), np.array(values)
-    metrics["class_value_head"] = ("layer", "head", "class"), heads
-    return metrics.assign_coords(
-        compared=list(COMPARED),
-        update=list(UPDATES),
-        tokens=list(run.tokens),
-        convention=list(CONVENTIONS),
-        category=list(CATEGORIES),
-        system=systems,
-        intervention=interventions,
-        weights=["trained", *schema.CONTROLS],
-    )
-
-
-def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Dataset:
-    """The metrics of some images, without those of the weights."""
     read = functools.partial(run.read, images=images)
     logits = {stream: read(schema.LOGIT(stream)) for stream in schema.STREAMS}
     before = entering(read(schema.LOGIT_EMBEDDING()), logits["residual"])
@@ -370,75 +349,40 @@ def _window(run: Run, images: np.ndarray, interventions: list[str]) -> xr.Datase
         "mlp_update": (read(schema.LOGIT_MIDDLE()), logits["mlp_update"]),
         "mlp_update_vilas2023": (before, logits["mlp_update"]),
     }
+    metrics = {}
+    for kind in run.tokens:
+        member = run.members(kind, images)[:, None]
+        for compared, (start, end) in steps.items():
+            # The share of tokens whose class logit rises, and by how much.
+            rises = over_tokens(end > start, member)
+            metrics["change", kind, compared] = rises.astype(np.float32)
+            metrics["gain", kind, compared] = over_tokens(end - start, member)
     tops = {stream: read(schema.FIRST(stream)) for stream in schema.STREAMS}
-    after = tops["residual"]
     sources = {
-        "before": entering(read(schema.FIRST_EMBEDDING()), after),
+        "before": entering(read(schema.FIRST_EMBEDDING()), tops["residual"]),
         "attention": tops["attention_update"],
         "mlp": tops["mlp_update"],
     }
-    parts = [
-        residual_composition(after, **sources, convention=convention)
-        for convention in CONVENTIONS.values()
-    ]
-    kinds = [run.members(kind, images) for kind in run.tokens]
-    head, patches = run.members(run.pooled, images), run.members("image", images)
-    pooled = [over_tokens(read(name), head) for name in schema.AGREEMENT.names]
-    last, label = read(schema.RANK("residual"))[:, -1], read(schema.LABEL())
-    edited = [read(schema.RANK_EDITED(name)) for name in interventions]
-    stay = [(ranks >= 0) & patches for ranks in edited]
-    answers = [read(schema.PREDICTION_EDITED(name)) for name in interventions]
-    systems = schema.SYSTEMS
-    by_kind = ("tokens", "image", "layer")
-    by_system = ("system", "image", "layer")
-    by_edit = ("intervention", "image")
-    metrics = {
-        "change": (  # share of tokens whose class logit rises
-            ("compared", *by_kind),
-            [
-                [over_tokens(end > start, kind).astype(np.float32) for kind in kinds]
-                for start, end in steps.values()
-            ],
-        ),
-        "gain": (  # of an update's class logit over that of its input
-            ("update", *by_kind),
-            [
-                [over_tokens(end - start, kind) for kind in kinds]
-                for start, end in (steps[update] for update in UPDATES)
-            ],
-        ),
-        "composition": (
-            ("convention", "category", "image", "layer"),
-            [[np.asarray(hit).mean(-1) for hit in hits.values()] for hits in parts],
-        ),
-        "composition_chance": (
-            ("image", "convention", "category", "layer"),
-            composition_chance(after, sources),
-        ),
-        "agreement": (
-            ("convention", *by_system),
-            [[read(name(s)).mean(-1) for s in systems] for name in AGREEMENTS],
-        ),
-        "agreement_chance": (
-            ("convention", *by_system),
-            [[read(name(s)) for s in systems] for name in CHANCES],
-        ),
-        "agreement_pooled": (by_system, [hits.astype(np.float32) for hits in pooled]),
-        "simple": (by_system, [read(schema.SIMPLE(s)).mean(-1) for s in systems]),
-        "simple_chance": (by_system, [read(schema.CHANCE_SIMPLE(s)) for s in systems]),
+    metrics |= composition(tops["residual"], sources)
+    pooled = run.members(run.pooled, images)[:, None]
+    for system in schema.SYSTEMS:
+        for convention, hits, chance in AGREEMENTS:
+            metrics["agreement", convention, system] = read(hits(system)).mean(-1)
+            metrics["agreement_chance", convention, system] = read(chance(system))
+        hits = over_tokens(read(schema.AGREEMENT(system)), pooled)
+        metrics["agreement_pooled", system] = hits.astype(np.float32)
+        metrics["simple", system] = read(schema.SIMPLE(system)).mean(-1)
+        metrics["simple_chance", system] = read(schema.CHANCE_SIMPLE(system))
+    last = read(schema.RANK("residual"))[:, -1]
+    for name in run.interventions:
         # Identifiable image tokens in the last block, of those that stay.
-        "before": (by_edit, [over_tokens(last == 0, kind) for kind in stay]),
-        "after": (
-            by_edit,
-            [over_tokens(e == 0, kind) for e, kind in zip(edited, stay)],
-        ),
-        "correct": (by_edit, [answer == label for answer in answers]),
-    }
-    for name in filter(run.__contains__, HEADS):
-        metrics[name] = ("image", "layer", "head"), read(name)
-    return xr.Dataset(
-        {n: (dims, np.array(v)) for n, (dims, v) in metrics.items() if len(v)}
-    )
+        ranks = read(schema.RANK_EDITED(name))
+        stay = (ranks >= 0) & run.members("image", images)
+        metrics["before", name] = over_tokens(last == 0, stay)
+        metrics["after", name] = over_tokens(ranks == 0, stay)
+        prediction = read(schema.PREDICTION_EDITED(name))
+        metrics["correct", name] = prediction == read(schema.LABEL())
+    return metrics
 
 
 def entering(embedding: np.ndarray, residual: np.ndarray) -> np.ndarray:
@@ -447,43 +391,51 @@ def entering(embedding: np.ndarray, residual: np.ndarray) -> np.ndarray:
 
 
 def over_tokens(
-    values: Bool[np.ndarray, "image ... token"] | Float[np.ndarray, "image ... token"],
-    member: Bool[np.ndarray, "image_or_1 token"],
+    values: Shaped[np.ndarray, "image ... token"],
+    member: Bool[np.ndarray, "image_or_1 ... token"],
 ) -> Float[np.ndarray, "image ..."]:
     """Mean over member tokens; NaN where an image has none."""
-    member = np.expand_dims(member, tuple(range(1, values.ndim - 1)))
     total = np.where(member, values, 0).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return total / member.sum(-1).astype(float)
 
 
-def composition_chance(
+def composition(
     after: Int[np.ndarray, "image layer token"],
     sources: Mapping[str, Int[np.ndarray, "image layer token"]],
-) -> Float[np.ndarray, "image convention category layer"]:
-    """The composition that is left where answers and sources are of different tokens.
+) -> dict[tuple[str, ...], Float[np.ndarray, "image layer"]]:
+    """Shares of tokens in every category of each convention, and those by chance.
 
-    The exact mean over all pairs of tokens of an image, as cyclic shifts: what remains
-    because the tokens of an image tend to the same classes. NaN where an image has a
-    single token.
+    Chance is what is left where answers and sources are of different tokens, the exact
+    mean over all pairs of tokens of an image, as cyclic shifts: the tokens of an image
+    tend to the same classes. NaN where an image has a single token.
     """
     tokens = after.shape[-1]
-    total = np.asarray(_count_pairs(after, sources)).transpose(2, 0, 1, 3)
-    return total / (tokens * (tokens - 1) or np.nan)
+    counts, pairs = jax.tree.map(np.asarray, _count_compositions(after, sources))
+    shares = {("composition", *key): n / tokens for key, n in counts.items()}
+    total = tokens * (tokens - 1) or np.nan
+    return shares | {
+        ("composition_chance", *key): n / total for key, n in pairs.items()
+    }
 
 
 @jax.jit
-def _count_pairs(after, sources) -> Int[jax.Array, "convention category image layer"]:
-    """Pairs of different tokens in every category, one cyclic shift after another."""
+def _count_compositions(after, sources):
+    """Tokens, and pairs of different tokens, of every convention and category."""
+
+    def count(shift):
+        shifted = {name: jnp.roll(tops, shift, -1) for name, tops in sources.items()}
+        return {
+            (key, category): hits.sum(-1, dtype=jnp.int32)
+            for key, convention in CONVENTIONS.items()
+            for category, hits in residual_composition(
+                after, **shifted, convention=convention
+            ).items()
+        }
 
     def add(shift, total):
-        shifted = {name: jnp.roll(tops, shift, -1) for name, tops in sources.items()}
-        hits = [
-            list(residual_composition(after, **shifted, convention=convention).values())
-            for convention in CONVENTIONS.values()
-        ]
-        return total + jnp.array(hits).sum(-1, dtype=jnp.int32)
+        return jax.tree.map(jnp.add, total, count(shift))
 
-    images, depth, tokens = after.shape
-    start = jnp.zeros((len(CONVENTIONS), len(CATEGORIES), images, depth), jnp.int32)
-    return jax.lax.fori_loop(1, tokens, add, start)
+    own = count(0)
+    start = jax.tree.map(jnp.zeros_like, own)
+    return own, jax.lax.fori_loop(1, after.shape[-1], add, start)
