@@ -258,10 +258,8 @@ def confidences(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """
     order, right = np.random.default_rng(0).permutation(len(run.image)), run.correct
     fit, test = np.array_split(order, 2)
-    if (
-        min(np.bincount(right[half], minlength=2).min() for half in (fit, test))
-        < FEWEST
-    ):
+    fewest = min(np.bincount(right[half], minlength=2).min() for half in (fit, test))
+    if fewest < FEWEST:
         return {}, ~right[test]
     values = features(run)
     weights, bias = fit_logistic(values[fit], right[fit])

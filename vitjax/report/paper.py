@@ -325,17 +325,19 @@ def published_tables(runs: Sequence[Run], edits: Frame) -> Iterator[Table]:
     path = resources.files("vitjax.report").joinpath("published.json")
     published, rows = json.loads(path.read_text("utf-8")), []
     for run in runs:
-        manifest = run.manifest
-        name, data = manifest["model"]["name"], str(manifest["data"]["id"])
+        manifest, images = run.manifest, str(run.manifest["data"]["id"])
+        model = published["models"].get(manifest["model"]["name"])
         whole = run.done == run.total and manifest.get("limit") is None
-        if not whole or not data.startswith(tuple(published["data"].get(name, ()))):
+        if model is None or not whole:
+            continue
+        if not images.startswith(tuple(published["data"][model["data"]])):
             continue
         trained = manifest["model"].get("sha256") is not None
-        numbers = published["models" if trained else "random_init"].get(name, {})
+        numbers = model.get("trained" if trained else "random_init", {})
+        before = model.get("before", {})
         values = pd.concat(summary_rows(run)).set_index("quantity")["value"]
         for key, words in QUOTED.items():
             rows.append((run.name, words, values[words], numbers.get(key)))
-        before = published["before"].get(name, {})
         for row in edits[edits["run"] == run.name].to_dict("records") * trained:
             key, words = row["intervention"], row["words"]
             same = f"{words}: the same tokens before"
