@@ -364,6 +364,8 @@ def risk_curves(run: Run) -> Rows:
 def leads(run: Run) -> Rows:
     """The answer's logit less that of its best rival, of right and wrong answers."""
     logits = run.read(schema.RIVAL_LOGITS()).astype(float)
+    if logits.shape[-1] == 1:  # of one class
+        return
     lead, right = logits[..., 0] - logits[..., 1:].max(-1), run.correct
     for style, (name, own) in enumerate({"right": right, "wrong": ~right}.items()):
         if own.any():
