@@ -41,6 +41,7 @@ from typing import (
     TypeVar,
     dataclass_transform,
     get_args,
+    get_origin,
 )
 
 import jax
@@ -199,7 +200,7 @@ class Config:
     distilled: bool = False
     embed_norm: bool = False
     patch_bias: bool = True
-    pool: Literal["cls", "mean", "map", "cls_mean"] | None = None
+    pool: Literal[None, "cls", "mean", "map", "cls_mean"] = None
     pool_norm: Literal["after", "before"] = "after"
     projection: int | None = None
     head: Literal["linear", "cosine"] = "linear"
@@ -252,29 +253,20 @@ class Config:
                 f"Config.head_blocks={self.head_blocks}: only pool='cls_mean' reads "
                 "more blocks than the last, and at most all."
             )
-        known = {
-            "norm": ("pre", "residual_post"),
-            "gelu": GELUS,
-            "mlp": ("gelu", "swiglu"),
-            "pool": (None, "cls", "mean", "map", "cls_mean"),
-            "pool_norm": ("after", "before"),
-            "head": ("linear", "cosine"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                value = getattr(self, name)
-                raise ValueError(f"Config.{name} is {value!r}; known: {values}.")
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in known:
+                raise ValueError(f"Config.{field.name} is {value!r}; known: {known}.")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
         """The inverse of `dataclasses.asdict`, also after JSON made lists of tuples."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(fields) - known:
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - set(kinds):
             raise ValueError(
                 f"An architecture with unknown fields {sorted(unknown)}; another "
-                f"version of vitjax wrote it. Known: {sorted(known)}."
+                f"version of vitjax wrote it. Known: {sorted(kinds)}."
             )
-        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         for name, value in fields.items():
             kind = kinds[name]
             if kind in (int, bool) and type(value) is not kind:
@@ -573,7 +565,7 @@ def layer_norm(
     where a state's mean is large against its spread. `factor` is applied to 1 / sigma
     before it multiplies; LRP holds it constant.
     """
-    y = x.astype(np.promote_types(x.dtype, jnp.float32))
+    y = to_float32(x)
     y = y - y.mean(-1, keepdims=True)
     y = y * factor(jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon))
     return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
@@ -588,9 +580,6 @@ def along_last(x: ArrayLike, like: Array) -> Array:
     """x along the last axes of another array, in its dtype."""
     x = jnp.asarray(x, like.dtype)
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
-
-
-GELUS = ("erf", "tanh", "quick")
 
 
 def gelu(x: Array, kind: str) -> Array:
@@ -719,11 +708,15 @@ def feed_forward(x: Array, params: Any, kind: str, epsilon: float) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """x over its length; 0 where that is 0, with a finite derivative; NaN of NaN."""
+    """x over its length; 0 where that is 0."""
+    return x * inverse_length(x)
+
+
+def inverse_length(x: Array) -> Array:
+    """1 / length along the last axis; 0, also its derivative, where that is 0."""
     square = jnp.square(x).sum(-1, keepdims=True)
     exists = square != 0
-    inverse = jax.lax.rsqrt(jnp.where(exists, square, 1))
-    return jnp.where(exists, x * inverse, 0)
+    return jnp.where(exists, jax.lax.rsqrt(jnp.where(exists, square, 1)), 0)
 
 
 @pytree

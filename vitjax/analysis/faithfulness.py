@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vitjax import messages
 from vitjax.checks import checked
-from vitjax.types import CONVENTIONS, ArrayLike, Convention
+from vitjax.types import CONVENTIONS, ArrayLike, Convention, to_float32
 
 
 @checked
@@ -54,7 +54,7 @@ def area_under_curve(
             f"got {counts.shape}."
         )
     messages.check_range("kept", counts.tolist(), 0, tokens)
-    values = values.astype(np.promote_types(values.dtype, jnp.float32))
+    values = to_float32(values)
     if convention == "vilas2023_code":
         largest = values.max(-1)
         divisor = jnp.where(largest > 0, largest, 1) * tokens
@@ -133,8 +133,7 @@ def localisation(
             f"maps of shape {maps.shape}, mask and where must have one shape; got "
             f"{mask.shape} and {None if where is None else where.shape}."
         )
-    values = jnp.asarray(maps)
-    values = values.astype(np.promote_types(values.dtype, jnp.float32))
+    values = to_float32(jnp.asarray(maps))
     mask = jnp.asarray(mask)
     counted = jnp.ones(mask.shape, bool) if where is None else jnp.asarray(where)
     scaled = to_unit_range(values, counted)

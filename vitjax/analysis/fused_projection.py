@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vitjax.analysis.class_space import broadcast_labels, rank_of
-from vitjax.types import ClassSpace, along_last
+from vitjax.types import ClassSpace, along_last, inverse_length, to_float32
 
 
 class FoldedClassSpace(NamedTuple):
@@ -41,9 +40,7 @@ class FoldedClassSpace(NamedTuple):
 
 
 def fold(class_space: ClassSpace, prefix: int = 0) -> FoldedClassSpace:
-    """Fold the norm of a class space into its class embedding; there are `prefix`
-    tokens before the patches.
-    """
+    """Fold the norm of a class space into its class embedding."""
     patches = None
     if class_space.patch_embedding is not None:
         patches = fold(class_space.of_patches)
@@ -52,7 +49,7 @@ def fold(class_space: ClassSpace, prefix: int = 0) -> FoldedClassSpace:
     bias = jnp.asarray(class_space.bias)
     if not linear:
         embedding, bias = embedding_columns(class_space)
-    exact = embedding.astype(np.promote_types(embedding.dtype, jnp.float32))
+    exact = to_float32(embedding)
     weight = (exact * along_last(class_space.norm_scale, exact)).T
     weight = weight - weight.mean(0, keepdims=True)
     shift = jnp.asarray(class_space.norm_shift, exact.dtype)
@@ -68,9 +65,7 @@ def fold(class_space: ClassSpace, prefix: int = 0) -> FoldedClassSpace:
 
 
 def embedding_columns(class_space: ClassSpace) -> tuple[Array, Array]:
-    """What stands for E and b where a head compares embeddings: rows of the classes,
-    then of the embedding, as far as both are affine in a normalized state.
-    """
+    """What stands for E and b where a head compares embeddings; see the module."""
     columns, bias = [], []
     if class_space.mlp is None:
         columns.append(jnp.asarray(class_space.embedding))
@@ -131,11 +126,9 @@ def compare(class_space: ClassSpace, columns, states) -> Float[Array, "*any clas
     embedded: Any = columns[..., classes:]
     if class_space.projection is None:
         embedded = class_space.normalize(states)
-    square = jnp.square(embedded).sum(-1, keepdims=True)
-    exists = square > 0
-    inverse = jax.lax.rsqrt(jnp.where(exists, square, 1))
-    inverse = jnp.where(exists, inverse, 0) * jnp.asarray(temperature, square.dtype)
-    return columns[..., :classes] * inverse + along_last(class_space.bias, columns)
+    factor: Any = inverse_length(embedded)
+    factor = factor * jnp.asarray(temperature, factor.dtype)
+    return columns[..., :classes] * factor + along_last(class_space.bias, columns)
 
 
 def label_logit(

@@ -21,7 +21,16 @@ from vitjax import messages
 from vitjax.analysis.class_space import Labels, broadcast_labels, is_class
 from vitjax.analysis.top_k import fast_top_k_indices
 from vitjax.checks import checked
-from vitjax.types import CONVENTIONS, ArrayLike, ClassSpace, Convention, Trace, pytree
+from vitjax.types import (
+    CONVENTIONS,
+    ArrayLike,
+    ClassSpace,
+    Convention,
+    Trace,
+    pytree,
+    to_float32,
+    unit,
+)
 
 System = Literal["attention", "mlp"]
 
@@ -155,20 +164,13 @@ def class_value_agreement(
         >>> values = vitjax.memory_values(model)["mlp"]
         >>> vitjax.class_value_agreement(model.class_space, values)  # [layer class]
     """
-    embedding = normalize(jnp.asarray(class_space.embedding))
+    embedding = unit(to_float32(jnp.asarray(class_space.embedding)))
 
     def of_layer(values):
-        cosines = jnp.matmul(embedding, normalize(values).T, precision="highest")
-        return cosines.max(-1)
+        rows = unit(to_float32(values))
+        return jnp.matmul(embedding, rows.T, precision="highest").max(-1)
 
     return over_leading(of_layer, jnp.asarray(values))
-
-
-def normalize(x: Float[Array, "row dim"]) -> Float[Array, "row dim"]:
-    """Rows of length one, float32 at least; rows of zeros stay zero."""
-    x = x.astype(np.promote_types(x.dtype, jnp.float32))
-    length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
-    return x / jnp.maximum(length, 1e-12)
 
 
 Values = Float[ArrayLike, "memory dim"] | MemoryClasses

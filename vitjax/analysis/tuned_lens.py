@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.class_space import project_tokens
@@ -80,11 +79,9 @@ def translate(
 
 def identity_lens(config: Config) -> TunedLens:
     """A = b = 0."""
-    depth, dim = config.depth, config.dim
-    weights, bias = np.zeros((depth, dim, dim)), np.zeros((depth, dim))
-    return TunedLens(
-        weights=jnp.asarray(weights, jnp.float32), bias=jnp.asarray(bias, jnp.float32)
-    )
+    shape = config.depth, config.dim
+    weights = jnp.zeros((*shape, config.dim), jnp.float32)
+    return TunedLens(weights=weights, bias=jnp.zeros(shape, jnp.float32))
 
 
 class Examples(NamedTuple):
@@ -101,9 +98,7 @@ class Examples(NamedTuple):
 
 
 def read_blocks(lens: TunedLens, model: Any, examples: Examples, read: Any) -> Any:
-    """`read(model, states [batch token dim], class_tokens)` of the translated states of
-    one block after the other, stacked on a leading layer axis.
-    """
+    """`read(model, states, class_tokens)` of every block's translated states."""
 
     def of_block(block):
         lens, states, tokens = block
@@ -152,10 +147,7 @@ def lens_losses(
 def fit_step(
     lens: Any, moments: Any, model: Any, examples: Examples, rate, *, tokens: str
 ) -> tuple[Any, Any]:
-    """One step of optax's Adam at a learning rate.
-
-    Blocks do not see each other: their losses are added up.
-    """
+    """One step of Adam on the sum of the blocks' losses: they do not see each other."""
     import optax
 
     update = optax.adam(rate)
