@@ -1,13 +1,12 @@
 """Edits of one block, derived from `Edits`: attention masks and edited taps."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Float
 
 from vitjax import messages
 from vitjax.types import FIELD_AXES, TOKEN_AXES, ArrayLike, Config, Edits, TapEdit
@@ -17,10 +16,7 @@ MASKED = -1e30
 
 
 class BlockEdits(NamedTuple):
-    """Edits of one block; the layer axis is gone.
-
-    `taps` are field of `Trace` -> argument of `TapEdit` -> values.
-    """
+    """Edits of one block; `taps` are field -> argument of `TapEdit` -> values."""
 
     attend: Float[ArrayLike, "batch head query key_token"] | None = None
     scale: Float[ArrayLike, "batch head query key_token"] | None = None
@@ -47,29 +43,20 @@ def join_taps(*parts: BlockEdits) -> dict[str, TapEdit]:
     return {field: TapEdit(**arguments) for field, arguments in joined.items()}
 
 
-def edit_embedding(x, edits: Edits, config: Config):
-    """The embedding, edited."""
-    if "embedding" not in (edits.taps or {}):
-        return x
-    arguments = tap_arguments("embedding", edits, config)
-    return TapEdit(**arguments)(x)
-
-
 def tap_arguments(field: str, edits: Edits, config: Config) -> dict[str, Any]:
     """The arguments of a tap that are given, along the running sequence."""
-    tap, axes = (edits.taps or {})[field], FIELD_AXES[field]
     arguments = {}
-    for part in dataclasses.fields(tap):
-        values = getattr(tap, part.name)
+    for name, values in vars((edits.taps or {})[field]).items():
         if np.ndim(values) and edits.select is not None:
+            axes = FIELD_AXES[field]
             values = select_entries(jnp.asarray(values), edits, config, axes)
         if values is not None:
-            arguments[part.name] = values
+            arguments[name] = values
     return arguments
 
 
 def check_edits(edits: Edits, config: Config, batch: int) -> None:
-    """Raise ValueError where `keep`, `select` or `taps` do not fit the images."""
+    """Raise ValueError where an array does not fit the model or the images."""
     for name in ("keep", "select"):
         mask = getattr(edits, name)
         if mask is None:
@@ -80,17 +67,24 @@ def check_edits(edits: Edits, config: Config, batch: int) -> None:
                 f"Edits.{name} of shape {mask.shape} does not fit {batch} images of "
                 f"{config.patches} patches; its axes are [batch patch], batch may be 1."
             )
+    arrays: list[tuple[str, str, Any]] = [
+        ("Edits.attend", "attention_weights", edits.attend),
+        ("Edits.scale", "attention_weights", edits.scale),
+    ]
     for field, tap in (edits.taps or {}).items():
         messages.check_one_of("taps", field, FIELD_AXES)
-        for part in dataclasses.fields(tap):
-            values = getattr(tap, part.name)
-            shape, expected = np.shape(values), field_shape(field, config, batch)
-            fits = all(n in (1, full) for n, full in zip(shape, expected))
-            if shape and (len(shape) != len(expected) or not fits):
-                raise ValueError(
-                    f"TapEdit.{part.name} of {field!r} has the shape {shape}; expected "
-                    f"[{' '.join(FIELD_AXES[field])}] = {expected}, where any may be 1."
-                )
+        arrays += [
+            (f"TapEdit.{n} of {field!r}", field, x) for n, x in vars(tap).items()
+        ]
+    for name, field, values in arrays:
+        shape, expected = np.shape(values), field_shape(field, config, batch)
+        fits = all(n in (1, full) for n, full in zip(shape, expected))
+        if shape and (len(shape) != len(expected) or not fits):
+            raise ValueError(
+                f"{name} has the shape {shape}; expected "
+                f"[{' '.join(FIELD_AXES[field])}] = {expected}, where any may be 1; "
+                "token axes are those of the full sequence, also with select."
+            )
 
 
 def field_shape(field: str, config: Config, batch: int) -> tuple[int, ...]:
@@ -118,7 +112,6 @@ def split_edits(edits: Edits, config: Config) -> tuple[BlockEdits, BlockEdits]:
         mask = getattr(edits, name)
         if mask is None:
             continue
-        check_mask(mask, config)
         mask = select_entries(
             jnp.asarray(mask), edits, config, FIELD_AXES["attention_weights"]
         )
@@ -126,8 +119,8 @@ def split_edits(edits: Edits, config: Config) -> tuple[BlockEdits, BlockEdits]:
             shared[name] = mask[0]
         else:
             layered[name] = mask
-    if edits.keep is not None:
-        keys = token_mask(edits, config)[:, None, None, :].astype(jnp.float32)
+    if (exists := token_mask(edits, config)) is not None:
+        keys = exists[:, None, None, :].astype(jnp.float32)
         shared["attend"] = keys * shared["attend"] if "attend" in shared else keys
     shared["taps"], layered["taps"] = {}, {}
     for field in (edits.taps or {}).keys() - {"embedding"}:
@@ -138,21 +131,6 @@ def split_edits(edits: Edits, config: Config) -> tuple[BlockEdits, BlockEdits]:
             else:
                 shared["taps"][field][name] = values[0] if np.ndim(values) else values
     return BlockEdits(**shared), BlockEdits(**layered)
-
-
-def check_mask(mask, config: Config) -> None:
-    """Raise ValueError where a mask on attention links does not fit the model."""
-    layers, _, heads, *lengths = mask.shape
-    if layers not in (1, config.depth) or heads not in (1, config.heads):
-        raise ValueError(
-            f"An edit of shape {mask.shape} does not fit {config.depth} blocks of "
-            f"{config.heads} heads; its axes are [layer batch head query key]."
-        )
-    if any(length not in (1, config.tokens) for length in lengths):
-        raise ValueError(
-            f"An edit of shape {mask.shape} does not fit {config.tokens} tokens; token "
-            "axes have 1 entry or one per token of the full sequence, also with select."
-        )
 
 
 def select_entries(values, edits: Edits, config: Config, axes: Sequence[str]):
@@ -182,19 +160,20 @@ def selected_tokens(edits: Edits, config: Config):
     return jnp.concatenate([prefix, patches + config.prefix], axis=1)
 
 
-def patch_mask(edits: Edits) -> Bool[Array, "batch kept"]:
-    """`keep` along the running sequence's patches."""
+def patch_mask(edits: Edits) -> Any:
+    """`keep` of the running sequence, [batch kept]; None where nothing is removed."""
+    if edits.keep is None:
+        return None
     keep = jnp.asarray(edits.keep)
     if edits.select is None:
         return keep
     return jnp.take_along_axis(keep, jnp.asarray(edits.select), axis=1)
 
 
-def token_mask(edits: Edits, config: Config) -> Bool[Array, "batch token"]:
-    """`keep` along the running sequence; prefix tokens always exist."""
-    keep = patch_mask(edits)
-    prefix = jnp.ones((keep.shape[0], config.prefix), bool)
-    return jnp.concatenate([prefix, keep], axis=1)
+def token_mask(edits: Edits, config: Config) -> Any:
+    """The same of all tokens, [batch token]; those of the prefix always exist."""
+    keep, prefix = patch_mask(edits), ((0, 0), (config.prefix, 0))
+    return None if keep is None else jnp.pad(keep, prefix, constant_values=True)
 
 
 def log_mask(attend, dtype):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax.models.edits import log_mask, patch_mask, token_mask
+from vitjax.models.edits import log_mask, token_mask
 from vitjax.models.layers import NORMAL, LayerNorm
 from vitjax.types import Config, Edits, along_last
 
@@ -17,9 +17,7 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class Head(nn.Module):
-    """Parameters of a head: E^T or T^T and b of `ClassSpace`, its temperature, and the
-    part of b that all classes share.
-    """
+    """Parameters of a head: those of `ClassSpace`, `logit_bias` that classes share."""
 
     dim: int
     classes: int
@@ -96,9 +94,7 @@ class AttentionPool(nn.Module):
     def weights(
         self, z: Float[Array, "batch token dim"], presence: Any
     ) -> Float[Array, "batch head token"]:
-        """Attention weights of the learned query, over the tokens that are present; 0
-        where none is.
-        """
+        """The learned query's attention weights on present tokens; 0 where none is."""
         query = self.project(self.query, self.probe)
         query = query[0, 0] / math.sqrt(self.config.head_dim)
         scores = jnp.einsum("hk,bthk->bht", query, self.project(self.key, z))
@@ -164,23 +160,23 @@ class Refinement(nn.Module):
 
 
 def presence_of(edits: Edits, config: Config, presence: Any = None) -> Any:
-    """How far each token takes part in pooling, [batch token] in [0, 1]; None for all.
-
-    0 for patches that `keep` removed, `presence` of the others.
-    """
-    if edits.keep is None:
-        return presence
+    """How far each token takes part in pooling: 0 if removed; None where all do."""
     exists = token_mask(edits, config)
-    return exists if presence is None else presence * exists.astype(presence.dtype)
+    if exists is None or presence is None:
+        return presence if exists is None else exists
+    return presence * exists.astype(presence.dtype)
 
 
 def pool(
-    x: Float[Array, "*any token dim"], edits: Edits, config: Config
+    x: Float[Array, "*any token dim"],
+    edits: Edits,
+    config: Config,
+    presence: Float[Array, "batch token"] | None = None,
 ) -> Float[Array, "*any dim"]:
-    """[CLS], or the mean of the patches that exist, where the head reads one state."""
+    """[CLS], or the mean of the patches by their presence, for a head of one state."""
     if config.pooling == "cls":
         return x[..., 0, :]
-    return mean_of_patches(x, edits, config)
+    return mean_of_patches(x, edits, config, presence)
 
 
 def mean_of_patches(
@@ -191,20 +187,16 @@ def mean_of_patches(
 ) -> Float[Array, "*any dim"]:
     """The mean of the patches that exist, by their presence."""
     patches = x[..., config.prefix :, :]
-    if presence is not None:
-        keep = presence_of(edits, config, presence)[:, config.prefix :].astype(x.dtype)
-        least = jnp.finfo(x.dtype).tiny
-        total = jnp.maximum(keep.sum(-1, keepdims=True), least)
-        return jnp.einsum("bp,bpd->bd", keep / total, patches)
-    if edits.keep is None:
+    presence = presence_of(edits, config, presence)
+    if presence is None:
         return patches.mean(-2)
-    keep = patch_mask(edits).astype(x.dtype)
-    keep = keep.reshape((1,) * (x.ndim - 3) + (*keep.shape, 1))
-    return (patches * keep).sum(-2) / jnp.maximum(keep.sum(-2), 1)
+    weights = along_last(presence[:, config.prefix :, None], patches)
+    total = jnp.maximum(weights.sum(-2), jnp.finfo(x.dtype).tiny)
+    return (patches * weights).sum(-2) / total
 
 
 def mean_weights(
-    x: Float[Array, "batch token _"], exists
+    x: Float[Array, "batch token _"], exists: Any
 ) -> Float[Array, "batch token"]:
     """Weights of a mean over the tokens that exist, None for all; of x's dtype."""
     exists = True if exists is None else exists

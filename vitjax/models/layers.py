@@ -94,9 +94,7 @@ Taps = Mapping[str, TapEdit]
 
 
 class Tap(nn.Module):
-    """Names an array for `capture_intermediates`, and edits it where there is an edit;
-    else the identity.
-    """
+    """Names an array for `capture_intermediates`, and applies its edit if any."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], taps: Taps) -> Float[Array, "..."]:
@@ -105,10 +103,7 @@ class Tap(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; masks act on its scores and on its weights.
-
-    `mixed` are values that are mixed already, in place of those that x would give.
-    """
+    """Multi-head self-attention; `mixed` are values mixed already, in place of x's."""
 
     config: Config
     rules: Rules = Rules()
@@ -203,9 +198,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder block; returns `(x, what the scan collects)`: [CLS] for a head that
-    reads several blocks, else None.
-    """
+    """One encoder block; also returns [CLS] for a head that reads several, or None."""
 
     config: Config
     dropout: float = 0.0

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from vitjax.models.edits import (
     BlockEdits,
     check_edits,
-    edit_embedding,
     patch_mask,
     split_edits,
+    tap_arguments,
 )
 from vitjax.models.heads import (
     Affine,
@@ -29,7 +29,7 @@ from vitjax.models.heads import (
     presence_of,
 )
 from vitjax.models.layers import NEAR_ZERO, NORMAL, Block, LayerNorm, PatchEmbedding
-from vitjax.types import ArrayLike, ClassSpace, Config, Edits
+from vitjax.types import ArrayLike, ClassSpace, Config, Edits, TapEdit
 
 
 class Encoder(nn.Module):
@@ -126,7 +126,9 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
         if self.config.embed_norm:
             x = self.embed_norm(x)
-        return edit_embedding(x, edits, self.config)
+        if "embedding" not in (edits.taps or {}):
+            return x
+        return TapEdit(**tap_arguments("embedding", edits, self.config))(x)
 
     def class_space(self, head: Head | None = None) -> ClassSpace:
         """The parameters that turn a state into class logits."""
@@ -160,18 +162,12 @@ class VisionTransformer(nn.Module):
         edits: Edits,
         presence: Float[Array, "batch token"] | None = None,
     ) -> Float[Array, "batch embed"]:
-        """The embedding that is compared with classes, from the final residual stream;
-        before the MLP of attention pooling. See `unembed`.
-        """
+        """What is compared with classes, before the MLP of attention pooling."""
         cfg, space = self.config, self.class_space()
         x = space.normalize(x) if cfg.normalizes_first else x
         if cfg.pooling == "map":
             return self.attend(x, self.head_attention(x, edits, presence))
-        pooled = (
-            pool(x, edits, cfg)
-            if presence is None or cfg.pooling == "cls"
-            else mean_of_patches(x, edits, cfg, presence)
-        )
+        pooled = pool(x, edits, cfg, presence)
         return space.embed(pooled if cfg.normalizes_first else space.normalize(pooled))
 
     def head_attention(
@@ -255,8 +251,7 @@ class VisionTransformer(nn.Module):
         first = first.astype(x.dtype)
         if cfg.pooling == "cls":
             return first
-        keep = None if edits.keep is None else patch_mask(edits)
-        patches = mean_weights(x[:, cfg.prefix :], keep)
+        patches = mean_weights(x[:, cfg.prefix :], patch_mask(edits))
         patches = jnp.pad(patches, ((0, 0), (cfg.prefix, 0)))
         return patches if cfg.pooling == "mean" else (first + patches) / 2
 

@@ -174,9 +174,7 @@ def remove_class(
 def class_directions(
     model: Model, class_: Any, system: str
 ) -> Float[Array, "layer_or_1 direction dim"]:
-    """What value vectors are multiplied by: E_c, and the gradient of its logit but for
-    what norms divide by.
-    """
+    """E_c, and the gradient of its logit but for what norms divide by."""
 
     def before_norm(direction, scale):  # the adjoint of x -> scale (x - mean x)
         direction = direction * to_float32(jnp.asarray(scale))
