@@ -103,9 +103,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def convert(name: str, value: Any, expected: Expected) -> Any:
-    """A value as an array or a tuple, where that is expected; ValueError if it is not
-    of an expected kind.
-    """
+    """A value as an array or a tuple of an expected kind; else ValueError."""
     if value is None or not (expected.kinds or expected.sequence):
         return value
     if isinstance(value, expected.classes):

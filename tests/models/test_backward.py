@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import vitjax
-from vitjax.models.backward import scan_backward
+from vitjax.models.backward import block_inputs, scan_reverse
 from vitjax.models.backward_rules import Rules, dense, keep_value
 from vitjax.models.edits import split_edits
 from vitjax.models.forward import apply_block
@@ -36,7 +36,8 @@ def test_its_gradients_are_those_of_the_stored_pass(name):
     @jax.jit
     def backward(images):
         start = lambda x, gradient: 0  # noqa: E731
-        reads = scan_backward(model, images, score, read, state=start, edits=edits)
+        ends = block_inputs(model, images, edits)
+        reads = scan_reverse(model, *ends, score, read, state=start, edits=edits)
         stored = vitjax.attention_gradients(model, images, score, edits=edits)
         return reads, stored
 

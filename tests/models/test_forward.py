@@ -9,8 +9,7 @@ import tiny
 
 import vitjax
 from vitjax.analysis.class_space import project, rank, take_label, top_k
-from vitjax.models.heads import pool
-from vitjax.types import BLOCK_FIELDS, TRACE_FIELDS, Edits
+from vitjax.types import TRACE_FIELDS, Edits
 
 MODEL = tiny.make(tiny.CONFIGS["plain"])
 IMAGES = tiny.images(MODEL.config)
@@ -37,19 +36,6 @@ def test_ranks_and_logits_equal_the_published(name, oracle, published_logits):
         np.testing.assert_array_equal(top[clear], stored[f"top5_{key}"][clear])
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [(name, False) for name in sorted({*tiny.CONFIGS} - {"distilled"})]
-    + [("post_cls", True), ("pooled", True)],
-)
-def test_the_final_residual_projects_to_the_logits(name, kept):
-    model, _, logits, trace = tiny.traced(name, kept=kept)
-    edits = Edits(keep=tiny.keep(model.config)) if kept else Edits()
-    pooled = pool(jnp.asarray(trace.residual[-1]), edits, model.config)
-    projected = project(model.class_space, pooled)
-    np.testing.assert_allclose(projected, logits, atol=2e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", tiny.KINDS)
 def test_updates_add_up_to_the_residual_stream(name):
     _, _, _, trace = tiny.traced(name)
@@ -69,23 +55,6 @@ def test_capture_returns_its_fields_and_refuses_the_rest():
         vitjax.forward(MODEL, IMAGES, capture=("hidden",))
     with pytest.raises(ValueError, match="32 32 3"):
         vitjax.forward(MODEL, IMAGES[:, :16])
-
-
-def test_one_image_equals_its_row():
-    model, images, logits, trace = tiny.traced("pooled")
-    single, alone = vitjax.forward(model, images[1:2], capture=BLOCK_FIELDS)
-    np.testing.assert_allclose(single[0], logits[1], atol=1e-5)
-    for field in BLOCK_FIELDS:
-        expected = getattr(trace, field)[:, 1]
-        np.testing.assert_allclose(getattr(alone, field)[:, 0], expected, atol=2e-5)
-
-
-def test_forward_does_not_retrace():
-    before = vitjax.forward._cache_size()
-    for seed in range(3):
-        other = tiny.make(tiny.CONFIGS["plain"], seed=seed)
-        vitjax.forward(other, tiny.images(MODEL.config, seed=seed), capture=("values",))
-    assert vitjax.forward._cache_size() <= before + 1
 
 
 def test_scan_blocks_carries_a_state():
@@ -126,21 +95,6 @@ def test_two_closures_over_changing_data_give_two_results():
         last = np.asarray(gradients)[-1, :, :, 0]
         loss = vitjax.relevancy(MODEL, IMAGES, args, loss="negative_logit")[-1]
         np.testing.assert_allclose(last, loss, atol=1e-5)
-
-
-def test_args_reach_read_under_jit_and_vmap_by_one_program():
-    traces = []
-
-    @jax.jit
-    def run(model, images, label):
-        traces.append(label.shape)
-        return vitjax.scan_blocks(model, images, residual_logit, args=label)[1]
-
-    actual = np.stack([run(MODEL, IMAGES, label) for label in LABELS])
-    assert len(traces) == 1
-    assert np.abs(actual[0] - actual[1]).max() > 1e-2
-    mapped = jax.jit(jax.vmap(run, (None, None, 0)))(MODEL, IMAGES, LABELS)
-    np.testing.assert_allclose(mapped, actual, atol=1e-5)
 
 
 def first_class(logits):
@@ -195,9 +149,8 @@ def test_edits_reach_only_the_given_blocks_and_heads():
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    (((3, 1, 1, 1, 1), "2 blocks"), ((1, 1, 1, 5, 1), "17 tokens")),
+    "shape", ((3, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 3, 1, 1), (1, 1, 1, 5, 1))
 )
-def test_edits_of_a_wrong_shape_are_refused(shape, message):
-    with pytest.raises(ValueError, match=message):
+def test_edits_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"= \(2, 3, 2, 17, 17\)"):
         vitjax.forward(MODEL, IMAGES, edits=Edits(scale=np.ones(shape, np.float32)))

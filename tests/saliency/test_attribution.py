@@ -1,5 +1,6 @@
 """Attribution to parts of the model: sums, formulas by hand, slopes, and edits."""
 
+import dataclasses
 import functools
 import operator
 
@@ -90,7 +91,6 @@ def test_attribution_patching_is_the_slope_of_patching():
         functools.partial(vitjax.attribution_patching, metric=metric, fields=fields)
     )
     effects = attribute(model, images, images + noise)
-    before = metric(vitjax.forward(model, images + noise)[0])
     choices = {
         "embedding": {"tokens": [3]},
         "residual": {"layers": [0], "tokens": [2]},
@@ -105,11 +105,22 @@ def test_attribution_patching_is_the_slope_of_patching():
         "attention_scores": np.s_[0, :, 0],
         "mlp_hidden": np.s_[0, :, :, 5],
     }
-    for field, choice in choices.items():
-        edits = vitjax.patch(model, clean, field, **choice)
-        after = metric(vitjax.forward(model, images + noise, edits=edits)[0])
+    patches = {f: vitjax.patch(model, clean, f, **choices[f]).taps[f] for f in choices}
+
+    @jax.jit
+    @jax.vmap
+    def patched(chosen):  # one field at a time, or none
+        taps = {
+            f: dataclasses.replace(tap, where=tap.where & chosen[i])
+            for i, (f, tap) in enumerate(patches.items())
+        }
+        edits = Edits(taps=taps)
+        return metric(vitjax.forward(model, images + noise, edits=edits)[0])
+
+    *after, before = patched(np.eye(6, 5, dtype=bool))
+    for field, score in zip(choices, after):
         effect = np.asarray(effects[field][select[field]]).reshape(3, -1).sum(1)
-        np.testing.assert_allclose(effect, after - before, rtol=0.1, atol=3e-5)
+        np.testing.assert_allclose(effect, score - before, rtol=0.1, atol=3e-5)
     assert effects["mixed_values"].shape == (2, 3, model.config.tokens, 2)
     with pytest.raises(ValueError, match="residual"):
         vitjax.attribution_patching(model, images, images, metric, fields=("resid",))

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 import vitjax
+from vitjax.models.backward import unembed
 from vitjax.models.backward_rules import Rules
 from vitjax.models.forward import resume_forward
 from vitjax.recipes.faithfulness import LRP
@@ -138,12 +139,12 @@ def test_lrp_starts_from_the_models_own_head():
     rules = Rules(), lrp.CHEFER, lrp.attention_aware(0.05)
 
     @jax.jit
-    def unembed(model, x):
-        return [lrp.unembed(model, x, Edits(), each) for each in rules]
+    def logits_of(model, x):
+        return [unembed(model, x, Edits(), each) for each in rules]
 
     for name in ("clip", "cls_mean", "mean_of_norms", "mean_with_cls"):
         model, _, logits, trace = tiny.traced(name)
-        for actual in unembed(model, trace.residual[-1]):
+        for actual in logits_of(model, trace.residual[-1]):
             np.testing.assert_allclose(actual, logits, atol=2e-5, err_msg=name)
 
 

@@ -49,7 +49,7 @@ def test_raw_attention_is_the_row_of_cls(name):
     model, images, prefix, trace = setting(name)
     rows = trace.attention_weights[..., rows_read(model), :]
     read = functools.partial(read_map, attention.raw_attention)
-    actual = jax.jit(read)(model, images, TARGET)
+    actual = jax.jit(read)(model, images, TARGET, Edits())
     np.testing.assert_allclose(actual, rows.mean(-2)[..., prefix:], atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_class_projection_is_what_each_token_writes(name):
     direction = np.asarray(space.embedding)[TARGET] * np.asarray(space.norm_scale)
     direction = (direction - direction.mean(-1, keepdims=True)) / sigma[:, None]
     expected = np.einsum("lbhqtd,bd->lbht", written, direction) / written.shape[3]
-    actual = jax.jit(attribution.class_projection)(model, images, TARGET)
+    actual = jax.jit(attribution.class_projection)(model, images, TARGET, Edits())
     assert_close(actual, expected[..., prefix:])
 
 
@@ -176,11 +176,11 @@ def test_occlusion_is_the_model_without_the_token(name):
 def test_random_maps_belong_to_the_image():
     model, images, *_ = setting("plain")
     random = jax.jit(gradients.random)
-    actual = random(model, images, TARGET)
-    turned = random(model, images[::-1], TARGET)
+    actual = random(model, images, TARGET, Edits())
+    turned = random(model, images[::-1], TARGET, Edits())
     np.testing.assert_array_equal(turned, actual[::-1])
     assert len(np.unique(actual)) == actual.size
-    other = random(model, images, TARGET, seed=1)
+    other = random(model, images, TARGET, Edits(), seed=1)
     assert (np.asarray(other) != np.asarray(actual)).all()
     assert abs(float(np.mean(actual)) - 0.5) < 0.15
 
@@ -261,7 +261,7 @@ def test_quick_forms_are_of_the_model_with_patches_there_in_part():
     explain = functools.partial(vitjax.explain, model, images, TARGET)
     half = functools.partial(libragrad.libragrad, blocks=1)
     read = jax.jit(functools.partial(read_map, half))
-    partly = read(model, images, TARGET, edits=edits)
+    partly = read(model, images, TARGET, edits)
     assert_close(explain(method="half_libragrad", at=0.4), partly)
     maps = explain(method="presence", at=0.4), explain(method="chefer", edits=edits)
     actual = explain(method="quick_consensus", at=0.4)

@@ -1,5 +1,7 @@
 """Removal curves: the published hits, shorter sequences, every edge of an order."""
 
+import functools
+
 import jax
 import numpy as np
 import published
@@ -114,9 +116,9 @@ def test_no_prediction_and_ties_are_wrong(spoil):
 
 def test_no_image_has_no_curve():
     model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)[:0]
-    curve = vitjax.removal_curve(
-        model, images, [], np.zeros((0, 16)), keep_counts=(1, 3)
+    curve = jax.eval_shape(
+        functools.partial(vitjax.removal_curve, keep_counts=(1, 3)),
+        *(model, tiny.images(model.config)[:0], np.zeros(0, int), np.zeros((0, 16))),
     )
     assert curve.shape == (0, 2)
 

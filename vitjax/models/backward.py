@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vitjax.models.backward_rules import Rules, linear
+from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import patch_mask, split_edits
 from vitjax.models.forward import apply_block, class_tokens, run_blocks
 from vitjax.models.heads import mean_weights
 from vitjax.models.model import Model
-from vitjax.types import ArrayLike, Config, Edits, Trace, along_last, unit
+from vitjax.types import Config, Edits, Trace, along_last, unit
 
 
 class Gradients(NamedTuple):
@@ -44,30 +44,6 @@ class Gradients(NamedTuple):
         return self.fields["attention_weights"]
 
 
-def scan_backward(
-    model: Model,
-    images: Float[ArrayLike, "batch height width channel"],
-    scalar_fn: Callable[[Float[Array, "batch class"]], Float[Array, ""]],
-    read: Callable[[Any, Gradients], tuple[Any, Any]],
-    *,
-    state: Callable[[Array, Array], Any],
-    edits: Edits | None = None,
-    presence: Float[Array, "batch token"] | None = None,
-) -> tuple[Any, Any]:
-    """Gradients of a scalar of the class logits, from the last block to the first.
-
-    `read(state, gradients) -> (state, pytree)` is called once a block; the state at the
-    last block is `state(x, gradient)` of the final residual stream and the gradient
-    with respect to log `presence` in pooling, if that is given. Returns the state after
-    block 0, and the pytrees, stacked [layer ...].
-    """
-    edits = edits or Edits()
-    x, inputs = block_inputs(model, images, edits)
-    return scan_reverse(
-        model, x, inputs, scalar_fn, read, state=state, edits=edits, presence=presence
-    )
-
-
 def block_inputs(model: Model, images, edits: Edits):
     """The final residual stream, and what enters every block."""
     read = lambda params, stream_in, trace: stream_in  # noqa: E731
@@ -89,11 +65,16 @@ def scan_reverse(
     fields: Sequence[str] = ("attention_weights",),
     blocks: int | None = None,
 ) -> tuple[Any, Any]:
-    """`scan_backward` from what left the last block, and what entered each.
+    """Gradients of a scalar of the class logits, from the last block to the first, by
+    what left the last block and what entered each (`block_inputs`).
 
-    Each of the `rules` has its own backward pass, and one `Gradients` among the
-    arguments of `read(state, *gradients)`. `fields` are those of `Trace` whose
-    gradients are taken, `blocks` how many of the last ones are passed; None for all.
+    `read(state, *gradients) -> (state, pytree)` is called once a block, with one
+    `Gradients` for each of the `rules`, which have backward passes of their own. The
+    state at the last block is `state(x, gradient)` of the final residual stream and the
+    gradient with respect to log `presence` in pooling, if that is given. `fields` are
+    those of `Trace` whose gradients are taken, `blocks` how many of the last ones are
+    passed; None for all. Returns the state after the first of them, and the pytrees,
+    stacked [layer ...].
     """
     shared, layered = split_edits(edits, model.config)
     tokens = class_tokens(model.config, inputs, x)
@@ -144,7 +125,6 @@ def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     """Class logits of the final residual stream, by the rules."""
     config: Config = model.config
     space: Any = model.class_space
-    dense = rules.dense or linear
 
     def normalize(x):
         norm = space.norm_scale, space.norm_shift
@@ -155,18 +135,17 @@ def unembed(model: Model, x: Any, edits: Edits, rules: Rules) -> Any:
     if config.pooling == "cls":
         state = x[:, 0]
     else:
-        keep = None if edits.keep is None else patch_mask(edits)
-        weights = mean_weights(x[:, patches], keep)
+        weights = mean_weights(x[:, patches], patch_mask(edits))
         state = rules.mean(x[:, patches], weights[:, :, None])
     if config.pooling == "cls_mean":  # one layer that reads both, side by side
         state = jnp.concatenate([x[:, 0], state], axis=-1)
         parts = jnp.asarray(space.embedding), jnp.asarray(space.patch_embedding)
-        return dense(state, jnp.concatenate(parts, axis=1).T, space.bias)
+        return rules.head(state, jnp.concatenate(parts, axis=1).T, space.bias)
     state = state if config.normalizes_first else normalize(state)
     if space.temperature is None:
-        return dense(state, space.embedding.T, space.bias)
+        return rules.head(state, space.embedding.T, space.bias)
     f: Any = state
     if space.projection is not None:
-        f = dense(state, space.projection, None)
+        f = rules.head(state, space.projection, None)
     cosine = unit(f) * along_last(space.temperature, f)
-    return dense(rules.length(f, cosine), space.class_embedding.T, space.bias)
+    return rules.head(rules.length(f, cosine), space.class_embedding.T, space.bias)

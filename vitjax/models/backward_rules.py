@@ -59,7 +59,8 @@ class Rules:
 
     Args:
         dense: `(x [... in], kernel [in out], bias [out] | None) -> [... out]`, every
-            dense layer; None for Flax's own.
+            dense layer of a block; None for Flax's own.
+        head: the same of the head's.
         product: `(equation, left, right)`, the einsums of query with key and of weights
             with values.
         norm: `(x, scale, bias, epsilon=...)`, the layer norms.
@@ -71,6 +72,7 @@ class Rules:
     """
 
     dense: Callable[..., Any] | None = None
+    head: Callable[..., Any] = linear
     product: Callable[..., Any] = jnp.einsum
     norm: Callable[..., Any] = layer_norm
     add: Callable[..., Any] = jnp.add

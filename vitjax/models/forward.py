@@ -92,9 +92,7 @@ def run_blocks(model: Model, images, read: Read, *, edits, **options: Any):
 
 
 class BlockContext(NamedTuple):
-    """A block's edits, and [CLS] after the blocks up to it that a head of several reads
-    (the third argument of `unembed`), or None.
-    """
+    """A block's edits, and the third argument of `unembed` after it, or None."""
 
     edits: tuple[BlockEdits, ...]
     class_tokens: Float[Array, "layer batch dim"] | None
@@ -214,29 +212,33 @@ def resume_forward(
 def class_tokens(
     config: Config, streams: Float[Array, "layer batch token dim"], x
 ) -> Float[Array, "layer batch dim"] | None:
-    """[CLS] after every block, from what enters the blocks and what leaves the last;
-    None where the head does not read it.
-    """
+    """[CLS] after every block, where the head reads it; `x` leaves the last block."""
     if config.head_blocks == 1:
         return None
     return jnp.concatenate([streams[1:], x[None]])[:, :, 0]
 
 
 def after_attention(
-    model: Model, params: Any, mixed, stream_in, trace: Trace, edits, rows: slice
+    model: Model,
+    mixed: Any,
+    params: Any,
+    stream_in: Any,
+    trace: Trace,
+    context: BlockContext,
+    rows: slice = slice(None),
 ) -> tuple[Float[Array, "batch row dim"], Trace]:
     """A block at some rows as a function of the values mixed there, before their tap.
 
-    `stream_in`, `trace` and `edits` are those of the whole block, whose MLP need not be
+    The others are what `read` is given of the whole block, whose MLP need not be
     multiplied by again where no tap edits what is known of it.
     """
-    edited = {field for each in edits for field in each.taps}
+    edited = {field for each in context.edits for field in each.taps}
     known = not edited & {"mlp_preactivation", "mlp_update"}
     return apply_block(
         model,
         params,
         stream_in[:, rows],
-        tuple(each.at_rows(rows) for each in edits),
+        tuple(each.at_rows(rows) for each in context.edits),
         mixed=mixed,
         rules=cached_mlp(model.config, trace, rows) if known else Rules(),
     )

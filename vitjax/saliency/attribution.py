@@ -1,7 +1,8 @@
 """Contributions of a model's parts to a logit: direct ones, and first-order effects."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,15 @@ from vitjax.models.forward import (
 from vitjax.models.heads import mean_of_patches, pool, pooled_rows
 from vitjax.models.model import Model
 from vitjax.saliency.passes import Images, Target
-from vitjax.types import FIELD_AXES, TRACE_FIELDS, Edits, along_last, to_float32
+from vitjax.types import (
+    FIELD_AXES,
+    TRACE_FIELDS,
+    Edits,
+    along_last,
+    inverse_length,
+    layer_norm,
+    to_float32,
+)
 
 
 def logit_attribution(
@@ -73,13 +82,27 @@ def logit_attribution(
     target = broadcast_labels(target, images.shape[:1])
     images = model.check_images(images)
     embedding = model.apply(images, edits, method="embed")
-    readout = Readout(model, target, edits)
-    x, tokens, held = jnp.zeros_like(embedding), None, Held()
+    logit = functools.partial(held_logit, model, target, edits)
+    held: list[Any] = []
+
+    def record(value):
+        held.append(value)
+        return value
+
+    def replay(*states):
+        values = iter(held)
+        return logit(lambda value: next(values), *states)
+
+    x, tokens, head = jnp.zeros_like(embedding), None, None
+    function: Any = functools.partial(logit, jnp.ones_like)
     if config.normalizes_first:  # a token's direction depends on its final state
         x, streams = block_inputs(model, images, edits)
-        tokens = class_tokens(config, streams, x)
-        held = readout.hold(x, tokens)
-    direction, earlier = readout.directions(x, tokens, held)
+        tokens, function = class_tokens(config, streams, x), replay
+        _, head = logit(record, x, tokens)
+    total = lambda *states: function(*states)[0].sum()  # noqa: E731
+    direction, earlier = jax.grad(total, (0, 1))(x, tokens)
+    if earlier is not None:  # what a block writes stays in all later ones
+        earlier = jnp.cumsum(earlier[::-1], axis=0)[::-1]
     rows = pooled_rows(config)
 
     def at_block(index):
@@ -104,16 +127,15 @@ def logit_attribution(
     x, _, parts = scan_forward(model, embedding, read, edits=edits, state=block_counter)
     parts = {"embedding": written(embedding, at_block(0)), **parts}
     if not config.normalizes_first:  # one factor for all that is written
-        held = readout.hold(x, None)
-        factor = held.inverse_sigma[..., 0] * held.factor
+        logit(record, x, None)
+        factor = functools.reduce(jnp.multiply, held)[:, 0]
         for name, each in parts.items():
             shape = [1] * each.ndim
             shape[min(1, each.ndim - 1)] = len(factor)
             parts[name] = each.astype(factor.dtype) * factor.reshape(shape)
-    x, tokens = jax.tree.map(jnp.zeros_like, (x, tokens))
-    parts["bias"] = readout(x, tokens, held)
-    if held.head is not None:
-        parts["head"] = held.head
+    parts["bias"], _ = replay(*jax.tree.map(jnp.zeros_like, (x, tokens)))
+    if config.pooling == "map":
+        parts["head"] = head
     return {
         name: nan_without_class(
             each, target, model.num_classes, axis=min(1, each.ndim - 1)
@@ -122,131 +144,53 @@ def logit_attribution(
     }
 
 
-class Held(NamedTuple):
-    """What a read-out holds at its value.
+def held_logit(
+    model: Model, target: Int[Array, " batch"], edits: Edits, hold: Any, x, class_tokens
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """The target's logit but for what the MLP of attention pooling adds, and that.
 
-    1 / sigma of the tokens, or of their mean, and of [CLS] in earlier blocks; the
-    head's attention weights; temperature over length of the embedding; what the head's
-    MLP adds to the logit.
+    Affine in the final states and in [CLS] after each block but for what `hold` is put
+    on: 1 / sigma of the final norm, attention weights, temperature over length.
     """
+    config, space = model.config, model.class_space
 
-    inverse_sigma: Any = 1.0
-    earlier: Float[Array, "earlier batch one"] | None = None
-    attention: Float[Array, "batch head token"] | None = None
-    factor: Any = 1.0
-    head: Float[Array, " batch"] | None = None
+    def normalize(x):
+        norm = space.norm_scale, space.norm_shift
+        return layer_norm(to_float32(x), *norm, epsilon=space.epsilon, factor=hold)
 
+    def dot(x, embedding):
+        rows = to_float32(jnp.asarray(embedding)[target])
+        return jnp.einsum("bd,bd->b", x, rows)
 
-class Readout:
-    """The target's logit as an affine function of the final residual stream and of
-    [CLS] after each block, with all that is not affine held.
-    """
-
-    def __init__(self, model: Model, target: Int[Array, " batch"], edits: Edits):
-        self.model, self.config, self.edits = model, model.config, edits
-        self.space, self.target = model.class_space, target
-
-    def __call__(self, x, class_tokens, held: Held) -> Float[Array, " batch"]:
-        """The logit, but for what the head's MLP adds."""
-        space, config, edits = self.space, self.config, self.edits
-        z = self.normalize(self.sites(x), held.inverse_sigma)
-        bias = self.of_target(space.bias)
-        if config.pooling == "cls_mean":
-            patches = mean_of_patches(z, edits, config)
-            logit = self.dot(z[:, 0], space.embedding) + bias
-            logit = logit + self.dot(patches, space.patch_embedding)
-            if held.earlier is not None:
-                z = self.normalize(self.earlier_blocks(class_tokens), held.earlier)
-                kernels = self.model.params["head_earlier"]["kernel"]
-                rows = to_float32(kernels[..., self.target])
-                logit = logit + jnp.einsum("lbd,ldb->b", z, rows)
-            return logit
-        f = self.embed(z, held)
-        return self.dot(f, self.class_embedding) * held.factor + bias
-
-    def embed(self, z, held: Held) -> Float[Array, "batch embed"]:
-        """The embedding before the MLP."""
-        if self.config.pooling == "map":
-            return self.model.apply(z, held.attention, method="attend")
-        first = self.config.normalizes_first
-        return self.space.embed(pool(z, self.edits, self.config) if first else z)
-
-    def hold(self, x, class_tokens) -> Held:
-        """All that is not affine, at its value."""
-        space, config = self.space, self.config
-        y = self.sites(x)
-        held = Held(inverse_sigma=1 / deviation(y, space.epsilon)[..., None])
-        z = self.normalize(y, held.inverse_sigma)
+    first, x = config.normalizes_first, to_float32(x)
+    z = normalize(x if first else pool(x, edits, config))
+    bias = to_float32(jnp.asarray(space.bias)[target])
+    if config.pooling == "cls_mean":
+        logit = dot(z[:, 0], space.embedding) + bias
+        logit = logit + dot(mean_of_patches(z, edits, config), space.patch_embedding)
         if config.head_blocks > 1:
-            tokens = self.earlier_blocks(class_tokens)
-            earlier = 1 / deviation(tokens, space.epsilon)[..., None]
-            held = held._replace(earlier=earlier)
-        one = jnp.ones(len(x), z.dtype)
-        held = held._replace(factor=one)
-        if config.pooling == "cls_mean":
-            return held
-        if config.pooling == "map":
-            attention = self.model.apply(z, self.edits, method="head_attention")
-            held = held._replace(attention=attention)
-        f = self.embed(z, held)
-        added = 0.0 * f if space.mlp is None else space.transform(f)
-        if space.temperature is not None:
-            square = jnp.square(f + added).sum(-1)
-            exists = square > 0
-            factor = jax.lax.rsqrt(jnp.where(exists, square, 1))
-            factor = factor * along_last(space.temperature, factor)
-            held = held._replace(factor=jnp.where(exists, factor, 0))
-        if space.mlp is not None:
-            head = self.dot(added, self.class_embedding) * held.factor
-            held = held._replace(head=head)
-        return held
-
-    def directions(self, x, class_tokens, held: Held):
-        """u of every token, [batch token dim]; and what a head of several blocks adds
-        at [CLS] to u of what each block writes, [layer batch dim] or None.
-        """
-
-        def logit(x, class_tokens):
-            return self(x, class_tokens, held).sum()
-
-        of_x, of_tokens = jax.grad(logit, argnums=(0, 1))(x, class_tokens)
-        if of_tokens is not None:  # what a block writes stays in all later ones
-            of_tokens = jnp.cumsum(of_tokens[::-1], axis=0)[::-1]
-        return of_x, of_tokens
-
-    @property
-    def class_embedding(self):
-        """One row per class in the space of embeddings."""
-        of_embeddings = self.space.class_embedding
-        return self.space.embedding if of_embeddings is None else of_embeddings
-
-    def sites(self, x) -> Float[Array, "batch *token dim"]:
-        """What the final norm takes, in float32 at least."""
-        x = to_float32(x)
-        first = self.config.normalizes_first
-        return x if first else pool(x, self.edits, self.config)
-
-    def earlier_blocks(self, class_tokens) -> Float[Array, "earlier batch dim"]:
-        return to_float32(class_tokens[-self.config.head_blocks : -1])
-
-    def normalize(self, x, inverse_sigma):
-        """The final norm with its deviation held."""
-        z = center(x) * inverse_sigma
-        return z * along_last(self.space.norm_scale, z) + along_last(
-            self.space.norm_shift, z
-        )
-
-    def of_target(self, values):
-        """The target's row of each image."""
-        return to_float32(jnp.asarray(values)[self.target])
-
-    def dot(self, x, embedding) -> Float[Array, " batch"]:
-        """Products with the target's row."""
-        return jnp.einsum("bd,bd->b", x, self.of_target(embedding))
+            z = normalize(class_tokens[-config.head_blocks : -1])
+            kernels = model.params["head_earlier"]["kernel"]
+            rows = to_float32(kernels[..., target])
+            logit = logit + jnp.einsum("lbd,ldb->b", z, rows)
+        return logit, jnp.zeros_like(logit)
+    if config.pooling == "map":
+        attention = hold(model.apply(z, edits, method="head_attention"))
+        f = model.apply(z, attention, method="attend")
+    else:
+        f = space.embed(pool(z, edits, config) if first else z)
+    added = jnp.zeros_like(f) if space.mlp is None else space.transform(f)
+    if space.temperature is not None:
+        factor: Any = inverse_length(f + added)
+        factor = hold(factor * along_last(space.temperature, factor))
+        f, added = f * factor, added * factor
+    linear = space.class_embedding is None
+    embedding = space.embedding if linear else space.class_embedding
+    return dot(f, embedding) + bias, dot(added, embedding)
 
 
 def class_projection(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
+    model: Model, images: Images, target: Target, edits: Edits
 ) -> Float[Array, "layer batch head patch"]:
     """What each patch writes into the target's logit through each attention head.
 
@@ -283,9 +227,7 @@ def written_by_neurons(model, params, trace, direction):
 
 
 def through_norm(model, params, index, update, u):
-    """u of each row in front of what follows a sub-layer's output projection:
-    LayerScale, and the norm of a residual-post-norm block.
-    """
+    """u of each row before LayerScale and the norm of a residual-post-norm block."""
     config = model.config
     if config.layer_scale:
         u = u * params[f"LayerScale_{index}"]["gamma"][None, None]

@@ -1,6 +1,7 @@
 """Baseline maps, each from its paper's formula; see `attention` for what they share."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Int
 
 from vitjax import messages
 from vitjax.analysis.class_space import take_label
-from vitjax.models.backward import scan_backward
+from vitjax.models.backward_rules import Rules
 from vitjax.models.edits import patch_mask, token_mask
 from vitjax.models.forward import after_attention, final_residual
 from vitjax.models.heads import mean_weights
@@ -21,6 +22,7 @@ from vitjax.saliency.passes import (
     Map,
     Reader,
     Target,
+    read_map,
     row_of_head,
     target_logit,
 )
@@ -32,10 +34,13 @@ CHUNK = 8
 """Occluded copies of a batch that run together."""
 
 
-def gauss_legendre(steps: int, dtype: Any):
-    """Nodes and weights of an integral over [0, 1], [step 2]."""
+def path_integral(slope: Callable[[Any], Map], steps: int, dtype: Any) -> Map:
+    """The integral of `slope(a)`, steepest near 0, by nodes of that over sqrt(a)."""
+    messages.check_range("steps", steps, 1)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    return jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], 1), dtype)
+    roots = (nodes + 1) / 2
+    maps = jax.lax.map(slope, jnp.asarray(roots**2, dtype))
+    return (maps * jnp.asarray(roots * weights, maps.dtype)[:, None, None]).sum(0)
 
 
 def chefer(model: Model, target: Target, edits: Edits) -> Reader:
@@ -63,7 +68,7 @@ def gradcam(model: Model, target: Target, edits: Edits) -> Reader:
     last block and a_d the mean over patches that exist of dz/dx_d; later, patches no
     longer reach [CLS].
     """
-    keep = None if edits.keep is None else patch_mask(edits)
+    keep = patch_mask(edits)
 
     def backward(_, grads):
         gradient = grads.stream_gradient[:, model.config.prefix :]
@@ -82,17 +87,14 @@ def legrad(model: Model, target: Target, edits: Edits) -> Reader:
     these enlarged and scaled to [0, 1]. A head's map is its share of the mean. The mean
     state is read as `vitjax.project` reads any state. [layer batch head token]
     """
-    exists = None if edits.keep is None else token_mask(edits, model.config)
-    every = slice(None)
+    exists = token_mask(edits, model.config)
 
     def forward(params, stream_in, trace, context):
+        block = params, stream_in, trace, context
         of_mean = mean_weights(stream_in, exists)
 
         def logit(weights):
-            mixed = mix(weights, trace.values)
-            states, _ = after_attention(
-                model, params, mixed, stream_in, trace, context.edits, every
-            )
+            states, _ = after_attention(model, mix(weights, trace.values), *block)
             state = jnp.einsum("btd,bt->bd", states, of_mean)
             return target_logit(target)(model.class_space.logits(state))
 
@@ -108,24 +110,24 @@ def input_x_gradient(model: Model, target: Target, edits: Edits) -> Reader:
     Signed, in units of the logit (Shrikumar et al. 2016, arXiv 1605.01713, at the
     embedded patches instead of the pixels).
     """
+    return times_gradient()
+
+
+def times_gradient(times: Any = None, rules: Rules = Rules()) -> Reader:
+    """Sum over channels of x, or of `times`, and dz/dx by the rules, at block 0."""
 
     def backward(_, grads):
-        product = jnp.einsum("btd,btd->bt", grads.stream_in, grads.stream_gradient)
-        return product, None
+        x = grads.stream_in if times is None else times
+        return jnp.einsum("btd,btd->bt", x, grads.stream_gradient), None
 
     def start(x, gradient):
         return jnp.zeros(x.shape[:2], x.dtype)
 
-    return Reader(backward=backward, start=start)
+    return Reader(backward=backward, start=start, rules=(rules,), fields=())
 
 
 def integrated_gradients(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    steps: int = 64,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, steps: int = 64
 ) -> Map:
     """Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365).
 
@@ -136,39 +138,22 @@ def integrated_gradients(
     Gauss-Legendre nodes of the integral over sqrt(a) (completeness): by default 1 % on
     photos, 2.5 % with 48, 13 % with 16 (ViT-Ti/16).
     """
-    messages.check_range("steps", steps, 1)
-    edits = edits or Edits()
-    images, prefix = model.check_images(images), model.config.prefix
+    images = model.check_images(images)
+    x, zero = (
+        model.apply(pixels, edits, method="embed")
+        for pixels in (images, jnp.zeros_like(images))
+    )
 
-    def patches(pixels):
-        return model.apply(pixels, edits, method="embed")[:, prefix:]
+    def reader(model, target, edits):
+        return times_gradient(x - zero)
 
-    difference = patches(images) - patches(jnp.zeros_like(images))
+    def slope(alpha):
+        return read_map(reader, model, images * alpha, target, edits)
 
-    def read(state, grads):
-        return grads.stream_gradient, None
-
-    def node(total, root_and_weight):
-        root, weight = root_and_weight
-        alpha = root**2  # the integrand is steepest where the image is nearly gray
-        gradient, _ = scan_backward(
-            model,
-            images * alpha,
-            target_logit(target),
-            read,
-            state=lambda x, gradient: jnp.zeros_like(x),
-            edits=edits,
-        )
-        product = jnp.einsum("bpd,bpd->bp", gradient[:, prefix:], difference)
-        return total + 2 * root * weight * product, None
-
-    start = jnp.zeros(difference.shape[:2], difference.dtype)
-    return jax.lax.scan(node, start, gauss_legendre(steps, difference.dtype))[0]
+    return path_integral(slope, steps, images.dtype)
 
 
-def occlusion(
-    model: Model, images: Images, target: Target, *, edits: Edits | None = None
-) -> Map:
+def occlusion(model: Model, images: Images, target: Target, edits: Edits) -> Map:
     """What the target's logit loses when a patch does not exist: z - z without it.
 
     The patch is removed after its position was added (Zeiler and Fergus 2014, arXiv
@@ -176,31 +161,25 @@ def occlusion(
     selection, the selected patches.
     """
     patches, batch = model.config.patches, images.shape[0]
-    others = edits or Edits()
     places = jnp.arange(patches, dtype=jnp.int32)[None]
     occluded = places
-    if others.select is not None:
-        occluded = jnp.asarray(others.select, jnp.int32)
+    if edits.select is not None:
+        occluded = jnp.asarray(edits.select, jnp.int32)
 
     def logit(edits):
         return take_label(final_residual(model, images, edits=edits)[0], target)
 
     def without_patch(patch):
         keep = jnp.broadcast_to(places != patch[:, None], (batch, patches))
-        return logit(others & Edits(keep=keep))
+        return logit(edits & Edits(keep=keep))
 
     together = max(1, CHUNK // batch) if batch else None
     without = jax.lax.map(without_patch, occluded.T, batch_size=together)
-    return logit(others)[:, None] - without.T
+    return logit(edits)[:, None] - without.T
 
 
 def random(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    seed: Seed = 0,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, seed: Seed = 0
 ) -> Map:
     """Noise, uniform in [0, 1): the control that every table needs.
 
@@ -219,6 +198,6 @@ def random(
         return jax.random.uniform(key, (model.config.patches,))
 
     maps = jax.vmap(draw)(digests)
-    if edits is None or edits.select is None:
+    if edits.select is None:
         return maps
     return jnp.take_along_axis(maps, jnp.asarray(edits.select), axis=1)

@@ -1,14 +1,18 @@
 """LibraGrad: input times gradient of every block under balanced rules."""
 
-import functools
+import dataclasses
 
 import jax.numpy as jnp
 
-from vitjax.models.backward_rules import Rules
 from vitjax.models.model import Model
-from vitjax.saliency.lrp import check_rules, constant, halved_product, proportional
+from vitjax.saliency.lrp import (
+    attention_aware,
+    check_rules,
+    constant,
+    halved_product,
+)
 from vitjax.saliency.passes import Reader, Target
-from vitjax.types import Edits, layer_norm
+from vitjax.types import Edits
 
 
 def gated_product(equation, left, right):
@@ -17,12 +21,8 @@ def gated_product(equation, left, right):
     return product(equation, left, right)
 
 
-LIBRA = Rules(
-    product=gated_product,
-    norm=functools.partial(layer_norm, factor=constant),
-    softmax=lambda x, y: constant(y),
-    gelu=proportional,
-    length=proportional,
+LIBRA = dataclasses.replace(
+    attention_aware(0.0), product=gated_product, softmax=lambda x, y: constant(y)
 )
 
 

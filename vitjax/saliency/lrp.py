@@ -10,11 +10,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from vitjax import messages
-from vitjax.analysis.class_space import Labels, broadcast_labels, take_label
-from vitjax.models.backward import unembed
 from vitjax.models.backward_rules import (
     Rules,
     keep_value,
@@ -22,9 +19,9 @@ from vitjax.models.backward_rules import (
     weighted_sum,
     with_backward,
 )
-from vitjax.models.forward import read_nothing, scan_forward
 from vitjax.models.model import Model
-from vitjax.saliency.passes import Images, Reader, Target, row_of_head
+from vitjax.saliency.gradients import times_gradient
+from vitjax.saliency.passes import Reader, Target, row_of_head
 from vitjax.types import Config, Edits, layer_norm
 
 SMALL = 1e-9
@@ -61,13 +58,8 @@ def lrp(model: Model, target: Target, edits: Edits) -> Reader:
 
 
 def attnlrp(
-    model: Model,
-    images: Images,
-    target: Labels,
-    *,
-    gamma: float = 0.05,
-    edits: Edits | None = None,
-) -> Float[Array, "batch patch"]:
+    model: Model, target: Target, edits: Edits, *, gamma: float = 0.05
+) -> Reader:
     """AttnLRP: relevance of each patch for a logit, signed, in units of the logit.
 
     R = sum over channels of x * g, where x is the embedded patch and g the derivative
@@ -85,26 +77,8 @@ def attnlrp(
     selection, the map holds the selected patches.
     """
     messages.check_range("gamma", gamma, 0)
-    x, gradient = attnlrp_gradient(model, images, target, gamma=gamma, edits=edits)
-    return (x * gradient).sum(-1)[:, model.config.prefix :]
-
-
-def attnlrp_gradient(model, images, target, *, gamma, edits):
-    """What enters block 0, and AttnLRP's derivative of the logit there."""
-    edits = edits or Edits()
     check_rules(model.config)
-    images = model.check_images(images)
-    target = broadcast_labels(target, images.shape[:1])
-    rules = attention_aware(gamma)
-
-    def logit(x):
-        x, tokens, _ = scan_forward(
-            model, x, read_nothing, edits=edits, rules=rules, checkpoint=True
-        )
-        return take_label(unembed(model, x, edits, attention_aware(0.0)), target).sum()
-
-    embedding = model.apply(images, edits, method="embed")
-    return embedding, jax.grad(logit)(embedding)
+    return times_gradient(rules=attention_aware(gamma))
 
 
 def no_rules(config: Config) -> str:
@@ -201,6 +175,7 @@ normalized_add = with_backward(jnp.add, share_of_add)
 
 CHEFER = Rules(
     dense=positive_dense,
+    head=positive_dense,
     product=shared_product,
     norm=unchanged_norm,
     add=normalized_add,

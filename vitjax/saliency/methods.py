@@ -41,6 +41,7 @@ READERS: dict[str, Callable[..., Reader]] = {
     "libragrad": libragrad.libragrad,
     "tokentm": token_flow.tokentm,
     "inflow": token_flow.inflow,
+    "attnlrp": lrp.attnlrp,
 }
 """Methods that read a forward and a backward pass, which several can share."""
 
@@ -54,7 +55,6 @@ FUNCTIONS: dict[str, Callable[..., Float[Array, "..."]]] = {
     "half_libragrad": presence.half_libragrad,
     "consensus": presence.consensus,
     "quick_consensus": presence.quick_consensus,
-    "attnlrp": lrp.attnlrp,
     "occlusion": gradients.occlusion,
     "random": gradients.random,
 }
@@ -192,9 +192,9 @@ def explain(
     given = {n: given[n] for n in given if n not in PARTS}
     maps = FUNCTIONS[method](model, images, target, edits=edits, **given)
     maps = add_parts(method, maps, layers, heads)
-    return nan_without_class(
-        zero_absent(maps, edits), target, model.num_classes, axis=0
-    )
+    keep = patch_mask(edits)
+    maps = maps if keep is None else jnp.where(keep, maps, 0)
+    return nan_without_class(maps, target, model.num_classes, axis=0)
 
 
 def default_method(config: Config) -> str:
@@ -213,7 +213,7 @@ def explain_by_all(
     """`explain` by several methods without options, which share passes."""
     target = broadcast_labels(target, images.shape[:1])
     readers = {name: READERS[name] for name in methods if name in READERS}
-    maps = read_maps(model, images, target, readers) if readers else {}
+    maps = read_maps(model, images, target, Edits(), readers) if readers else {}
     # Consensus comes last, and what it ranks may be there already.
     for name in sorted(methods, key=lambda name: name == "consensus"):
         given = {"seed": seed} if name == "random" else {}
@@ -221,7 +221,7 @@ def explain_by_all(
             members = presence.stack(maps[member] for member in MEMBERS)
             maps[name] = presence.mean_rank(members)
         elif name not in readers:
-            maps[name] = FUNCTIONS[name](model, images, target, **given)
+            maps[name] = FUNCTIONS[name](model, images, target, edits=Edits(), **given)
         maps[name] = add_parts(name, maps[name])
         maps[name] = nan_without_class(maps[name], target, model.num_classes, axis=0)
     return maps
@@ -235,11 +235,6 @@ def add_parts(method: str, maps, layers=None, heads=None) -> Float[Array, "..."]
     last = tuple(range(depth)[-LAST_LAYERS.get(method, depth) :])
     maps = select_parts("layers", maps, last if layers is None else layers, axis=0)
     return select_parts("heads", maps, heads, axis=2).sum((0, 2))
-
-
-def zero_absent(maps: Float[Array, "batch patch"], edits: Edits):
-    """Maps with 0 at patches that `keep` removed."""
-    return maps if edits.keep is None else jnp.where(patch_mask(edits), maps, 0)
 
 
 def select_parts(name: str, parts, numbers, *, axis: int) -> Float[Array, "..."]:

@@ -23,9 +23,7 @@ Map = Float[Array, "batch patch"]
 
 
 class Reads(NamedTuple):
-    """What was read: the final residual stream, the pytrees of the forward and of the
-    backward pass, [layer ...], and the state after block 0.
-    """
+    """The final residual stream, and what was read block by block, [layer ...]."""
 
     x: Array
     forward: Any
@@ -64,15 +62,12 @@ def read_maps(
     model: Model,
     images: Images,
     target: Target,
+    edits: Edits,
     methods: Mapping[str, Callable[..., Reader]],
     *,
-    edits: Edits | None = None,
     presence: Float[Array, "batch token"] | None = None,
 ) -> dict[str, Float[Array, "... patch"]]:
-    """The maps of several methods, by one forward pass and one backward pass, if any is
-    needed, for each set of rules and number of blocks.
-    """
-    edits = edits or Edits()
+    """Maps by one forward pass, and one backward for each set of rules and blocks."""
     readers = {name: method(model, target, edits) for name, method in methods.items()}
     passes: dict[int | None, dict[str, Reader]] = {}
     for name, reader in readers.items():
@@ -128,10 +123,9 @@ def read_map(
     model: Model,
     images: Images,
     target: Target,
-    *,
-    edits: Edits | None = None,
+    edits: Edits,
     **options: Any,
 ) -> Float[Array, "... patch"]:
     """The map of one method."""
     reader = functools.partial(method, **options)
-    return read_maps(model, images, target, {"map": reader}, edits=edits)["map"]
+    return read_maps(model, images, target, edits, {"map": reader})["map"]

@@ -6,7 +6,6 @@ slope at one place of the path.
 
 from collections.abc import Callable, Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from vitjax import messages
 from vitjax.models.edits import patch_mask
 from vitjax.models.model import Model
-from vitjax.saliency.gradients import chefer, gauss_legendre
+from vitjax.saliency.gradients import chefer, path_integral
 from vitjax.saliency.libragrad import libragrad
 from vitjax.saliency.lrp import no_rules
 from vitjax.saliency.passes import (
@@ -25,19 +24,14 @@ from vitjax.saliency.passes import (
     read_map,
     read_maps,
 )
-from vitjax.types import ArrayLike, Edits
+from vitjax.types import ArrayLike, Edits, to_float32
 
 AT = 0.5
 """Presence at which one backward pass tells most; chosen on photos, see the guide."""
 
 
 def integrated_presence(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    steps: int = 24,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, steps: int = 24
 ) -> Map:
     """The contribution of each patch to the target's logit, from no patches to all.
 
@@ -59,29 +53,17 @@ def integrated_presence(
     patch. Without prefix tokens presence only counts against that of other patches, so
     that the map sums to 0: it says which patches matter more than others.
     """
-    messages.check_range("steps", steps, 1)
+
+    def slope(at):
+        maps = maps_at(at, model, images, target, edits, MARGINAL)
+        return to_float32(maps["presence"]) / at
+
     dtype = np.promote_types(model.dtype, jnp.float32)
-
-    def node(total, root_and_weight):
-        root, weight = root_and_weight
-        # The integrand is steepest where hardly any patch is there.
-        maps = maps_at(root**2, model, images, target, MARGINAL, edits=edits)
-        return total + 2 * weight / root * maps["presence"].astype(total.dtype), None
-
-    patches = model.config.patches
-    if edits is not None and edits.select is not None:
-        patches = edits.select.shape[1]
-    start = jnp.zeros((images.shape[0], patches), dtype)
-    return jax.lax.scan(node, start, gauss_legendre(steps, dtype))[0]
+    return path_integral(slope, steps, dtype)
 
 
 def presence(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    at: float = AT,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, at: float = AT
 ) -> Map:
     """What a patch more or less would change where all patches are there in part.
 
@@ -92,16 +74,11 @@ def presence(
     is static.
     """
     messages.check_range("at", at, 0, 1)
-    return maps_at(at, model, images, target, MARGINAL, edits=edits)["presence"]
+    return maps_at(at, model, images, target, edits, MARGINAL)["presence"]
 
 
 def half_libragrad(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    at: float = AT,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, at: float = AT
 ) -> Map:
     """LibraGrad of the later half of the blocks where all patches are there in part.
 
@@ -112,7 +89,7 @@ def half_libragrad(
     """
     messages.check_range("at", at, 0, 1)
     methods = {"map": later_libragrad}
-    return maps_at(at, model, images, target, methods, edits=edits)["map"]
+    return maps_at(at, model, images, target, edits, methods)["map"]
 
 
 def later_libragrad(model: Model, target: Target, edits: Edits) -> Reader:
@@ -126,12 +103,11 @@ def maps_at(
     model: Model,
     images: Images,
     target: Target,
+    edits: Edits,
     methods: Mapping[str, Callable[..., Reader]],
-    *,
-    edits: Edits | None = None,
 ) -> dict[str, Map]:
     """`read_maps` of the model in which every patch has this presence."""
-    others, config = edits or Edits(), model.config
+    config = model.config
 
     def of_tokens(tokens):
         return jnp.where(np.arange(tokens) >= config.prefix, presence, 1.0)
@@ -139,11 +115,11 @@ def maps_at(
     attend = of_tokens(config.tokens).reshape(1, 1, 1, 1, config.tokens)
     pooled = None
     if config.pooling != "cls":
-        patches = config.patches if others.select is None else others.select.shape[1]
+        patches = config.patches if edits.select is None else edits.select.shape[1]
         pooled = of_tokens(config.prefix + patches)[None]
         pooled = jnp.tile(pooled, (images.shape[0], 1))
-    edits = others & Edits(attend=attend)
-    return read_maps(model, images, target, methods, edits=edits, presence=pooled)
+    edits = edits & Edits(attend=attend)
+    return read_maps(model, images, target, edits, methods, presence=pooled)
 
 
 def marginal_presence(model: Model, target: Target, edits: Edits) -> Reader:
@@ -167,12 +143,7 @@ MARGINAL = {"presence": marginal_presence}
 
 
 def consensus(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    steps: int = 24,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, steps: int = 24
 ) -> Map:
     """The mean rank of a patch in `integrated_presence` and in `chefer`, in [0, 1].
 
@@ -187,19 +158,14 @@ def consensus(
     `integrated_presence`.
     """
     maps = (
-        integrated_presence(model, images, target, steps=steps, edits=edits),
-        read_map(chefer, model, images, target, edits=edits),
+        integrated_presence(model, images, target, edits, steps=steps),
+        read_map(chefer, model, images, target, edits),
     )
     return mean_rank(stack(maps), edits=edits)
 
 
 def quick_consensus(
-    model: Model,
-    images: Images,
-    target: Target,
-    *,
-    at: float = AT,
-    edits: Edits | None = None,
+    model: Model, images: Images, target: Target, edits: Edits, *, at: float = AT
 ) -> Map:
     """`consensus` by one forward pass and one and a half backward, in [0, 1].
 
@@ -212,7 +178,7 @@ def quick_consensus(
     if not no_rules(model.config):
         methods["libragrad"] = later_libragrad
         ranked += ["libragrad"] * 2
-    maps = maps_at(at, model, images, target, methods, edits=edits)
+    maps = maps_at(at, model, images, target, edits, methods)
     return mean_rank(stack(maps[name] for name in ranked), edits=edits)
 
 
@@ -222,7 +188,7 @@ def stack(maps: Iterable[Map]) -> Float[Array, "method batch patch"]:
 
 
 def mean_rank(
-    maps: Float[ArrayLike, "method batch patch"], *, edits: Edits | None = None
+    maps: Float[ArrayLike, "method batch patch"], *, edits: Edits = Edits()
 ) -> Map:
     """Mean over maps of each patch's rank in its map, divided by patches - 1.
 
@@ -232,10 +198,8 @@ def mean_rank(
     """
     values = jnp.asarray(maps)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)
-    keep = jnp.ones((1, 1), bool)
-    if edits is not None and edits.keep is not None:
-        keep = patch_mask(edits)
-    keep = jnp.broadcast_to(keep, values.shape[1:])
+    keep = patch_mask(edits)
+    keep = jnp.broadcast_to(True if keep is None else keep, values.shape[1:])
     absent_first = jnp.broadcast_to(keep[None], values.shape)
     order = jnp.lexsort((values, absent_first), axis=-1)
     rank = jnp.argsort(order, axis=-1) - (~keep).sum(-1, keepdims=True)[None]

@@ -106,33 +106,25 @@ def block_relevancy(
     every_row = query == "all"
     rows = slice(None) if every_row else pooled_rows(config)
 
-    def loss_of_rows(mixed, params, stream_in, trace, context):
+    def loss_of_rows(mixed, *block):
         """The sum of the losses of each row, or the loss of what the head reads."""
-        states, block = after_attention(
-            model, params, mixed, stream_in, trace, context.edits, rows
-        )
-        states: Any = states if of == "residual" else block.attention_update
+        states, at_rows = after_attention(model, mixed, *block, rows=rows)
+        states: Any = states if of == "residual" else at_rows.attention_update
         if every_row:
             logits = project_tokens(model, states)
         elif config.pooling == "cls":
             logits = model.class_space.logits(states)
         else:
             states = jnp.pad(states, ((0, 0), (rows.start, 0), (0, 0)))
-            logits = model.apply(states, edits, context.class_tokens, method="unembed")
-            logits = logits[:, None]
+            tokens = block[-1].class_tokens
+            logits = model.apply(states, edits, tokens, method="unembed")[:, None]
         return loss_of_logits(logits, target[:, None], loss).sum()
 
-    def forward(params, stream_in, trace, context):
-        block = params, stream_in, trace, context
-        weights, values = trace.attention_weights, trace.values
-        if every_row or config.pooling == "cls":
-
-            def of_weights(weights):
-                return loss_of_rows(mix(weights, values), *block)
-
-            gradient = jax.grad(of_weights)(weights[:, :, rows])
-            return gradient if every_row else gradient[:, :, 0]
-
+    def forward(*block):
+        weights, values = block[2].attention_weights, block[2].values
+        if every_row:
+            of_weights = lambda w: loss_of_rows(mix(w, values), *block)  # noqa: E731
+            return jax.grad(of_weights)(weights)
         # The gradient summed over rows is that of one step that all rows take.
         mixed = mix(weights, values)[:, rows]
 
@@ -145,8 +137,8 @@ def block_relevancy(
 
     def finish(reads):
         gradients = reads.forward
-        if edits.keep is not None:
-            exists = token_mask(edits, config)[None, :, None]  # layer batch head token
+        if (exists := token_mask(edits, config)) is not None:
+            exists = exists[None, :, None]  # layer batch head token
             if every_row:
                 exists = exists[..., None] & exists[..., None, :]
             gradients = jnp.where(exists, gradients, 0)
@@ -188,7 +180,7 @@ def helpful_minus_attended(
     target = broadcast_labels(target, images.shape[:1])
     relevancy = functools.partial(block_relevancy, of=of, loss=loss)
     methods = {"helpful": relevancy, "attended": raw_attention}
-    maps = read_maps(model, images, target, methods, edits=edits)
+    maps = read_maps(model, images, target, edits or Edits(), methods)
     maps = shares(jax.nn.relu(maps["helpful"])) - shares(maps["attended"])
     return nan_without_class(maps, target, model.num_classes, axis=1)
 

@@ -1,5 +1,6 @@
 """Token removal: whether the prediction stays right when only some patches exist."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -60,19 +61,9 @@ def removal_curve(
         >>> vitjax.removal_curve(model, images, label, maps, keep_counts=(1, 4, 8))
     """
     label = broadcast_labels(label, images.shape[:1])
-
-    def read(logits):
-        return is_largest(logits, label)
-
-    return read_removal(
-        model,
-        images,
-        importance,
-        read,
-        keep_counts=keep_counts,
-        order=order,
-        edits=edits,
-    )
+    read = functools.partial(is_largest, label=label)
+    options = {"keep_counts": keep_counts, "order": order, "edits": edits}
+    return read_removal(model, images, importance, read, **options)
 
 
 def read_removal(
@@ -85,9 +76,7 @@ def read_removal(
     order: Order = "negative",
     edits: Edits | None = None,
 ) -> Any:
-    """What `read` returns of the class logits at each count, [batch step]; see
-    `removal_curve`.
-    """
+    """What `read` returns of the class logits at each count; see `removal_curve`."""
     patches, counts = model.config.patches, tuple(map(int, keep_counts))
     if not counts:
         raise ValueError("keep_counts=() must hold at least one count.")

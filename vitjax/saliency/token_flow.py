@@ -34,7 +34,7 @@ def tokentm(model: Model, target: Target, edits: Edits) -> Reader:
     So a reimplementation of LibraGrad's authors has it; its own authors' code is not
     public.
     """
-    exists = None if edits.keep is None else token_mask(edits, model.config)
+    exists = token_mask(edits, model.config)
 
     def backward(row, grads):
         trace = grads.trace
@@ -77,21 +77,14 @@ def inflow(model: Model, target: Target, edits: Edits) -> Reader:
     dz/dA_h| over its sum over heads. As in its authors' code, rows that the head does
     not read pass tokens on as they are.
     """
-    exists: Any = jnp.ones((1, 1), model.dtype)
-    if edits.keep is not None:
-        exists = token_mask(edits, model.config).astype(model.dtype)
+    exists = token_mask(edits, model.config)
+    exists = jnp.asarray([[1]] if exists is None else exists, model.dtype)
 
     def forward(params, stream_in, trace, context):
+        block = params, stream_in, trace, context
+
         def logit(weights):
-            states, _ = after_attention(
-                model,
-                params,
-                mix(weights, trace.values),
-                stream_in,
-                trace,
-                context.edits,
-                slice(None),
-            )
+            states, _ = after_attention(model, mix(weights, trace.values), *block)
             tokens = context.class_tokens
             logits = model.apply(states, edits, tokens, method="unembed")
             return target_logit(target)(logits)
