@@ -1,6 +1,7 @@
 """What stands at every public function: arrays, images, class numbers, edits."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,67 +10,25 @@ import pytest
 import test_api
 import test_composability
 import tiny
+from test_composability import BATCH, MODELS
 
 import vitjax
-from vitjax.saliency.methods import METHODS
 
 MODEL = tiny.make(tiny.CONFIGS["plain"])
-REFINED = tiny.make(tiny.CONFIGS["refinement"])
 IMAGES = tiny.images(MODEL.config)
 LABEL = np.array([1, 4, 2], np.int32)
 LOGITS = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
-MAPS = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
 STATES = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
-SPACE = MODEL.class_space
-VALUES = vitjax.memory_values(MODEL)["mlp"][0]
-CALLS = np.random.default_rng(3).normal(size=(3, 24)).astype(np.float32)
 
 
-def read(params, stream_in, trace):
-    return trace.residual[:, 0]
+def agreement(model, calls, label):
+    space, values = model.class_space, test_composability.mlp_values(model)
+    code = {"k": 2, "convention": "vilas2023_code"}
+    return vitjax.key_value_agreement(space, calls, values, label, **code)
 
 
-def first(logits):
-    return logits[:, 0].sum()
-
-
-OF_IMAGES = {
-    "forward": lambda x: vitjax.forward(MODEL, x)[0],
-    "scan_blocks": lambda x: jax.jit(lambda: vitjax.scan_blocks(MODEL, x, read)[1])(),
-    "attention_gradients": lambda x: jax.jit(
-        lambda: vitjax.attention_gradients(MODEL, x, first)
-    )(),
-    "encode_image": lambda x: vitjax.encode_image(MODEL, x),
-    "refinement_logits": lambda x: vitjax.refinement_logits(REFINED, x),
-    "relevancy": lambda x: vitjax.relevancy(MODEL, x, 1),
-    "helpful_minus_attended": lambda x: vitjax.helpful_minus_attended(MODEL, x, 1),
-    "explain": lambda x: vitjax.explain(MODEL, x, 1),
-    "logit_attribution": lambda x: vitjax.logit_attribution(MODEL, x, 1)["mlp"],
-    "removal_curve": lambda x: vitjax.removal_curve(MODEL, x, 1, MAPS, keep_counts=[2]),
-}
-OF_LABELS = {
-    **{
-        f"explain {method}": lambda c, m=method: vitjax.explain(
-            MODEL, IMAGES, c, method=m
-        )
-        for method in METHODS
-    },
-    "relevancy": lambda c: vitjax.relevancy(MODEL, IMAGES, c),
-    "helpful_minus_attended": lambda c: vitjax.helpful_minus_attended(MODEL, IMAGES, c),
-    "logit_attribution": lambda c: vitjax.logit_attribution(MODEL, IMAGES, c)[
-        "attention"
-    ],
-    "removal_curve": lambda c: vitjax.removal_curve(
-        MODEL, IMAGES, c, MAPS, keep_counts=(2,)
-    ),
-    "rank": lambda c: vitjax.rank(LOGITS, c),
-    "identifiability": lambda c: vitjax.identifiability(LOGITS, c),
-    "similarity_change": lambda c: vitjax.similarity_change(LOGITS, -LOGITS, c),
-    "key_value_agreement": lambda c: vitjax.key_value_agreement(
-        SPACE, CALLS, VALUES, c, convention="vilas2023_code"
-    ),
-    "compositionality": lambda c: vitjax.compositionality(SPACE, CALLS, VALUES, c),
-}
+AGREEMENT = test_composability.Row(agreement, test_composability.coefficients)
+ROWS = test_composability.ROWS | {"key_value_agreement: code": AGREEMENT}
 OF_CLASSES = {  # class numbers that no other argument counts, or -1 allowed
     "residual_composition": lambda c: vitjax.residual_composition(
         c, before=LABEL, attention=LABEL, mlp=LABEL
@@ -79,48 +38,69 @@ OF_CLASSES = {  # class numbers that no other argument counts, or -1 allowed
         STATES, c, classes=7, epochs=1
     ),
 }
-EXPLAINED = ("explain relevancy", "explain random", "explain rollout")
+EXPLAINED = ("explain: relevancy", "explain: random", "explain: rollout")
 """Methods that are run: `explain` reads a target before any of them, and all refuse."""
 
 
-def calls(table, *, run=True):
-    """One of a table's functions."""
-    names = [n for n in table if not (run and n.startswith("explain "))]
-    names += [n for n in EXPLAINED if run and n in table]
-    return pytest.mark.parametrize("call", [table[n] for n in names], ids=names)
+def rows_with(*parameters):
+    """The rows of functions that have one of these parameters."""
+    of = {n: inspect.signature(f).parameters for n, f in test_api.FUNCTIONS.items()}
+    names = {name for name in of if {*parameters} & {*of[name]}}
+    rows = [name for name in ROWS if name.partition(":")[0] in names]
+    assert {name.partition(":")[0] for name in rows} == names - {*OF_CLASSES}
+    return rows
 
 
-def test_every_public_function_of_images_and_classes_is_in_a_table():
-    def named(*parameters):
-        return {
-            name
-            for name, function in test_api.FUNCTIONS.items()
-            if {*parameters} & {*inspect.signature(function).parameters}
-        }
-
-    assert named("images") == set(OF_IMAGES)
-    classes = {name.partition(" ")[0] for name in (*OF_LABELS, *OF_CLASSES)}
-    assert named("label", "target", "predicted", "labels") <= classes
+def is_run(name):
+    return not name.startswith("explain:") or name in EXPLAINED
 
 
-@calls(OF_IMAGES)
-def test_images_that_are_no_normalized_pixels_are_refused(call):
+OF_IMAGES = [*filter(is_run, rows_with("images", "clean"))]
+OF_LABELS = rows_with("label", "target", "predicted", "labels")
+
+
+def as_function(name, index):
+    """A row as a function of one of its arrays, and that array."""
+    row = ROWS[name]
+    model = MODELS[row.models[0]]
+    arrays = row.inputs(model)
+
+    def call(array):
+        return row.call(model, *arrays[:index], array, *arrays[index + 1 :])
+
+    return call, arrays[index]
+
+
+def program(call, array):
+    """What is compiled of a call, and its constants."""
+    traced = jax.make_jaxpr(lambda: call(array))()
+    return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)), traced.consts
+
+
+def assert_same_program(call, arrays, expected):
+    text, constants = program(call, expected)
+    assert constants
+    for array in arrays:
+        actual, others = program(call, array)
+        assert actual == text
+        for left, right in zip(others, constants, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_images_that_are_no_normalized_pixels_are_refused(name):
+    call, images = as_function(name, 0)
+    shape = " ".join(map(str, images.shape[1:]))
     for dtype in (np.uint8, np.int64, bool):
         with pytest.raises(ValueError, match=r"model\.preprocess"):
-            call((50 * IMAGES).astype(dtype))
+            call((50 * images).astype(dtype))
         with pytest.raises(ValueError, match=r"model\.preprocess"):
-            jax.eval_shape(call, jax.ShapeDtypeStruct(IMAGES.shape, jnp.uint8))
-    for wrong in (IMAGES[0], IMAGES[:, :16], IMAGES[..., :1], IMAGES.swapaxes(1, 3)):
-        with pytest.raises(ValueError, match="32 32 3"):
+            jax.eval_shape(call, jax.ShapeDtypeStruct(images.shape, jnp.uint8))
+    for wrong in (images[0], images[:, :2], images[..., :1], images.swapaxes(1, 3)):
+        with pytest.raises(ValueError, match=shape):
             call(wrong)
-        with pytest.raises(ValueError, match="32 32 3"):
+        with pytest.raises(ValueError, match=shape):
             jax.eval_shape(call, jax.ShapeDtypeStruct(wrong.shape, jnp.float32))
-
-
-@calls(OF_IMAGES)
-def test_images_may_be_a_list(call):
-    actual = call([list(image) for image in IMAGES])
-    np.testing.assert_array_equal(actual, call(IMAGES))
 
 
 def test_pixels_that_look_unnormalized_are_told():
@@ -130,44 +110,60 @@ def test_pixels_that_look_unnormalized_are_told():
         vitjax.forward(MODEL, [IMAGES[0], IMAGES[1, :16]])
 
 
-@calls(OF_LABELS, run=False)
-def test_numbers_that_are_no_class_are_refused(call):
-    for wrong in (-1, 7, np.array([0, 7, 1]), jnp.array([2, -1, 1]), [0, 1, 300]):
-        value = int(np.ravel(wrong)[np.argmax(np.abs(np.ravel(wrong) - 3))])
-        with pytest.raises(ValueError, match=f"={value} is out of range"):
-            call(wrong)
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_numbers_that_are_no_class_are_refused(name):
+    call, label = as_function(name, 1)
+    for value in (-1, 7, 300):
+        wrong = label.copy()
+        wrong[3] = value
+        for each in (value, wrong, jnp.asarray(wrong), wrong.tolist()):
+            with pytest.raises(ValueError, match=f"={value} is out of range"):
+                call(each)
     with pytest.raises(ValueError, match="broadcast|more axes"):
         call([0, 1])
 
 
-@calls(OF_LABELS | OF_CLASSES)
-def test_class_numbers_are_integers_of_any_size(call):
-    for wrong in (LABEL.astype(np.float32), LABEL > 1, [0.5, 1.0, 2.0]):
+@pytest.mark.parametrize("name", [*filter(is_run, OF_LABELS), *OF_CLASSES])
+def test_class_numbers_are_integers_of_any_size(name):
+    on_host = name in OF_CLASSES
+    call, label = (OF_CLASSES[name], LABEL) if on_host else as_function(name, 1)
+    for wrong in (label.astype(np.float32), label > 1, [0.5, 1.0, 2.0]):
         with pytest.raises(ValueError, match="integers"):
             call(wrong)
-    expected = jax.tree.leaves(call(LABEL))
-    for same in (LABEL.tolist(), LABEL.astype(np.uint8), LABEL.astype(np.int8)):
-        for actual, right in zip(jax.tree.leaves(call(same)), expected):
-            np.testing.assert_array_equal(actual, right)
+    same = label.tolist(), label.astype(np.uint8), label.astype(np.int8)
+    if not on_host:
+        assert_same_program(call, same, label)
+        return
+    for each in same:
+        jax.tree.map(np.testing.assert_array_equal, call(each), call(label))
 
 
-@calls(OF_LABELS)
-def test_under_jit_no_class_is_nan_false_or_last(call):
+@pytest.mark.parametrize("name", [*filter(is_run, OF_LABELS)])
+def test_under_jit_no_class_is_nan_false_or_last(name):
     """One rule where values are not known; images of a class are as ever."""
-    wrong = np.array([-1, 4, 7], np.int32)
-    actual, right = jax.jit(call)(wrong), jax.jit(call)(LABEL)
-    axis = 1 if actual.ndim > 2 else 0  # a leading layer axis
-    actual, right = (np.moveaxis(np.asarray(x), axis, 0) for x in (actual, right))
-    np.testing.assert_allclose(actual[1], right[1], rtol=1e-4, atol=1e-5)
-    for unknown in (actual[0], actual[2]):
-        if unknown.dtype == bool:
-            assert not unknown.any()
-        elif unknown.dtype == np.int32:
-            assert unknown == 6
-        elif unknown.ndim:
-            assert np.isnan(unknown).all()
-        else:  # identifiability
-            assert unknown == pytest.approx(1 / 7)
+    call, label = as_function(name, 1)
+    wrong = label.copy()
+    wrong[0], wrong[2] = -1, 7
+    run = jax.jit(call)
+
+    def check(actual, right):
+        axis = actual.shape.index(BATCH)
+        actual, right = (np.moveaxis(np.asarray(x), axis, 0) for x in (actual, right))
+        for image in range(BATCH):
+            if image not in (0, 2):
+                np.testing.assert_allclose(actual[image], right[image], 1e-4, 1e-5)
+                continue
+            unknown = actual[image]
+            if unknown.dtype == bool:
+                assert not unknown.any()
+            elif unknown.dtype == np.int32:
+                assert (unknown == 6).all()
+            elif name == "identifiability":
+                np.testing.assert_allclose(unknown, 1 / 7, rtol=1e-6)
+            else:
+                assert np.isnan(unknown).all()
+
+    jax.tree.map(check, run(wrong), run(label))
 
 
 def test_probes_leave_out_examples_of_class_minus_one_and_refuse_the_rest():
@@ -195,27 +191,30 @@ ON_ARRAYS = (
     "residual_composition",
     "Probe.scores",
 )
-ROWS = {
-    name: row
-    for name, row in test_composability.ROWS.items()
-    if name.partition(":")[0] not in (*OF_IMAGES, *ON_ARRAYS)
-    and row.inputs(test_composability.MODELS[row.models[0]])
+"""Rows that do not hand their arrays on as they are."""
+LISTED = [
+    name
+    for name, row in ROWS.items()
+    if is_run(name)
+    and name not in ON_ARRAYS
+    and row.inputs(MODELS[row.models[0]])
     and "edited" not in row.call.__qualname__
-}
-"""Rows that hand their arrays on as they are."""
+]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", LISTED)
 def test_lists_are_accepted_where_arrays_are(name):
     row = ROWS[name]
-    model = test_composability.MODELS[row.models[0]]
+    model = MODELS[row.models[0]]
     arrays = row.inputs(model)
-    # Inside the program, whose second compilation is read from the cache.
-    expected, actual = (
-        jax.jit(lambda model, each=each: row.call(model, *each))(model)
-        for each in (arrays, [*map(np.ndarray.tolist, arrays)])
-    )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5), actual, expected)
+    lists = [array.tolist() for array in arrays]
+
+    def call(arrays):
+        if name != "scan_blocks":  # its labels are data of `read`
+            return row.call(model, *arrays)
+        return vitjax.scan_blocks(model, arrays[0], lambda *block: block[-1].residual)
+
+    assert_same_program(call, [lists], arrays)
 
 
 def edits_of(**fields):
@@ -237,14 +236,6 @@ def test_edits_may_be_lists_and_name_patches_that_exist():
     for name, wrong in (("keep", np.ones((1, 16))), ("select", np.ones((1, 3)))):
         with pytest.raises((ValueError, TypeError), match=f"{name}|float64"):
             edits_of(**{name: wrong})
-
-
-def test_programs_are_shared_by_lists_and_arrays():
-    vitjax.explain(MODEL, IMAGES, LABEL)
-    programs = vitjax.explain._cache_size()
-    for label in (LABEL.tolist(), LABEL.astype(np.int8), LABEL.astype(np.int64)):
-        vitjax.explain(MODEL, IMAGES.tolist(), label)
-    assert vitjax.explain._cache_size() == programs
 
 
 def test_a_wrong_keyword_names_the_function():

@@ -61,17 +61,6 @@ def test_published_token_removal_by_mask_and_by_selection(
             assert (ours == expected_rank).mean() > 0.998
 
 
-def test_renormalized_no_cls_sums_to_one():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    edits, images = vitjax.no_cls(model, renormalize=True), tiny.images(model.config)
-    capture = ("attention_weights",)
-    _, trace = vitjax.forward(model, images, capture=capture, edits=edits)
-    weights = np.asarray(trace.attention_weights)
-    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    assert (weights[..., 1:, 0] == 0).all()
-    assert (weights[..., 0, 0] > 0).all()
-
-
 def test_edits_compose_and_commute():
     model = tiny.make(tiny.CONFIGS["plain"])
     rng = np.random.default_rng(0)
@@ -154,21 +143,29 @@ def test_edits_that_do_not_fit_the_images_are_refused():
         select_tokens(np.array([[0, -1]]))
 
 
-@pytest.mark.parametrize("name", ("gap", "registers"))
-def test_self_only_with_and_without_renormalizing(name):
+@pytest.mark.parametrize(
+    ("cut", "name"),
+    (
+        (vitjax.self_only, "gap"),
+        (vitjax.self_only, "registers"),
+        (vitjax.no_cls, "plain"),
+    ),
+)
+def test_links_are_cut_with_and_without_renormalizing(cut, name):
     """An independent formula: the weights themselves, set and divided by hand."""
     model, images, _, plain = tiny.traced(name)
-    before, prefix = plain.attention_weights[0], model.config.prefix
-    expected = before.copy()
-    for row in range(prefix, before.shape[-1]):
-        for column in range(prefix, before.shape[-1]):
-            if row != column:
-                expected[..., row, column] = 0
-    for renormalize in (False, True):
-        edits = vitjax.self_only(model, renormalize=renormalize)
-        _, cut = vitjax.forward(
-            model, images, capture=("attention_weights",), edits=edits
-        )
+    expected, prefix = plain.attention_weights[0].copy(), model.config.prefix
+    if cut is vitjax.no_cls:
+        expected[..., prefix:, 0] = 0
+    else:
+        expected[..., prefix:, prefix:] *= np.eye(model.config.patches)
+    ones = np.ones((1, 1, 1, *expected.shape[-2:]), np.float32)
+    ones, capture = Edits(attend=ones, scale=ones), ("attention_weights",)
+    for renormalize in (False, True):  # by one program
+        edits = ones & cut(model, renormalize=renormalize)
+        _, trace = vitjax.forward(model, images, capture=capture, edits=edits)
         if renormalize:
             expected = expected / expected.sum(-1, keepdims=True)
-        np.testing.assert_allclose(cut.attention_weights[0], expected, atol=1e-6)
+        weights = np.asarray(trace.attention_weights[0])
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+        assert not weights[expected == 0].any()

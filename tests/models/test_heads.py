@@ -25,36 +25,44 @@ def read_tokens(model, streams):
     )
 
 
-@pytest.mark.parametrize("name", tiny.slow_but(MODELS, *tiny.QUICK, "mean_of_norms"))
-def test_the_last_block_read_where_the_model_reads_gives_the_logits(name):
+QUICK = (*tiny.QUICK, "mean_of_norms")
+CASES = [(name, False) for name in sorted({*tiny.CONFIGS} - {"distilled"})]
+CASES += [("post_cls", True), ("pooled", True)]
+CASES += [
+    pytest.param(name, True, marks=() if name in QUICK else pytest.mark.slow)
+    for name in MODELS
+]
+
+
+@pytest.mark.parametrize(("name", "kept"), CASES)
+def test_the_last_block_read_where_the_model_reads_gives_the_logits(name, kept):
     """With patches kept, all of them in the first image."""
-    model, _, logits, trace = tiny.traced(name, kept=True)
-    config, space = model.config, model.class_space
-    if config.pooling == "map":  # the head on one token alone, the only one there is
-        x = trace.residual[-1][:, :1]
-        unembed = jax.jit(lambda x: model.apply(x, Edits(), method="unembed"))
-        actual = jax.jit(vitjax.project_tokens)(model, x)[:, 0]
-        np.testing.assert_allclose(actual, unembed(x), atol=2e-5)
-        return
-    tokens, z = jax.device_get(read_tokens(model, trace.residual))
-    assert tokens.shape == (3, config.tokens, 7)
-    keep = tiny.keep(config)
+    model, _, logits, trace = tiny.traced(name, kept=kept)
+    config, space, states = model.config, model.class_space, trace.residual
+    keep = tiny.keep(config) if kept else np.ones((3, config.patches), bool)
     weights = np.float32(keep / keep.sum(1, keepdims=True))
+
+    def mean(tokens):
+        return np.einsum("bp,bpd->bd", weights, tokens[:, config.prefix :])
+
     if config.pooling == "cls":
-        expected = tokens[:, 0]
-    elif config.pooling == "cls_mean":
-        mean = np.einsum("bp,bpc->bc", weights, tokens[:, config.prefix :])
-        expected = tokens[:, 0] + mean
+        expected = vitjax.project(space, states[-1][:, 0])
+    elif config.pooling == "mean" and config.pool_norm == "after":
+        expected = vitjax.project(space, mean(states[-1]))
+    elif config.pooling == "map":  # the head on one token alone, the only one there is
+        x = states[-1][:, :1]
+        unembed = jax.jit(lambda x: model.apply(x, Edits(), method="unembed"))
+        logits, expected = unembed(x), jax.jit(vitjax.project_tokens)(model, x)[:, 0]
+    else:
+        tokens, z = jax.device_get(read_tokens(model, states))
+        assert tokens.shape == (3, config.tokens, 7)
+        if config.pooling == "mean":
+            expected = space.read(jnp.asarray(mean(z[-1])))
+        else:
+            expected = tokens[:, 0] + mean(tokens)
         for block in range(2, config.head_blocks + 1):
             kernel = model.params["head_earlier"]["kernel"][1 - block]
             expected = expected + z[-block][:, 0] @ np.asarray(kernel)
-    elif config.pool_norm == "after":
-        patches = trace.residual[-1][:, config.prefix :]
-        pooled = np.einsum("bp,bpd->bd", weights, patches)
-        expected = vitjax.project(space, pooled)
-    else:
-        pooled = np.einsum("bp,bpd->bd", weights, z[-1][:, config.prefix :])
-        expected = space.read(jnp.asarray(pooled))
     np.testing.assert_allclose(expected, logits, atol=3e-5, rtol=1e-5)
 
 

@@ -174,13 +174,16 @@ def test_edits_of_one_field_compose_from_left_to_right():
         lambda: {"value": 0.5, "where": draw() > 0},
         lambda: {"scale": 2.0, "add": draw(), "where": draw() > 0, "value": draw()},
     ]
-    for one in kinds:
-        for two in kinds:
-            first, second = TapEdit(**one()), TapEdit(**two())
-            both = Edits(taps={"embedding": first}) & Edits(taps={"embedding": second})
-            expected = second(first(jnp.asarray(x)))
-            actual = both.taps["embedding"](jnp.asarray(x))
-            np.testing.assert_allclose(actual, expected, atol=1e-6)
+    pairs = [(TapEdit(**one()), TapEdit(**two())) for one in kinds for two in kinds]
+
+    @jax.jit
+    def run(x):
+        edits = [[Edits(taps={"embedding": tap}) for tap in pair] for pair in pairs]
+        both = [(first & second).taps["embedding"](x) for first, second in edits]
+        return both, [second(first(x)) for first, second in pairs]
+
+    for actual, expected in zip(*run(x)):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_without_edits_the_program_is_the_plain_one():

@@ -9,7 +9,7 @@ import numpy as np
 import published
 import pytest
 import tiny
-from numpy_vit import reference
+from numpy_vit import layer_norm, reference
 
 import vitjax
 from vitjax.analysis.class_space import project
@@ -125,15 +125,10 @@ def test_refinement_equals_an_independent_formula():
     assert logits.shape == (cfg.depth - 1, 3, 7)
     tree = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
     norm, head = tree["Transformer"]["encoder_norm"], tree["head"]
-
-    def layer_norm(x):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
-        return x * norm["scale"] + norm["bias"]
-
     for block in range(cfg.depth - 1):
         p = jax.tree.map(lambda leaf, b=block: leaf[b], tree["refinement"])
-        x = layer_norm(np.asarray(trace.residual[block], np.float64))
+        x = np.asarray(trace.residual[block], np.float64)
+        x = layer_norm(x, norm, cfg.epsilon)
         grid = x[:, 1:].reshape(3, *cfg.grid, cfg.dim)
 
         def layer(grid, p=p):
