@@ -11,6 +11,9 @@ from vitjax.analysis.class_space import project, rank
 from vitjax.analysis.interventions import keep_tokens, select_tokens
 from vitjax.types import Edits
 
+MODEL = tiny.make(tiny.CONFIGS["plain"])
+IMAGES = tiny.images(MODEL.config)
+
 
 @jax.jit
 def last_block(model, images, label, edits):
@@ -62,12 +65,11 @@ def test_published_token_removal_by_mask_and_by_selection(
 
 
 def test_edits_compose_and_commute():
-    model = tiny.make(tiny.CONFIGS["plain"])
     rng = np.random.default_rng(0)
     edits = [
-        vitjax.self_only(model, layers=[0]),
-        vitjax.no_cls(model, heads=[1]),
-        vitjax.no_cls(model, renormalize=True, layers=[1]),
+        vitjax.self_only(MODEL, layers=[0]),
+        vitjax.no_cls(MODEL, heads=[1]),
+        vitjax.no_cls(MODEL, renormalize=True, layers=[1]),
         Edits(keep=rng.random((3, 16)) < 0.6),
         Edits(select=np.tile(np.arange(12, dtype=np.int32)[::-1], (3, 1))),
         Edits(keep=rng.random((3, 16)) < 0.8),
@@ -120,25 +122,21 @@ def test_what_does_not_exist_is_refused():
 
 
 def test_one_selection_for_all_images_combines_with_masks_of_each():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
     attend = np.random.default_rng(0).random((1, 3, 1, 17, 17)).astype(np.float32)
     one = np.array([[2, 7, 11]])
     edits = [Edits(select=s, attend=attend) for s in (one, np.repeat(one, 3, 0))]
-    logits = [vitjax.forward(model, images, edits=each)[0] for each in edits]
+    logits = [vitjax.forward(MODEL, IMAGES, edits=each)[0] for each in edits]
     np.testing.assert_allclose(*logits, atol=1e-5)
 
 
 def test_edits_that_do_not_fit_the_images_are_refused():
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config)
     for edits in (
         Edits(keep=np.ones((3, 5), bool)),
         Edits(keep=np.ones((2, 16), bool)),
         Edits(select=np.zeros((2, 4), int)),
     ):
         with pytest.raises(ValueError, match="3 images of 16 patches"):
-            vitjax.forward(model, images, edits=edits)
+            vitjax.forward(MODEL, IMAGES, edits=edits)
     with pytest.raises(ValueError, match="-1"):
         select_tokens(np.array([[0, -1]]))
 

@@ -12,6 +12,8 @@ import vitjax
 from vitjax.analysis.interventions import keep_tokens
 from vitjax.saliency import removal
 
+MODEL = tiny.make(tiny.CONFIGS["plain"])
+
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
@@ -87,11 +89,10 @@ def test_ties_go_by_position_and_nan_is_least_important():
 
 def test_no_intermediate_is_longer_than_its_bucket():
     """Shorter sequences really cost less: no attention over all tokens."""
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images = tiny.images(model.config, 1)
+    images = tiny.images(MODEL.config, 1)
 
     def curve(images, importance):
-        return removal.removal_curve(model, images, 0, importance, keep_counts=(3, 6))
+        return removal.removal_curve(MODEL, images, 0, importance, keep_counts=(3, 6))
 
     text = str(jax.make_jaxpr(curve)(images, np.zeros((1, 16), np.float32)))
     assert "1,2,7,7]" in text
@@ -101,13 +102,13 @@ def test_no_intermediate_is_longer_than_its_bucket():
 @pytest.mark.parametrize("spoil", ("pixels", "head"))
 def test_no_prediction_and_ties_are_wrong(spoil):
     """Whatever the label, class 0 too, which argmax would call the largest."""
-    model = tiny.make(tiny.CONFIGS["plain"])
-    images, importance = tiny.images(model.config), np.zeros((3, 16), np.float32)
+    images, importance = tiny.images(MODEL.config), np.zeros((3, 16), np.float32)
+    params = MODEL.params
     if spoil == "pixels":
         images[:] = np.nan
     else:
-        head = jax.tree.map(np.zeros_like, model.params["head"])
-        model = model.replace(params=model.params | {"head": head})
+        params = params | {"head": jax.tree.map(np.zeros_like, params["head"])}
+    model = MODEL.replace(params=params)
     actual = vitjax.removal_curve(
         model, images, [0, 3, 6], importance, keep_counts=[0, 5, 16]
     )
@@ -115,10 +116,9 @@ def test_no_prediction_and_ties_are_wrong(spoil):
 
 
 def test_no_image_has_no_curve():
-    model = tiny.make(tiny.CONFIGS["plain"])
     curve = jax.eval_shape(
         functools.partial(vitjax.removal_curve, keep_counts=(1, 3)),
-        *(model, tiny.images(model.config)[:0], np.zeros(0, int), np.zeros((0, 16))),
+        *(MODEL, tiny.images(MODEL.config)[:0], np.zeros(0, int), np.zeros((0, 16))),
     )
     assert curve.shape == (0, 2)
 
@@ -128,9 +128,8 @@ def test_no_image_has_no_curve():
     ((16, (), r"\(\)"), (16, (17,), "17"), (16, (-1,), "-1"), (17, (1,), r"\(3, 17\)")),
 )
 def test_misuse_is_refused(patches, counts, value):
-    model = tiny.make(tiny.CONFIGS["plain"])
     importance = np.zeros((3, patches), np.float32)
     with pytest.raises(ValueError, match=value):
         removal.removal_curve(
-            model, tiny.images(model.config), 1, importance, keep_counts=counts
+            MODEL, tiny.images(MODEL.config), 1, importance, keep_counts=counts
         )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from vitjax import messages
 from vitjax.checks import checked
@@ -60,11 +60,10 @@ def self_only(
     rows = np.arange(config.tokens)
     image = rows >= config.prefix
     own = rows[:, None] == rows[None]
-    allowed = ~image[:, None] | own
-    if convention == "vilas2023_code":
-        return Edits(attend=restrict(allowed, config, layers, heads))
-    mask = restrict(allowed | ~image[None], config, layers, heads)
-    return Edits(attend=mask) if renormalize else Edits(scale=mask)
+    allowed, code = ~image[:, None] | own, convention == "vilas2023_code"
+    if not code:
+        allowed = allowed | ~image[None]
+    return cut(allowed, config, layers, heads, renormalize or code)
 
 
 @checked
@@ -98,17 +97,16 @@ def no_cls(
         raise ValueError("no_cls needs a model with a [CLS] token; this one has none.")
     allowed = np.ones((config.tokens, config.tokens), bool)
     allowed[config.prefix :, 0] = False
-    mask = restrict(allowed, config, layers, heads)
-    return Edits(attend=mask) if renormalize else Edits(scale=mask)
+    return cut(allowed, config, layers, heads, renormalize)
 
 
-def restrict(
-    allowed: np.ndarray, config: Config, layers, heads
-) -> Float[Array, "layer 1 head query key_token"]:
-    """A [query key_token] mask for the chosen blocks and heads; 1 everywhere else."""
+def cut(
+    allowed: np.ndarray, config: Config, layers: Any, heads: Any, renormalize: bool
+) -> Edits:
+    """Only links [query key_token] that are allowed, in the chosen blocks and heads."""
     chosen = choose(config, "attention_weights", layers, heads, None, None)
-    mask = np.where(chosen, allowed[None, None, None], True)
-    return jnp.asarray(mask, jnp.float32)
+    mask = jnp.asarray(np.where(chosen, allowed[None, None, None], True), jnp.float32)
+    return Edits(attend=mask) if renormalize else Edits(scale=mask)
 
 
 @checked
