@@ -1,6 +1,8 @@
 """A run in memory: the passes of a recipe over a source, without disk or processes."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +19,9 @@ FILL = {"i": -1, "f": np.nan, "b": False}
 
 @dataclasses.dataclass
 class FakeContext:
-    """A `recipe.Context`; `run` fills `arrays` and `static`."""
+    """A `recipe.Context`; `run` fills `arrays` and `static` and notes the last `carry`;
+    `others` are data sets by name.
+    """
 
     model: Model
     data: Any
@@ -26,6 +30,7 @@ class FakeContext:
     seed: int = 0
     masks: bool = False
     on_error: Any = "stop"
+    others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.source = self.open_data(self.data)
@@ -34,7 +39,16 @@ class FakeContext:
 
     def open_data(self, spec):
         classes, ids = self.model.classes, self.model.class_ids
+        spec = self.others.get(spec, spec)
         return open_data(spec, classes=classes, class_ids=ids)
+
+    @functools.cached_property
+    def loaded(self):
+        """Pixels and labels of all images of the source."""
+        count = len(self.source)
+        whole = dataclasses.replace(self, batch_size=count)
+        (batch,) = whole.batches(self.source, 0, count)
+        return batch.images, batch.label
 
     def batches(self, source, start, stop):
         model = self.model
@@ -56,18 +70,17 @@ class FakeContext:
         with jax.default_matmul_precision("highest"):
             if recipe.passes is None:
                 setup = jax.jit(lambda model: recipe.run_setup(model, self.seed))
-                step, dims = recipe.run_step, recipe.dims
-                passes = [Pass(step=step, dims=dims, setup=lambda: setup(self.model))]
+                passes = [Pass(setup=lambda: setup(self.model))]
             else:
                 passes = recipe.passes(self, **recipe.keywords)
                 static = recipe.run_setup(self.model, self.seed).static
                 self.static |= jax.device_get(dict(static))
-            for sweep in passes:
+            for sweep in map(recipe.complete, passes):
                 self.run_pass(sweep, recipe.needs_label)
         return self.arrays
 
     def run_pass(self, sweep: Pass, needs_label: tuple[str, ...]) -> None:
-        carry, static = sweep.setup()
+        carry, static = self.carry, _ = sweep.setup()
         self.static |= jax.device_get(dict(static))
         step = jax.jit(sweep.step)
         for batch in self.batches(self.source, 0, self.images):

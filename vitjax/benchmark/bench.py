@@ -102,7 +102,7 @@ def bench(
     for name in explanations:
         check_one_of("method", name, (*METHODS, "removal_curve"))
     for name in recipes:
-        if find_recipe(name).step is None:
+        if find_recipe(name).passes is not None:
             raise ValueError(
                 f"recipes={name!r} has several passes, no step to measure."
             )

@@ -17,7 +17,6 @@ edited block, on average about half way. Passes of one image each, at most:
 """
 
 import dataclasses
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -34,7 +33,16 @@ from vitjax.models.model import Model, memory_values
 from vitjax.models.weight_edits import kernel_of, remove_class, replace_kernel
 from vitjax.recipes import schema
 from vitjax.recipes.interventions import read_stream
-from vitjax.recipes.recipe import Context, Pass, Recipe, Setup, labels_of, subset
+from vitjax.recipes.recipe import (
+    Context,
+    Pass,
+    Recipe,
+    Setup,
+    evenly,
+    labels_of,
+    mean_over,
+    subset,
+)
 from vitjax.types import ArrayLike, Batch, Config
 
 COUNTS = (1, 2, 5, 10, 20, 50)
@@ -47,33 +55,28 @@ class Carry(NamedTuple):
     """
 
     classes: Int[ArrayLike, " edited"]
-    images: Int[ArrayLike, "edited role image"]
-    memories: Int[ArrayLike, "edited set place"]
+    images: Int[ArrayLike, "edited role place"]
+    memories: Int[ArrayLike, "edited set order"]
 
 
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
-    """Edit the memories that promote a class: zero them, free them of it, strengthen.
-
-    Keeps whether the prediction of images of the class, of its confusions and of others
-    is right, and the effect on the logit of their own class, beside those of as many
-    random memories.
-    """
+    """The sweep, once the classes' images and memories are chosen."""
     options, config = EditingOptions(**keywords), context.model.config
     labels = itertools.islice(labels_of(context.source), context.images)
     label = np.fromiter(labels, np.int32)
     classes = choose_classes(label, options, context.model.num_classes)
-    counts = counts_of(config, options.layers)
-    shapes = (), (len(schema.ROLES), options.images), (1 + options.draws, counts[-1])
-    shapes = [(len(classes), *shape) for shape in shapes]
-    whole = Pass(
-        step=make_step(options),
-        dims=EDITING.dims,
-        setup=functools.cache(lambda: Setup(prepare(context, options, label, classes))),
-        carry_shape=jax.eval_shape(
-            lambda: Carry(*(jnp.zeros(shape, jnp.int32) for shape in shapes))
-        ),
-    )
-    return [whole]
+    sets = 1 + options.draws, counts_of(config, options.layers)[-1]
+    shapes = (), (len(schema.ROLES), options.images), sets
+
+    def setup() -> Setup:
+        images = choose_images(context, options, label, classes)
+        memories = order_memories(context.model, classes, options, context.seed)
+        return Setup(Carry(classes.astype(np.int32), images, memories))
+
+    def empty() -> Carry:
+        return Carry(*(jnp.zeros((len(classes), *s), jnp.int32) for s in shapes))
+
+    return [Pass(setup=setup, carry_shape=jax.eval_shape(empty))]
 
 
 def choose_classes(
@@ -96,19 +99,27 @@ def counts_of(config: Config, layers: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(count for count in COUNTS if count <= blocks * config.mlp_dim)
 
 
-def prepare(
+def choose_images(
     context: Context,
     options: "EditingOptions",
     label: Int[np.ndarray, " image"],
     classes: Int[np.ndarray, " edited"],
-) -> Carry:
-    """The images of every class, by its mean probabilities on its own, and memories."""
-    own = [spread(np.flatnonzero(label == c), options.images) for c in classes]
-    chances = np.zeros((len(classes), context.model.num_classes))
-    source = subset(context.source, np.concatenate(own), "images of the edited classes")
-    for batch in context.batches(source, 0, len(source)):
+) -> Int[np.ndarray, "edited role place"]:
+    """The images of every class: its own, of the classes of the largest mean softmax on
+    these, and of the rest; -1 where there are fewer.
+    """
+
+    def pick(group: Int[np.ndarray, " image"]) -> Int[np.ndarray, " picked"]:
+        return group[evenly(len(group), options.images)]
+
+    def sum_shares(model: Model, batch: Batch):
         member = (classes[:, None] == np.asarray(batch.label)) & np.asarray(batch.valid)
-        chances += member @ np.asarray(class_shares(context.model, batch.images))
+        shares = np.asarray(class_shares(model, batch.images))
+        return (member @ shares).astype(np.float64)
+
+    own = [pick(np.flatnonzero(label == c)) for c in classes]
+    source = subset(context.source, np.concatenate(own), "images of the edited classes")
+    chances = mean_over(context, source, sum_shares)
     chances[:, np.setdiff1d(np.arange(context.model.num_classes), label)] = -1
     chances[np.arange(len(classes)), classes] = -1
     images = np.full((len(classes), len(schema.ROLES), options.images), -1, np.int32)
@@ -116,26 +127,16 @@ def prepare(
         confusions = np.argsort(-chances[place], kind="stable")[: options.confusions]
         confused = np.isin(label, confusions) & (label != class_)
         rest = (label >= 0) & (label != class_) & ~confused
-        groups = own[place], *map(np.flatnonzero, (confused, rest))
+        groups = own[place], *(pick(np.flatnonzero(each)) for each in (confused, rest))
         for role, group in enumerate(groups):
-            group = spread(group, options.images)
             images[place, role, : len(group)] = group
-    memories = order_memories(context.model, classes, options, context.seed)
-    return Carry(classes.astype(np.int32), images, memories)
+    return images
 
 
 @jax.jit
 def class_shares(model: Model, images) -> Float[Array, "batch class"]:
     """Shares of a softmax, also where probabilities are sigmoids."""
     return jax.nn.softmax(forward(model, images)[0])
-
-
-def spread(
-    indices: Int[np.ndarray, " image"], count: int
-) -> Int[np.ndarray, " spread"]:
-    """At most so many of the indices, evenly spread."""
-    count = min(count, len(indices))
-    return indices[np.arange(count) * len(indices) // max(count, 1)]
 
 
 def order_memories(
@@ -164,93 +165,80 @@ def order_memories(
     return np.stack(orders).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=16)
-def make_step(options: "EditingOptions"):
-    """The step of these options."""
-
-    def step(model: Model, batch: Batch, carry: Carry) -> dict[str, Array]:
-        batch, carry = jax.tree.map(jnp.asarray, (batch, carry))
-        label = batch.label
-        logits, streams = scan_blocks(model, batch.images, read_stream)
-        known = batch.valid & (label >= 0)
-        member = carry.images[None] == batch.index[:, None, None, None]
-        member = member.any(-1) & known[:, None, None]
-        role = jnp.where(member.any(-1), member.argmax(-1), -1).astype(jnp.int32)
-        pairs = jnp.flatnonzero(role.ravel() >= 0, size=role.size, fill_value=0)
-
-        def of_pair(number, rows):
-            image, place = jnp.divmod(pairs[number], role.shape[1])
-            turns = jnp.arange(options.draws_per_image, dtype=jnp.int32)
-            turns = batch.index[image] * options.draws_per_image + turns
-            sets = jnp.pad(1 + turns % options.draws, (1, 0))  # first the class's own
-            logits = edited_logits(
-                model,
-                jax.lax.dynamic_slice_in_dim(streams, image, 1, axis=1),
-                carry.classes[place],
-                carry.memories[place, sets],
-                options,
-            )
-            right = jnp.argmax(logits, -1) == label[image]
-            both = right.astype(jnp.float32), logits[..., label[image]]
-            return [each.at[pairs[number]].set(own) for each, own in zip(rows, both)]
-
-        counts = counts_of(model.config, options.layers)
-        shape = len(options.edits), 1 + options.draws_per_image, len(counts)
-        empty = jnp.full((role.size, *shape), jnp.nan)
-        rows = jax.lax.fori_loop(0, (role >= 0).sum(), of_pair, [empty, empty])
-        right, after = (each.reshape(*role.shape, *shape) for each in rows)
-        before = take_label(logits, jnp.maximum(label, 0))
-        effect = before.astype(after.dtype).reshape(-1, 1, 1, 1, 1) - after
-        out = {
-            schema.PREDICTION(): jnp.argmax(logits, -1).astype(jnp.int32),
-            schema.EDITED_ROLE(): role,
-        }
-        for place, edit in enumerate(options.edits):
-            for family, values in (
-                (schema.EDITED_CORRECT, right),
-                (schema.EDITED_EFFECT, effect),
-            ):
-                out[family("promoting", edit)] = values[:, :, place, 0]
-                out[family("random", edit)] = values[:, :, place, 1:].mean(2)
-        return out
-
-    return step
-
-
-def edited_logits(
+def editing(
     model: Model,
-    streams: Float[Array, "layer 1 token dim"],
-    class_: Int[Array, ""],
-    memories: Int[Array, "set place"],
-    options: "EditingOptions",
-) -> Float[Array, "edit set count class"]:
-    """Class logits of one image by every edited model, one after the other."""
-    config, counts = model.config, counts_of(model.config, options.layers)
+    batch: Batch,
+    carry: Carry,
+    *,
+    edits: tuple[str, ...],
+    layers: tuple[int, ...],
+    draws: int,
+    draws_per_image: int,
+    **options: Any,
+) -> dict[str, Array]:
+    """Edit the memories that promote a class: zero them, free them of it, strengthen.
+
+    Keeps whether the prediction of images of the class, of its confusions and of others
+    is right, and the effect on the logit of their own class, beside those of as many
+    random memories.
+    """
+    batch, carry = jax.tree.map(jnp.asarray, (batch, carry))
+    config, label, counts = model.config, batch.label, counts_of(model.config, layers)
+    logits, streams = scan_blocks(model, batch.images, read_stream)
+    known = batch.valid & (label >= 0)
+    member = carry.images[None] == batch.index[:, None, None, None]
+    member = member.any(-1) & known[:, None, None]
+    role = jnp.where(member.any(-1), member.argmax(-1), -1).astype(jnp.int32)
+    pairs = jnp.flatnonzero(role.ravel() >= 0, size=role.size, fill_value=0)
+    shape = len(edits), 1 + draws_per_image, len(counts)
     kernel = kernel_of(model, "mlp")
-    whole = jnp.stack(  # all memories edited; of a set, its rows are taken
-        [
-            kernel * FACTORS[edit]
-            if edit in FACTORS
-            else kernel_of(remove_class(model, class_), "mlp")
-            for edit in options.edits
-        ]
-    )
 
-    def of_edit(numbers):
-        edit, order, count = numbers
-        inside = jnp.arange(memories.shape[1]) < count
-        chosen = jnp.zeros(config.depth * config.mlp_dim, bool)
-        chosen = chosen.at[memories[order]].set(inside)
-        chosen = chosen.reshape(config.depth, config.mlp_dim)
-        rows = jnp.where(chosen[..., None], whole[edit], kernel)
-        start = jnp.argmax(chosen.any(1))
-        edited = replace_kernel(model, "mlp", rows)
-        return resume_forward(edited, streams, start)[0]
+    def of_pair(number, rows):
+        image, place = jnp.divmod(pairs[number], role.shape[1])
+        turns = jnp.arange(draws_per_image, dtype=jnp.int32)
+        turns = batch.index[image] * draws_per_image + turns
+        sets = jnp.pad(1 + turns % draws, (1, 0))  # first the class's own
+        memories = carry.memories[place, sets]
+        stream = jax.lax.dynamic_slice_in_dim(streams, image, 1, axis=1)
+        freed = kernel_of(remove_class(model, carry.classes[place]), "mlp")
+        whole = jnp.stack(  # all memories edited; of a set, its rows are taken
+            [kernel * FACTORS[edit] if edit in FACTORS else freed for edit in edits]
+        )
 
-    shape = len(options.edits), len(memories), len(counts)
-    edit, order, count = np.indices(shape).reshape(3, -1)
-    logits = jax.lax.map(of_edit, (edit, order, np.array(counts)[count]))
-    return logits.reshape(*shape, -1)
+        def of_edit(numbers):
+            edit, order, count = numbers
+            inside = jnp.arange(memories.shape[1]) < count
+            chosen = jnp.zeros(config.depth * config.mlp_dim, bool)
+            chosen = chosen.at[memories[order]].set(inside)
+            chosen = chosen.reshape(config.depth, config.mlp_dim)
+            rows = jnp.where(chosen[..., None], whole[edit], kernel)
+            edited = replace_kernel(model, "mlp", rows)
+            return resume_forward(edited, stream, jnp.argmax(chosen.any(1)))[0]
+
+        edit, order, count = np.indices(shape).reshape(3, -1)
+        logits = jax.lax.map(of_edit, (edit, order, np.array(counts)[count]))
+        logits = logits.reshape(*shape, -1)  # by every edited model
+        right = jnp.argmax(logits, -1) == label[image]
+        both = right.astype(jnp.float32), logits[..., label[image]]
+        return [each.at[pairs[number]].set(own) for each, own in zip(rows, both)]
+
+    empty = jnp.full((role.size, *shape), jnp.nan)
+    rows = jax.lax.fori_loop(0, (role >= 0).sum(), of_pair, [empty, empty])
+    right, after = (each.reshape(*role.shape, *shape) for each in rows)
+    before = take_label(logits, jnp.maximum(label, 0))
+    effect = before.astype(after.dtype).reshape(-1, 1, 1, 1, 1) - after
+    out = {
+        schema.PREDICTION(): jnp.argmax(logits, -1).astype(jnp.int32),
+        schema.EDITED_ROLE(): role,
+    }
+    for family, values in (
+        (schema.EDITED_CORRECT, right),
+        (schema.EDITED_EFFECT, effect),
+    ):
+        for place, edit in enumerate(edits):
+            out[family("promoting", edit)] = values[:, :, place, 0]
+            out[family("random", edit)] = values[:, :, place, 1:].mean(2)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,12 +285,9 @@ def setup(model: Model, *, seed: int, layers: tuple[int, ...], **options: Any) -
 EDITING = Recipe(
     name="editing",
     **schema.rows(
-        schema.PREDICTION,
-        schema.EDITED_ROLE,
-        schema.EDITED_CORRECT,
-        schema.EDITED_EFFECT,
-        schema.EDITED,
+        schema.PREDICTION, *schema.between(schema.EDITED_ROLE, schema.EDITED)
     ),
+    step=editing,
     options=EditingOptions(),
     previews=0,
     setup=setup,

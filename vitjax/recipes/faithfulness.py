@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from vitjax.analysis.class_space import take_label
 from vitjax.analysis.faithfulness import localisation, saco, salience_groups
+from vitjax.data.images import Preprocess
 from vitjax.messages import check_range
 from vitjax.models.forward import final_residual
 from vitjax.models.model import Model
@@ -193,10 +194,8 @@ def pixel_order(
 
 def black_level(model: Model, dtype: Any) -> Float[Array, "one one one channel"]:
     """A black pixel after normalization; -1 for a model without preprocessing."""
-    known = model.preprocess
-    mean, std = (0.5, 0.5) if known is None else (known.mean, known.std)
-    level = np.broadcast_to(-np.asarray(mean) / np.asarray(std), (3,))
-    return jnp.asarray(level, dtype).reshape(1, 1, 1, 3)
+    preprocess = model.preprocess or Preprocess(*model.config.shape)
+    return jnp.asarray(preprocess.normalize(np.zeros((1, 1, 1, 3), np.uint8)), dtype)
 
 
 def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
@@ -258,18 +257,7 @@ class FaithfulnessOptions:
 FAITHFULNESS = Recipe(
     name="faithfulness",
     step=faithfulness,
-    **schema.rows(
-        *base.FAMILIES,
-        schema.MAP,
-        schema.REMOVAL,
-        schema.PROBABILITY,
-        schema.PROBABILITY_ENDS,
-        schema.PIXELS,
-        schema.SACO,
-        schema.SEGMENTATION,
-        schema.PREDICTION_EMPTY,
-        schema.KEPT,
-    ),
+    **schema.rows(*base.FAMILIES, *schema.between(schema.MAP, schema.KEPT)),
     options=FaithfulnessOptions(),
     setup=setup,
     benchmark=benchmark,

@@ -123,15 +123,7 @@ class IdentifiabilityOptions:
     top: int = 5
 
 
-FAMILIES = (
-    schema.RANK,
-    schema.LOGIT,
-    schema.TOP_CLASSES,
-    schema.TOP_LOGITS,
-    schema.PREDICTION,
-    schema.RANK_REFINED,
-    schema.LOGIT_REFINED,
-)
+FAMILIES = schema.between(schema.RANK, schema.LOGIT_REFINED)
 
 IDENTIFIABILITY = Recipe(
     name="identifiability",

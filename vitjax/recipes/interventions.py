@@ -45,6 +45,7 @@ from vitjax.recipes.recipe import (
     Setup,
     Subset,
     image_noise,
+    mean_over,
     spread,
     subset,
 )
@@ -58,8 +59,6 @@ PARTS = {
 }
 """Part -> the field of `Trace` that is replaced there, and the axes of its masks."""
 
-Shapes = Mapping[str, tuple[int, ...]]
-Sites = Mapping[str, Bool[ArrayLike, "site layer ..."]]
 Values = Mapping[str, Float[Array, "..."]]
 
 
@@ -69,31 +68,33 @@ def part_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {"head": (depth, config.heads), "attention": (depth,), "mlp": (depth,)}
 
 
-def one_by_one(shapes: Shapes) -> dict[str, Bool[np.ndarray, "site layer ..."]]:
-    """One site for every entry of masks of these shapes, in their order."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    masks = np.split(np.eye(sum(sizes), dtype=bool), np.cumsum(sizes)[:-1], axis=1)
-    return {
-        part: mask.reshape(-1, *shape)
-        for (part, shape), mask in zip(shapes.items(), masks)
-    }
-
-
-def by_part(values: Shaped[Array, "site batch"], shapes: Shapes) -> dict[str, Array]:
-    """Part -> values [batch layer ...] of the sites of `one_by_one`; more are cut."""
+def by_part(
+    values: Shaped[ArrayLike, "row site"], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
+    """Part -> values [row layer ...] of one site for every entry of masks of these
+    shapes, in their order; more are cut.
+    """
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    pieces = jnp.split(values.T, ends, axis=1)
+    pieces = jnp.split(jnp.asarray(values), ends, axis=1)
     return {
         part: piece.reshape(-1, *shape)
         for (part, shape), piece in zip(shapes.items(), pieces)
     }
 
 
+def one_by_one(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Bool[Array, "site layer ..."]]:
+    """One site for every entry of masks of these shapes."""
+    sites = sum(map(math.prod, shapes.values()))
+    return by_part(np.eye(sites, dtype=bool), shapes)
+
+
 def sweep(
     model: Model,
     streams: Float[Array, "layer batch token dim"],
     values: Values,
-    sites: Sites,
+    sites: Mapping[str, Bool[ArrayLike, "site layer ..."]],
     read: Callable[[Float[Array, "batch class"]], Any],
 ) -> Any:
     """`read` of the class logits with each site replaced by `values`, [site ...].
@@ -129,75 +130,61 @@ class AblationCarry(NamedTuple):
     seed: Int[ArrayLike, ""]
 
 
-def ablation_passes(context: Context, **keywords: Any) -> list[Pass]:
+def ablation(
+    model: Model,
+    batch: Batch,
+    carry: AblationCarry,
+    *,
+    ablations: tuple[str, ...],
+    draws: int,
+    **options: Any,
+) -> dict[str, Array]:
     """Ablate every head, every block's attention and every MLP, one at a time.
 
     Keeps the effect on the logits of the true and of the predicted class, and the
     prediction. Then ablates the most important heads together and, as the control, as
     many random ones. About half a forward pass for each part.
     """
-    options = AblationOptions(**keywords)
-    empty = jax.eval_shape(lambda: empty_carry(context.model.config, options))
-    whole = Pass(
-        step=ablation_step(options),
-        dims=ABLATION.dims,
-        setup=functools.cache(lambda: Setup(prepare_ablation(context, options))),
-        carry_shape=empty,
-        previews=ABLATION.previews,
-    )
-    return [whole]
+    config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
+    logits, streams = scan_blocks(model, batch.images, read_stream)
+    prediction = jnp.argmax(logits, -1).astype(jnp.int32)
+    shapes, counts = part_shapes(config), head_counts(config)
 
+    def read(logits):
+        best = jnp.argmax(logits, -1).astype(jnp.int32)
+        return take_label(logits, label), take_label(logits, prediction), best
 
-@functools.lru_cache(maxsize=16)
-def ablation_step(options: "AblationOptions"):
-    """The step of these options."""
+    def of_ablation(values_and_order):
+        values, order = values_and_order
+        sites = one_by_one(shapes)
+        if draws:
+            sets = head_sets(config, order, carry.seed, counts, draws)
+            none = jnp.zeros((len(sets), config.depth), bool)
+            sets = {"head": sets, "attention": none, "mlp": none}
+            sites = {p: jnp.concatenate([m, sets[p]]) for p, m in sites.items()}
+        return sweep(model, streams, values, sites, read)
 
-    def step(model: Model, batch: Batch, carry: AblationCarry) -> dict[str, Array]:
-        config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
-        logits, streams = scan_blocks(model, batch.images, read_stream)
-        prediction = jnp.argmax(logits, -1).astype(jnp.int32)
-        shapes, counts = part_shapes(config), head_counts(config)
-
-        def read(logits):
-            best = jnp.argmax(logits, -1).astype(jnp.int32)
-            return take_label(logits, label), take_label(logits, prediction), best
-
-        def of_ablation(values_and_order):
-            values, order = values_and_order
-            sites = jax.tree.map(jnp.asarray, one_by_one(shapes))
-            if options.draws:
-                sets = head_sets(config, order, carry.seed, counts, options.draws)
-                none = jnp.zeros((len(sets), config.depth), bool)
-                sets = {"head": sets, "attention": none, "mlp": none}
-                sites = {p: jnp.concatenate([m, sets[p]]) for p, m in sites.items()}
-            return sweep(model, streams, values, sites, read)
-
-        # One program for all kinds of ablation: arrays are [ablation site batch].
-        each = jax.lax.map(of_ablation, (carry.values, jnp.asarray(carry.order)))
-        true, predicted, after = each
-        measures = [
-            (schema.EFFECT, take_label(logits, label)[None, None] - true),
-            (
-                schema.EFFECT_PREDICTED,
-                take_label(logits, prediction)[None, None] - predicted,
-            ),
-            (schema.PREDICTION_ABLATED, after),
-        ]
-        rows = {schema.PREDICTION(): prediction}
-        for family, measured in measures:
-            for name, values in zip(options.ablations, measured):
-                parts = by_part(values, shapes)
-                rows |= {family(name, part): own for part, own in parts.items()}
-        if options.draws:
-            size = 1 + options.draws, len(counts)
-            correct = after[:, -math.prod(size) :] == label[None, None]
-            for name, sets in zip(options.ablations, correct):
-                sets = sets.T.reshape(-1, *size)
-                rows[schema.CORRECT_TOP_HEADS(name)] = sets[:, 0]
-                rows[schema.CORRECT_RANDOM_HEADS(name)] = sets[:, 1:]
-        return rows
-
-    return step
+    # One program for all kinds of ablation: arrays are [ablation site batch].
+    each = jax.lax.map(of_ablation, (carry.values, jnp.asarray(carry.order)))
+    true, predicted, after = each
+    before = take_label(logits, label), take_label(logits, prediction)
+    rows = {schema.PREDICTION(): prediction}
+    for family, measured in (
+        (schema.EFFECT, before[0][None, None] - true),
+        (schema.EFFECT_PREDICTED, before[1][None, None] - predicted),
+        (schema.PREDICTION_ABLATED, after),
+    ):
+        for name, values in zip(ablations, measured):
+            parts = by_part(values.T, shapes)
+            rows |= {family(name, part): own for part, own in parts.items()}
+    if draws:
+        size = 1 + draws, len(counts)
+        correct = after[:, -math.prod(size) :] == label[None, None]
+        for name, sets in zip(ablations, correct):
+            sets = sets.T.reshape(-1, *size)
+            rows[schema.CORRECT_TOP_HEADS(name)] = sets[:, 0]
+            rows[schema.CORRECT_RANDOM_HEADS(name)] = sets[:, 1:]
+    return rows
 
 
 def head_counts(config: Config) -> tuple[int, ...]:
@@ -236,19 +223,30 @@ def empty_carry(config: Config, options: "AblationOptions") -> AblationCarry:
     return AblationCarry(values, order, jnp.int32(0))
 
 
-def prepare_ablation(context: Context, options: "AblationOptions") -> AblationCarry:
-    """Means over the reference images, and the order of heads on some of them."""
-    source, of_order = reference(context, options)
-    carry = empty_carry(context.model.config, options)
-    if "mean" in options.ablations:
-        means, place = part_means(context, source), options.ablations.index("mean")
-        values = {
-            part: v.at[place].set(means[part]) for part, v in carry.values.items()
-        }
-        carry = carry._replace(values=values)
-    if options.draws:
-        carry = carry._replace(order=order_heads(context, of_order, carry, options))
-    return carry._replace(seed=jnp.int32(context.seed))
+def ablation_passes(context: Context, **keywords: Any) -> list[Pass]:
+    """The sweep, once means over the reference images and the order of heads are known
+    from some of them.
+    """
+    options = AblationOptions(**keywords)
+    make_empty = functools.partial(empty_carry, context.model.config, options)
+
+    def setup() -> Setup:
+        source, of_order = reference(context, options)
+        carry = make_empty()._replace(seed=jnp.int32(context.seed))
+        if "mean" in options.ablations:
+            place = options.ablations.index("mean")
+            values = jax.tree.map(
+                lambda leaf, mean: leaf.at[place].set(mean[:, None]),
+                carry.values,
+                mean_over(context, source, part_sums),
+            )
+            carry = carry._replace(values=values)
+        if options.draws:
+            order = order_heads(context, of_order, carry, options.ablations)
+            carry = carry._replace(order=order)
+        return Setup(carry)
+
+    return [Pass(setup=setup, carry_shape=jax.eval_shape(make_empty))]
 
 
 def reference(context: Context, options: "AblationOptions") -> list[Subset]:
@@ -256,26 +254,13 @@ def reference(context: Context, options: "AblationOptions") -> list[Subset]:
     source = context.source
     if options.reference is not None:
         source = context.open_data(options.reference)
-    counts = options.reference_images, options.order_images
-    return [spread(source, count) for count in counts]
+    return [spread(source, n) for n in (options.reference_images, options.order_images)]
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     """Which images are averaged over, and which say how important heads are."""
     source, of_order = reference(context, AblationOptions(**keywords))
     return {"reference": source.id, "order": of_order.id}
-
-
-def part_means(context: Context, source: Subset) -> Values:
-    """The mean of every part over images, [layer 1 token ...], summed as they come."""
-    total, count = None, 0
-    for batch in context.batches(source, 0, len(source)):
-        sums = part_sums(context.model, batch)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        count += int(np.sum(batch.valid))
-    if not count:
-        raise ValueError(f"The data set {source.id} holds no image to average over.")
-    return jax.tree.map(lambda values: values[:, None] / count, total)
 
 
 @jax.jit
@@ -292,25 +277,27 @@ def part_sums(model: Model, batch: Batch) -> Values:
 
 
 def order_heads(
-    context: Context, source: Subset, carry: AblationCarry, options: "AblationOptions"
+    context: Context, source: Subset, carry: AblationCarry, ablations: tuple[str, ...]
 ) -> Int[np.ndarray, "ablation head"]:
     """Heads, `layer * heads + head`, by their mean effect on images, largest first.
 
     On the true class's logit or, without a label, the predicted one's. Not of the rows
     of the run: processes that share one see parts of these.
     """
-    total = np.zeros(carry.order.shape)
-    program = jax.jit(ablation_step(dataclasses.replace(options, draws=0)))
-    for batch in context.batches(source, 0, len(source)):
-        rows = jax.device_get(program(context.model, batch, carry))
-        labeled = np.asarray(batch.label)[:, None, None] >= 0
-        valid = np.asarray(batch.valid)
-        for sums, name in zip(total, options.ablations):
-            true = rows[schema.EFFECT(name, "head")]
-            predicted = rows[schema.EFFECT_PREDICTED(name, "head")]
-            effect = np.where(labeled, true, predicted)[valid]
-            sums += effect.reshape(len(effect), -1).sum(0)
-    return np.argsort(-total, axis=1, kind="stable").astype(np.int32)
+    program = jax.jit(functools.partial(ablation, ablations=ablations, draws=0))
+
+    def effects(model, batch):
+        rows = jax.device_get(program(model, batch, carry))
+        valid, labeled = np.asarray(batch.valid), np.asarray(batch.label) >= 0
+        true, predicted = (
+            np.stack([rows[family(name, "head")] for name in ablations])
+            for family in (schema.EFFECT, schema.EFFECT_PREDICTED)
+        )
+        each = np.where(labeled[:, None, None], true, predicted)[:, valid]
+        return each.sum(1).reshape(len(ablations), -1).astype(np.float64)
+
+    mean = mean_over(context, source, effects)
+    return np.argsort(-mean, axis=1, kind="stable").astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,15 +337,8 @@ def ablation_setup(model: Model, *, seed: int, **options: Any) -> Setup:
 
 ABLATION = Recipe(
     name="ablation",
-    **schema.rows(
-        schema.PREDICTION,
-        schema.EFFECT,
-        schema.EFFECT_PREDICTED,
-        schema.PREDICTION_ABLATED,
-        schema.CORRECT_TOP_HEADS,
-        schema.CORRECT_RANDOM_HEADS,
-        schema.ABLATED,
-    ),
+    **schema.rows(schema.PREDICTION, *schema.between(schema.EFFECT, schema.ABLATED)),
+    step=ablation,
     options=AblationOptions(),
     setup=ablation_setup,
     passes=ablation_passes,
@@ -382,46 +362,31 @@ class PatchingCarry(NamedTuple):
 
 
 def patching_passes(context: Context, **keywords: Any) -> list[Pass]:
-    """Patch activations of every image into the pass of one of another class.
-
-    The residual stream by block and group of tokens, every head, every block's
-    attention and every MLP; about half a forward pass for each. Keeps how much of the
-    difference of the two classes' logits returns, 0 to 1.
+    """The sweep, once the images that partners are drawn from are read: random ones of
+    the whole data set, however it is sorted and limited.
     """
     options, model = PatchingOptions(**keywords), context.model
     token_groups(model.config, options.tokens)  # a wrong option is an error by now
-    chosen = choose_partners(context, options.partners)
-    shape, number = (len(chosen), *model.config.shape, 3), jnp.int32(0)
-    numbers = jnp.zeros(len(chosen), jnp.int32)
-    empty = jax.eval_shape(
-        lambda: PatchingCarry(jnp.zeros(shape), numbers, numbers, number)
-    )
-    whole = Pass(
-        step=patching_step(options.tokens),
-        dims=PATCHING.dims,
-        setup=functools.cache(lambda: Setup(prepare_patching(context, chosen))),
-        carry_shape=empty,
-        previews=PATCHING.previews,
-    )
-    return [whole]
+    draw, size = np.random.default_rng(context.seed), len(context.source)
+    indices = draw.choice(size, min(options.partners, size), replace=False)
+    chosen = subset(context.source, indices, f"{options.partners} random images")
+    count, seed = len(chosen), jnp.int32(context.seed)
 
+    def setup() -> Setup:
+        batches = [
+            (np.asarray(b.images), np.where(b.valid, b.label, -1).astype(np.int32))
+            for b in context.batches(chosen, 0, count)
+        ]
+        images, label = (np.concatenate(each)[:count] for each in zip(*batches))
+        position = np.asarray(chosen.indices, np.int32)
+        return Setup(PatchingCarry(images, label, position, seed))
 
-def choose_partners(context: Context, count: int) -> Any:
-    """Random images of the whole data set, however it is sorted and limited."""
-    draw, source = np.random.default_rng(context.seed), context.source
-    indices = draw.choice(len(source), min(count, len(source)), replace=False)
-    return subset(source, indices, f"{count} random images")
+    def empty() -> PatchingCarry:
+        images = jnp.zeros((count, *model.config.shape, 3))
+        numbers = jnp.zeros(count, jnp.int32)
+        return PatchingCarry(images, numbers, numbers, seed)
 
-
-def prepare_patching(context: Context, chosen: Any) -> PatchingCarry:
-    """The pixels and labels of the images that partners are drawn from."""
-    batches = [
-        (np.asarray(b.images), np.where(b.valid, b.label, -1).astype(np.int32))
-        for b in context.batches(chosen, 0, len(chosen))
-    ]
-    images, label = (np.concatenate(each)[: len(chosen)] for each in zip(*batches))
-    position = np.asarray(chosen.indices, np.int32)
-    return PatchingCarry(images, label, position, jnp.int32(context.seed))
+    return [Pass(setup=setup, carry_shape=jax.eval_shape(empty))]
 
 
 def draw_partner(
@@ -436,43 +401,47 @@ def draw_partner(
     return jnp.argmax(noise, 1).astype(jnp.int32), noise.max(1) >= 0
 
 
-@functools.lru_cache(maxsize=16)
-def patching_step(tokens: Tokens):
-    """The step that patches these tokens."""
+def patching(
+    model: Model,
+    batch: Batch,
+    carry: PatchingCarry,
+    *,
+    tokens: Tokens,
+    **options: Any,
+) -> dict[str, Array]:
+    """Patch activations of every image into the pass of one of another class.
 
-    def step(model: Model, batch: Batch, carry: PatchingCarry) -> dict[str, Array]:
-        config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
-        place, exists = draw_partner(carry, batch.index, label)
-        other = jnp.asarray(carry.label)[place]
+    The residual stream by block and group of tokens, every head, every block's
+    attention and every MLP; about half a forward pass for each. Keeps how much of the
+    difference of the two classes' logits returns, 0 to 1.
+    """
+    config, label = model.config, jnp.maximum(jnp.asarray(batch.label), 0)
+    place, exists = draw_partner(carry, batch.index, label)
+    other = jnp.asarray(carry.label)[place]
 
-        def metric(logits):
-            return take_label(logits, label) - take_label(logits, other)
+    def metric(logits):
+        return take_label(logits, label) - take_label(logits, other)
 
-        fields = {part: field for part, (field, _) in PARTS.items()}
-        clean_logits, trace = forward(
-            model, batch.images, capture=tuple(fields.values())
-        )
-        corrupted_images = jnp.asarray(carry.images)[place]
-        corrupted_logits, streams = scan_blocks(model, corrupted_images, read_stream)
-        values = {part: getattr(trace, field) for part, field in fields.items()}
-        group = token_groups(config, tokens)
-        shapes = {"residual": (config.depth, int(group.max()) + 1)}
-        shapes |= part_shapes(config)
-        sites = one_by_one(shapes)
-        sites["residual"] = sites["residual"][:, :, group] & (group >= 0)
-        patched = sweep(model, streams, values, sites, metric)
-        clean, corrupted = metric(clean_logits), metric(corrupted_logits)
-        gap = jnp.where(exists & (clean != corrupted), clean - corrupted, jnp.nan)
-        restored = by_part((patched - corrupted[None]) / gap[None], shapes)
-        rows = {schema.RESTORED(part): values for part, values in restored.items()}
-        return rows | {
-            schema.PREDICTION(): jnp.argmax(clean_logits, -1).astype(jnp.int32),
-            schema.PARTNER(): jnp.where(exists, jnp.asarray(carry.position)[place], -1),
-            schema.METRIC("clean"): jnp.where(exists, clean, jnp.nan),
-            schema.METRIC("corrupted"): jnp.where(exists, corrupted, jnp.nan),
-        }
-
-    return step
+    fields = {part: field for part, (field, _) in PARTS.items()}
+    clean_logits, trace = forward(model, batch.images, capture=tuple(fields.values()))
+    corrupted_images = jnp.asarray(carry.images)[place]
+    corrupted_logits, streams = scan_blocks(model, corrupted_images, read_stream)
+    values = {part: getattr(trace, field) for part, field in fields.items()}
+    group = token_groups(config, tokens)
+    shapes = {"residual": (config.depth, int(group.max()) + 1)} | part_shapes(config)
+    sites = one_by_one(shapes)
+    sites["residual"] = sites["residual"][:, :, group] & (group >= 0)[None, None]
+    patched = sweep(model, streams, values, sites, metric)
+    clean, corrupted = metric(clean_logits), metric(corrupted_logits)
+    gap = jnp.where(exists & (clean != corrupted), clean - corrupted, jnp.nan)
+    restored = by_part(((patched - corrupted[None]) / gap[None]).T, shapes)
+    rows = {schema.RESTORED(part): values for part, values in restored.items()}
+    return rows | {
+        schema.PREDICTION(): jnp.argmax(clean_logits, -1).astype(jnp.int32),
+        schema.PARTNER(): jnp.where(exists, jnp.asarray(carry.position)[place], -1),
+        schema.METRIC("clean"): jnp.where(exists, clean, jnp.nan),
+        schema.METRIC("corrupted"): jnp.where(exists, corrupted, jnp.nan),
+    }
 
 
 def token_groups(config: Config, tokens: Tokens) -> Int[np.ndarray, " token"]:
@@ -521,12 +490,9 @@ class PatchingOptions:
 PATCHING = Recipe(
     name="patching",
     **schema.rows(
-        schema.PREDICTION,
-        schema.PARTNER,
-        schema.METRIC,
-        schema.RESTORED,
-        schema.TOKEN_GROUP,
+        schema.PREDICTION, *schema.between(schema.PARTNER, schema.TOKEN_GROUP)
     ),
+    step=patching,
     options=PatchingOptions(),
     setup=patching_setup,
     passes=patching_passes,

@@ -8,7 +8,9 @@ the images of --data are then read by the lens and by the plain projection.
 
 import dataclasses
 import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +30,9 @@ from vitjax.analysis.tuned_lens import (
     read_blocks,
     read_pooled,
 )
-from vitjax.data.datasets import open_data
+from vitjax.data.datasets import LabeledDataset, open_data
 from vitjax.data.images import Preprocess
 from vitjax.data.loader import batches
-from vitjax.data.records import Record
 from vitjax.messages import check_classes, check_one_of, check_range
 from vitjax.models.forward import run_blocks
 from vitjax.models.model import Model
@@ -43,7 +44,10 @@ from vitjax.recipes.recipe import (
     Recipe,
     Setup,
     Subset,
+    describe_training,
+    mean_over,
     microbatched,
+    open_training_data,
     spread,
 )
 from vitjax.types import Batch, to_float32
@@ -117,7 +121,7 @@ def fit_tuned_lens(
         >>> states = vitjax.apply_lens(lens, trace.residual)
     """
     settings = LensOptions(**options)
-    source = Unlabeled(open_data(data).source)
+    source = Unlabeled(open_data(data).source, None, ())
 
     def load(source: Any, start: int, stop: int) -> Iterator[Batch]:
         loaded = batches(
@@ -135,22 +139,12 @@ def fit_tuned_lens(
         return fit(model, load, images, settings, seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Unlabeled:
+class Unlabeled(LabeledDataset):
     """A data set whose labels, whatever they are, do not matter."""
 
-    source: Any
-
-    @property
-    def id(self) -> str:
-        """That of the data set."""
-        return self.source.id
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Record:
-        return dataclasses.replace(self.source[index], label=-1)
+    def number(self, label: Any) -> int:
+        """-1: unknown."""
+        return -1
 
 
 Load = Callable[[Any, int, int], Iterator[Batch]]
@@ -201,39 +195,24 @@ def example_reader(
     The states of all images are kept where they fit in memory.
     """
 
-    def stream(positions: np.ndarray) -> Iterator[Examples]:
-        chosen = Subset(source, positions, source.id)
-        for batch in load(chosen, 0, len(chosen)):
-            yield jax.device_get(jitted_examples(model, batch, options.tokens))
+    def read(positions: np.ndarray) -> Iterator[Examples]:
+        for batch in load(Subset(source, positions, source.id), 0, len(positions)):
+            part = jax.device_get(jitted_examples(model, batch, options.tokens))
+            for row in np.flatnonzero(np.asarray(batch.index) < len(positions)):
+                yield jax.tree.map(operator.itemgetter(row), part)
 
     config, every = model.config, options.tokens == "all"
     tokens = config.tokens if every or config.normalizes_first else 1
     size = 4 * (config.depth * config.dim * tokens + model.num_classes)
-    if size * len(source) > parse_bytes(options.max_memory):
-        return lambda positions: regroup(stream(positions), len(positions))
-    whole = next(regroup(stream(np.arange(len(source))), len(source), len(source)))
+    fit_in_memory = size * len(source) <= parse_bytes(options.max_memory)
+    kept = list(read(np.arange(len(source)))) if fit_in_memory else None
 
-    def take(positions: np.ndarray) -> Iterator[Examples]:
-        for start in range(0, len(positions), STEP_IMAGES):
-            rows = positions[start : start + STEP_IMAGES]
-            yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], whole)
+    def stream(positions: np.ndarray) -> Iterator[Examples]:
+        images = iter(kept[i] for i in positions) if kept else read(positions)
+        while rows := list(itertools.islice(images, STEP_IMAGES)):
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
-    return take
-
-
-def regroup(
-    parts: Iterator[Examples], count: int, size: int = STEP_IMAGES
-) -> Iterator[Examples]:
-    """The first `count` examples, `size` at a time and what is left."""
-    rest: list[Examples] = []
-    for part in parts:
-        rest.append(part)
-        while count and sum(len(each.valid) for each in rest) >= min(size, count):
-            joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rest)
-            cut = min(size, count)
-            yield jax.tree.map(lambda leaf, cut=cut: leaf[:cut], joined)
-            rest = [jax.tree.map(lambda leaf, cut=cut: leaf[cut:], joined)]
-            count -= cut
+    return stream
 
 
 def read_examples(model: Model, batch: Batch, tokens: str) -> Examples:
@@ -273,74 +252,50 @@ def head_tokens(
 
 
 class Carry(NamedTuple):
-    """Both lenses, and the logarithms of the mean answers over the images."""
+    """Both lenses, and log(mean answer of the model / mean answer by each)."""
 
     lenses: dict[str, TunedLens]
-    answer: Float[Array, " class"]
-    read: dict[str, Float[Array, "layer class"]]
+    biases: dict[str, Float[Array, "layer class"]]
 
 
 def make_passes(context: Context, **keywords: Any) -> list[Pass]:
-    """Tuned lenses against the class projection: what each block would answer.
-
-    Fits a lens of each block on other images, then one forward pass for each image.
-    """
+    """The sweep, once a lens of each block is fitted on other images."""
     options = LensOptions(**keywords)
-    source, config = training_data(context, options), context.model.config
+    source, model = training_images(context, options), context.model
+    images = Subset(context.source, range(context.images), context.source.id)
 
     def setup() -> Setup:
-        lens = fit(context.model, context.batches, source, options, context.seed)
-        lenses = {"projection": identity_lens(config), "lens": lens}
-        return Setup(Carry(lenses, *mean_answers(context, lenses)))
+        lens = fit(model, context.batches, source, options, context.seed)
+        lenses = {"projection": identity_lens(model.config), "lens": lens}
+        mean = mean_over(context, images, functools.partial(sum_answers, lenses))
+        tiny = np.finfo(np.float32).tiny
+        answer, read = jax.tree.map(lambda leaf: jnp.log(leaf + tiny), mean)
+        biases = {name: answer[None] - each for name, each in read.items()}
+        return Setup(Carry(lenses, biases))
 
     def empty() -> Carry:
-        answer = jnp.zeros(context.model.num_classes, jnp.float32)
-        lenses = dict.fromkeys(schema.LENSES, identity_lens(config))
-        read = dict.fromkeys(schema.LENSES, jnp.tile(answer, (config.depth, 1)))
-        return Carry(lenses, answer, read)
+        lenses = dict.fromkeys(schema.LENSES, identity_lens(model.config))
+        zeros = jnp.zeros((model.config.depth, model.num_classes))
+        return Carry(lenses, dict.fromkeys(schema.LENSES, zeros))
 
-    whole = Pass(
-        step=STEPS[options.tokens],
-        dims=LENS.dims,
-        setup=setup,
-        carry_shape=jax.eval_shape(empty),
-    )
-    return [whole]
+    return [Pass(setup=setup, carry_shape=jax.eval_shape(empty))]
 
 
-def training_data(context: Context, options: LensOptions) -> Subset:
+def training_images(context: Context, options: LensOptions) -> Subset:
     """The images to fit on."""
-    if options.train is None:
-        raise ValueError(
-            "The recipe 'lens' fits lenses on other images than --data: pass "
-            "--train SOURCE (in Python, the option train)."
-        )
-    return spread(context.open_data(options.train), options.train_images)
+    source = open_training_data(context, "lens", options.train)
+    return spread(source, options.train_images)
 
 
 def describe(context: Context, **keywords: Any) -> dict[str, Any]:
-    """Which images are fitted on, and whether they are those that are measured."""
-    source = training_data(context, LensOptions(**keywords))
-    return {
-        "train": {"id": source.id, "images": len(source)},
-        "shared_images": context.images * (source.whole.id == context.source.id),
-    }
-
-
-def mean_answers(context: Context, lenses: dict[str, TunedLens]) -> Any:
-    """Logarithms of the mean probabilities of the model, and of each lens."""
-    total, count = None, 0
-    for batch in context.batches(context.source, 0, context.images):
-        sums = sum_answers(context.model, batch, lenses)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        count += int(np.sum(batch.valid))
-    tiny = np.finfo(np.float32).tiny
-    return jax.tree.map(lambda sums: jnp.log(sums / max(count, 1) + tiny), total)
+    """Which images are fitted on."""
+    source = training_images(context, LensOptions(**keywords))
+    return describe_training(context, source)
 
 
 @jax.jit
-def sum_answers(model: Model, batch: Batch, lenses: dict[str, TunedLens]) -> Any:
-    """Probabilities summed over the images of a batch."""
+def sum_answers(lenses: dict[str, TunedLens], model: Model, batch: Batch) -> Any:
+    """Probabilities of the model, and by each lens, summed over images."""
     examples = read_examples(model, batch, "pooled")
     valid = jnp.asarray(batch.valid, jnp.float32)
 
@@ -358,9 +313,12 @@ def sum_answers(model: Model, batch: Batch, lenses: dict[str, TunedLens]) -> Any
 
 @microbatched
 def measure(
-    model: Model, batch: Batch, carry: Carry, *, tokens: str
+    model: Model, batch: Batch, carry: Carry, *, tokens: str, **options: Any
 ) -> dict[str, Array]:
-    """What both lenses read of every block, beside the model's answer."""
+    """Tuned lenses against the class projection: what each block would answer.
+
+    Fits a lens of each block on other images, then one forward pass for each image.
+    """
     examples, label = read_examples(model, batch, tokens), jnp.maximum(batch.label, 0)
     logits = jnp.asarray(examples.logits)
     rows = {schema.PREDICTION(): jnp.argmax(logits, -1).astype(jnp.int32)}
@@ -377,25 +335,18 @@ def measure(
     for name, lens in carry.lenses.items():
         for family, values in zip(families, read_blocks(lens, model, examples, read)):
             rows[family(name)] = jnp.moveaxis(values, 0, 1)
-        differences = carry.answer[None] - carry.read[name]
-        rows[schema.BIAS_BY(name)] = jax.nn.softmax(logits) @ differences.T
+        rows[schema.BIAS_BY(name)] = jax.nn.softmax(logits) @ carry.biases[name].T
     return rows
 
-
-STEPS = {name: functools.partial(measure, tokens=name) for name in TOKENS}
-"""One step object for each, which is jitted once."""
 
 LENS = Recipe(
     name="lens",
     **schema.rows(
-        schema.PREDICTION,
-        schema.KL_BY,
-        schema.BIAS_BY,
-        schema.PREDICTION_BY,
-        schema.RANK_BY,
-        schema.RANK_TOKENS_BY,
+        schema.PREDICTION, *schema.between(schema.KL_BY, schema.RANK_TOKENS_BY)
     ),
+    step=measure,
     options=LensOptions(),
+    previews=0,
     passes=make_passes,
     describe=describe,
 )

@@ -22,7 +22,7 @@ from vitjax.models.model import Model, initialize, memory_values
 from vitjax.recipes import identifiability as base
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Recipe, Setup, image_noise, microbatched
-from vitjax.types import CONVENTIONS, Batch, Edits, Trace
+from vitjax.types import Batch, Convention, Edits, Trace
 
 PERMUTATIONS = 4
 """Of the classes: chance levels are means over them."""
@@ -57,10 +57,7 @@ def one_pass(
             rows[schema.FIRST(name)] = argmax(logits)
         middle = stream_in + trace.attention_update
         rows["logit_middle"] = true_logit(before + products["attention_update"], middle)
-        tops: dict[memory.System, Array] = {
-            "attention": rows[schema.FIRST("attention_update")],
-            "mlp": rows[schema.FIRST("mlp_update")],
-        }
+        tops = {name: rows[schema.FIRST(f"{name}_update")] for name in schema.SYSTEMS}
         rows |= memory_rows(carry, index, trace, label, tops, k=k, heads=heads)
         return (products["residual"], index + 1), rows
 
@@ -79,7 +76,7 @@ def one_pass(
     }
 
 
-AGREEMENTS = {
+AGREEMENTS: dict[Convention, tuple[schema.Family, schema.Family]] = {
     "paper": (schema.AGREEMENT, schema.CHANCE),
     "vilas2023_code": (schema.AGREEMENT_VILAS2023, schema.CHANCE_VILAS2023),
 }
@@ -90,7 +87,7 @@ def memory_rows(
     index: Int[Array, ""],
     trace: Trace,
     label: Int[Array, " batch"],
-    tops: dict[memory.System, Int[Array, "batch token"]],
+    tops: dict[str, Int[Array, "batch token"]],
     *,
     k: int,
     heads: bool,
@@ -99,24 +96,22 @@ def memory_rows(
 
     `tops` is the top class of what each memory system writes.
     """
-    coefficients = {
-        convention: memory.memory_coefficients(trace, convention=convention)
-        for convention in CONVENTIONS
-    }
     orders, rows = carry.permutations, {}
     for system, top in tops.items():
         known = jax.tree.map(lambda leaf: leaf[index], carry.memories[system])
-        count = min(k, known.classes.shape[-1])
-        strongest = {
-            convention: fast_top_k_indices(coefficients[convention][system], count)
-            for convention in CONVENTIONS
-        }
+        count, strongest = min(k, known.classes.shape[-1]), {}
         for convention, (agreements, chances) in AGREEMENTS.items():
+            called: Any = memory.memory_coefficients(trace, convention=convention)
+            strongest[convention] = fast_top_k_indices(called[system], count)
             agree = functools.partial(
-                agreement, known, strongest[convention], k=count, convention=convention
+                memory.agreement,
+                known,
+                strongest[convention],
+                k=count,
+                convention=convention,
             )
-            rows[agreements(system)] = agree(label)
-            rows[chances(system)] = chance(agree, label, orders)
+            rows[agreements(system)] = agree(label[:, None])
+            rows[chances(system)] = chance(agree, label[:, None], orders)
         is_simple = functools.partial(
             memory.top1_of_one_memory, known, strongest["paper"]
         )
@@ -146,30 +141,15 @@ def head_rows(
     heads, key = mixed.shape[-2:]
     first = (key * jnp.arange(heads, dtype=jnp.int32)).reshape(1, 1, heads, 1)
     strongest = fast_top_k_indices(mixed, min(k, key)) + first
-    agree = functools.partial(agreement, known, strongest, k=k)
-
-    def is_simple(top):
-        top = jnp.broadcast_to(top[..., None], strongest.shape[:-1])
-        return memory.top1_of_one_memory(known, strongest, top)
-
+    agree = functools.partial(memory.agreement, known, strongest, k=k)
+    is_simple = functools.partial(memory.top1_of_one_memory, known, strongest)
+    label, top = label[:, None, None], top[..., None]
     return {
         "agreement_head": agree(label).mean(1),
         "chance_head": chance(agree, label, permutations),
         "simple_head": is_simple(top).mean(1),
         "chance_simple_head": chance(is_simple, top, permutations),
     }
-
-
-def agreement(
-    known: memory.MemoryClasses,
-    strongest: Int[Array, "batch token *head top"],
-    label: Int[Array, " batch"],
-    **options: Any,
-) -> Bool[Array, "batch token *head"]:
-    """`memory.agreement` of every token with its image's label."""
-    label = label.reshape(-1, *(1,) * (strongest.ndim - 2))
-    label = jnp.broadcast_to(label, strongest.shape[:-1])
-    return memory.agreement(known, strongest, label, **options)
 
 
 def chance(
@@ -312,23 +292,8 @@ class PaperOptions(OnePassOptions):
 
 FAMILIES = (
     *base.FAMILIES,
-    schema.FIRST,
-    schema.LOGIT_MIDDLE,
-    schema.LOGIT_EMBEDDING,
-    schema.FIRST_EMBEDDING,
-    schema.AGREEMENT,
-    schema.CHANCE,
-    schema.AGREEMENT_VILAS2023,
-    schema.CHANCE_VILAS2023,
-    schema.SIMPLE,
-    schema.CHANCE_SIMPLE,
-    schema.AGREEMENT_HEAD,
-    schema.CHANCE_HEAD,
-    schema.SIMPLE_HEAD,
-    schema.CHANCE_SIMPLE_HEAD,
-    schema.CLASS_VALUE,
-    schema.CLASS_VALUE_CONTROL,
-    schema.CLASS_VALUE_HEAD,
+    *schema.between(schema.FIRST, schema.CHANCE_SIMPLE_HEAD),
+    *schema.between(schema.CLASS_VALUE, schema.CLASS_VALUE_HEAD),
 )
 
 ONE_PASS = Recipe(

@@ -45,9 +45,12 @@ from vitjax.recipes.recipe import (
     Recipe,
     Setup,
     Subset,
+    describe_training,
     image_noise,
     labels_of,
     median_seconds,
+    open_training_data,
+    subset,
 )
 from vitjax.saliency.relevancy import relevancy
 from vitjax.saliency.removal import is_largest
@@ -89,28 +92,12 @@ def first_of_each_class(source: Any, *, shots: int, classes: int) -> Subset:
             break
     if not indices:
         raise ValueError(f"The data set {source.id} holds no labeled image to fit on.")
-    choice = f"{source.id}; first {shots} of each class, {len(indices)} images"
-    return Subset(source, tuple(indices), choice)
+    choice = f"first {shots} of each class, {len(indices)} images"
+    return subset(source, np.array(indices), choice)
 
 
 Examples = Iterable[tuple[Array, np.ndarray]]
 """States [batch *probe dim] and labels, -1 to leave out."""
-
-
-def stream_states(
-    context: Context, source: Subset, streams: tuple[str, ...], tokens: range
-) -> Examples:
-    """States and labels of a source, batch by batch."""
-    for batch in context.batches(source, 0, len(source)):
-        labels = np.where(batch.valid, batch.label, -1).astype(np.int32)
-        states = jitted_states(
-            context.model,
-            jnp.asarray(batch.images),
-            jnp.int32(tokens.start),
-            streams=streams,
-            tokens=len(tokens),
-        )
-        yield states, labels
 
 
 def read_states(
@@ -151,11 +138,8 @@ def fit_ridge(examples: Examples, *, classes: int, alpha: float) -> Probe:
 
 def fit_softmax(examples: Examples, *, classes: int, seed: int) -> Probe:
     """Keep all states, and train one probe after the other."""
-    kept = [
-        (np.asarray(states)[labels >= 0], labels[labels >= 0])
-        for states, labels in examples
-    ]
-    states, labels = (np.concatenate(arrays) for arrays in zip(*kept))
+    kept = [(np.asarray(states), labels) for states, labels in examples]
+    states, labels = map(np.concatenate, zip(*kept))
     return fit_softmax_probe(states, labels, classes=classes, seed=seed)
 
 
@@ -182,12 +166,18 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
     source, groups = plan(context, options)
     config, classes = context.model.config, context.model.num_classes
 
+    def read(tokens: range) -> Examples:
+        size = {"streams": options.streams, "tokens": len(tokens)}
+        for batch in context.batches(source, 0, len(source)):
+            images, first = jnp.asarray(batch.images), jnp.int32(tokens.start)
+            states = jitted_states(context.model, images, first, **size)
+            yield states, np.where(batch.valid, batch.label, -1).astype(np.int32)
+
     def fit(tokens: range) -> Setup:
-        examples = stream_states(context, source, options.streams, tokens)
         if options.probe == "softmax":
-            probe = fit_softmax(examples, classes=classes, seed=context.seed)
+            probe = fit_softmax(read(tokens), classes=classes, seed=context.seed)
         else:
-            probe = fit_ridge(examples, classes=classes, alpha=options.alpha)
+            probe = fit_ridge(read(tokens), classes=classes, alpha=options.alpha)
         return Setup(RankCarry(probe, jnp.int32(tokens.start)))
 
     def empty(tokens: range) -> RankCarry:
@@ -199,9 +189,13 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         )
         return RankCarry(probe, jnp.int32(tokens.start))
 
+    def rank_patches() -> Setup:  # once all probes have ranked
+        ranks = context.rows(schema.RANK_PROBE("residual"))[:, :, config.prefix :]
+        return Setup(RemovalCarry(importance_of(ranks), jnp.int32(context.seed)))
+
     fits = [
         Pass(
-            step=make_rank_step(options.streams, len(tokens)),
+            step=bind(rank_classes, streams=options.streams),
             dims=dict.fromkeys(map(schema.RANK_PROBE, options.streams), schema.TOKEN),
             setup=functools.partial(fit, tokens),
             carry_shape=jax.eval_shape(functools.partial(empty, tokens)),
@@ -211,9 +205,9 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
         for number, tokens in enumerate(groups, start=1)
     ]
     removal = Pass(
-        step=make_removal_step(keep_counts(config.patches, steps=options.steps)),
+        step=bind(remove_tokens, counts=keep_counts(config.patches, options.steps)),
         dims=schema.dims(*base.FAMILIES, schema.CORRECT, schema.CORRECT_RANDOM),
-        setup=functools.partial(rank_patches, context),
+        setup=rank_patches,
         carry_shape=jax.eval_shape(
             lambda: RemovalCarry(
                 jnp.zeros((context.images, config.patches)), jnp.int32(0)
@@ -227,7 +221,7 @@ def make_passes(context: Context, **keywords: Any) -> list[Pass]:
 
 def setup(model: Model, *, seed: int, steps: int, **options: Any) -> Setup:
     """How many patches removal curves keep."""
-    counts = keep_counts(model.config.patches, steps=steps)
+    counts = keep_counts(model.config.patches, steps)
     return Setup(static={"kept": jnp.asarray(counts, jnp.float32)})
 
 
@@ -238,11 +232,8 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
     config, classes = context.model.config, context.model.num_classes
     dim = config.dim
     count = len(options.streams) * config.depth * config.tokens
-    same = source.whole.id == context.source.id
-    shared = sum(same and index < context.images for index in source.indices)
     return {
-        "train": {"id": source.id, "images": len(source)},
-        "shared_images": shared,
+        **describe_training(context, source),
         "probes": count,
         "groups": len(groups),
         "group": {
@@ -261,15 +252,9 @@ def describe(context: Context, **keywords: Any) -> dict[str, Any]:
 
 def plan(context: Context, options: "ProbeOptions") -> tuple[Subset, list[range]]:
     """The images to fit on, and the tokens whose probes are fitted in one sweep."""
-    if options.train is None:
-        raise ValueError(
-            "The recipe 'probes' fits probes on other images than --data: pass "
-            "--train SOURCE (in Python, the option train)."
-        )
     config, classes = context.model.config, context.model.num_classes
-    source = first_of_each_class(
-        context.open_data(options.train), shots=options.shots, classes=classes
-    )
+    data = open_training_data(context, "probes", options.train)
+    source = first_of_each_class(data, shots=options.shots, classes=classes)
     probes_per_token = len(options.streams) * config.depth
     size = probes_per_token * bytes_per_probe(
         options.probe, dim=config.dim, classes=classes, examples=len(source)
@@ -295,7 +280,7 @@ def parse_bytes(size: str | int) -> int:
     return count
 
 
-def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
+def keep_counts(patches: int, steps: int) -> tuple[int, ...]:
     """How many patches stay, from 1 to one less than there are, evenly spaced.
 
     `patches - 1` steps or more are every number, as published.
@@ -305,53 +290,44 @@ def keep_counts(patches: int, *, steps: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(float(point))) for point in points}))
 
 
-@functools.lru_cache(maxsize=16)
-def make_rank_step(streams: tuple[str, ...], tokens: int):
-    """The step that ranks classes by the probes of so many tokens."""
-
-    def step(model: Model, batch: Batch, carry: RankCarry) -> dict[str, Array]:
-        images = jnp.asarray(batch.images)
-        states = read_states(model, images, carry.first, streams=streams, tokens=tokens)
-        ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
-        names = map(schema.RANK_PROBE, streams)
-        return {name: ranks[:, place] for place, name in enumerate(names)}
-
-    return step
+bind = functools.lru_cache(maxsize=16)(functools.partial)
+"""A step with options; equal ones are one object, which is jitted once."""
 
 
-@functools.lru_cache(maxsize=16)
-def make_removal_step(counts: tuple[int, ...]):
-    """The step that ranks by projection, and then asks whether the model is right with
-    only `counts` patches, in five orders of removal.
+def rank_classes(
+    model: Model, batch: Batch, carry: RankCarry, *, streams: tuple[str, ...]
+) -> dict[str, Array]:
+    """Rank classes by the probes of some tokens."""
+    images, count = jnp.asarray(batch.images), carry.probe.bias.shape[2]
+    states = read_states(model, images, carry.first, streams=streams, tokens=count)
+    ranks = carry.probe.rank(states, jnp.maximum(batch.label, 0))
+    names = map(schema.RANK_PROBE, streams)
+    return {name: ranks[:, place] for place, name in enumerate(names)}
+
+
+def remove_tokens(
+    model: Model, batch: Batch, carry: RemovalCarry, *, counts: tuple[int, ...]
+) -> dict[str, Array]:
+    """Rank by projection, and then ask whether the model is right with only `counts`
+    patches, in five orders of removal.
     """
-
-    def step(model: Model, batch: Batch, carry: RemovalCarry) -> dict[str, Array]:
-        rows, label = base.identifiability(model, batch), jnp.maximum(batch.label, 0)
-        probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
-        gradient = relevancy(model, batch.images, label).sum((0, 2))
-        gradient = gradient[:, model.config.prefix :]
-        orders = {
-            schema.CORRECT("negative", "probe"): probe,
-            schema.CORRECT("negative", "gradient"): gradient,
-            schema.CORRECT("positive", "probe"): -probe,
-            schema.CORRECT("positive", "gradient"): -gradient,
-            "correct_random": image_noise(
-                jax.random.key(carry.seed), batch.index, model.config.patches
-            ),
-        }
-        maps = jnp.stack(list(orders.values()))
-        read = functools.partial(is_largest, label=label)
-        correct = removal_curves(model, batch, maps, counts, read)
-        return rows | dict(zip(orders, correct))
-
-    return step
-
-
-def rank_patches(context: Context) -> Setup:
-    """The importance of all patches, once all probes have ranked."""
-    ranks = context.rows(schema.RANK_PROBE("residual"))
-    importance = importance_of(ranks[:, :, context.model.config.prefix :])
-    return Setup(RemovalCarry(importance, jnp.int32(context.seed)))
+    rows, label = base.identifiability(model, batch), jnp.maximum(batch.label, 0)
+    probe = jnp.take(carry.importance, batch.index, axis=0, mode="clip")
+    gradient = relevancy(model, batch.images, label).sum((0, 2))
+    gradient = gradient[:, model.config.prefix :]
+    orders = {
+        schema.CORRECT("negative", "probe"): probe,
+        schema.CORRECT("negative", "gradient"): gradient,
+        schema.CORRECT("positive", "probe"): -probe,
+        schema.CORRECT("positive", "gradient"): -gradient,
+        "correct_random": image_noise(
+            jax.random.key(carry.seed), batch.index, model.config.patches
+        ),
+    }
+    maps = jnp.stack(list(orders.values()))
+    read = functools.partial(is_largest, label=label)
+    correct = removal_curves(model, batch, maps, counts, read)
+    return rows | dict(zip(orders, correct))
 
 
 def importance_of(

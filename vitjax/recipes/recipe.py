@@ -2,13 +2,14 @@
 
 A recipe is `setup(model) -> carry, static arrays` and `step(model, batch, carry) ->
 rows`. Both are pure and traceable; neither knows disks, processes or devices. A recipe
-whose setup reads images, or that needs more than one sweep over them, such as one that
-fits something first, gives `passes` instead of a step.
+that fits something on images first, or needs more than one sweep over them, has
+`passes`.
 """
 
 import dataclasses
 import functools
 import inspect
+import operator
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,12 +64,51 @@ def subset(source: Any, indices: np.ndarray, choice: str) -> Subset:
     return Subset(source, chosen, f"{source.id}; {choice}")
 
 
+def evenly(length: int, count: int) -> Int[np.ndarray, " place"]:
+    """At most so many places of a sequence, evenly spread."""
+    count = min(count, length)
+    return np.arange(count) * length // max(count, 1)
+
+
 def spread(source: Any, count: int) -> Subset:
     """At most so many images, evenly spread over a data set: it may be sorted."""
-    count = min(count, len(source))
-    if not count:
+    indices = evenly(len(source), count)
+    if not len(indices):
         raise ValueError(f"The data set {source.id} holds no image.")
-    return subset(source, np.arange(count) * len(source) // count, f"{count} images")
+    return subset(source, indices, f"{len(indices)} images")
+
+
+def open_training_data(context: "Context", recipe: str, spec: str | None) -> Any:
+    """The data set of --train."""
+    if spec is None:
+        raise ValueError(
+            f"The recipe {recipe!r} fits on other images than those of --data: pass "
+            "--train SOURCE (in Python, the option train)."
+        )
+    return context.open_data(spec)
+
+
+def describe_training(context: "Context", source: Subset) -> dict[str, Any]:
+    """What is fitted on, and how many of its images are also measured."""
+    same = source.whole.id == context.source.id
+    return {
+        "train": {"id": source.id, "images": len(source)},
+        "shared_images": sum(same and i < context.images for i in source.indices),
+    }
+
+
+def mean_over(
+    context: "Context", source: Any, sums: Callable[[Model, Batch], Any]
+) -> Any:
+    """The mean over the images of a source of what `sums` adds up for each batch."""
+    total, count = None, 0
+    for batch in context.batches(source, 0, len(source)):
+        parts = sums(context.model, batch)
+        total = parts if total is None else jax.tree.map(operator.add, total, parts)
+        count += int(np.sum(batch.valid))
+    if not count:
+        raise ValueError(f"The data set {source.id} holds no image to average over.")
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def labels_of(source: Any) -> Iterator[int]:
@@ -124,7 +164,8 @@ class Context(Protocol):
 class Pass:
     """One sweep over all images: `step(model, batch, carry)` as of a `Recipe`.
 
-    Equal programs are one step object: it is jitted by identity. `setup` is called
+    Without a step, it is the recipe's, with its options, dims and previews. Equal
+    programs are one step object: it is jitted by identity. `setup` is called once,
     before the first step if anything is left to do, under the run's matmul precision;
     `carry_shape` is its carry as a pytree of `jax.ShapeDtypeStruct`. `region` is axis
     -> (start, stop), where the arrays are a part of what the run holds; all passes that
@@ -132,8 +173,8 @@ class Pass:
     shown beside the progress.
     """
 
-    step: Callable[[Model, Batch, Any], dict[str, Array]]
-    dims: Dims
+    step: Any = None
+    dims: Dims = dataclasses.field(default_factory=dict)
     setup: Callable[[], Setup] = Setup
     carry_shape: Any = ()
     region: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
@@ -147,9 +188,10 @@ class Recipe:
 
     Args:
         name: what it is called on the command line.
-        step: `step(model, batch, **options) -> {array name: rows}`; with `setup`, it is
-            `step(model, batch, carry, **options)`. Every array that it returns has a
-            leading image axis, and an image's rows do not depend on its batch.
+        step: `step(model, batch, **options) -> {array name: rows}`; with `setup` or
+            `passes`, it is `step(model, batch, carry, **options)`. Every array that it
+            returns has a leading image axis, and an image's rows do not depend on its
+            batch.
         dims: for every array that the step may return, the names of its axes after
             `image`.
         needs_label: arrays that mean nothing for an image without a known class; they
@@ -162,8 +204,9 @@ class Recipe:
         benchmark: None, or `benchmark(model, batch, **options) -> JSON`, called once a
             run is through; it goes into the manifest as "measured".
         previews: how many of the first images are kept as the model saw them.
-        passes: None, or `passes(context, **options) -> [Pass]` instead of `step`;
-            `dims` then hold the arrays of all of them.
+        passes: None, or `passes(context, **options) -> [Pass]`: sweeps whose carry is
+            made of images, by `step` or steps of their own; `dims` hold the arrays of
+            all of them.
         describe: None, or `describe(context, **options) -> JSON` for the manifest, as
             "study"; what it says does not identify the run.
         many_passes: whether an image takes hundreds of forward passes: on CPUs, steps
@@ -233,8 +276,20 @@ class Recipe:
     def run_step(self, model: Model, batch: Batch, carry: Any) -> dict[str, Array]:
         """The rows of one batch."""
         assert self.step is not None
-        extra = () if self.setup is None else (carry,)
+        extra = () if self.setup is None and self.passes is None else (carry,)
         return self.step(model, batch, *extra, **self.keywords)
+
+    def complete(self, part: Pass) -> Pass:
+        """A pass with the recipe's step, unless it has its own."""
+        if part.step is not None:
+            return part
+        return dataclasses.replace(
+            part,
+            step=self.run_step,
+            dims=self.dims,
+            setup=functools.cache(part.setup),
+            previews=self.previews,
+        )
 
 
 def check_choice(name: str, value: Any, kind: Any) -> None:

@@ -477,6 +477,11 @@ SCHEMA = {array.name: array for family in FAMILIES for array in family}
 """Every array by name."""
 
 
+def between(first: Family, last: Family) -> tuple[Family, ...]:
+    """The families from one to another, in the order of this table."""
+    return FAMILIES[FAMILIES.index(first) : FAMILIES.index(last) + 1]
+
+
 def dims(*families: Family) -> dict[str, tuple[str, ...]]:
     """Name -> axes after `image`, of every array of these families."""
     return {

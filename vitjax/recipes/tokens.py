@@ -109,17 +109,7 @@ TOKENS = Recipe(
     name="tokens",
     step=tokens,
     dims=schema.dims(
-        *base.FAMILIES,
-        schema.TOKEN_CLASSES,
-        schema.TOKEN_PROBABILITIES,
-        schema.TOKEN_NORMALIZER,
-        schema.TOKEN_ATTENTION,
-        schema.TOKEN_ATTENTION_LARGEST,
-        schema.CHOSEN_CLASSES,
-        schema.CHOSEN_LOGITS,
-        schema.CHOSEN_RANKS,
-        schema.ATTENDED,
-        schema.HELPFUL,
+        *base.FAMILIES, *schema.between(schema.TOKEN_CLASSES, schema.HELPFUL)
     ),
     options=base.IDENTIFIABILITY.options,
     previews=200,

@@ -160,15 +160,11 @@ class Job:
     def passes(self) -> tuple[Pass, ...]:
         """The sweeps over the images: the recipe's own, or the one of its step."""
         if self.recipe.passes is not None:
-            return tuple(self.recipe.passes(self, **self.recipe.keywords))
-        whole = Pass(
-            step=self.recipe.run_step,
-            dims=self.recipe.dims,
-            setup=lambda: self.setup,
-            carry_shape=self.setup_program.eval_shape(self.model, seed=self.seed).carry,
-            previews=self.recipe.previews,
-        )
-        return (whole,)
+            passes = self.recipe.passes(self, **self.recipe.keywords)
+        else:
+            shape = self.setup_program.eval_shape(self.model, seed=self.seed).carry
+            passes = [Pass(setup=lambda: self.setup, carry_shape=shape)]
+        return tuple(map(self.recipe.complete, passes))
 
     def make_carry(self, part: Pass) -> Any:
         """The carry of a pass, on every device."""
