@@ -61,6 +61,9 @@ QUICK = "clip", "siglip", "dinov2"
 POOLED = dataclasses.replace(CONFIGS["gap"], registers=2, layer_scale=True)
 """All that differs from a model with [CLS], at once."""
 KINDS = CONFIGS | ENCODERS | {"pooled": POOLED}
+HEADS = {"pooled": POOLED, **ENCODERS}
+HEADS |= {name: CONFIGS[name] for name in ("refinement", "distilled", "post_cls")}
+"""Heads of every kind."""
 CLASSES = tuple("abcdefg")
 
 

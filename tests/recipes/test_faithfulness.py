@@ -213,22 +213,6 @@ def test_the_predicted_class_is_another_target(model, batch):
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"methods": ("cheffer",)}, "'chefer'"),
-        ({"methods": ("helpful_minus_attended",)}, "methods="),
-        ({"protocols": ("removal",)}, "protocols='removal'"),
-        ({"methods": ()}, "methods"),
-        ({"protocols": ()}, "protocols"),
-        ({"steps": 1}, "steps=1"),
-    ],
-)
-def test_unknown_or_missing_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        FAITHFULNESS.with_options(options)
-
-
 def test_kept_counts():
     kept = faithfulness.kept_counts
     assert kept(16, 4) == (4, 8, 12)

@@ -11,111 +11,114 @@ from fake_context import FakeContext
 from photos import CLASSES, Noise
 
 import vitjax
-from vitjax.models.forward import scan_blocks
 from vitjax.recipes import interventions, schema
-from vitjax.recipes.interventions import ABLATION, PATCHING
+from vitjax.recipes.interventions import ABLATION, PARTS, PATCHING
 from vitjax.types import Edits
 
-FIELDS = ("mixed_values", "attention_update", "mlp_update")
-CONFIGS = tiny.CONFIGS | {"pooled": tiny.POOLED}
+CONFIGS = {"plain": tiny.CONFIGS["plain"], "pooled": tiny.POOLED}
 OPTIONS = {"reference_images": 9, "order_images": 5, "draws": 2}
 FORWARD = jax.jit(lambda m, x, e: vitjax.forward(m, x, edits=e)[0])
-
-
 LABELS = [CLASSES[index % 4] for index in range(13)]
 LABELS[3] = None
+EACH = np.arange(13)
 
 
-class Context(FakeContext):
-    def open_data(self, spec):
-        return super().open_data(Noise(LABELS, 1) if spec == "other" else spec)
+def fields_of(model, images):
+    """Part -> its field of the trace."""
+    fields = {part: field for part, (field, _) in PARTS.items()}
+    _, trace = vitjax.forward(model, images, capture=tuple(fields.values()))
+    return {part: np.asarray(getattr(trace, field)) for part, field in fields.items()}
+
+
+def replaced(model, images, values, part=None, **where):
+    """Class logits with entries of a part replaced, by one program for all parts."""
+    config, edits = model.config, Edits()
+    sizes = {"heads": (config.depth, config.heads), "layers": config.depth}
+    sizes["tokens"] = config.tokens
+    for name, value in values.items():
+        field, axes = PARTS[name]
+        axes = ("heads",) if "head" in axes else [f"{axis}s" for axis in axes]
+        masks = {axis: np.zeros(sizes[axis], bool) for axis in axes}
+        for axis, chosen in where.items() if name == part else ():
+            masks[axis][chosen] = True
+        edits &= vitjax.ablate(model, field, value=value, **masks)
+    return np.asarray(FORWARD(model, images, edits))
 
 
 @functools.cache
 def swept(name="pooled"):
-    """(context, pixels, labels, means) of a run of the recipe."""
-    config = CONFIGS[name]
-    context = FakeContext(tiny.make(config, classes=CLASSES), Noise(LABELS))
+    """(context, pixels, labels, {ablation: what parts become}) of a run."""
+    model = tiny.make(CONFIGS[name], classes=CLASSES)
+    context = FakeContext(model, Noise(LABELS), others={"other": Noise(LABELS, 1)})
     context.run(ABLATION.with_options(OPTIONS))
-    batches = list(context.batches(context.source, 0, 13))
-    images = np.concatenate([b.images for b in batches])[:13]
-    label = np.concatenate([b.label for b in batches])[:13]
-    reference = [i * 13 // 9 for i in range(9)]
-    _, trace = vitjax.forward(context.model, images[reference], capture=FIELDS)
-    means = {f: np.asarray(getattr(trace, f)).mean(1, keepdims=True) for f in FIELDS}
-    return context, images, label, means
+    images, label = context.loaded
+    fields = fields_of(model, images[[i * 13 // 9 for i in range(9)]])
+    means = {part: values.mean(1, keepdims=True) for part, values in fields.items()}
+    zeros = jax.tree.map(np.zeros_like, means)
+    return context, images, label, {"zero": zeros, "mean": means}
 
 
-def edited(context, images, edits):
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(FORWARD(context.model, images, edits))
-
-
-@pytest.mark.parametrize("name", tiny.slow_but(("plain", "pooled"), "pooled"))
+@pytest.mark.parametrize("name", tiny.slow_but(CONFIGS, "pooled"))
 def test_ablation_is_that_of_whole_passes(name):
-    context, images, label, means = swept(name)
-    rows, depth = context.arrays, context.model.config.depth
-    before = edited(context, images, Edits())
-    prediction, each = before.argmax(-1), np.arange(13)
+    context, images, label, kinds = swept(name)
+    rows, own = context.arrays, label >= 0  # one has none
+    before = replaced(context.model, images, kinds["zero"])
+    prediction = before.argmax(-1)
     np.testing.assert_array_equal(rows["prediction"], prediction)
-    parts = [("mixed_values", "head", (0, 1)), ("mixed_values", "head", (1, 0))]
-    parts += [("attention_update", "attention", (0,))]
-    parts += [("mlp_update", "mlp", (depth - 1,))]
-    for field, part, (layer, *heads) in parts:
-        for kind, value in (("zero", 0.0), ("mean", means[field])):
-            where = {"layers": [layer], "heads": heads or None}
-            edits = vitjax.ablate(context.model, field, value=value, **where)
-            after = edited(context, images, edits)
-            index = (slice(None), layer, *heads)
-            own = label >= 0
-            effect = (before - after)[each[own], label[own]]
-            found = rows[f"effect_{kind}_{part}"][index]
-            np.testing.assert_allclose(found[own], effect, atol=2e-5)
-            assert np.isnan(found[~own]).all() and np.abs(effect).max() > 1e-3
-            np.testing.assert_allclose(
-                rows[f"effect_predicted_{kind}_{part}"][index],
-                (before - after)[each, prediction],
-                atol=2e-5,
+    for part, index, where in (
+        ("head", (0, 1), {"heads": (0, 1)}),
+        ("head", (1, 0), {"heads": (1, 0)}),
+        ("attention", (0,), {"layers": 0}),
+        ("mlp", (1,), {"layers": 1}),
+    ):
+        for kind, values in kinds.items():
+            after = replaced(context.model, images, values, part, **where)
+            true, predicted, best = (
+                rows[family(kind, part)][(slice(None), *index)]
+                for family in (
+                    schema.EFFECT,
+                    schema.EFFECT_PREDICTED,
+                    schema.PREDICTION_ABLATED,
+                )
             )
-            predictions = rows[f"prediction_{kind}_{part}"][index]
-            np.testing.assert_array_equal(predictions, after.argmax(-1))
+            effect = np.where(own, (before - after)[EACH, label], np.nan)
+            np.testing.assert_allclose(true, effect, atol=2e-5)
+            assert np.nanmax(np.abs(effect)) > 1e-3
+            effect = (before - after)[EACH, prediction]
+            np.testing.assert_allclose(predicted, effect, atol=2e-5)
+            np.testing.assert_array_equal(best, after.argmax(-1))
 
 
 def test_sets_of_heads_are_the_most_important_and_random_ones():
-    context, images, label, means = swept()
-    rows, config = context.arrays, context.model.config
-    counts = interventions.head_counts(config)
+    context, images, label, kinds = swept()
+    rows, counts = context.arrays, interventions.head_counts(context.model.config)
     np.testing.assert_array_equal(context.static["ablated"], counts)
     assert counts == (1, 2)
     order_images = [i * 13 // 5 for i in range(5)]
-    for kind, value in (("zero", 0.0), ("mean", means["mixed_values"])):
+    for kind, values in kinds.items():
         names = (f(kind, "head") for f in (schema.EFFECT, schema.EFFECT_PREDICTED))
         true, predicted = (rows[name][order_images] for name in names)
         effect = np.where(np.isnan(true), predicted, true).reshape(5, -1).mean(0)
         order = np.argsort(-effect)
         for place, count in enumerate(counts):
             heads = np.isin(np.arange(4), order[:count]).reshape(2, 2)
-            edits = vitjax.ablate(config, "mixed_values", heads=heads, value=value)
-            correct = edited(context, images, edits).argmax(-1) == label
+            after = replaced(context.model, images, values, "head", heads=heads)
             measured = rows[schema.CORRECT_TOP_HEADS(kind)][:, place]
-            np.testing.assert_array_equal(measured, correct)
+            np.testing.assert_array_equal(measured, after.argmax(-1) == label)
 
 
 def test_random_sets_are_nested_and_depend_on_the_seed_alone():
-    config = tiny.CONFIGS["registers"]
-    orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32)
-    sets = [
-        np.asarray(
-            interventions.head_sets(config, order, np.array(7, np.int32), (1, 2, 3), 5)
-        )
-        for order in jax.numpy.asarray(orders)
-    ]
-    sets = [each.reshape(6, 3, 4) for each in sets]
-    assert (sets[0].sum(-1) == [1, 2, 3]).all()
-    assert (sets[0][:, :-1] <= sets[0][:, 1:]).all()
-    np.testing.assert_array_equal(sets[0][0, 1], [True, False, True, False])
-    np.testing.assert_array_equal(sets[0][1:], sets[1][1:])
-    assert len(np.unique(sets[0][1:, 0], axis=0)) > 1
+    config, seed = tiny.CONFIGS["registers"], np.array(7, np.int32)
+    first, second = (
+        np.asarray(interventions.head_sets(config, order, seed, (1, 2, 3), 5))
+        for order in jnp.array([[2, 0, 3, 1], [0, 1, 2, 3]], jnp.int32)
+    )
+    first, second = first.reshape(6, 3, 4), second.reshape(6, 3, 4)
+    assert (first.sum(-1) == [1, 2, 3]).all()
+    assert (first[:, :-1] <= first[:, 1:]).all()
+    np.testing.assert_array_equal(first[0, 1], [True, False, True, False])
+    np.testing.assert_array_equal(first[1:], second[1:])
+    assert len(np.unique(first[1:, 0], axis=0)) > 1
 
 
 @pytest.mark.slow
@@ -131,104 +134,64 @@ def test_ablation_does_not_depend_on_the_batch_or_the_images_that_are_run():
 
 def test_another_reference_and_no_control():
     context, *_ = swept()
-    other = Context(context.model, Noise(LABELS), limit=2)
+    other = FakeContext(context.model, Noise(LABELS), limit=2, others=context.others)
     options = {"reference": "other", "reference_images": 4, "draws": 0}
     recipe = ABLATION.with_options({**options, "ablations": ("mean",)})
     study = recipe.describe(other, **recipe.keywords)
     assert study["reference"] == "noise/1; 4 images"
     rows = other.run(recipe)
-    assert set(rows) == {n for n in ABLATION.dims if "zero" not in n} - {
-        "correct_top_mean",
-        "correct_random_mean",
-    }
+    sets = {schema.CORRECT_TOP_HEADS("mean"), schema.CORRECT_RANDOM_HEADS("mean")}
+    assert set(rows) == {n for n in ABLATION.dims if "zero" not in n} - sets
     same = context.arrays["effect_mean_mlp"][:2]
     assert np.abs(rows["effect_mean_mlp"] - same).max() > 1e-4
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"ablations": ()}, {"ablations": ("median",)}, {"order_images": 0}, {"draws": -1}],
-)
-def test_options_of_ablation_out_of_range(options):
-    (name,) = options
-    with pytest.raises(ValueError, match=name):
-        ABLATION.with_options(options)
-
-
-CAPTURE = tuple(field for field, _ in interventions.PARTS.values())
 
 
 SORTED = [CLASSES[index // 4] for index in range(16)]
 
 
 @functools.cache
-def patched(name="plain", tokens="grid"):
-    """(context, pixels and labels of all images) of a run of the recipe."""
-    config = CONFIGS[name]
-    context = FakeContext(tiny.make(config, classes=CLASSES), Noise(SORTED), limit=9)
+def patched(name="pooled", tokens="grid"):
+    """(context, pixels and labels of all images) of a run of nine."""
+    model = tiny.make(CONFIGS[name], classes=CLASSES)
+    context = FakeContext(model, Noise(SORTED), limit=9)
     context.run(PATCHING.with_options({"tokens": tokens, "partners": 12}))
-    batches = list(context.batches(context.source, 0, 16))
-    images = np.concatenate([b.images for b in batches])[:16]
-    return context, images, np.concatenate([b.label for b in batches])[:16]
+    return context, *context.loaded
 
 
-@pytest.mark.parametrize("name", tiny.slow_but(("plain", "pooled"), "plain"))
+@pytest.mark.parametrize("name", tiny.slow_but(CONFIGS, "pooled"))
 def test_patching_is_that_of_whole_passes(name):
     context, images, label = patched(name)
     rows, model = context.arrays, context.model
-    partner, clean_images = rows["partner"], images[:9]
+    partner, each = rows["partner"], EACH[:9]
     assert (label[partner] != label[:9]).all()
     group = context.static["token_group"].astype(int)
+    values = fields_of(model, images[:9])
 
-    @jax.default_matmul_precision("highest")
-    def metric(edits=vitjax.Edits(), images=images[partner]):
-        logits, each = np.asarray(FORWARD(model, images, edits)), np.arange(9)
+    def metric(images, *part, **where):
+        logits = replaced(model, images, values, *part, **where)
         return logits[each, label[:9]] - logits[each, label[partner]]
 
-    clean, corrupted = metric(images=clean_images), metric()
+    clean, corrupted = metric(images[:9]), metric(images[partner])
     np.testing.assert_allclose(rows["metric_clean"], clean, atol=2e-5)
     np.testing.assert_allclose(rows["metric_corrupted"], corrupted, atol=2e-5)
-    with jax.default_matmul_precision("highest"):
-        _, trace = vitjax.forward(model, clean_images, capture=CAPTURE)
-    last = {"layers": [1]}
-    checks = {
-        "restored_residual": [
-            ((0, g), "residual", {"layers": [0], "tokens": group == g})
-            for g in (0, group.max())
-        ],
-        "restored_head": [((1, 1), "mixed_values", {**last, "heads": [1]})],
-        "restored_attention": [((1,), "attention_update", last)],
-        "restored_mlp": [((0,), "mlp_update", {"layers": [0]})],
-    }
-    for row, places in checks.items():
-        for place, field, where in places:
-            edits = vitjax.patch(model, trace, field, **where)
-            change = rows[row][(slice(None), *place)] * (clean - corrupted)
-            np.testing.assert_allclose(change, metric(edits) - corrupted, atol=5e-5)
+    for part, index, where in (
+        ("residual", (0, 0), {"layers": 0, "tokens": group == 0}),
+        ("residual", (0, -1), {"layers": 0, "tokens": group == group.max()}),
+        ("head", (1, 1), {"heads": (1, 1)}),
+        ("attention", (1,), {"layers": 1}),
+        ("mlp", (0,), {"layers": 0}),
+    ):
+        restored = rows[schema.RESTORED(part)][(slice(None), *index)]
+        change = metric(images[partner], part, **where) - corrupted
+        np.testing.assert_allclose(restored * (clean - corrupted), change, atol=5e-5)
 
 
 @pytest.mark.slow
-def test_all_is_one_and_nothing_is_zero():
-    context, images, _ = patched()
-    model, everything = context.model, np.ones((1, 2, 17), bool)
-    logits, trace = vitjax.forward(model, images[:3], capture=CAPTURE)
-    values = {"residual": trace.residual}
-    other, streams = scan_blocks(model, images[3:6], interventions.read_stream)
-    chosen = {"residual": np.concatenate([everything, ~everything])}
-    both = jax.jit(interventions.sweep, static_argnums=4)(
-        model, streams, values, chosen, jnp.asarray
-    )
-    np.testing.assert_allclose(both, jnp.stack([logits, other]), atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tokens", ("cls", "all"))
-def test_other_groups_of_tokens(tokens):
-    context, *_ = patched(tokens=tokens)
-    grid, *_ = patched()  # on 4 x 4 patches, each is a cell of its own
+def test_cls_is_a_group_of_its_own():
+    context, *_ = patched("plain", tokens="cls")
+    grid, *_ = patched("plain")
     rows = context.arrays["restored_residual"]
-    assert rows.shape == (9, 2, 1 if tokens == "cls" else 17)
-    expected = grid.arrays["restored_residual"][..., : rows.shape[-1]]
+    expected = grid.arrays["restored_residual"][..., :1]
     np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -240,6 +203,7 @@ def test_token_groups():
     assert rows[0].tolist() == [2, 2, 3, 4, 4, 5] and rows.max() == 17
     only = interventions.token_groups(config, "cls")
     assert only[0] == 0 and (only[1:] == -1).all()
+    assert (interventions.token_groups(config, "all") == np.arange(38)).all()
     with pytest.raises(ValueError, match="tokens='cls'"):
         interventions.token_groups(tiny.CONFIGS["gap"], "cls")
 
@@ -262,21 +226,15 @@ def test_partners_are_of_another_class_and_a_function_of_the_image():
 
 
 def test_without_a_partner_or_a_difference_nothing_is_restored():
+    """Every other image is its own partner, under another label."""
     context, images, _ = patched()
-    step = interventions.patching_step("cls")
-    batch = tiny.batch_of(images[:2], [0, 1])
-    index = np.arange(2, dtype=np.int32)
-    carry = interventions.PatchingCarry(
-        images[:1], np.ones(1, np.int32), index[:1], np.int32(0)
-    )
-    rows = jax.jit(step)(context.model, batch, carry)
-    assert rows["partner"].tolist() == [0, -1]
-    # The first image is its own partner, under another label.
+    ones = np.ones(12, np.int32)
+    carry = context.carry._replace(images=images[:1].repeat(12, 0), label=ones)
+    batch = tiny.batch_of(images[:1].repeat(8, 0), [0, 1] * 4)
+    with jax.default_matmul_precision("highest"):
+        rows = jax.jit(PATCHING.run_step)(context.model, batch, carry)
+    exists = batch.label == 0
+    np.testing.assert_array_equal(rows["partner"] >= 0, exists)
+    np.testing.assert_array_equal(np.isfinite(rows["metric_clean"]), exists)
     for name in schema.RESTORED.names:
         assert np.isnan(rows[name]).all(), name
-    assert np.isfinite(rows["metric_clean"]).tolist() == [True, False]
-
-
-def test_partners_have_to_be_some():
-    with pytest.raises(ValueError, match="partners=0"):
-        PATCHING.with_options({"partners": 0})

@@ -1,4 +1,4 @@
-"""The recipes `lens` and `errors`: rows against whole forward passes; resumed runs."""
+"""The recipes `lens` and `errors`: rows against whole forward passes."""
 
 import functools
 
@@ -13,28 +13,18 @@ import vitjax
 from vitjax.recipes import lens as lens_recipe
 from vitjax.recipes.errors import ERRORS
 from vitjax.recipes.lens import LENS
-from vitjax.runner import loop
 
 LABELS = [CLASSES[index % 6] for index in range(20)]
 OPTIONS = {"train": "train", "steps": 5, "learning_rate": 1e-2}
 
 
-class Context(FakeContext):
-    """The training images are others than those that are measured."""
-
-    def open_data(self, spec):
-        return super().open_data(Noise(LABELS, 1) if spec == "train" else spec)
-
-
 @functools.cache
-def rows_of(tokens):
-    """(context, pixels, labels) of a run of the recipe."""
+def context_of(tokens):
+    """A run of the recipe, fitted on other images than those that are measured."""
     model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
-    context = Context(model, Noise(LABELS))
+    context = FakeContext(model, Noise(LABELS), others={"train": Noise(LABELS, 1)})
     context.run(LENS.with_options(OPTIONS | {"tokens": tokens}))
-    batches = list(context.batches(context.source, 0, 20))
-    images = np.concatenate([batch.images for batch in batches])[:20]
-    return context, images, np.arange(20) % 6
+    return context
 
 
 def softmax(logits):
@@ -43,8 +33,8 @@ def softmax(logits):
 
 @pytest.mark.parametrize("tokens", tiny.slow_but(lens_recipe.TOKENS, "all"))
 def test_rows_of_the_lens_are_those_of_its_states(tokens):
-    context, images, label = rows_of(tokens)
-    model, rows = context.model, context.arrays
+    context = context_of(tokens)
+    model, rows, (images, label) = context.model, context.arrays, context.loaded
     options = OPTIONS | {"tokens": tokens, "batch_size": 8}
     options.pop("train")
     lens = vitjax.fit_tuned_lens(model, Noise(LABELS, 1), **options)
@@ -73,7 +63,7 @@ def test_rows_of_the_lens_are_those_of_its_states(tokens):
 
 
 def test_a_lens_is_fitted_on_other_images():
-    context, *_ = rows_of("all")
+    context = context_of("all")
     study = LENS.describe(context, **OPTIONS)
     assert study["train"] == {"id": "noise/1; 20 images", "images": 20}
     assert study["shared_images"] == 0
@@ -81,40 +71,18 @@ def test_a_lens_is_fitted_on_other_images():
         LENS.passes(context)
 
 
-@pytest.mark.slow
-def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, monkeypatch):
-    model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
-    other = vitjax.open_data(Noise(LABELS, 1), model)
-    monkeypatch.setattr(loop.Job, "open_data", lambda self, spec: other)
-    monkeypatch.setattr("vitjax.runner.writer.CHUNK_BYTES", 1)
-    data = Noise(LABELS)
-
-    def run(out):
-        options = {"batch_size": 8, "show_progress": False}
-        return vitjax.run(
-            "lens", model, data, tmp_path / out, options=OPTIONS, **options
-        )
-
-    step, calls = loop.Job.step, []
-
-    def interrupted(self, *arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Job, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run("resumed")
-    rows, expected = run("resumed"), run("whole")
-    for name in expected.names:
-        np.testing.assert_array_equal(rows[name].values, expected[name].values)
+def test_a_lens_is_the_same_again_so_that_a_resumed_run_is_an_uninterrupted_one():
+    context = context_of("all")
+    (again,) = LENS.passes(context, **OPTIONS, tokens="all")
+    with jax.default_matmul_precision("highest"):
+        carry = again.setup().carry
+    assert carry.lenses["lens"].weights.any()
+    jax.tree.map(np.testing.assert_array_equal, carry, context.carry)
 
 
-@pytest.mark.parametrize("kind", tiny.slow_but(tiny.KINDS, "mean_of_norms"))
-def test_errors_follow_the_answer_over_the_blocks(kind):
-    model = tiny.make(tiny.KINDS[kind], classes=CLASSES)
+@pytest.mark.parametrize("name", tiny.slow_but(tiny.HEADS, "mean_of_norms"))
+def test_errors_follow_the_answer_over_the_blocks(name):
+    model = tiny.make(tiny.HEADS[name], classes=CLASSES)
     images = tiny.images(model.config, 4)
     rows = ERRORS.with_options({"top": 2})
     rows = jax.jit(rows.run_step)(model, tiny.batch_of(images, [0] * 4), ())
@@ -122,7 +90,8 @@ def test_errors_follow_the_answer_over_the_blocks(kind):
     order = np.argsort(-np.asarray(logits), axis=-1)
     np.testing.assert_array_equal(rows["rivals"], order[:, :3])
     np.testing.assert_array_equal(rows["prediction"], order[:, 0])
-    last = {name: np.asarray(rows[name])[:, -1] for name in rows if name in LAYERED}
+    layered = [name for name, axes in ERRORS.dims.items() if "layer" in axes]
+    last = {name: np.asarray(rows[name])[:, -1] for name in layered}
     true = np.take_along_axis(np.asarray(logits), order[:, :3], 1)
     np.testing.assert_allclose(last["rival_logits"], true, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(last["top_classes"], order[:, :2])
@@ -131,6 +100,3 @@ def test_errors_follow_the_answer_over_the_blocks(kind):
     np.testing.assert_allclose(
         last["energy"], np.log(np.exp(logits).sum(-1)), atol=1e-4, rtol=1e-4
     )
-
-
-LAYERED = ("rival_logits", "top_classes", "entropy", "energy")

@@ -19,54 +19,46 @@ from vitjax.types import Edits
 K = 3
 
 
-def case(name, *, masks=True, images=None, label=None, model=None):
-    """A model and a batch."""
-    model = tiny.make(tiny.CONFIGS[name]) if model is None else model
-    images = tiny.images(model.config) if images is None else images
-    count = len(images)
-    label = np.arange(count) if label is None else label
-    kinds = np.random.default_rng(1).integers(-1, 2, (count, model.config.patches))
-    kinds = kinds.astype(np.int32) if masks else None
-    return model, tiny.batch_of(images, label, kinds)
-
-
 @functools.cache
-def compiled(k, interventions):
-    """One program for all models of an architecture."""
+def compiled(k=K, interventions=tuple(schema.INTERVENTIONS)):
+    """(setup, step) of the recipe: one program for all models of an architecture."""
     recipe = paper.PAPER.with_options({"k": k, "interventions": interventions})
     setup = jax.jit(functools.partial(recipe.run_setup, seed=0))
     return setup, jax.jit(recipe.run_step)
-
-
-def compute(model, batch, *, k=K, interventions=tuple(schema.INTERVENTIONS)):
-    """Rows and setup of the recipe."""
-    setup, step = compiled(k, interventions)
-    made = setup(model)
-    return jax.device_get(step(model, batch, made.carry)), made
 
 
 def images_first(array):
     return np.moveaxis(np.asarray(array), 0, 1)
 
 
+CAPTURE = ("embedding", *schema.STREAMS)
+CAPTURE += ("mixed_values", "mlp_hidden", "mlp_preactivation")
+
+
 @pytest.fixture(scope="module", params=tiny.slow_but(("gap", "registers"), "registers"))
 def study(request):
-    model, batch = case(request.param)
-    return model, batch, *compute(model, batch)
+    """(model, batch, rows, trace, setup)."""
+    model = tiny.make(tiny.CONFIGS[request.param])
+    kinds = np.random.default_rng(1).integers(-1, 2, (3, model.config.patches))
+    images, kinds = tiny.images(model.config), kinds.astype(np.int32)
+    batch = tiny.batch_of(images, np.arange(3), kinds)
+    setup, step = compiled()
+    made = setup(model)
+    rows = jax.device_get(step(model, batch, made.carry))
+    _, trace = vitjax.forward(model, batch.images, capture=CAPTURE)
+    return model, batch, rows, trace, made
 
 
 def test_the_identifiability_rows_are_those_of_its_own_recipe(study):
-    model, batch, rows, _ = study
+    model, batch, rows, *_ = study
     expected = jax.jit(IDENTIFIABILITY.run_step)(model, batch, ())
     for name, values in expected.items():
         np.testing.assert_allclose(rows[name], values, atol=1e-4, err_msg=name)
 
 
 def test_sub_layer_rows_are_what_project_says(study):
-    model, batch, rows, _ = study
-    streams = tuple(schema.STREAMS)
-    _, trace = vitjax.forward(model, batch.images, capture=("embedding", *streams))
-    for name in streams:
+    model, batch, rows, trace, _ = study
+    for name in schema.STREAMS:
         top = argmax(vitjax.project(model.class_space, getattr(trace, name)))
         assert (rows[schema.FIRST(name)] == images_first(top)).mean() > 0.999
     before = np.concatenate([trace.embedding[None], trace.residual[:-1]])
@@ -82,9 +74,7 @@ def test_sub_layer_rows_are_what_project_says(study):
 
 
 def test_memory_rows_are_what_the_public_functions_say(study):
-    model, batch, rows, _ = study
-    capture = ("mixed_values", "mlp_hidden", "mlp_preactivation")
-    _, trace = vitjax.forward(model, batch.images, capture=capture)
+    model, batch, rows, trace, _ = study
     space, label = model.class_space, batch.label[:, None]
     for system, values in vitjax.memory_values(model).items():
         for convention, family in (
@@ -108,8 +98,7 @@ def test_memory_rows_are_what_the_public_functions_say(study):
 
 
 def test_head_rows_are_those_of_each_heads_memories(study):
-    model, batch, rows, setup = study
-    _, trace = vitjax.forward(model, batch.images, capture=("mixed_values",))
+    model, batch, rows, trace, setup = study
     cfg, values = model.config, vitjax.memory_values(model)["attention"]
     values = values.reshape(cfg.depth, cfg.heads, cfg.head_dim, cfg.dim)
     orders = np.asarray(setup.carry.permutations)
@@ -152,7 +141,7 @@ def test_a_head_of_few_memories_calls_all_of_them():
 
 
 def test_chance_is_the_agreement_with_permuted_classes(study):
-    model, batch, rows, setup = study
+    model, batch, rows, _, setup = study
     orders = np.asarray(setup.carry.permutations)
     assert len(orders) == paper.PERMUTATIONS
     total: dict[str, float] = dict.fromkeys(
@@ -161,7 +150,7 @@ def test_chance_is_the_agreement_with_permuted_classes(study):
     for order in orders:
         assert sorted(order) == list(range(7))
         other = dataclasses.replace(batch, label=order[batch.label].astype(np.int32))
-        permuted, _ = compute(model, other, interventions=())
+        permuted = jax.device_get(compiled()[1](model, other, setup.carry))
         for name in total:
             hits = permuted[name.replace("chance", "agreement")]
             total[name] += hits.mean(-1) / paper.PERMUTATIONS
@@ -170,7 +159,7 @@ def test_chance_is_the_agreement_with_permuted_classes(study):
 
 
 def test_interventions_are_forward_passes_under_edits(study):
-    model, batch, rows, _ = study
+    model, batch, rows, *_ = study
     edits = {
         "self_only": vitjax.self_only(model),
         "self_only_renormalized": vitjax.self_only(model, renormalize=True),
@@ -197,7 +186,7 @@ def test_interventions_are_forward_passes_under_edits(study):
 
 
 def test_random_keep_sets_are_as_large_and_depend_on_the_image_alone(study):
-    model, batch, rows, setup = study
+    model, batch, rows, _, setup = study
     for name, kind in (("random_as_class", 1), ("random_as_context", 0)):
         kept = rows[schema.RANK_EDITED(name)][:, model.config.prefix :] >= 0
         np.testing.assert_array_equal(kept.sum(1), (batch.patch_label == kind).sum(1))
@@ -208,17 +197,15 @@ def test_random_keep_sets_are_as_large_and_depend_on_the_image_alone(study):
     np.testing.assert_array_equal(edits.keep, kept)
 
 
-def test_without_masks_nothing_is_removed():
-    model, batch = case("plain", masks=False)
-    names = ("self_only", "without_context")
-    recipe = paper.PAPER.with_options({"k": K, "interventions": names})
-    carry = jax.eval_shape(lambda m: recipe.run_setup(m, 0), model).carry
-    rows = jax.eval_shape(recipe.run_step, model, batch, carry)
+def test_without_masks_nothing_is_removed(study):
+    model, batch, *_, setup = study
+    batch = dataclasses.replace(batch, patch_label=None)
+    rows = jax.eval_shape(compiled()[1], model, batch, setup.carry)
     assert "rank_self_only" in rows and "rank_without_context" not in rows
 
 
 def test_static_arrays_are_class_value_agreement(study):
-    model, _, _, setup = study
+    model, *_, setup = study
     values = vitjax.memory_values(model)
     control = vitjax.init(model.config, seed=0, classes=7)
     static = jax.device_get(setup.static)
@@ -240,16 +227,11 @@ def test_static_arrays_are_class_value_agreement(study):
 def test_published_rows_of_the_real_model(oracle, published_model):
     """Hits and perturbed ranks of set A, through the recipe."""
     source, count = oracle("setA"), 4
-    label = source.label[:count]
-    model, batch = case(
-        "setA",
-        images=source.images[:count],
-        label=label,
-        model=published_model("setA"),
-        masks=False,
-    )
+    model, label = published_model("setA"), source.label[:count]
+    batch = tiny.batch_of(source.images[:count], label)
     names = ("self_only_vilas2023", "no_cls")
-    rows, _ = compute(model, batch, k=5, interventions=names)
+    setup, step = compiled(5, names)
+    rows = jax.device_get(step(model, batch, setup(model).carry))
     stored = source["memories"]
     for system, key in (("attention", "attn"), ("mlp", "mlp")):
         clear = stored[f"mem_gap56_{key}"][:count].astype(np.float32) > 1e-3

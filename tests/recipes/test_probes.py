@@ -1,5 +1,6 @@
 """The recipe `probes`: against scikit-learn and plain forward passes, in groups."""
 
+import dataclasses
 import json
 
 import jax
@@ -22,13 +23,6 @@ PHOTOS = [CLASSES[index % 6] for index in range(29)]
 """At batch size 8, the last batch holds five."""
 
 
-class Context(FakeContext):
-    """The training images are those that are measured."""
-
-    def open_data(self, spec):
-        return super().open_data(self.data if spec == "train" else spec)
-
-
 def configured(**options):
     return PROBES.with_options({"train": "train", "shots": 3, "steps": 3, **options})
 
@@ -37,28 +31,26 @@ def configured(**options):
 def context():
     """A run that fits all probes at once, on some of the images that it measures."""
     model = tiny.make(tiny.CONFIGS["registers"], classes=CLASSES)
-    context = Context(model, Noise(PHOTOS))
+    context = FakeContext(model, Noise(PHOTOS), others={"train": Noise(PHOTOS)})
     context.run(configured())
     return context
 
 
 @pytest.fixture(scope="module")
 def states(context):
-    """States [image stream layer token dim], pixels and labels of all images."""
-    loaded = list(context.batches(context.source, 0, 29))
-    images = np.concatenate([batch.images for batch in loaded])[:29]
-    _, trace = vitjax.forward(context.model, images, capture=STREAMS)
+    """[image stream layer token dim], of all images."""
+    _, trace = vitjax.forward(context.model, context.loaded[0], capture=STREAMS)
     stacked = np.stack([np.asarray(getattr(trace, name)) for name in STREAMS])
-    return stacked.transpose(2, 0, 1, 3, 4), images, np.arange(29) % 6
+    return stacked.transpose(2, 0, 1, 3, 4)
 
 
 def test_ranks_are_those_of_scikit_learns_probes(context, states):
-    values, _, labels = states
+    labels = context.loaded[1]
     targets = np.where(labels[:18, None] == np.arange(6), 1.0, -1.0)
     for place, name in enumerate(STREAMS):
         ranks = context.arrays[schema.RANK_PROBE(name)]
         for layer, token in ((0, 7), (1, 0), (1, 19)):
-            one = values[:, place, layer, token].astype(np.float64)
+            one = states[:, place, layer, token].astype(np.float64)
             scores = Ridge(alpha=1.0).fit(one[:18], targets).predict(one)
             true = np.take_along_axis(scores, labels[:, None], 1)
             gap = np.abs(np.where(scores == true, np.inf, scores - true)).min(1)
@@ -69,9 +61,8 @@ def test_ranks_are_those_of_scikit_learns_probes(context, states):
 
 
 def test_the_projection_is_there_to_compare(context, states):
-    values, _, labels = states
-    logits = vitjax.project(context.model.class_space, values)
-    expected = vitjax.rank(logits, labels[:, None, None, None])
+    logits = vitjax.project(context.model.class_space, states)
+    expected = vitjax.rank(logits, context.loaded[1][:, None, None, None])
     for place, name in enumerate(STREAMS):
         equal = context.arrays[schema.RANK(name)] == expected[:, place]
         assert equal.mean() > 0.999
@@ -79,8 +70,8 @@ def test_the_projection_is_there_to_compare(context, states):
 
 
 @pytest.mark.slow
-def test_rows_keep_the_patches_that_probes_and_gradients_point_at(context, states):
-    _, images, labels = states
+def test_rows_keep_the_patches_that_probes_and_gradients_point_at(context):
+    images, labels = context.loaded
     model, prefix = context.model, context.model.config.prefix
     ranks = context.arrays["rank_probe_residual"][:, :, prefix:].sum(1)
     relevancy = vitjax.relevancy(model, images, labels).sum((0, 2))
@@ -118,13 +109,13 @@ def test_the_study_is_described(context):
 @pytest.mark.parametrize("memory", ("1.6MB", "400kB"))
 def test_groups_change_nothing_and_share_programs(context, memory):
     recipe = configured(max_memory=memory)
-    other = Context(context.model, context.data)
+    other = dataclasses.replace(context)
     *fits, removal = recipe.passes(other, **recipe.keywords)
     *again, last = recipe.passes(other, **recipe.keywords)
     assert [one.step for one in (*fits, removal)] == [
         one.step for one in (*again, last)
     ]
-    assert len({one.step for one in fits}) <= 2 < len(fits)
+    assert len({one.step for one in fits}) == 1 < len(fits)
     carry = fits[0].setup().carry
     shapes = [leaf.shape for leaf in jax.tree.leaves(fits[0].carry_shape)]
     assert [leaf.shape for leaf in jax.tree.leaves(carry)] == shapes
@@ -137,8 +128,9 @@ def test_groups_change_nothing_and_share_programs(context, memory):
 
 def test_images_that_cannot_be_read_are_left_out(context):
     recipe = configured(streams=("residual",))
-    other = Context(
-        context.model, Noise([*PHOTOS[:4], "broken", *PHOTOS[5:]]), on_error="skip"
+    broken = Noise([*PHOTOS[:4], "broken", *PHOTOS[5:]])
+    other = dataclasses.replace(
+        context, data=broken, others={"train": broken}, on_error="skip"
     )
     rows = other.run(recipe)
     assert PROBES.describe(other, **recipe.keywords)["train"]["images"] == 18
@@ -147,22 +139,14 @@ def test_images_that_cannot_be_read_are_left_out(context):
     assert "rank_probe_mlp_update" not in rows
 
 
-def test_softmax_probes_are_trained_on_all_states(monkeypatch):
+def test_softmax_probes_are_trained_on_all_states():
     rng = np.random.default_rng(0)
     states = rng.normal(size=(24, 2, 4)).astype(np.float32)
     labels = rng.integers(-1, 3, size=24).astype(np.int32)
-    passed = {}
-
-    def fit_softmax_probe(features, labels, **options):
-        passed.update(options, features=features, labels=labels)
-        return vitjax.fit_ridge_probe(features, labels, classes=3)
-
-    monkeypatch.setattr(probes, "fit_softmax_probe", fit_softmax_probe)
     batches = [(jnp.asarray(states[s]), labels[s]) for s in np.split(np.arange(24), 3)]
-    probes.fit_softmax(batches, classes=3, seed=1)
-    np.testing.assert_array_equal(passed["features"], states[labels >= 0])
-    np.testing.assert_array_equal(passed["labels"], labels[labels >= 0])
-    assert (passed["classes"], passed["seed"]) == (3, 1)
+    probe = probes.fit_softmax(batches, classes=3, seed=1)
+    expected = vitjax.fit_softmax_probe(states, labels, classes=3, seed=1)
+    np.testing.assert_array_equal(probe.weights, expected.weights)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 19, 20, 1000])
@@ -237,23 +221,6 @@ def test_amounts_of_memory():
     for wrong in ("", "much", "0", "-1GB", "1.2.3", "2XiB"):
         with pytest.raises(ValueError, match="max_memory="):
             probes.parse_bytes(wrong)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("alpha", 0.0),
-        ("streams", ("mlp_update",)),
-        ("streams", ("residual", "values")),
-        ("probe", "lasso"),
-        ("max_memory", "much"),
-        ("steps", 0),
-        ("shots", 0),
-    ],
-)
-def test_options_out_of_range(option, value):
-    with pytest.raises(ValueError, match=f"{option}="):
-        configured(**{option: value})
 
 
 def test_options_that_do_not_fit_the_run(context):
