@@ -179,20 +179,19 @@ def test_speeds_of_every_method_are_measured(model, batch):
     assert passes["random"] == speeds["forward"] / speeds["random"]
 
 
-@pytest.mark.parametrize("protocol", ("chefer_perturbation", "segmentation"))
-def test_only_the_chosen_protocols_run_and_segmentation_needs_masks(
-    model, batch, protocol
-):
-    recipe = RECIPE.with_options({"protocols": (protocol,)})
+def test_only_the_chosen_protocols_run_and_segmentation_needs_masks(model, batch):
+    recipe = RECIPE.with_options({"protocols": ("segmentation",)})
     plain = dataclasses.replace(batch, patch_label=None)
     masked, unmasked = (
         jax.eval_shape(recipe.run_step, model, one, jnp.int32(0))
         for one in (batch, plain)
     )
-    assert "prediction_empty" not in masked
-    assert ("pixels_positive_random" in masked) == (protocol != "segmentation")
-    assert ("mean_iou_chefer" in masked) == (protocol == "segmentation")
-    assert "mean_iou_chefer" not in unmasked
+    measures = {
+        schema.SEGMENTATION(m, name) for m in schema.MEASURES for name in METHODS
+    }
+    assert set(masked) - set(unmasked) == measures
+    others = ("removal", "probability", "pixels", "saco", "prediction_empty")
+    assert not any(name.startswith(others) for name in masked)
 
 
 @pytest.mark.slow

@@ -269,8 +269,8 @@ def test_the_known_truth_of_the_embedded_data_is_found():
 
     for correlation in (0, 1):
         data = f"textured_digits:test_{correlation}"
-        context = FakeContext(model, data, batch_size=100, limit=400, masks=True)
-        loaded = list(context.batches(context.source, 0, 400))
+        context = FakeContext(model, data, batch_size=100, masks=True)
+        loaded = list(context.batches(context.source, 0, 300))
         labels = np.concatenate([batch.patch_label for batch in loaded])
         before, after = (
             np.concatenate([hits(model, b, b.patch_label >= least) for b in loaded])

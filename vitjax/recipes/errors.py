@@ -11,15 +11,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from vitjax.analysis.class_space import top_k
+from vitjax.analysis.tuned_lens import read_pooled
 from vitjax.messages import check_classes, check_range
 from vitjax.models.forward import run_blocks
 from vitjax.models.model import Model
 from vitjax.recipes import schema
 from vitjax.recipes.recipe import Recipe
-from vitjax.types import Batch, Edits, to_float32
+from vitjax.types import Batch, to_float32
 
 
 def errors(model: Model, batch: Batch, *, top: int) -> dict[str, Array]:
@@ -30,8 +31,7 @@ def errors(model: Model, batch: Batch, *, top: int) -> dict[str, Array]:
     check_classes(model.num_classes)
 
     def read(params, stream_in, trace, context):
-        arguments = trace.residual, Edits(), context.class_tokens
-        return to_float32(model.apply(*arguments, method="unembed"))
+        return to_float32(read_pooled(model, trace.residual, context.class_tokens))
 
     _, _, logits, blocks = run_blocks(
         model, batch.images, read, edits=None, pass_context=True
@@ -39,21 +39,16 @@ def errors(model: Model, batch: Batch, *, top: int) -> dict[str, Array]:
     blocks = jnp.moveaxis(blocks, 0, 1)
     rivals = top_k(logits, k=min(top + 1, model.num_classes)).classes
     best = top_k(blocks, k=min(top, model.num_classes))
+    log_p = jax.nn.log_softmax(blocks)
     return {
         schema.PREDICTION(): jnp.argmax(logits, -1).astype(jnp.int32),
         schema.RIVALS(): rivals,
         schema.RIVAL_LOGITS(): jnp.take_along_axis(blocks, rivals[:, None], axis=-1),
         schema.TOP_CLASSES(): best.classes,
         schema.TOP_LOGITS(): best.logits,
-        schema.ENTROPY(): entropy(blocks),
+        schema.ENTROPY(): -(jnp.exp(log_p) * log_p).sum(-1),
         schema.ENERGY(): jax.nn.logsumexp(blocks, axis=-1),
     }
-
-
-def entropy(logits: Float[Array, "*any class"]) -> Float[Array, "*any"]:
-    """Entropy of the softmax, in nats."""
-    p = jax.nn.log_softmax(logits)
-    return -(jnp.exp(p) * p).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,10 +53,6 @@ class Subset:
     def __getitem__(self, position: int) -> Record:
         return self.whole[int(self.indices[position])]
 
-    def name(self, position: int) -> str:
-        """What the data set calls an image."""
-        return self.whole.name(int(self.indices[position]))
-
 
 def subset(source: Any, indices: np.ndarray, choice: str) -> Subset:
     """Some images of an opened data set."""
