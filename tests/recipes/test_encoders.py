@@ -11,11 +11,7 @@ from vitjax.recipes.registry import RECIPES
 
 OPTIONS = {
     "paper": {"interventions": ("self_only",)},
-    "faithfulness": {
-        "methods": ("relevancy", "lrp"),
-        "protocols": ("vilas_removal",),
-        "steps": 3,
-    },
+    "faithfulness": {"methods": ("relevancy", "lrp"), "steps": 3},
     "ablation": {"draws": 1, "reference_images": 4, "order_images": 4},
     "tokens": {"top": 6},
     "probes": {"shots": 1, "steps": 3},
@@ -24,7 +20,8 @@ OPTIONS = {
 }
 KINDS = {
     "identifiability": "siglip",
-    "paper": "clip",
+    "one_pass": "clip",
+    "paper": "siglip",
     "faithfulness": "dinov2",
     "probes": "clip",
     "tokens": "siglip",
@@ -34,9 +31,7 @@ KINDS = {
     "lens": "clip",
     "errors": "dinov2",
 }
-"""Every recipe meets a head that does not read [CLS] alone, or not in `dim` axes; that
-of `one_pass` is part of `paper`.
-"""
+"""Every recipe meets a head that does not read [CLS] alone, or not in `dim` axes."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", KINDS)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_and_its_report(recipe, folder, tmp_path):
     model = tiny.make(tiny.ENCODERS[KINDS[recipe]], classes=photos.CLASSES)
     options = OPTIONS.get(recipe, {})

@@ -62,6 +62,14 @@ def test_ranks_are_those_of_scikit_learns_probes(context, states):
             np.testing.assert_array_equal(ranks[sure, layer, token], expected[sure])
 
 
+def test_the_projection_is_there_to_compare(context, states):
+    logits = vitjax.project(context.model.class_space, states)
+    expected = vitjax.rank(logits, context.loaded[1][:, None, None, None])
+    for place, name in enumerate(STREAMS):
+        equal = context.arrays[schema.RANK(name)] == expected[:, place]
+        assert equal.mean() > 0.999
+
+
 @pytest.mark.slow
 def test_rows_keep_the_patches_that_probes_and_gradients_point_at(context):
     images, labels = context.loaded

@@ -192,6 +192,7 @@ def assert_same_rows(rows, expected):
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("identifiability", "refinement", {}, 5),
+                ("tokens", "registers", {"top": 3}, 2),
                 ("paper", "registers", {"k": 3, "interventions": EDITED}, 1),
             )
         ),
@@ -246,8 +247,10 @@ def test_memory_is_that_of_a_microbatch(monkeypatch):
         (100, 32, 3, 32),
         (100, 32, 4, 16),
         (100, 32, 8, 11),  # 12 would fit, and need as many microbatches
+        (100, 12, 15, 6),
         (100, 7, 20, 4),  # a prime number: 4 and 3
         (100, 1, 1000, 1),  # one image is the least
+        (100, 3, 1000, 1),
         (protocol.LOGIT_BYTES, 256, 197 * 1000 * 4, 256),  # B/16, 1,000 classes
         (protocol.LOGIT_BYTES, 16, 197 * 21_843 * 4, 8),
         (protocol.LOGIT_BYTES, 32, 197 * 21_843 * 4, 11),
