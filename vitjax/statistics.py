@@ -4,16 +4,14 @@ Shared by all functions: arrays hold one value per image and quantity, images fi
 where an image has none, which is left out. `resamples` is the number m of random draws,
 at least 1, `seed` that of the draws. A permutation test returns p = (b + 1) / (m + 1)
 in (0, 1], b the draws at least as extreme as the data, uncorrected (see `holm`,
-`benjamini_hochberg`);
-`alternative` says which mean would speak against chance: "greater", "less", or either
-("two-sided"). Images, not tokens, are the independent units. One draw serves all
-quantities, so that the tokens and blocks of one image stay together and one matrix
-product tests them all.
+`benjamini_hochberg`); `alternative` says which mean would speak against chance:
+"greater", "less", or either ("two-sided"). Images, not tokens, are the independent
+units. One draw serves all quantities, so that the tokens and blocks of one image stay
+together and one matrix product tests them all.
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -55,22 +53,27 @@ def bootstrap_mean(
     if not 0 < level < 1:
         raise ValueError(f"level={level} is out of range (0, 1).")
     messages.check_range("resamples", resamples, 1)
-    shape, values = values.shape[1:], as_columns(values)
     present = np.isfinite(values)
-    filled = np.where(present, values, 0.0)
+    filled = np.where(present, values.astype(np.float64), 0.0)
     count = present.sum(0)
     mean = _divide(filled.sum(0), count)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     enough = count > 1
     if enough.any():
-        filled, present = filled[:, enough], present[:, enough]
-        means = np.concatenate(list(_resampled(filled, present, resamples, seed)))
-        edges = (0.5 - level / 2, 0.5 + level / 2)
-        low[enough], high[enough] = np.nanquantile(means, edges, axis=0)
+        sums, weights = filled[:, enough], present[:, enough].astype(np.float64)
+        if weights.all():  # one column says how many
+            weights = weights[:, :1]
+        _, low[enough], high[enough] = bootstrap_statistic(
+            lambda draws: _divide(draws @ sums, draws @ weights),
+            len(values),
+            level=level,
+            resamples=resamples,
+            seed=seed,
+        )
     if rates:
         binary = enough & ((values == 0) | (values == 1) | ~present).all(0)
         low[binary], high[binary] = wilson(mean[binary], count[binary], level)
-    return Interval(*(part.reshape(shape) for part in (mean, low, high)))
+    return Interval(mean, low, high)
 
 
 def wilson(rate: np.ndarray, count: np.ndarray, level: float):
@@ -83,26 +86,12 @@ def wilson(rate: np.ndarray, count: np.ndarray, level: float):
     return np.clip(low / scale, 0, rate), np.clip(high / scale, rate, 1)
 
 
-def as_columns(values) -> np.ndarray:
-    """[image quantity] in float64."""
-    return values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64)
-
-
 def draw_sizes(resamples: int, images: int) -> Iterator[int]:
     """Numbers of draws that are made together, at most 16 MB of them."""
+    messages.check_range("resamples", resamples, 1)
     together = max(1, 2**21 // max(images, 1))
     for start in range(0, resamples, together):
         yield min(together, resamples - start)
-
-
-def _resampled(filled, present, resamples, seed) -> Iterator[np.ndarray]:
-    """Means of resampled images, some draws at a time: matrix products are fast."""
-    images = len(filled)
-    weights = None if present.all() else present.astype(np.float64)
-    for counts in _draws(images, resamples, seed):
-        draws = counts.astype(np.float64)
-        count = images if weights is None else draws @ weights
-        yield _divide(draws @ filled, np.asarray(count))
 
 
 @functools.lru_cache(maxsize=2)  # a report resamples the same images again and again
@@ -134,18 +123,17 @@ def sign_flip_test(
     the sum of differences is compared with its value under random signs. NaN where no
     image has a difference.
     """
-    shape, images = differences.shape[1:], len(differences)
-    values = as_columns(differences)
-    present = np.isfinite(values)
-    filled = np.where(present, values, 0.0)
+    images, present = len(differences), np.isfinite(differences)
+    filled = np.where(present, differences.astype(np.float64), 0.0)
     draw = np.random.default_rng(seed)
 
     def sums(count):
         bits = draw.integers(2, size=(count, images), dtype=np.int8)
-        return (2.0 * bits - 1.0) @ filled
+        return np.tensordot(2.0 * bits - 1.0, filled, 1)
 
-    p = permutation_p(sums, filled.sum(0), images, resamples, alternative)
-    return np.where(present.any(0), p, np.nan).reshape(shape)
+    drawn = map(sums, draw_sizes(resamples, images))
+    p = permutation_p(drawn, filled.sum(0), alternative)
+    return np.where(present.any(0), p, np.nan)
 
 
 def label_permutation_test(
@@ -161,22 +149,21 @@ def label_permutation_test(
     The images of the group are permuted; the difference of means is compared with its
     value under permutations. NaN where the group or the rest is empty.
     """
-    shape, images = values.shape[1:], len(values)
-    values = as_columns(values)
+    images, values = len(values), values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("label_permutation_test expects a value for every image.")
     inside = int(group.sum())
     if inside in (0, images):
-        return np.full(shape, np.nan)
+        return np.full(values.shape[1:], np.nan)
     weights = np.where(group, 1 / inside, -1 / (images - inside))
     draw = np.random.default_rng(seed)
 
     def differences(count):
-        return draw.permuted(np.tile(weights, (count, 1)), axis=1) @ values
+        draws = draw.permuted(np.tile(weights, (count, 1)), axis=1)
+        return np.tensordot(draws, values, 1)
 
-    observed = weights @ values
-    p = permutation_p(differences, observed, images, resamples, alternative)
-    return p.reshape(shape)
+    drawn = map(differences, draw_sizes(resamples, images))
+    return permutation_p(drawn, np.tensordot(weights, values, 1), alternative)
 
 
 def within_image_test(
@@ -194,16 +181,14 @@ def within_image_test(
     are `counted`; the mean over images of the difference of both means is compared with
     its value under permutations. Returns p, NaN without images that have tokens of
     either kind, and their number; a token whose value is NaN is not counted. It treats
-    tokens as exchangeable, which neighbors in
-    an image are not: prefer `sign_flip_test` of per-image differences.
+    tokens as exchangeable, which neighbors in an image are not: prefer `sign_flip_test`
+    of per-image differences.
     """
-    check_test(alternative, resamples)
+    messages.check_range("resamples", resamples, 1)
     counted = np.isfinite(values) & (True if counted is None else counted)
     member = member & counted
     inside, total = member.sum(1), counted.sum(1)
     rows = np.flatnonzero((inside > 0) & (inside < total))
-    if not len(rows):
-        return float("nan"), 0
     draw = np.random.default_rng(seed)
     means, observed = np.zeros(resamples), 0.0
     for row in rows:
@@ -213,35 +198,23 @@ def within_image_test(
         observed += weights @ tokens / len(rows)
         draws = draw.permuted(np.tile(weights, (resamples, 1)), axis=1)
         means += draws @ tokens / len(rows)
-    extreme = beyond(means[:, None], np.array([observed]), alternative).sum()
-    return float((extreme + 1) / (resamples + 1)), len(rows)
-
-
-def check_test(alternative: str, resamples: int) -> None:
-    """Raise ValueError for options that do not exist."""
-    messages.check_one_of("alternative", alternative, get_args(Alternative))
-    messages.check_range("resamples", resamples, 1)
+    (p,) = permutation_p([means[:, None]], np.array([observed]), alternative)
+    return float(p if len(rows) else np.nan), len(rows)
 
 
 def permutation_p(
-    statistic: Callable[[int], np.ndarray], observed, images, resamples, alternative
+    draws: Iterable[np.ndarray], observed: np.ndarray, alternative: Alternative
 ) -> np.ndarray:
-    """p of observed statistics; `statistic(count)` draws that many, some at a time."""
-    check_test(alternative, resamples)
-    extreme = np.zeros(observed.shape, np.int64)
-    for size in draw_sizes(resamples, images):
-        extreme += beyond(statistic(size), observed, alternative).sum(0)
-    return (extreme + 1) / (resamples + 1)
-
-
-def beyond(draws, observed, alternative) -> np.ndarray:
-    """Where drawn statistics are at least as extreme; equal up to rounding counts."""
-    tolerance = 1e-12 * np.abs(draws).max(0, initial=0.0)
-    if alternative == "two-sided":
-        draws, observed = np.abs(draws), np.abs(observed)
-    if alternative == "less":
-        draws, observed = -draws, -observed
-    return draws >= observed - tolerance
+    """p of observed statistics, drawn some at a time; equal up to rounding counts."""
+    messages.check_one_of("alternative", alternative, get_args(Alternative))
+    turn = {"greater": np.positive, "less": np.negative, "two-sided": np.abs}
+    extreme, count = np.zeros(observed.shape, np.int64), 0
+    for drawn in draws:
+        tolerance = 1e-12 * np.abs(drawn).max(0, initial=0.0)
+        drawn, limit = map(turn[alternative], (drawn, observed))
+        extreme += (drawn >= limit - tolerance).sum(0)
+        count += len(drawn)
+    return np.asarray((extreme + 1) / (count + 1))
 
 
 def wilcoxon_test(
@@ -258,8 +231,6 @@ def wilcoxon_test(
     from scipy import stats
 
     test: Any = stats.wilcoxon
-    shape, columns = left.shape[1:], (len(left), math.prod(left.shape[1:]))
-    left, right = left.reshape(columns), right.reshape(columns)
     both = np.isfinite(left) & np.isfinite(right)
     p = np.where(both.any(0), 1.0, np.nan)
     differ = (both & (left != right)).any(0)
@@ -267,7 +238,7 @@ def wilcoxon_test(
         pairs = np.where(both, left, np.nan)[:, differ], right[:, differ]
         result = test(*pairs, alternative=alternative, axis=0, nan_policy="omit")
         p[differ] = result.pvalue
-    return p.reshape(shape)
+    return p
 
 
 def vilas2023_permutation_test(
@@ -311,40 +282,35 @@ def vilas2023_accuracy_test(
     correct, or none is wrong. Quantities that are 0 for every image are significant:
     use `label_permutation_test`.
     """
-    columns = values.reshape(len(values), math.prod(values.shape[1:]))
-    p = [
-        vilas2023_permutation_test(
-            column[correct], column[~correct], resamples=resamples, seed=seed + index
+    p = np.full(values.shape[1:], np.nan)
+    for number, index in enumerate(np.ndindex(p.shape)):
+        right, wrong = values[correct, *index], values[~correct, *index]
+        p[index] = vilas2023_permutation_test(
+            right, wrong, resamples=resamples, seed=seed + number
         )
-        for index, column in enumerate(columns.T)
-    ]
-    return np.array(p, np.float64).reshape(values.shape[1:])
+    return p
 
 
 def holm(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
     """Holm's adjusted p-values: the chance of any false alarm in a family of tests."""
-    return adjusted(p, lambda ps, m, rank: ps * (m - rank), ascending=True)
+    return adjusted(p, lambda p, rank: np.maximum.accumulate(p * rank[::-1]))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*test"]) -> Float[np.ndarray, "*test"]:
     """Benjamini and Hochberg's adjusted p-values: the expected rate of false alarms."""
-    return adjusted(p, lambda ps, m, rank: ps * m / (rank + 1), ascending=False)
+
+    def scale(p, rank):
+        return np.minimum.accumulate((p * len(p) / rank)[::-1])[::-1]
+
+    return adjusted(p, scale)
 
 
-def adjusted(p, scale, *, ascending: bool) -> np.ndarray:
-    """Sorted p-values scaled by their rank, made monotone from either end; NaN stays.
-
-    `scale(sorted p, number of tests, ranks)`.
-    """
+def adjusted(p, scale) -> np.ndarray:
+    """p-values by `scale` of the sorted ones and their ranks from 1; NaN stays."""
     flat = np.asarray(p, np.float64).reshape(-1)
-    tested = np.flatnonzero(np.isfinite(flat))
-    order = tested[np.argsort(flat[tested], kind="stable")]
-    scaled = scale(flat[order], len(order), np.arange(len(order)))
-    if ascending:
-        scaled = np.maximum.accumulate(scaled)
-    else:
-        scaled = np.minimum.accumulate(scaled[::-1])[::-1]
+    order = np.argsort(flat, kind="stable")[: np.isfinite(flat).sum()]  # NaN is last
     result = np.full(flat.shape, np.nan)
+    scaled = scale(flat[order], np.arange(1, len(order) + 1))
     result[order] = np.minimum(scaled, 1.0)
     return result.reshape(np.shape(p))
 
