@@ -4,7 +4,6 @@ Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from vitjax.data.labels import CIFAR100
 from vitjax.data.records import Record, SourceError
@@ -24,8 +23,7 @@ from vitjax.data.records import Record, SourceError
 Part = Literal["train", "test"]
 
 SIDE = 32
-ARCHIVES = ("cifar-100-binary.tar.gz", "cifar-100-python.tar.gz")
-FOLDERS = ("cifar-100-binary", "cifar-100-python", ".")
+FORMS = ("cifar-100-binary", "cifar-100-python")
 PER_CLASS = 5
 """Images per class in the paper's experiments: the first of the test part."""
 
@@ -40,36 +38,17 @@ STEPS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cifar100:
-    """Images of one part ("train" or "test"), held in memory.
+    """Images of one part, held in memory; the names of their fine labels."""
 
-    `label` is the number of the fine label of each, `position` its index in the part.
-    """
-
-    part: str
+    id: str
+    names: tuple[str, ...]
+    label_names: tuple[str, ...]
     images: UInt8[np.ndarray, "image 32 32 3"]
-    label: Int[np.ndarray, " image"]
-    position: Int[np.ndarray, " image"]
-
-    @functools.cached_property
-    def id(self) -> str:
-        """Part, number of images, and a digest of them."""
-        digest = hashlib.sha256(self.images.tobytes() + self.label.tobytes())
-        return f"cifar100/{self.part}:{len(self)} images,{digest.hexdigest()[:16]}"
-
-    @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """One name per image: part and position in it."""
-        return tuple(f"{self.part}/{position:05d}" for position in self.position)
-
-    @functools.cached_property
-    def label_names(self) -> tuple[str, ...]:
-        """One class name per image."""
-        return tuple(CIFAR100[number] for number in self.label)
 
     masks = ()
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
         return Record(self.images[index], self.label_names[index], self.names[index])
@@ -94,7 +73,14 @@ def open_cifar100(
     if per_class is not None:
         of_class = (np.flatnonzero(label == number) for number in set(label))
         position = np.sort(np.concatenate([p[:per_class] for p in of_class]))
-    return Cifar100(part, images[position], label[position], position)
+    images, label = images[position], label[position]
+    digest = hashlib.sha256(images.tobytes() + label.tobytes()).hexdigest()
+    return Cifar100(
+        id=f"cifar100/{part}:{len(label)} images,{digest[:16]}",
+        names=tuple(f"{part}/{number:05d}" for number in position),
+        label_names=tuple(CIFAR100[number] for number in label),
+        images=images,
+    )
 
 
 def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,17 +96,15 @@ def read(path: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def find_contents(path: pathlib.Path, part: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of a part: unpacked, in an archive, or in a folder's archive."""
     names = (f"{part}.bin", part)
-    for folder, name in itertools.product(FOLDERS, names):
+    for folder, name in itertools.product((*FORMS, "."), names):
         if (path / folder / name).is_file():
             yield name, (path / folder / name).read_bytes()
-    for archive in (path, *(path / name for name in ARCHIVES)):
-        if not archive.is_file():
-            continue
+    archives = (path, *(path / f"{form}.tar.gz" for form in FORMS))
+    for archive in filter(pathlib.Path.is_file, archives):
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = pathlib.PurePath(member.name).name
-                content = tar.extractfile(member) if name in names else None
-                if content is not None:
+                if name in names and (content := tar.extractfile(member)):
                     yield name, content.read()
 
 

@@ -121,10 +121,9 @@ def open_data(
         >>> records[0].name, records[0].label
     """
     check_one_of("mask_format", mask_format, get_args(MaskFormat))
-    source: Any = spec
-    if isinstance(spec, str | os.PathLike):
-        source = open_spec(os.fspath(spec), mask_format)
-    elif mask_format != "auto":
+    named = isinstance(spec, str | os.PathLike)
+    source: Any = open_spec(os.fspath(spec), mask_format) if named else spec
+    if mask_format != "auto" and not (named and getattr(source, "mask_formats", ())):
         raise ValueError("mask_format is an option of tables (csv:FILE) only.")
     if model is not None:
         if not hasattr(model, "classes"):
@@ -192,9 +191,7 @@ def open_spec(spec: str, mask_format: MaskFormat = "auto") -> Any:
             )
     opener, flags, values = OPENERS[kind]
     path, options = split_options(rest, flags, values) if flags else (rest, {})
-    if mask_format != "auto":
-        if kind != "csv":
-            raise ValueError("mask_format is an option of tables (csv:FILE) only.")
+    if kind == "csv":
         options["mask_format"] = mask_format
     return opener(path or "test", **options)
 

@@ -9,8 +9,8 @@ else the position of a class, from 1, in the sorted list of the subset's WordNet
 (Gao et al. 2022, "Large-scale Unsupervised Semantic Segmentation").
 """
 
-import collections
 import itertools
+import operator
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,6 +23,8 @@ from vitjax.data.labels import imagenet_s
 from vitjax.data.records import SourceError
 
 Part = Literal["validation", "test"]
+File = tuple[str, str]
+"""(WordNet id, name) of an image."""
 
 SUBSETS = (919, 300, 50)
 NO_MASK = (1, 1)
@@ -31,14 +33,15 @@ NO_MASK = (1, 1)
 PER_CLASS = {"validation": 5, "test": 10}
 """Images per class in the paper's experiments: to analyze, and to train probes on."""
 
-MERGED_PAIRS = (
-    ("n04356056", "n04355933"),  # sunglass, sunglasses
-    ("n04493381", "n02808440"),  # tub, bathtub
-    ("n03642806", "n03832673"),  # laptop, notebook
-    ("n04008634", "n03773504"),  # projectile, missile
-    ("n03887697", "n15075141"),  # paper towel, toilet tissue
+MERGED = frozenset(
+    itertools.chain(
+        ("n04356056", "n04355933"),  # sunglass, sunglasses
+        ("n04493381", "n02808440"),  # tub, bathtub
+        ("n03642806", "n03832673"),  # laptop, notebook
+        ("n04008634", "n03773504"),  # projectile, missile
+        ("n03887697", "n15075141"),  # paper towel, toilet tissue
+    )
 )
-MERGED = frozenset(itertools.chain(*MERGED_PAIRS))
 """Classes that ImageNet-S merges in pairs; the published code leaves them out."""
 
 STEPS = (
@@ -86,8 +89,8 @@ def open_imagenet_s(
     ids = category_list(root, subset)
     listed = [
         (wnid, name)
-        for wnid in sorted(visible_names(folder))
-        for name in sorted(visible_names(folder / wnid))
+        for wnid in visible_names(folder)
+        for name in visible_names(folder / wnid)
     ]
     files = [
         (wnid, name)
@@ -131,9 +134,7 @@ def open_imagenet_s(
     )
 
 
-def find_masks(
-    folder: pathlib.Path, files: Sequence[tuple[str, str]]
-) -> tuple[str | None, ...]:
+def find_masks(folder: pathlib.Path, files: Sequence[File]) -> tuple[str | None, ...]:
     """The mask of each file, relative to the folder's parent; None without one."""
     present = {wnid: set(visible_names(folder / wnid)) for wnid in dict(files)}
     masks = ((wnid, f"{pathlib.PurePath(name).stem}.png") for wnid, name in files)
@@ -144,10 +145,10 @@ def find_masks(
 
 
 def visible_names(folder: pathlib.Path) -> list[str]:
-    """Names in a folder without hidden ones; none if there is no such folder."""
+    """Sorted names in a folder but hidden ones; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    return [name for name in os.listdir(folder) if not name.startswith(".")]
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def category_list(root: pathlib.Path, subset: int) -> tuple[str, ...]:
@@ -156,26 +157,20 @@ def category_list(root: pathlib.Path, subset: int) -> tuple[str, ...]:
     return tuple(path.read_text().split()) if path.is_file() else imagenet_s(subset)
 
 
-def draw(
-    files: Sequence[tuple[str, str]], count: int, seed: int
-) -> list[tuple[str, str]]:
+def draw(files: Sequence[File], count: int, seed: int) -> list[File]:
     """`count` images of each class that has as many, drawn by class."""
-    by_class = collections.defaultdict(list)
-    for wnid, name in files:
-        by_class[wnid].append(name)
     chosen = []
-    for wnid, names in by_class.items():
-        if wnid in MERGED or len(names) < count:
+    for wnid, group in itertools.groupby(files, operator.itemgetter(0)):
+        of_class = list(group)
+        if wnid in MERGED or len(of_class) < count:
             continue
         generator = np.random.default_rng((seed, int(wnid[1:])))
-        indices = np.argsort(generator.random(len(names)), kind="stable")[:count]
-        chosen += [(wnid, names[index]) for index in sorted(indices)]
+        indices = np.argsort(generator.random(len(of_class)), kind="stable")[:count]
+        chosen += [of_class[index] for index in sorted(indices)]
     return chosen
 
 
-def from_table(
-    files: Sequence[tuple[str, str]], table: pathlib.Path
-) -> list[tuple[str, str]]:
+def from_table(files: Sequence[File], table: pathlib.Path) -> list[File]:
     """The images that a table names, in its order."""
     present = {(wnid, pathlib.PurePath(name).stem): name for wnid, name in files}
     columns = {"imagenet_id", "img_name"}

@@ -33,11 +33,16 @@ def read_table(name: str) -> list[list[str]]:
     return [line.split("\t") for line in text.splitlines()]
 
 
+def read_classes(name: str) -> Labels:
+    """The last two columns of such a table: ids, then names."""
+    *_, ids, names = zip(*read_table(name))
+    return names, ids
+
+
 @functools.cache
 def imagenet1k() -> Labels:
     """Names and WordNet ids of ImageNet-1k (ILSVRC 2012)."""
-    table = read_table("imagenet1k.tsv")
-    return tuple(name for _, _, name in table), tuple(wnid for _, wnid, _ in table)
+    return read_classes("imagenet1k.tsv")
 
 
 @functools.cache
@@ -47,16 +52,14 @@ def imagenet21k() -> Labels:
     The list is that of `imagenet21k_wordnet_ids.txt`, which the BiT and ViT projects
     publish; the names are WordNet 3.0's lemmas.
     """
-    table = read_table("imagenet21k.tsv")
-    return tuple(name for _, name in table), tuple(wnid for wnid, _ in table)
+    return read_classes("imagenet21k.tsv")
 
 
 @functools.cache
 def imagenet_s(classes: int = 919) -> tuple[str, ...]:
     """WordNet ids of ImageNet-S919, 300 or 50; masks number them from 1."""
-    selected = {919: lambda row: True, 300: lambda row: row[1], 50: lambda row: row[2]}
-    rows = read_table("imagenet_s.tsv")
-    return tuple(row[0] for row in rows if selected[classes](row))
+    column = {919: 0, 300: 1, 50: 2}[classes]  # filled where the class is one of them
+    return tuple(row[0] for row in read_table("imagenet_s.tsv") if row[column])
 
 
 def cifar100() -> Labels:
@@ -73,7 +76,7 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
     ids, names = label_tables(tuple(classes), tuple(class_ids))
     text = str(label)
     if isinstance(label, str):
-        numbers = ids.get(label) or names.get(normalize(label), ())
+        numbers = sorted(ids.get(label) or names.get(normalize(label), ()))
         if len(numbers) == 1:
             return numbers[0]
         if numbers:
@@ -101,7 +104,7 @@ def match_label(label: Label, classes: Sequence[str], class_ids: Sequence[str]) 
 @functools.lru_cache(maxsize=8)
 def label_tables(
     classes: tuple[str, ...], class_ids: tuple[str, ...]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """(id -> numbers, normalized name -> numbers); whole names override parts."""
     ids, whole, parts = (collections.defaultdict(set) for _ in range(3))
     for number, key in enumerate(class_ids):
@@ -111,11 +114,7 @@ def label_tables(
         whole[normalize(name)].add(number)
         for part in name.split(","):
             parts[normalize(part)].add(number)
-    tables = ids, parts | whole
-    ids, names = (
-        {key: tuple(sorted(rows)) for key, rows in table.items()} for table in tables
-    )
-    return ids, names
+    return ids, parts | whole
 
 
 def normalize(name: str) -> str:

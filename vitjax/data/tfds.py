@@ -21,19 +21,12 @@ SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
 class Prepared:
     """A split of a prepared data set; `records` hold images as bytes.
 
-    `name` has config and version, `split` may be a slice, `classes` are the meanings of
-    label numbers, empty without labels.
+    `classes` are the meanings of label numbers, empty without labels.
     """
 
-    name: str
-    split: str
+    id: str
     records: Any
     classes: tuple[str, ...]
-
-    @property
-    def id(self) -> str:
-        """Name, version, split and number of records."""
-        return f"tfds/{self.name}:{self.split},{len(self)} records"
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,8 +94,8 @@ def open_prepared(spec: str, *, data_dir: str | os.PathLike | None = None) -> Pr
             f"{info.full_name} has no random access ({error}). "
             + how_to_prepare(name, data_dir)
         ) from error
-    label = features.get("label")
-    return Prepared(info.full_name, split, records, tuple(getattr(label, "names", ())))
+    id = f"tfds/{info.full_name}:{split},{len(records)} records"
+    return Prepared(id, records, tuple(getattr(features.get("label"), "names", ())))
 
 
 def default_split(info: Any) -> str:
