@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import os
 import pathlib
 import re
@@ -31,8 +30,8 @@ from vitjax.messages import unknown
 NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 """Formats that Pillow only recognizes, or needs other programs for."""
 
-WNID = re.compile(r"(n\d{8})[_.]")
-"""The beginning of a flat folder's `wnid_name.JPEG`."""
+LABEL = re.compile(r"([^/]+)/|(n\d{8})[_.]")
+"""A label at the beginning of a path: the first folder's name or a WordNet id."""
 
 COLUMNS = ("path", "label", "mask", "mask_format")
 """What a table's columns may be, in any case and order."""
@@ -111,7 +110,7 @@ def note(names: Sequence[str], what: str) -> list[str]:
 def note_unlabeled(
     names: Sequence[str], labels: Sequence[str | None], rule: str
 ) -> list[str]:
-    """What is said of images that have no label, where there are any."""
+    """The note of images that have no label, where there are any."""
     without = [name for name, label in zip(names, labels) if label is None]
     return note(without, f"of the {len(names)} images have no label, since {rule}")
 
@@ -130,27 +129,29 @@ def open_folder(path: str | os.PathLike) -> ImageFiles:
         )
     names, others, folders = find_images(root)
     if not names:
+        rest = f", but {len(others)} other files: {first_names(others)}"
         raise SourceError(
             f"{root} holds no image that Pillow opens, such as .jpeg or .png"
-            + (
-                f", but {len(others)} other files: {first_names(others)}."
-                if others
-                else "."
-            )
+            f"{rest if others else ''}."
         )
-    labels = tuple(map(folder_label, names))
-    digest = digest_rows(zip(names, labels, labels))
-    id = f"folder/1:{len(names)} files,{digest}"
+    labels = tuple(m and (m[1] or m[2]) for m in map(LABEL.match, names))
     rule = (
         "a label is the name of the folder in the data set's folder, or the WordNet id "
         "that a name begins with"
     )
-    notes = (
-        *note_unlabeled(names, labels, rule),
-        *note(others, "files are left out, being none that Pillow opens as an image"),
-        *note(sorted(folders - set(labels)), "folders hold no image"),
+    return ImageFiles(
+        id=f"folder/1:{len(names)} files,{digest_rows(zip(names, labels, labels))}",
+        root=root,
+        paths=tuple(names),
+        label_names=labels,
+        notes=(
+            *note_unlabeled(names, labels, rule),
+            *note(
+                others, "files are left out, being none that Pillow opens as an image"
+            ),
+            *note(sorted(folders - set(labels)), "folders hold no image"),
+        ),
     )
-    return ImageFiles(id, root, tuple(names), labels, notes=notes)
 
 
 def find_images(root: pathlib.Path) -> tuple[list[str], list[str], set[str]]:
@@ -212,15 +213,6 @@ def image_formats() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return endings, tuple(name for name, (_, accept) in Image.OPEN.items() if accept)
 
 
-def folder_label(name: str) -> str | None:
-    """The first folder of a relative name, else the id that the name begins with."""
-    first, slash, _ = name.partition("/")
-    if slash:
-        return first
-    match = WNID.match(name)
-    return match.group(1) if match else None
-
-
 def open_csv(
     path: str | os.PathLike, *, mask_format: MaskFormat = "auto"
 ) -> ImageFiles:
@@ -251,12 +243,9 @@ def open_csv(
     lists = [names, labels, masks or labels]
     if masks and set(formats) != {"auto"}:
         lists.append(formats)
-    id = f"csv/1:{len(names)} files,{digest_rows(zip(*lists))}"
-    files = [*names, *(mask for mask in masks if mask)]
-    missing = [
-        name for name in dict.fromkeys(files) if not os.path.exists(table.parent / name)
-    ]
-    for text in (*missing, *(label or "" for label in labels)):
+    files = dict.fromkeys([*names, *filter(None, masks)])
+    missing = [name for name in files if not os.path.exists(table.parent / name)]
+    for text in (*missing, *filter(None, labels)):
         if printable(text) != text:
             raise SourceError(
                 f"{table} is not a table in UTF-8 ({printable(text)}); save it as CSV "
@@ -267,20 +256,19 @@ def open_csv(
     rule = "their cells are empty or -1"
     if "label" not in columns:
         rule = f"{table} has no column label: its columns are {', '.join(columns)}"
-    notes = (
-        *note_unlabeled(names, labels, rule),
-        *note(others, f"columns of {table} are not among {', '.join(COLUMNS)}"),
-        *note(missing, f"files of {table} do not exist"),
-        *note(again, f"paths of {table} are in several rows"),
-    )
     return ImageFiles(
-        id,
-        table.parent,
-        names,
-        labels,
-        masks,
+        id=f"csv/1:{len(names)} files,{digest_rows(zip(*lists))}",
+        root=table.parent,
+        paths=names,
+        label_names=labels,
+        masks=masks,
         mask_formats=formats,
-        notes=notes,
+        notes=(
+            *note_unlabeled(names, labels, rule),
+            *note(others, f"columns of {table} are not among {', '.join(COLUMNS)}"),
+            *note(missing, f"files of {table} do not exist"),
+            *note(again, f"paths of {table} are in several rows"),
+        ),
     )
 
 
@@ -294,34 +282,35 @@ def read_csv(
     """
     if not table.is_file():
         raise SourceError(f"There is no file {table}: expected a CSV table of images.")
-    text = table.read_bytes().decode("utf-8-sig", "surrogateescape")
-    header = text.lstrip("\r\n").partition("\n")[0]
-    separator = max(",;\t", key=header.count)
+    text = table.read_bytes().decode("utf-8-sig", "surrogateescape").lstrip("\r\n")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        skipinitialspace=True,
+        restval="",
+    )
     try:
-        lines = csv.reader(
-            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True
-        )
-        cells = [line for line in lines if line]
+        columns = [name.strip().casefold() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = list(reader)
     except csv.Error as error:
         raise SourceError(
             f"{table} is not a CSV table ({error}); save it as CSV UTF-8."
         ) from error
-    columns = [name.strip().casefold() for name in cells[0]] if cells else []
-    if len(cells) < 2 or not required <= set(columns):
+    if not rows or not required <= set(columns):
         raise SourceError(
             f"{table} needs a header with the columns {layout} and a row per image; it "
-            f"has {max(len(cells) - 1, 0)} rows and the columns "
+            f"has {len(rows)} rows and the columns "
             f"{printable(', '.join(columns)) or 'none'}."
         )
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise SourceError(f"{table} has several columns {twice[0]}; keep one of them.")
-    for number, line in enumerate(cells[1:], 2):
-        if any(line[len(columns) :]):
+    for number, row in enumerate(rows, 2):
+        if any(more := row.pop(None, ())):
             raise SourceError(
-                f"Row {number} of {table} has {len(line)} cells and the header "
-                f"{len(columns)}: put what contains a {separator!r} in double quotes."
+                f"Row {number} of {table} has {len(columns) + len(more)} cells and the "
+                f"header {len(columns)}: put what contains a {separator!r} in double "
+                "quotes."
             )
-    rows = (
-        itertools.zip_longest(columns, x[: len(columns)], fillvalue="") for x in cells
-    )
-    return columns, list(map(dict, rows))[1:]
+    return columns, rows
