@@ -369,14 +369,12 @@ def test_every_embedded_image_has_object_and_context_patches():
 
 
 def test_vilas2023_code_looks_at_the_upper_left_pixel_of_each_cell():
+    """It counts ignored pixels as context and never crops."""
     mask = np.ones((32, 32), np.uint8)
     mask[::8, ::8] = 0
     np.testing.assert_array_equal(label(mask), 1)
     np.testing.assert_array_equal(label(mask, mask_rule=VILAS2023), 0)
     np.testing.assert_array_equal(label(1 - mask, mask_rule=VILAS2023), 1)
-
-
-def test_vilas2023_code_counts_ignored_pixels_as_context_and_never_crops():
     mask = np.full((40, 80), IGNORE, np.uint8)
     mask[10:, 20:40] = 1
     crop = Preprocess(32, 32, resize="shorter", resize_size=32)
@@ -405,75 +403,69 @@ def test_rules_that_do_not_exist():
         MaskRule("vilas")  # pyright: ignore
 
 
+HARD = np.zeros((320, 320), np.uint8)
+HARD[40:200, 100:300] = 255
+GRAY = Image.fromarray(HARD)
+
+
+def with_values(values, mask=HARD):
+    """A mask with other values in some places."""
+    mask = mask.copy()
+    for place, value in values:
+        mask[place] = value
+    return Image.fromarray(mask)
+
+
+def cut_out():
+    """The object in the alpha channel."""
+    image = Image.new("RGBA", GRAY.size, (200, 30, 90))
+    image.putalpha(GRAY.resize(GRAY.size, Image.Resampling.BICUBIC))
+    return image
+
+
+def with_palette():
+    """The object black on white."""
+    image = GRAY.point(lambda v: v < 128).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    return image
+
+
+RIM = (slice(38, 202), slice(98, 302)), (slice(40, 200), slice(100, 300))
+LABELS = with_values([(np.s_[:, 310:], IGNORE)], HARD // 255)
+
+MASKS = {
+    "hard": GRAY,
+    "one pixel of 1": with_values([((5, 5), 1)]),
+    "a rim of 1": with_values(zip(RIM, (1, 255))),
+    "antialiased": GRAY.resize((160, 160), Image.Resampling.BOX).resize((320, 320)),
+    "bicubic": GRAY.resize((640, 640), BICUBIC),
+    "dim": GRAY.point(lambda v: v // 2),
+    "alpha": cut_out(),
+    "opaque": GRAY.convert("RGBA"),
+    "red": Image.merge("RGB", (GRAY, *[Image.new("L", GRAY.size)] * 2)),
+    "inverted palette": with_palette(),
+    "16 bits": Image.fromarray(HARD.astype(np.uint16) * 16),
+    "float": Image.fromarray(HARD.astype(np.float32) / 255),
+    "0 and 1": Image.fromarray(HARD // 255),
+    "0 and 7": Image.fromarray(HARD // 255 * 7),
+    "jpeg": decode_image(encoded(GRAY, "jpeg"), name="x"),
+    "1": GRAY.convert("1"),
+    "palette": GRAY.convert("P"),
+    "labels": LABELS,
+    "thin labels in a rim": with_values(
+        [(np.s_[310:314, 10:14], IGNORE), (np.s_[311:313, 11:13], 1)], HARD // 255
+    ),
+}
+
+
 class TestObjectMask:
     """Of files: the same tokens whatever the format that a mask was saved in."""
 
-    hard = np.zeros((320, 320), np.uint8)
-    hard[40:200, 100:300] = 255
-
-    def soft(self, kind):
-        """The same object, saved in other ways."""
-        image, content = Image.fromarray(self.hard), io.BytesIO()
-        if kind == "one pixel of 1":
-            image.putpixel((5, 5), 1)
-        elif kind == "a rim of 1":
-            mask = self.hard.copy()
-            mask[38:202, 98:302][self.hard[38:202, 98:302] == 0] = 1
-            image = Image.fromarray(mask)
-        elif kind == "antialiased":
-            image = image.resize((160, 160), Image.Resampling.BOX).resize((320, 320))
-        elif kind == "bicubic":
-            image = image.resize((640, 640), Image.Resampling.BICUBIC)
-        elif kind == "dim":
-            image = image.point(lambda v: v // 2)
-        elif kind == "alpha":
-            cut = Image.new("RGBA", image.size, (200, 30, 90))
-            cut.putalpha(image.resize((320, 320), Image.Resampling.BICUBIC))
-            image = cut
-        elif kind == "opaque":
-            image = image.convert("RGBA")
-        elif kind == "red":
-            zero = Image.new("L", image.size)
-            image = Image.merge("RGB", (image, zero, zero))
-        elif kind == "inverted palette":
-            image = image.point(lambda v: v < 128).convert("P")
-            image.putpalette([255, 255, 255, 0, 0, 0])
-        elif kind == "16 bits":
-            image = Image.fromarray(self.hard.astype(np.uint16) * 16)
-        elif kind == "float":
-            image = Image.fromarray(self.hard.astype(np.float32) / 255)
-        elif kind == "0 and 1":
-            image = Image.fromarray(self.hard // 255)
-        elif kind == "0 and 7":
-            image = Image.fromarray(self.hard // 255 * 7)
-        elif kind == "labels":
-            image = Image.fromarray(self.hard // 255)
-            image.paste(IGNORE, (310, 0, 320, 320))  # a column without any object
-        elif kind == "thin labels in a rim":
-            mask = self.hard // 255
-            mask[310:314, 10:14] = IGNORE
-            mask[311:313, 11:13] = 1
-            image = Image.fromarray(mask)
-        elif kind in ("jpeg", "1", "palette"):
-            mode = {"jpeg": "L", "1": "1", "palette": "P"}[kind]
-            image.convert(mode).save(content, "jpeg" if mode == "L" else "png")
-            image = Image.open(content)
-        return image
-
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            *("hard", "one pixel of 1", "a rim of 1", "antialiased", "bicubic", "dim"),
-            *("alpha", "opaque", "red", "inverted palette", "16 bits", "float"),
-            *("0 and 1", "0 and 7", "jpeg", "1", "palette"),
-            *("labels", "thin labels in a rim"),
-        ],
-    )
+    @pytest.mark.parametrize("kind", MASKS)
     def test_soft_and_hard_give_the_same_tokens(self, kind):
-        expected = label(self.hard > 0)
-        mask = object_mask(self.soft(kind))
+        mask = object_mask(MASKS[kind])
         assert IGNORE in mask if "labels" in kind else set(np.ravel(mask)) == {0, 1}
-        np.testing.assert_array_equal(label(mask), expected)
+        np.testing.assert_array_equal(label(mask), label(HARD > 0))
 
     def test_the_data_set_says_what_a_mask_is(self):
         mask = np.zeros((64, 64), np.uint8)
@@ -482,8 +474,7 @@ class TestObjectMask:
         image = Image.fromarray(mask)
         np.testing.assert_array_equal(object_mask(image, "labels"), mask)
         assert object_mask(image, "gray").sum() == 1599
-        labels = self.soft("labels")
-        assert object_mask(labels, "gray").sum() == 3200
+        assert object_mask(LABELS, "gray").sum() == 3200
 
     @pytest.mark.parametrize("values", [(1, 2, 3), (0, 1, 2), (0, 4, 20)])
     def test_numbers_of_several_labels_are_no_gray(self, values):

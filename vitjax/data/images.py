@@ -70,7 +70,14 @@ def image_errors(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(name, describe(error)) from error
+        reason = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = (
+                "it is not an image in a format that Pillow knows, or it is damaged"
+            )
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror.lower()
+        raise ImageError(name, reason) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,18 +166,16 @@ class Preprocess:
             to_corner((resized - kept) / 2)
             for resized, kept in ((width, self.width), (height, self.height))
         )
-        columns, rows = (left, left + self.width), (top, top + self.height)
+        box = (left, top, left + self.width, top + self.height)
         resample = Image.Resampling[interpolation.upper()]
         if width * height > MAX_RESIZED:
-            # PIL enlarges rows first, too, and rounds in between: the result is equal.
-            image = resize_axis(image, 0, width, columns, resample)
-            return resize_axis(image, 1, height, rows, resample)
+            return resize_part(image, (width, height), box, resample)
         # An equal size would be resampled to itself; this is quicker, and the same.
         if image.size != (width, height):
             image = image.resize((width, height), resample)
         if image.size == (self.width, self.height):
             return image
-        return image.crop((columns[0], rows[0], columns[1], rows[1]))
+        return image.crop(box)
 
     def normalize(
         self, pixels: UInt8[np.ndarray, "*any 3"]
@@ -207,15 +212,16 @@ class Preprocess:
         Raises:
             ValueError: a field that this version does not know.
         """
-        values: dict[str, Any] = dict(fields)
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(values) - known:
+        if unknown := set(fields) - known:
             raise ValueError(
                 f"Preprocessing with unknown fields {sorted(unknown)}; another version "
                 f"of vitjax wrote it. Known: {sorted(known)}."
             )
-        values |= {key: tuple(values[key]) for key in ("mean", "std") if key in values}
-        return cls(**values)
+        values: Any = {
+            key: tuple(fields[key]) for key in ("mean", "std") if key in fields
+        }
+        return cls(**fields | values)
 
 
 @functools.lru_cache(maxsize=32)
@@ -229,34 +235,28 @@ def normalization_table(
     )
 
 
-def resize_axis(
+def resize_part(
     image: Image.Image,
-    axis: int,
-    size: int,
-    crop: tuple[int, int],
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """The image with its width (axis 0) or height (axis 1) resized to `size`, from
-    crop[0] to before crop[1]; of what is cropped, little is made.
-    """
-    length, other = image.size[axis], image.size[1 - axis]
-
-    def box(start, stop):
-        """From start to stop along the axis, and the whole other one."""
-        return (start, 0, stop, other) if axis == 0 else (0, start, other, stop)
-
-    if size * max(other, 64) <= MAX_RESIZED:  # PIL's weights take as much as 64 lines
-        return image.resize(box(0, size)[2:], resample).crop(box(*crop))
+    """The part `box` of the image resized to `size`, without making the rest."""
+    length, edges = np.array(image.size), np.reshape(box, (2, 2))
     if resample == Image.Resampling.NEAREST:
-        indices = ((np.arange(*crop) + 0.5) * length / size).astype(int)
-        return Image.fromarray(np.asarray(image).take(indices, 1 - axis))
-    start, stop = (edge * length / size for edge in crop)
-    margin = RADIUS * max(1, length / size)
-    first, last = math.floor(start - margin), math.ceil(stop + margin)
-    first, last = max(first, 0), min(last, length)
-    image = image.crop(box(first, last))
-    shape = box(0, crop[1] - crop[0])[2:]
-    return image.resize(shape, resample, box(start - first, stop - first))
+        columns, rows = (
+            ((np.arange(*edges[:, axis]) + 0.5) * length[axis] / size[axis]).astype(int)
+            for axis in (0, 1)
+        )
+        return Image.fromarray(np.asarray(image)[np.ix_(rows, columns)])
+    start, stop = edges * length / size
+    margin = RADIUS * np.maximum(1, length / size)
+    first = np.maximum(np.floor(start - margin), 0).astype(int)
+    last = np.minimum(np.ceil(stop + margin), length).astype(int)
+    # Pillow has 24 bits for where a part begins, which far along a strip are too few.
+    image = image.crop((*first.tolist(), *last.tolist()))
+    part = (*(start - first).tolist(), *(stop - first).tolist())
+    return image.resize((box[2] - box[0], box[3] - box[1]), resample, part)
 
 
 def orientation(image: Pixels) -> int:
@@ -368,12 +368,3 @@ def content_digest(*contents: bytes) -> int:
     for content in contents:
         digest.update(len(content).to_bytes(8, "little") + content)
     return int.from_bytes(digest.digest(), "little")
-
-
-def describe(error: Exception) -> str:
-    """The reason of a failed decoding, for a person."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image in a format that Pillow knows, or it is damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error).rstrip(".") or type(error).__name__

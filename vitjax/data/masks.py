@@ -70,14 +70,19 @@ def label_patches(
     The mask lies as the image (`align_mask`); `grid` is (rows, columns) of patches.
     """
     pixels = mask.astype(np.uint8)
-    if not np.isin(mask, LABELS).all():
-        values = ", ".join(map(str, np.setdiff1d(mask, LABELS)[:3]))
+    if others := set(pixels.tobytes().translate(None, bytes(LABELS))):
+        values = ", ".join(map(str, sorted(others)[:3]))
         raise ValueError(
             f"its mask has the values {values}; expected 1 (object), 0 (context) and "
             f"{IGNORE} (neither)"
         )
     if mask_rule.convention == "vilas2023_code":
-        return (upper_left(pixels, grid) == 1).astype(np.int8).reshape(-1)
+        # The upper left pixels of cells, in the arithmetic of OpenCV's INTER_NEAREST.
+        rows, columns = (
+            (np.arange(count) * (1.0 / (count / side))).astype(int).clip(max=side - 1)
+            for count, side in zip(grid, mask.shape)
+        )
+        return (pixels[np.ix_(rows, columns)] == 1).astype(np.int8).reshape(-1)
     image = preprocess.resize_and_crop(Image.fromarray(pixels), "nearest")
     rows, columns = grid
     tiles = np.asarray(image).reshape(
@@ -87,15 +92,6 @@ def label_patches(
     on_object = (tiles == 1).sum(axis=(1, 3))
     label = on_object >= mask_rule.threshold * np.maximum(counted, 1)
     return np.where(counted == 0, -1, label).astype(np.int8).reshape(-1)
-
-
-def upper_left(mask: UInt8[np.ndarray, "height width"], grid: tuple[int, int]):
-    """The upper left pixel of each cell: OpenCV's INTER_NEAREST, in its arithmetic."""
-    indices = []
-    for count, side in zip(grid, mask.shape):
-        step = 1.0 / (count / side)
-        indices.append(np.floor(np.arange(count) * step).astype(int).clip(0, side - 1))
-    return mask[np.ix_(*indices)]
 
 
 def align_mask(mask: Mask, image: Pixels, *, orient: bool) -> np.ndarray:
@@ -209,8 +205,9 @@ def class_mask(
     check_mask_size(segmentation.size, image)
     if segmentation.size != size:
         segmentation = segmentation.resize(size, Image.Resampling.NEAREST)
-    pixels = np.asarray(segmentation.convert("RGB")).astype(np.int32)
-    numbers = pixels[..., 0] + 256 * pixels[..., 1]
-    mask = (numbers == number).astype(np.uint8)
-    mask[numbers == IGNORED_NUMBER] = IGNORE
-    return mask
+    red, green = np.moveaxis(np.asarray(segmentation.convert("RGB")), -1, 0)[:2]
+
+    def shows(number: int):
+        return (red == number % 256) & (green == number // 256)
+
+    return np.where(shows(IGNORED_NUMBER), np.uint8(IGNORE), shows(number))
