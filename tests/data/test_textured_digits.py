@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import scripts
+from sklearn.datasets import load_digits
 
 from vitjax.checkpoints.loading import load
 from vitjax.data import textured_digits
@@ -146,23 +147,8 @@ def test_splits():
         TexturedDigits(length=3)[3]
 
 
-@pytest.fixture(scope="module")
-def packing():
-    return scripts.load_script("pack_textured_digits")
-
-
-def test_two_pixels_to_a_byte(packing):
-    digits = np.zeros((2, 8, 8))
-    digits[0, 0, :4] = (3, 16, 15, 1)
-    packed = packing.pack_digits(digits)
-    assert packed.shape == (2, 32) and packed.dtype == np.uint8
-    assert packed[0, :2].tolist() == [3 + 15 * 16, 15 + 1 * 16]
-    assert not packed[0, 2:].any() and not packed[1].any()
-
-
-def test_the_packed_material_is_what_its_sources_carry(packing, tmp_path):
-    datasets = pytest.importorskip("sklearn.datasets")
-    pytest.importorskip("skimage.data")
+def test_the_packed_material_is_what_its_sources_carry(tmp_path):
+    packing = scripts.load_script("pack_textured_digits")
     packing.main(out=tmp_path / "again.npz")
     with (
         np.load(textured_digits.MATERIAL) as shipped,
@@ -175,7 +161,7 @@ def test_the_packed_material_is_what_its_sources_carry(packing, tmp_path):
         difference = shipped["textures"].astype(int) - again["textures"]
         assert np.abs(difference).max() <= 1
         low, high = shipped["digits"] & 15, shipped["digits"] >> 4
-    digits = datasets.load_digits()
+    digits = load_digits()
     unpacked = np.stack([low, high], axis=-1).reshape(-1, 8, 8)
     np.testing.assert_array_equal(unpacked, np.minimum(digits.images, 15))
     assert textured_digits.MATERIAL.stat().st_size < 1_000_000

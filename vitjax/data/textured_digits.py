@@ -67,12 +67,19 @@ GLYPH = 32  # pixels of a digit's smooth enlargement, from which images are samp
 DRAWS = 20  # random numbers per image
 
 
+Glyphs = Float[np.ndarray, "digit side side"]
+Sheets = Float[np.ndarray, "context height width"]
+Numbers = Int[np.ndarray, " batch"]
+Draws = Float[np.ndarray, "batch draw"]
+Pixels = Float[np.ndarray, "batch row column"]
+
+
 class Images(NamedTuple):
     """A composed batch: pixels, digits, indices into `CONTEXTS`, exact masks."""
 
     images: UInt8[np.ndarray, "batch height width 3"]
-    label: Int[np.ndarray, " batch"]
-    context: Int[np.ndarray, " batch"]
+    label: Numbers
+    context: Numbers
     mask: Bool[np.ndarray, "batch height width"]
 
 
@@ -83,9 +90,9 @@ class Material(NamedTuple):
     one large gray image per context, in [0, 1].
     """
 
-    glyphs: Float[np.ndarray, "digit side side"]
+    glyphs: Glyphs
     labels: Int[np.ndarray, " digit"]
-    sheets: Float[np.ndarray, "context height width"]
+    sheets: Sheets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,7 @@ class TexturedDigits:
             context=int(context[0]),
         )
 
-    def compose(self, indices: Int[np.ndarray, " batch"]) -> Images:
+    def compose(self, indices: Numbers) -> Images:
         """Many images at once, also beyond the length; equal to `getitem` of each."""
         part = ("train", "test").index(self.part)
         draws = uniform((self.seed, part), indices)
@@ -165,9 +172,7 @@ def open_split(split: str) -> TexturedDigits:
     return TexturedDigits(part=part, correlation=correlation)
 
 
-def uniform(
-    key: tuple[int, ...], indices: Int[np.ndarray, " batch"]
-) -> Float[np.ndarray, "batch draw"]:
+def uniform(key: tuple[int, ...], indices: Numbers) -> Draws:
     """`DRAWS` numbers in [0, 1) per index, from raw bits of a generator per index.
 
     Raw bits are the same in every numpy release, a distribution's values need not be.
@@ -186,9 +191,7 @@ def pick(draw, count: int):
 
 
 def paint_context(
-    sheets: Float[np.ndarray, "context height width"],
-    context: Int[np.ndarray, " batch"],
-    draws: Float[np.ndarray, "batch draw"],
+    sheets: Sheets, context: Numbers, draws: Draws
 ) -> Float[np.ndarray, "batch side side 3"]:
     """A window of each context's sheet, perhaps upside down, tinted."""
     span = sheets.shape[1] - SIDE + 1
@@ -203,11 +206,8 @@ def paint_context(
 
 
 def place_digits(
-    glyphs: Float[np.ndarray, "digit side side"],
-    number: Int[np.ndarray, " batch"],
-    draws: Float[np.ndarray, "batch draw"],
-    deform: float | int,
-) -> Float[np.ndarray, "batch row column"]:
+    glyphs: Glyphs, number: Numbers, draws: Draws, deform: float | int
+) -> Pixels:
     """The ink of each digit in [0, 1], at a random scale and position."""
     scale = 34 + 10 * draws[:, 0]
     corner = draws[:, 1:3] * (SIDE - scale)[:, None]
@@ -226,12 +226,7 @@ def place_digits(
     return np.clip((ink - threshold) * np.float32(4) + np.float32(0.5), 0, 1)
 
 
-def sample(
-    glyphs: Float[np.ndarray, "digit side side"],
-    number: Int[np.ndarray, " batch"],
-    v: Float[np.ndarray, "batch row column"],
-    u: Float[np.ndarray, "batch row column"],
-) -> Float[np.ndarray, "batch row column"]:
+def sample(glyphs: Glyphs, number: Numbers, v: Pixels, u: Pixels) -> Pixels:
     """Bilinear interpolation at (v, u) in [-1, 1]; beyond is the empty border."""
     side = glyphs.shape[1]
 
@@ -299,9 +294,7 @@ def rotate(
     return above * (1 - down) + below * down
 
 
-def enlarge(
-    packed: UInt8[np.ndarray, "digit byte"],
-) -> Float[np.ndarray, "digit side side"]:
+def enlarge(packed: UInt8[np.ndarray, "digit byte"]) -> Glyphs:
     """8x8 digits smoothly at `GLYPH` pixels a side, ink in [0, 1], an empty border."""
     digits = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, 8, 8) / 15
     weights = cubic_weights(8, GLYPH)
