@@ -1,103 +1,72 @@
-"""Builders of TensorFlow Datasets for ImageNet-S and CIFAR-100, without TensorFlow.
+"""ImageNet-S and CIFAR-100 as TensorFlow Datasets, prepared without TensorFlow.
 
     python checkpoints/prepare_tfds.py imagenet_s/919 PATH --data-dir DIR
 
 writes array_record files of the original bytes, one to read from instead of many. They
 open with `--data tfds:imagenet_s/919:validation` while `TFDS_DATA_DIR` is DIR.
+
+Configs of ImageNet-S: the subset, or "paper" for the paper's selection of the largest:
+5 images per class in `validation`, 10 in `test`, by the published CSV if it is beside
+the files, else by seed 0. There is no other seed: name and version identify one set of
+images, for TensorFlow Datasets and for a run. Other draws are read from the files
+themselves, `--data imagenet_s:PATH:paper,seed=1`, whose id has the seed. CIFAR-100 is
+stored as PNG; its split `paper` holds five test images per class.
 """
 
+import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 import tyro
 from PIL import Image
 
-from vitjax.data import cifar100, imagenet_s
-from vitjax.data.image_files import ImageFiles
-from vitjax.data.labels import CIFAR100
+from vitjax.data.cifar100 import PER_CLASS, open_cifar100
+from vitjax.data.imagenet_s import NO_MASK, open_imagenet_s
+from vitjax.data.labels import CIFAR100, imagenet_s
 from vitjax.data.records import SourceError
 
 CONFIGS = ("919", "300", "50", "paper")
-VERSION = tfds.core.Version("1.0.0")
+Examples = Iterable[dict[str, Any]]
 
 
-class ImagenetS(tfds.core.GeneratorBasedBuilder):
-    """Photographs with segmentations, WordNet ids and file names.
+class DatasetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set of these features, from the examples of its splits."""
 
-    Configs: the subset, or "paper" for the paper's selection of the largest: 5 images
-    per class in `validation`, 10 in `test`, by the published CSV if it is beside the
-    files, else by seed 0. There is no other seed: name and version identify one set of
-    images, for TensorFlow Datasets and for a run. Other draws are read from the files
-    themselves, `--data imagenet_s:PATH:paper,seed=1`, whose id has the seed.
-    """
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None
 
-    name = "imagenet_s"
-    VERSION = VERSION
-    MANUAL_DOWNLOAD_INSTRUCTIONS = imagenet_s.STEPS
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=name, version=VERSION, description="ImageNet-S")
-        for name in CONFIGS
-    ]
+    def __init__(
+        self,
+        name: str,
+        features: Mapping[str, Any],
+        splits: Mapping[str, Examples],
+        *,
+        config: str | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ):
+        self.name, self.features, self.splits = name, features, splits
+        super().__init__(
+            data_dir=None if data_dir is None else os.fspath(data_dir),
+            config=config
+            and tfds.core.BuilderConfig(name=config, version=self.VERSION),
+            file_format="array_record",
+        )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        subset = 919 if self.config_name == "paper" else int(self.config_name)
         return tfds.core.DatasetInfo(
             builder=self,
-            description="ImageNet-S (Gao et al. 2022); see vitjax.data.imagenet_s.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "segmentation": tfds.features.Image(encoding_format="png"),
-                    "label": tfds.features.ClassLabel(
-                        names=imagenet_s.imagenet_s(subset)
-                    ),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-            supervised_keys=("image", "label"),
+            features=tfds.features.FeaturesDict(self.features),
             disable_shuffling=True,
         )
 
-    @property
-    def config_name(self) -> str:
-        """One of `CONFIGS`."""
-        config: Any = self.builder_config
-        return config.name
-
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        splits = {}
-        for part in ("validation", "test"):
-            try:
-                splits[part] = self._generate_examples(self.source(dl_manager, part))
-            except SourceError:
-                if part == "validation":
-                    raise
-        return splits
+        return {name: self._generate_examples(x) for name, x in self.splits.items()}
 
-    def source(self, dl_manager: Any, part: Any) -> ImageFiles:
-        """The files of a part."""
-        paper = self.config_name == "paper"
-        return imagenet_s.open_imagenet_s(
-            dl_manager.manual_dir,
-            part=part,
-            classes=919 if paper else int(self.config_name),
-            select="paper" if paper else "all",
-        )
-
-    def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        no_mask = Image.new("RGB", imagenet_s.NO_MASK)
-        for index, name in enumerate(source.names):
-            path, mask = source.paths[index], source.masks[index]
-            example = {
-                "image": os.fspath(source.root / path),
-                "segmentation": os.fspath(source.root / mask) if mask else png(no_mask),
-                "label": source.label_names[index],
-                "file_name": name,
-            }
-            yield index, example
+    def _generate_examples(self, examples: Examples) -> Iterator[Any]:
+        yield from enumerate(examples)
 
 
 def png(image: Image.Image) -> io.BytesIO:
@@ -108,48 +77,18 @@ def png(image: Image.Image) -> io.BytesIO:
     return content
 
 
-class VitjaxCifar100(tfds.core.GeneratorBasedBuilder):
-    """CIFAR-100 as PNG; the split `paper` holds five test images per class."""
-
-    name = "vitjax_cifar100"
-    VERSION = VERSION
-    MANUAL_DOWNLOAD_INSTRUCTIONS = cifar100.STEPS
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="CIFAR-100 (Krizhevsky 2009); see vitjax.data.cifar100.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(32, 32, 3), encoding_format="png"
-                    ),
-                    "label": tfds.features.ClassLabel(names=CIFAR100),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        path = dl_manager.manual_dir
-        sources = {
-            "train": cifar100.open_cifar100(path, part="train"),
-            "test": cifar100.open_cifar100(path),
-            "paper": cifar100.open_cifar100(path, per_class=cifar100.PER_CLASS),
-        }
-        return {name: self._generate_examples(s) for name, s in sources.items()}
-
-    def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(len(source)):
-            record = source[index]
-            image = png(Image.fromarray(record.image))
-            example = {"image": image, "label": record.label, "file_name": record.name}
-            yield index, example
-
-
-BUILDERS = {"imagenet_s": ImagenetS, "cifar100": VitjaxCifar100}
+def examples(source: Any) -> Examples:
+    """The images of a source: files with their masks, or pixels."""
+    no_mask = Image.new("RGB", NO_MASK)
+    for index, name in enumerate(source.names):
+        example = {"label": source.label_names[index], "file_name": name}
+        if source.masks:
+            mask = source.masks[index]
+            mask = os.fspath(source.root / mask) if mask else png(no_mask)
+            image = os.fspath(source.root / source.paths[index])
+            yield example | {"image": image, "segmentation": mask}
+        else:
+            yield example | {"image": png(Image.fromarray(source[index].image))}
 
 
 def prepare(
@@ -157,23 +96,38 @@ def prepare(
 ) -> str:
     """Prepare a data set from its files; returns `--data` without the split."""
     kind, _, config = name.partition("/")
-    if kind not in BUILDERS or (config and config not in CONFIGS):
-        known = [f"imagenet_s/{config}" for config in CONFIGS] + ["cifar100"]
-        raise SourceError(f"name={name!r} is not one of {', '.join(known)}.")
-    if not os.path.isdir(path):
-        raise SourceError(
-            f"There is no folder {path}. {BUILDERS[kind].MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    features: dict[str, Any] = {"file_name": tfds.features.Text()}
+    if kind == "imagenet_s" and config in ("", *CONFIGS):
+        config = config or CONFIGS[0]
+        select = "paper" if config == "paper" else "all"
+        options: Any = {
+            "select": select,
+            "classes": int(config) if select == "all" else 919,
+        }
+        splits = {"validation": examples(open_imagenet_s(path, **options))}
+        with contextlib.suppress(SourceError):
+            splits["test"] = examples(open_imagenet_s(path, part="test", **options))
+        names = imagenet_s(options["classes"])
+        features["image"] = tfds.features.Image(encoding_format="jpeg")
+        features["segmentation"] = tfds.features.Image(encoding_format="png")
+    elif name == "cifar100":
+        kind, config, names = "vitjax_cifar100", None, CIFAR100
+        splits = {
+            "train": examples(open_cifar100(path, part="train")),
+            "test": examples(open_cifar100(path)),
+            "paper": examples(open_cifar100(path, per_class=PER_CLASS)),
+        }
+        features["image"] = tfds.features.Image(
+            shape=(32, 32, 3), encoding_format="png"
         )
-    options = {"config": config or CONFIGS[0]} if kind == "imagenet_s" else {}
-    builder = BUILDERS[kind](
-        data_dir=None if data_dir is None else os.fspath(data_dir),
-        file_format="array_record",
-        **options,
-    )
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=os.fspath(path))
-    )
-    return f"tfds:{builder.info.full_name.rsplit('/', 1)[0]}"
+    else:
+        known = ", ".join(f"imagenet_s/{config}" for config in CONFIGS)
+        raise SourceError(f"name={name!r} is not one of {known}, cifar100.")
+    features["label"] = tfds.features.ClassLabel(names=names)
+    DatasetBuilder(
+        kind, features, splits, config=config, data_dir=data_dir
+    ).download_and_prepare()
+    return f"tfds:{kind}/{config}" if config else f"tfds:{kind}"
 
 
 def main(name: str, path: str, /, *, data_dir: str | None = None) -> None:

@@ -294,9 +294,8 @@ def as_model(params: Any, recipe: Recipe) -> Model:
 
 def save(state: State, recipe: Recipe, folder: pathlib.Path) -> None:
     """Write the state atomically, and the checkpoint."""
-    host = jax.device_get(flax.serialization.to_state_dict(state))
     part = folder / "state.msgpack.part"
-    part.write_bytes(flax.serialization.msgpack_serialize(host))
+    part.write_bytes(flax.serialization.to_bytes(state))
     os.replace(part, folder / "state.msgpack")
     vitjax.save(as_model(state.params, recipe), folder, dtype="float16")
 
@@ -306,9 +305,7 @@ def restore(state: State, folder: pathlib.Path) -> State:
     path = folder / "state.msgpack"
     if not path.exists():
         return state
-    content: Any = flax.serialization.msgpack_restore(path.read_bytes())
-    restored: Any = flax.serialization.from_state_dict(state, content)
-    return restored
+    return flax.serialization.from_bytes(state, path.read_bytes())
 
 
 def report(

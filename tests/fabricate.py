@@ -17,7 +17,8 @@ def segmentation(numbers):
 
 
 def imagenet_s(root, counts, *, subset=919, part="validation"):
-    """So many images of each class; a mask for each, the class in its upper half."""
+    """So many images of each class; of the validation part with a mask, the class in
+    its upper half."""
     ids = labels.imagenet_s(subset)
     for wnid, count in counts.items():
         folder = root / f"ImageNetS{subset}" / part / wnid
@@ -27,6 +28,8 @@ def imagenet_s(root, counts, *, subset=919, part="validation"):
         for number in range(count):
             name = f"ILSVRC2012_val_{wnid[-4:]}{number:04d}"
             Image.new("RGB", (8, 6), (number, 0, 0)).save(folder / f"{name}.JPEG")
+            if part == "test":
+                continue
             numbers = np.zeros((6, 8), int)
             numbers[:3] = ids.index(wnid) + 1
             numbers[5] = 1000
