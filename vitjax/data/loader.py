@@ -19,7 +19,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, NamedTuple
@@ -78,11 +78,8 @@ def batches(
     )
     starts = range(start, stop, local_batch_size)
     if workers:
-        yield from load_in_workers(loader, starts, workers)
-        return
-    with contextlib.closing(load_in_threads(loader, range(start, stop), threads)) as it:
-        for first in starts:
-            yield loader.collate(first, itertools.islice(it, local_batch_size))
+        return load_in_workers(loader, starts, workers)
+    return load_in_threads(loader, starts, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,27 +149,29 @@ class Loader:
 
 
 def run_ahead(
-    submit: Callable[..., Future], function: Callable, arguments: range, ahead: int
+    submit: Callable[[int], Future], arguments: range, ahead: int
 ) -> Iterator[Any]:
-    """Results of `function` in order, while up to `ahead` more are being computed."""
+    """Results in the order of the arguments; up to `ahead` more are being computed."""
     pending: collections.deque[Future] = collections.deque()
     for argument in arguments:
-        pending.append(submit(function, argument))
+        pending.append(submit(argument))
         if len(pending) > ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def load_in_threads(loader: Loader, indices: range, threads: int) -> Generator[Any]:
-    """The examples at these indices, in order; two batches are read ahead."""
-    if threads == 0:
-        yield from map(loader.read, indices)
-        return
-    pool = ThreadPoolExecutor(threads)
+def load_in_threads(loader: Loader, starts: range, threads: int) -> Iterator[Loaded]:
+    """The batches that begin at these indices; images of two more are read ahead."""
+    size, indices = loader.local_batch_size, range(starts.start, loader.stop)
+    pool = ThreadPoolExecutor(max(threads, 1))
+    examples = map(loader.read, indices)
+    if threads:
+        submit = functools.partial(pool.submit, loader.read)
+        examples = run_ahead(submit, indices, 2 * size)
     try:
-        ahead = 2 * loader.local_batch_size
-        yield from run_ahead(pool.submit, loader.read, indices, ahead)
+        for first in starts:
+            yield loader.collate(first, itertools.islice(examples, size))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -193,17 +192,15 @@ def load_in_workers(loader: Loader, starts: range, workers: int) -> Iterator[Loa
     context = multiprocessing.get_context("spawn")
     stopped, stop = context.Pipe(duplex=False)
     folder = tempfile.mkdtemp(prefix="vitjax-batches-")
-    begin = functools.partial(exit_with_parent, stopped, folder)
-    pool = ProcessPoolExecutor(workers, context, initializer=begin)
+    pool = ProcessPoolExecutor(workers, context, exit_with_parent, (stopped, folder))
 
-    def submit(function: Callable, first: int) -> Future:
+    def submit(first: int) -> Future:
         with block_signals():  # this may start a worker
-            return pool.submit(function, first)
+            return pool.submit(save_batch, folder, first)
 
     try:
         pathlib.Path(folder, "loader").write_bytes(content)
-        make = functools.partial(save_batch, folder)
-        for path in run_ahead(submit, make, starts, 2 * workers):
+        for path in run_ahead(submit, starts, 2 * workers):
             with open(path, "rb") as file:
                 loaded = pickle.load(file)
             os.unlink(path)
