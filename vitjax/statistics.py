@@ -4,10 +4,9 @@ Shared by all functions: arrays hold one value per image and quantity, images fi
 where an image has none, which is left out. `resamples` is the number m of random draws,
 at least 1, `seed` that of the draws. A permutation test returns p = (b + 1) / (m + 1)
 in (0, 1], b the draws at least as extreme as the data, uncorrected (see `holm`,
-`benjamini_hochberg`); `alternative` says which mean would speak against chance:
-"greater", "less", or either ("two-sided"). Images, not tokens, are the independent
-units. One draw serves all quantities, so that the tokens and blocks of one image stay
-together and one matrix product tests them all.
+`benjamini_hochberg`). Images, not tokens, are the independent units. One draw serves
+all quantities, so that the tokens and blocks of one image stay together and one matrix
+product tests them all.
 """
 
 import functools
@@ -117,7 +116,7 @@ def sign_flip_test(
     resamples: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, "..."]:
-    """Whether per-image differences are larger than chance.
+    """Whether per-image differences are larger ("less": smaller) than chance.
 
     Under the null hypothesis every image's difference may as well have the other sign;
     the sum of differences is compared with its value under random signs. NaN where no
@@ -140,7 +139,6 @@ def label_permutation_test(
     values: Float[np.ndarray, "image ..."],
     group: Bool[np.ndarray, " image"],
     *,
-    alternative: Alternative = "greater",
     resamples: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, "..."]:
@@ -163,7 +161,7 @@ def label_permutation_test(
         return np.tensordot(draws, values, 1)
 
     drawn = map(differences, draw_sizes(resamples, images))
-    return permutation_p(drawn, np.tensordot(weights, values, 1), alternative)
+    return permutation_p(drawn, np.tensordot(weights, values, 1), "greater")
 
 
 def within_image_test(
@@ -171,7 +169,6 @@ def within_image_test(
     member: Bool[np.ndarray, "image token"],
     *,
     counted: Bool[np.ndarray, "image token"] | None = None,
-    alternative: Alternative = "greater",
     resamples: int = 999,
     seed: int = 0,
 ) -> tuple[float, int]:
@@ -198,7 +195,7 @@ def within_image_test(
         observed += weights @ tokens / len(rows)
         draws = draw.permuted(np.tile(weights, (resamples, 1)), axis=1)
         means += draws @ tokens / len(rows)
-    (p,) = permutation_p([means[:, None]], np.array([observed]), alternative)
+    (p,) = permutation_p([means[:, None]], np.array([observed]), "greater")
     return float(p if len(rows) else np.nan), len(rows)
 
 
@@ -218,10 +215,7 @@ def permutation_p(
 
 
 def wilcoxon_test(
-    left: Float[np.ndarray, "pair ..."],
-    right: Float[np.ndarray, "pair ..."],
-    *,
-    alternative: Alternative = "greater",
+    left: Float[np.ndarray, "pair ..."], right: Float[np.ndarray, "pair ..."]
 ) -> Float[np.ndarray, "..."]:
     """Wilcoxon's signed-rank test of pairs, as scipy computes it.
 
@@ -236,7 +230,7 @@ def wilcoxon_test(
     differ = (both & (left != right)).any(0)
     if differ.any():
         pairs = np.where(both, left, np.nan)[:, differ], right[:, differ]
-        result = test(*pairs, alternative=alternative, axis=0, nan_policy="omit")
+        result = test(*pairs, alternative="greater", axis=0, nan_policy="omit")
         p[differ] = result.pvalue
     return p
 
