@@ -4,8 +4,6 @@ import io
 import json
 import os
 import resource
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from vitjax.data.images import (
     ImageError,
     Preprocess,
     decode_image,
+    image_errors,
     open_image,
     to_rgb,
     transpose,
@@ -74,31 +73,22 @@ def test_squash_is_pils_resize(photo):
 
 
 @pytest.mark.parametrize(
-    ("portrait", "resize", "side", "size", "box"),
+    ("shape", "resize", "side", "size", "box"),
     [
-        (False, "shorter", 40, (60, 40), (14, 4, 46, 36)),
-        (True, "shorter", 40, (40, 60), (4, 14, 36, 46)),
-        (False, "square", 36, (36, 36), (2, 2, 34, 34)),
-        (False, "square", None, (32, 32), (0, 0, 32, 32)),
+        ((90, 60), "shorter", 40, (60, 40), (14, 4, 46, 36)),
+        ((60, 90), "shorter", 40, (40, 60), (4, 14, 36, 46)),
+        ((90, 60), "square", 36, (36, 36), (2, 2, 34, 34)),
+        ((90, 60), "square", None, (32, 32), (0, 0, 32, 32)),
+        ((1, 50), "squash", None, (32, 32), (0, 0, 32, 32)),
+        ((50, 1), "shorter", 40, (2000, 40), (984, 4, 1016, 36)),
+        ((1, 1), "shorter", 40, (40, 40), (4, 4, 36, 36)),
     ],
 )
-def test_the_center_is_cropped(photo, portrait, resize, side, size, box):
-    photo = photo.transpose(Image.Transpose.ROTATE_90) if portrait else photo
+def test_the_center_is_cropped(photo, shape, resize, side, size, box):
+    photo = photo.resize(shape)
     options = dict(resize=resize, resize_size=side, interpolation="bicubic")
     expected = photo.resize(size, BICUBIC).crop(box)
     assert_same(Preprocess(32, 32, **options).resized(photo), expected)
-
-
-@pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1)])
-def test_a_line_of_pixels_is_an_image(size):
-    width, height = size
-    ramp = np.linspace(0, 255, width * height).astype(np.uint8)
-    line = Image.fromarray(np.stack([ramp.reshape(height, width)] * 3, axis=-1))
-    assert_same(Preprocess(8, 8).resized(line), line.resize((8, 8), BILINEAR))
-    cropped = Preprocess(8, 8, resize="shorter", resize_size=10).resized(line)
-    large = line.resize((10 * width, 10 * height), BILINEAR)
-    left, top = ((side - 8) // 2 for side in large.size)
-    assert_same(cropped, large.crop((left, top, left + 8, top + 8)))
 
 
 def test_mean_and_std_are_per_channel(photo):
@@ -231,29 +221,13 @@ def test_damaged_exif_data_turn_nothing(photo):
     )
 
 
-def with_empty_profile(png):
-    """Pillow ends with an IndexError where this follows the pixels."""
-    end = png.index(b"IEND") - 4
-    chunk = struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP"))
-    return png[:end] + chunk + png[end:]
-
-
-def with_damaged_tag(tiff):
-    """Pillow ends with a TypeError where a tag has a strange type."""
-    at = tiff.index(struct.pack("<HH", 273, 4)) + 2
-    return tiff[:at] + struct.pack("<H", 2) + tiff[at + 2 :]
-
-
-@pytest.mark.parametrize("orient", [False, True])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(2999, 2), (2, 3001), (1, 3000), (3, 2048), (50, 3)])
-def test_a_strip_is_cropped_before_it_is_enlarged(
-    monkeypatch, size, interpolation, orient
-):
+def test_a_strip_is_cropped_before_it_is_enlarged(monkeypatch, size, interpolation):
     draw = np.random.default_rng(0)
     image = Image.fromarray(draw.integers(256, size=(*size[::-1], 3)).astype(np.uint8))
     options = dict(resize="shorter", resize_size=32, interpolation=interpolation)
-    preprocess = Preprocess(28, 28, orient=orient, **options)
+    preprocess = Preprocess(28, 28, **options)
     expected = preprocess.resized(image)
     monkeypatch.setattr(images, "MAX_RESIZED", 2**11)
     difference = np.abs(preprocess.resized(image).astype(int) - expected)
@@ -278,15 +252,18 @@ def test_what_has_no_pixels_is_an_error():
         Preprocess(8, 8)(np.zeros((0, 5, 3), np.uint8))
 
 
-@pytest.mark.parametrize("name", ["1.png", "folder.png", "gone.png"])
-def test_only_regular_files_are_read(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("1.png", "regular"), ("folder.png", "regular"), ("gone.png", "no such file")],
+)
+def test_only_regular_files_are_read(tmp_path, name, reason):
     os.mkfifo(tmp_path / "1.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ImageError, match=name):
+    with pytest.raises(ImageError, match=f"{name}.*{reason}"):
         open_image(tmp_path / name)
 
 
-def test_whatever_prevents_decoding_is_that_images_error(photo, tmp_path):
+def test_whatever_prevents_decoding_is_that_images_error(photo):
     jpeg, png = encoded(photo, "jpeg"), encoded(photo)
     damaged = bytearray(png)
     damaged[60] ^= 0xFF
@@ -295,16 +272,14 @@ def test_whatever_prevents_decoding_is_that_images_error(photo, tmp_path):
         jpeg[:20],
         b"words",
         bytes(damaged),
-        with_empty_profile(png),
-        with_damaged_tag(encoded(photo, "tiff")),
         b"P5 4 4 99999\n" + bytes(16),
         b"",
     ):
         with pytest.raises(ImageError, match="nice.*: .+") as caught:
             decode_image(content, name="nice")
         assert caught.value.name == "nice"
-    with pytest.raises(ImageError, match="gone.jpg.*no such file"):
-        open_image(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="nice.*: IndexError"), image_errors("nice"):
+        raise IndexError  # Pillow's readers raise almost any error
 
 
 SQUASH = Preprocess(32, 32)

@@ -60,12 +60,6 @@ def test_smaller_subsets_have_their_own_numbers(tmp_path, subset):
     assert source.id.startswith(f"imagenet_s{subset}/validation:1 files,all,")
 
 
-def test_the_test_part_has_no_masks(tmp_path):
-    fabricate.imagenet_s(tmp_path, {FIRST: 1}, part="test")
-    source = open_spec(f"imagenet_s:{tmp_path}:test")
-    assert source[0].mask is None and source.masks == (None,)
-
-
 def test_the_papers_selection(tmp_path):
     merged = sorted(MERGED & set(imagenet_s()))[0]
     counts = {FIRST: 7, SECOND: 4, merged: 9, imagenet_s()[2]: 5}
@@ -108,16 +102,23 @@ def test_the_authors_table_decides_where_it_lies(tmp_path):
         from_table([], other)
 
 
-def test_errors_say_how_to_get_imagenet_s(tmp_path):
+def test_errors_of_imagenet_s(tmp_path):
+    """How to get it; options that do not exist or would do nothing."""
     with pytest.raises(SourceError, match=r"\(1\).*\(2\).*\(3\)"):
         open_imagenet_s(tmp_path)
     root = fabricate.imagenet_s(tmp_path, {FIRST: 2})
-    with pytest.raises(SourceError, match="paper"):
-        open_imagenet_s(root, select="paper")
-    with pytest.raises(SourceError, match="'speed=3'.*validation"):
-        open_spec(f"imagenet_s:{root}:paper,speed=3")
-    with pytest.raises(SourceError, match="'seed=x'"):
-        open_spec(f"imagenet_s:{root}:paper,seed=x")
+    for options, match in {
+        "paper": "no matching image.*paper",
+        "paper,speed=3": "'speed=3'.*validation",
+        "paper,seed=x": "'seed=x'",
+        "paper,per_class=0": "per_class=0",
+        "paper,csv_file=nope.csv": "nope.csv",
+        "per_class=1": 'select="paper"',
+        "seed=4": 'select="paper"',
+        "csv_file=nope.csv": 'select="paper"',
+    }.items():
+        with pytest.raises(SourceError, match=match):
+            open_spec(f"imagenet_s:{root}:{options}")
 
 
 def test_the_stand_in(shared):
@@ -129,17 +130,6 @@ def test_the_stand_in(shared):
     record = source[17]
     assert record.mask.shape == record.image.size[::-1]
     assert set(np.unique(record.mask)) <= {0, 1, 255} and (record.mask == 1).any()
-
-
-def test_options_that_would_do_nothing_are_refused(tmp_path):
-    root = fabricate.imagenet_s(tmp_path, {FIRST: 6})
-    for option in ("per_class=1", "seed=4", "csv_file=nope.csv"):
-        with pytest.raises(SourceError, match='select="paper"'):
-            open_spec(f"imagenet_s:{root}:{option}")
-    with pytest.raises(SourceError, match="per_class=0"):
-        open_spec(f"imagenet_s:{root}:paper,per_class=0")
-    with pytest.raises(SourceError, match="nope.csv"):
-        open_spec(f"imagenet_s:{root}:paper,csv_file=nope.csv")
 
 
 COUNT = 230
@@ -290,7 +280,11 @@ def test_imagenet_s_is_the_same_from_files_and_from_records(prepared, monkeypatc
         np.testing.assert_array_equal(np.asarray(record.image), np.asarray(file.image))
         np.testing.assert_array_equal(record.mask, file.mask)
         assert record.digest == file.digest
-    assert open_prepared("imagenet_s/919:test", data_dir=data_dir)[0].mask is None
+    for test in (
+        open_prepared("imagenet_s/919:test", data_dir=data_dir),
+        open_spec(f"imagenet_s:{root}:test"),
+    ):
+        assert len(test) == 1 and test[0].mask is None
     assert len(open_prepared("imagenet_s/919:validation[:3]", data_dir=data_dir)) == 3
     assert "tensorflow" not in sys.modules
 

@@ -162,10 +162,8 @@ class Preprocess:
             short = min(image.size)
             width, height = (side * length // short for length in image.size)
         to_corner = math.floor if self.crop == "floor" else round
-        left, top = (
-            to_corner((resized - kept) / 2)
-            for resized, kept in ((width, self.width), (height, self.height))
-        )
+        left = to_corner((width - self.width) / 2)
+        top = to_corner((height - self.height) / 2)
         box = (left, top, left + self.width, top + self.height)
         resample = Image.Resampling[interpolation.upper()]
         if width * height > MAX_RESIZED:
