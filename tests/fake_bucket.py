@@ -39,31 +39,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, x_goog_generation=1)
 
     def do_GET(self):
-        query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
-        if "list-type" in query:
-            prefix = query.get("prefix", [""])[0]
-            end = query.get("delimiter", [""])[0]
-            entries, folders = "", set()
-            for key, content in sorted(self.objects.items()):
-                rest = key.removeprefix(prefix)
-                if not key.startswith(prefix):
-                    continue
-                if end and end in rest:
-                    folders.add(prefix + rest.partition(end)[0] + end)
-                    continue
-                entries += (
-                    f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size>"
-                    "<LastModified>2000-01-01T00:00:00.000Z</LastModified>"
-                    '<ETag>"1"</ETag></Contents>'
-                )
-            for name in sorted(folders):
-                name = escape(name)
-                entries += f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
-            text = f"<ListBucketResult>{entries}</ListBucketResult>"
-            return self.answer(200, text.encode(), Content_Type="application/xml")
-        if self.key not in self.objects:
-            return self.answer(404)
-        self.answer(200, self.objects[self.key], x_goog_generation=1)
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlparse(self.path).query))
+        if "list-type" not in query:
+            if self.key not in self.objects:
+                return self.answer(404)
+            return self.answer(200, self.objects[self.key], x_goog_generation=1)
+        prefix, end = query.get("prefix", ""), query.get("delimiter")
+        entries, folders = "", set()
+        for key in sorted(key for key in self.objects if key.startswith(prefix)):
+            folder, _, _ = key.removeprefix(prefix).partition(end or "/")
+            if end and prefix + folder != key:
+                folders.add(escape(prefix + folder + end))
+                continue
+            entries += (
+                f"<Contents><Key>{escape(key)}</Key>"
+                f"<Size>{len(self.objects[key])}</Size>"
+                "<LastModified>2000-01-01T00:00:00.000Z</LastModified>"
+                '<ETag>"1"</ETag></Contents>'
+            )
+        for name in sorted(folders):
+            entries += f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
+        text = f"<ListBucketResult>{entries}</ListBucketResult>"
+        self.answer(200, text.encode(), Content_Type="application/xml")
 
     do_HEAD = do_GET
 
