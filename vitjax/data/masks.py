@@ -205,9 +205,9 @@ def class_mask(
     check_mask_size(segmentation.size, image)
     if segmentation.size != size:
         segmentation = segmentation.resize(size, Image.Resampling.NEAREST)
-    red, green = np.moveaxis(np.asarray(segmentation.convert("RGB")), -1, 0)[:2]
+    red, green = map(np.asarray, segmentation.convert("RGB").split()[:2])
 
     def shows(number: int):
         return (red == number % 256) & (green == number // 256)
 
-    return np.where(shows(IGNORED_NUMBER), np.uint8(IGNORE), shows(number))
+    return shows(number) | np.uint8(IGNORE) * shows(IGNORED_NUMBER)
