@@ -45,7 +45,7 @@ def test_the_first_images_are_the_same_everywhere(source):
 def test_the_context_is_the_classes_own_with_the_given_probability(
     correlation, low, high
 ):
-    batch = TexturedDigits(correlation=correlation).compose(np.arange(1000))
+    batch = TexturedDigits(correlation=correlation).compose(np.arange(500))
     assert low <= (batch.context == batch.label).mean() <= high
     assert set(batch.context) == set(range(len(CONTEXTS)))
 
