@@ -76,35 +76,26 @@ class Progress:
             self.print_line()
 
     def __enter__(self) -> "Progress":
-        from rich import progress as bars
-        from rich.console import Console
-        from rich.text import Text
-
         if not self.show:
             return self
+        from rich import progress as bars
+        from rich.console import Console
+
         self.console = Console(stderr=True)
         if not (self.console.is_terminal or self.console.is_jupyter):
             self.print_line()
             threading.Thread(target=self.print_lines, daemon=True).start()
             return self
 
-        class State(bars.ProgressColumn):
-            """What is going on, drawn anew while nothing advances."""
-
-            progress = self
-
-            def render(self, task: Any) -> Text:
-                return Text(str(self.progress))
-
         self.bar = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
-            State(),
+            bars.TextColumn("{task.fields[state]}"),  # written anew at every refresh
             console=self.console,
         )
         total = self.before + self.total
-        self.bar.add_task(self.title, total=total, completed=self.before)
+        self.bar.add_task(self.title, total=total, completed=self.before, state=self)
         self.bar.start()
         return self
 
