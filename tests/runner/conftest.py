@@ -28,9 +28,9 @@ def own_photos(tmp_path):
 def run_tiny(tiny, photos):
     """(out, data, recipe, options) -> the results of a silent run."""
 
-    def start(out, data=photos, recipe="identifiability", **options):
+    def start(out, data=f"folder:{photos}", recipe="identifiability", **options):
         options = {"batch_size": BATCH, "show_progress": False, **options}
-        return vitjax.run(recipe, tiny, f"folder:{data}", out, **options)
+        return vitjax.run(recipe, tiny, data, out, **options)
 
     return start
 

@@ -24,6 +24,11 @@ def make(recipe, model, photos, **options):
     return make_job(recipe, model, f"folder:{photos}", options=settings)
 
 
+def planned_bytes(*arguments, **options):
+    job = make(*arguments, **options)
+    return estimates.planned_bytes(job, job.setup.carry)
+
+
 def test_disk_and_objects_are_those_of_the_run(tiny, photos, whole):
     estimated = estimate("identifiability", tiny, f"folder:{photos}", batch_size=8)
     files = [path for path in pathlib.Path(whole.path).rglob("*") if path.is_file()]
@@ -59,7 +64,7 @@ def test_a_recipe_of_one_pass_is_estimated_and_run(tiny, photos, run_tiny, tmp_p
 @pytest.mark.slow
 def test_memory_grows_with_the_batch_by_what_a_batch_takes(tiny, photos):
     few, many = (
-        estimates.planned_bytes(make("identifiability", tiny, photos, batch_size=size))
+        planned_bytes("identifiability", tiny, photos, batch_size=size)
         for size in (4, 24)
     )
     images = math.prod((*TINY.shape, 3)) * 4
@@ -77,17 +82,16 @@ def test_the_setup_counts_where_it_is_the_peak(tiny, photos):
         dims={"least": ()},
         setup=product,
     )
-    planned = estimates.planned_bytes(make(recipe, tiny, photos))
-    assert 4 << 20 < planned < 40 << 20
+    assert 4 << 20 < planned_bytes(recipe, tiny, photos) < 40 << 20
     light = dataclasses.replace(recipe, setup=lambda m, *, seed: Setup(jnp.ones(1)))
-    assert estimates.planned_bytes(make(light, tiny, photos)) < 1 << 20
+    assert planned_bytes(light, tiny, photos) < 1 << 20
 
 
 def test_weights_as_they_were_loaded_count_in_another_dtype(tiny, photos):
     weights = estimates.total_bytes(tiny.params)
     recipe = Recipe(name="x", step=lambda m, batch: {"l": batch.label}, dims={"l": ()})
     full, half = (
-        estimates.planned_bytes(make(recipe, tiny, photos, dtype=dtype))
+        planned_bytes(recipe, tiny, photos, dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
     assert half - full == weights // 2
@@ -117,10 +121,9 @@ def test_the_hosts_images_and_rows_are_those_of_a_run(photos, tmp_path):
 
 def test_cpus_share_what_the_host_leaves():
     mesh = meshes.make_mesh()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     whole = estimates.memory_limit(mesh, host=0)
-    assert whole is not None and whole * 4 <= os.sysconf("SC_PAGE_SIZE") * os.sysconf(
-        "SC_PHYS_PAGES"
-    )
+    assert whole is not None and whole * 4 <= memory
     assert estimates.memory_limit(mesh, host=4 << 20) == whole - (1 << 20)
     sizes = map(estimates.size, (12, 2048, 3 << 20, 5 << 40))
     assert list(sizes) == ["12 B", "2 KiB", "3.00 MiB", "5,120.00 GiB"]

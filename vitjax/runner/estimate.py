@@ -24,9 +24,11 @@ from numcodecs.zstd import compress
 
 from vitjax.models.model import Model
 from vitjax.recipes.recipe import Recipe
-from vitjax.runner.loop import Job, make_job, run_batches
+from vitjax.runner import loop
+from vitjax.runner import mesh as meshes
 from vitjax.runner.options import RunOptions
 from vitjax.runner.progress import Progress, clock_time
+from vitjax.runner.writer import images_per_chunk
 from vitjax.types import Config
 
 BATCHES, SECONDS = 4, 10.0
@@ -86,21 +88,25 @@ def estimate(
     is unknown or out of its range, or the recipe has more than one pass.
     """
     settings = RunOptions(**{"on_error": "skip", **run_options})
-    job = make_job(recipe, model, data, recipe_options=options, options=settings)
+    job = loop.make_job(recipe, model, data, recipe_options=options, options=settings)
     *others, part = job.passes
     if others:
         raise ValueError(
             f"The recipe {job.recipe.name!r} runs several passes, whose time depends "
             "on what is fitted: run it, its progress tells the time left."
         )
-    carry, started = job.make_carry(part), time.monotonic()
-    job.compile(part, carry)
-    compiled, batches, progress = time.monotonic(), [], Progress(job.images)
-    for rows, _ in run_batches(job, part, carry, np.arange(job.images), progress):
-        batches.append(rows)
-        progress.advance(min(job.batch_size, job.images - progress.done))
-        if len(batches) == BATCHES or progress.seconds > SECONDS:
-            break
+    with jax.default_matmul_precision(settings.precision):
+        carry = meshes.replicate(part.setup().carry, job.mesh)
+        started = time.monotonic()
+        job.compile(part, carry)
+        compiled, batches, progress = time.monotonic(), [], Progress(job.images)
+        indices = loop.batch_indices(0, job.images, job.batch_size)
+        for rows, _ in loop.run_batches(job, part, carry, indices, progress):
+            batches.append(rows)
+            progress.advance(min(job.batch_size, job.images - progress.done))
+            if len(batches) == BATCHES or progress.seconds > SECONDS:
+                break
+        device_bytes = planned_bytes(job, carry)
     rate = progress.images_per_second or math.inf
     disk, objects = stored(job, batches)
     host = host_bytes(job)
@@ -108,7 +114,7 @@ def estimate(
         images=job.images,
         batch_size=job.batch_size,
         device=f"{job.mesh.size} x {job.mesh.devices.flat[0].device_kind}",
-        device_bytes=planned_bytes(job),
+        device_bytes=device_bytes,
         device_limit=memory_limit(job.mesh, host=host),
         host_bytes=host,
         disk_bytes=disk,
@@ -119,25 +125,21 @@ def estimate(
     )
 
 
-def planned_bytes(job: Job) -> int:
+def planned_bytes(job: loop.Job, carry: Any) -> int:
     """Peak memory on each device: weights, also as they were loaded where the dtype
     differs, and the setup, or the carry and a step with two batches and their results.
     """
-    model, part = job.model, job.passes[-1]
-    carry = job.make_carry(part)
-    with jax.default_matmul_precision(job.options.precision):
-        setup = job.setup_program.lower(model, seed=job.seed).compile()
-    preparing, stepping = (
-        program.memory_analysis() for program in (setup, job.compile(part, carry))
-    )
+    setup = loop.jitted_setup(job.recipe, job.mesh).lower(job.model, seed=job.seed)
+    preparing = setup.compile().memory_analysis()
+    stepping = job.compile(job.passes[-1], carry).memory_analysis()
     batch = total_bytes(job.empty_batch()) // job.mesh.size
     step = stepping.temp_size_in_bytes + 2 * (stepping.output_size_in_bytes + batch)
-    weights = (
-        [model] if job.loaded_model.dtype == model.dtype else [model, job.loaded_model]
-    )
-    return total_bytes(weights) + max(
+    weights = total_bytes(job.model)
+    if job.loaded_model.dtype != job.model.dtype:
+        weights += total_bytes(job.loaded_model)
+    return weights + max(
         preparing.temp_size_in_bytes + preparing.output_size_in_bytes,
-        step + total_bytes((carry, job.setup.static)),
+        step + total_bytes((carry, job.setup_shape.static)),
     )
 
 
@@ -146,7 +148,7 @@ def total_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def host_bytes(job: Job) -> int:
+def host_bytes(job: loop.Job) -> int:
     """Peak memory of one process's host for images and rows.
 
     Batches: the one that the devices compute, the next, and those that threads read, or
@@ -154,9 +156,9 @@ def host_bytes(job: Job) -> int:
     array, and encoded.
     """
     batches = 2 + (4 * job.options.workers or 3)
-    specs = job.specs.values()
-    row = sum(spec.row_bytes for spec in specs if spec.dims[0] == "image")
-    return batches * total_bytes(job.empty_batch()) + 3 * job.images_per_chunk() * row
+    chunk = images_per_chunk(job.specs, job.images, job.batch_size)
+    row = sum(spec.row_bytes for spec in job.specs.values() if spec.has_rows)
+    return batches * total_bytes(job.empty_batch()) + 3 * chunk * row
 
 
 def memory_limit(mesh: Mesh, *, host: int) -> int | None:
@@ -168,21 +170,18 @@ def memory_limit(mesh: Mesh, *, host: int) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def stored(job: Job, batches: list[Mapping[str, np.ndarray]]) -> tuple[int, int]:
+def stored(job: loop.Job, batches: list[Mapping[str, np.ndarray]]) -> tuple[int, int]:
     """Bytes and objects of a whole run, from its first rows as Zarr compresses them."""
-    of_images = [name for name, spec in job.specs.items() if spec.dims[0] == "image"]
-    others = [spec for spec in job.specs.values() if spec.dims[0] != "image"]
-    written = [name for name in of_images if name in batches[0]]
-    rows = [np.concatenate([batch[name] for batch in batches]) for name in written]
-    size, done = sum(len(compress(values, 3)) for values in rows), len(rows[0])
+    specs, images = job.specs, len(batches) * job.batch_size
+    rows = [name for name, spec in specs.items() if spec.has_rows]
+    others = [spec for spec in specs.values() if not spec.has_rows]
+    values = (np.concatenate([b[n] for b in batches]) for n in rows if n in batches[0])
+    size = sum(len(compress(array, 3)) for array in values)
     rest = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in others)
-    metadata = 4 + len(job.specs)  # manifest, images.csv, two groups, arrays
-    objects = (
-        metadata
-        + -(-job.images // job.images_per_chunk()) * len(of_images)
-        + len(others)
-    )
-    return round(size * job.images / done) + rest, objects
+    chunks = -(-job.images // images_per_chunk(specs, job.images, job.batch_size))
+    # The manifest, images.csv, two groups, arrays, their chunks.
+    objects = 4 + len(specs) + chunks * len(rows) + len(others)
+    return round(size * job.images / images) + rest, objects
 
 
 def size(count: int | float) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -56,11 +56,8 @@ LABEL, VALID, DIGEST = schema.LABEL(), schema.VALID(), schema.DIGEST()
 PATCH_LABEL = schema.PATCH_LABEL()
 PREVIEW, PREVIEW_INDEX = schema.PREVIEW(), schema.PREVIEW_INDEX()
 
-PATHS = str | os.PathLike
-
 BatchResult = tuple[dict[str, np.ndarray], dict[int, dict[str, Any]]]
-"""Array name -> rows of a batch; image -> what the manifest says where it was not
-readable."""
+"""Array name -> rows of a batch; unreadable image -> its line of the manifest."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -146,15 +143,15 @@ class Job:
         )
 
     @functools.cached_property
-    def setup_program(self) -> Any:
-        """The recipe's setup, jitted."""
-        return jitted_setup(self.recipe, self.mesh)
-
-    @functools.cached_property
     def setup(self) -> Setup:
         """What depends on the model alone, on every device."""
-        with jax.default_matmul_precision(self.options.precision):
-            return self.setup_program(self.model, seed=self.seed)
+        return jitted_setup(self.recipe, self.mesh)(self.model, seed=self.seed)
+
+    @functools.cached_property
+    def setup_shape(self) -> Setup:
+        """The shapes of `setup`."""
+        program = jitted_setup(self.recipe, self.mesh)
+        return program.eval_shape(self.model, seed=self.seed)
 
     @functools.cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -162,27 +159,20 @@ class Job:
         if self.recipe.passes is not None:
             passes = self.recipe.passes(self, **self.recipe.keywords)
         else:
-            shape = self.setup_program.eval_shape(self.model, seed=self.seed).carry
-            passes = [Pass(setup=lambda: self.setup, carry_shape=shape)]
+            carry_shape = self.setup_shape.carry
+            passes = [Pass(setup=lambda: self.setup, carry_shape=carry_shape)]
         return tuple(map(self.recipe.complete, passes))
-
-    def make_carry(self, part: Pass) -> Any:
-        """The carry of a pass, on every device."""
-        with jax.default_matmul_precision(self.options.precision):
-            return meshes.replicate(part.setup().carry, self.mesh)
 
     def step(self, part: Pass, batch: Batch, carry: Any) -> dict[str, Array]:
         """Dispatch a batch to the devices; its arrays are there once they are read."""
         program = jitted_step(part.step, self.mesh)
-        with jax.default_matmul_precision(self.options.precision):
-            return program(self.model, meshes.shard(batch, self.mesh), carry)
+        return program(self.model, meshes.shard(batch, self.mesh), carry)
 
     def compile(self, part: Pass, carry: Any) -> Any:
         """A pass's program for this run's batches."""
         batch = meshes.shard(self.empty_batch(), self.mesh)
         program = jitted_step(part.step, self.mesh)
-        with jax.default_matmul_precision(self.options.precision):
-            return program.lower(self.model, batch, carry).compile()
+        return program.lower(self.model, batch, carry).compile()
 
     @functools.cached_property
     def specs(self) -> dict[str, ArraySpec]:
@@ -212,11 +202,10 @@ class Job:
                 dims = ("image", *part.dims[name])
                 specs[name] = ArraySpec(dims, (self.images, *shape), dtype, region)
         specs = {name: specs[name] for name in recipe.dims if name in specs}
-        if recipe.static:
-            static = self.setup_program.eval_shape(self.model, seed=self.seed).static
-            for name in filter(static.__contains__, recipe.static):
-                axes = tuple(recipe.static[name])
-                specs[name] = ArraySpec(axes, static[name].shape, "float32")
+        static = self.setup_shape.static
+        for name in filter(static.__contains__, recipe.static):
+            axes = tuple(recipe.static[name])
+            specs[name] = ArraySpec(axes, static[name].shape, "float32")
         dtypes = {LABEL: "int32", VALID: "bool", DIGEST: "uint64", "done": "bool"}
         for name, dtype in dtypes.items():
             specs[name] = ArraySpec(("image",), (self.images,), dtype)
@@ -229,17 +218,10 @@ class Job:
             specs[PREVIEW_INDEX] = ArraySpec(axes[:1], (count,), "int32")
         return specs
 
-    def row_names(self, part: Pass) -> list[str]:
-        """Arrays that a pass writes for every chunk."""
-        names = {name for name in part.dims if name in self.specs}
-        if part is self.passes[-1]:
-            names |= {LABEL, VALID, DIGEST, PATCH_LABEL, "done"}
-        names |= {PREVIEW, PREVIEW_INDEX} if part.previews else set()
-        return [name for name in self.specs if name in names]
-
-    def describe(self) -> dict[str, Any]:
+    def describe(self, processes: int) -> dict[str, Any]:
         """The manifest of a new run."""
-        options, recipe = self.options, self.recipe
+        options, recipe, specs = self.options, self.recipe, self.specs
+        size = images_per_chunk(specs, self.images, self.batch_size, processes)
         study = recipe.describe and recipe.describe(self, **recipe.keywords)
         program = self.hash_programs()
         return {
@@ -257,13 +239,14 @@ class Job:
             "limit": options.limit,
             "masks": dataclasses.asdict(options.mask_rule) if self.has_masks else None,
             **({"study": study} if study else {}),
-            "arrays": {name: list(spec.dims) for name, spec in self.specs.items()},
+            "arrays": {name: list(spec.dims) for name, spec in specs.items()},
             **describe_session(),
             "created": now(),
             "finished": None,
             "images_per_second": None,
             "skipped": [],
             "no_object_tokens": [],
+            "images_per_chunk": size,
         }
 
     def hash_programs(self) -> str | None:
@@ -273,12 +256,12 @@ class Job:
         recipe, known = self.recipe, RECIPES.get(self.recipe.name)
         if known and (recipe.step, recipe.passes) == (known.step, known.passes):
             return None
+        model, batch = self.model, self.empty_batch(1)
         setup = functools.partial(recipe.run_setup, seed=self.seed)
-        programs = [jax.make_jaxpr(setup)(self.model)]
-        for part in self.passes:
-            batch = self.empty_batch(1)
-            jaxpr = jax.make_jaxpr(part.step)(self.model, batch, part.carry_shape)
-            programs.append(jaxpr)
+        programs = [jax.make_jaxpr(setup)(model)] + [
+            jax.make_jaxpr(part.step)(model, batch, part.carry_shape)
+            for part in self.passes
+        ]
         digest = hashlib.sha256()
         for program in programs:  # without the addresses of functions
             digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
@@ -304,10 +287,6 @@ class Job:
             yield f"Batches of {self.batch_size} images, not {size}: {why}."
         for change in session_changes(self.writer.manifest):
             yield f"{change}: the last bits of new rows may differ."
-
-    def images_per_chunk(self, processes: int = 1) -> int:
-        """Images per chunk of a new run."""
-        return images_per_chunk(self.specs, self.images, self.batch_size, processes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -352,7 +331,9 @@ def make_job(
         loaded_model=model,
         model=meshes.replicate(model.astype(options.dtype), mesh),
         source=source,
-        spec=printable(os.fspath(data)) if isinstance(data, PATHS) else source.id,
+        spec=printable(os.fspath(data))
+        if isinstance(data, str | os.PathLike)
+        else source.id,
         images=images,
         has_masks=has_masks(source),
         mesh=mesh,
@@ -380,7 +361,7 @@ def has_masks(source: Any) -> bool:
 
 
 def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
-    """Images of a chunk in whole batches, which repeat its last image at their end."""
+    """Images of a chunk in whole batches, the last image repeated at their end."""
     size = -(-(stop - start) // batch_size) * batch_size
     return np.minimum(np.arange(start, start + size), stop - 1)
 
@@ -388,30 +369,23 @@ def batch_indices(start: int, stop: int, batch_size: int) -> np.ndarray:
 def run_batches(
     job: Job, part: Pass, carry: Any, indices: np.ndarray, progress: Progress
 ) -> Iterator[BatchResult]:
-    """Run a pass over images, batch by batch; the last may be padded. `progress` starts
-    when the first has arrived.
+    """Run a pass over images, whole batches of them. `progress` starts when the first
+    has arrived.
 
     Double buffering: batch n + 1 is dispatched before the rows of batch n are read, so
     that devices compute while the host writes.
     """
-    subset = Subset(job.source, indices, job.source.id)
-    dispatched, failure = None, None
-    try:
-        for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
-            progress.start()
-            position = np.minimum(np.asarray(loaded.batch.index), len(indices) - 1)
-            index = indices[position].astype(np.int32)
-            batch = dataclasses.replace(loaded.batch, index=index)
-            outputs = job.step(part, batch, carry)
-            if dispatched is not None:
-                yield collect(job, part, *dispatched)
-            dispatched = loaded._replace(batch=batch), outputs
-    except ImageError as error:  # the chunk before it may be whole
-        failure = error
+    subset, dispatched = Subset(job.source, indices, job.source.id), None
+    for loaded in job.load(subset, 0, len(indices), masks=job.has_masks):
+        progress.start()
+        index = indices[np.asarray(loaded.batch.index)].astype(np.int32)
+        batch = dataclasses.replace(loaded.batch, index=index)
+        outputs = job.step(part, batch, carry)
+        if dispatched is not None:
+            yield collect(job, part, *dispatched)
+        dispatched = loaded._replace(batch=batch), outputs
     if dispatched is not None:
         yield collect(job, part, *dispatched)
-    if failure is not None:
-        raise failure
 
 
 def collect(job: Job, part: Pass, loaded: Loaded, outputs: Any) -> BatchResult:
@@ -490,21 +464,21 @@ def run(
         >>> vitjax.run("identifiability", "vit_b16", "folder:photos", "rows", limit=100)
     """
     settings = RunOptions(**run_options)
-    job = make_job(recipe, model, data, recipe_options=options, options=settings)
     number, processes = process or (jax.process_index(), jax.process_count())
     if not 0 <= number < processes:
         raise ValueError(f"process={number} is out of range [0, {processes}).")
-    folder = Folder(out)
-    manifest = {**job.describe(), "images_per_chunk": job.images_per_chunk(processes)}
-    job.writer = writer = create_or_resume(folder, manifest, job.specs)
-    job.chunks = tuple(writer.chunks[number::processes])
-    try:
-        resume(job, show=show_progress)
-    except BaseException as error:
-        if isinstance(error, ImageError):
-            error.add_note("Repair it, or skip such images: --on-error skip.")
-        error.add_note(progress_note(folder))
-        raise
+    with jax.default_matmul_precision(settings.precision):
+        job = make_job(recipe, model, data, recipe_options=options, options=settings)
+        folder = Folder(out)
+        job.writer = create_or_resume(folder, job.describe(processes), job.specs)
+        job.chunks = tuple(job.writer.chunks[number::processes])
+        try:
+            resume(job, show=show_progress)
+        except BaseException as error:
+            if isinstance(error, ImageError):
+                error.add_note("Repair it, or skip such images: --on-error skip.")
+            error.add_note(progress_note(folder))
+            raise
     return open_results(out)
 
 
@@ -512,35 +486,39 @@ def resume(job: Job, *, show: bool) -> None:
     """Compute what is pending of this process's chunks, then finish the run if nothing
     is left of anyone's.
     """
-    writer = job.writer
+    writer, last = job.writer, job.passes[-1]
 
-    def pending(chunks: Any, *, verify: bool) -> dict[Pass, list[int]]:
-        existing = set(writer.folder.list(ROWS))
-        return {
-            part: writer.pending(
-                chunks, job.row_names(part), part.region, existing, verify=verify
+    def pending(chunks: Sequence[int], *, verify: bool) -> dict[Pass, list[int]]:
+        existing, left = set(writer.folder.list(ROWS)), {}
+        for part in job.passes:
+            names = set(part.dims)
+            if part is last:
+                names |= {LABEL, VALID, DIGEST, PATCH_LABEL, "done"}
+            if part.previews:
+                names |= {PREVIEW, PREVIEW_INDEX}
+            names &= writer.specs.keys()
+            left[part] = writer.pending(
+                chunks, names, part.region, existing, verify=verify
             )
-            for part in job.passes
-        }
+        return left
 
-    repaired = {c for c in job.chunks if is_repaired(job, c)}
-    writer.mark_pending(repaired)
+    for chunk, lines in writer.skipped().items():
+        for line in lines if chunk in job.chunks else ():
+            with contextlib.suppress(ImageError):
+                _ = job.source[line["index"]]  # it is repaired
+                writer.mark_pending([chunk])
+                break
+    writer.create_arrays()
     left = pending(job.chunks, verify=True)
-    check_unchanged(job, [c for c in job.chunks if c not in left[job.passes[-1]]])
-    if any(left.values()) or not writer.has_static():
-        for line in job.notes() if show else ():
-            print(line, file=sys.stderr)
-        writer.create_arrays()
-        writer.write_static(
-            {
-                name: np.asarray(values, writer.specs[name].dtype)
-                for name, values in job.setup.static.items()
-            }
-        )
+    check_unchanged(job, [c for c in job.chunks if c not in left[last]])
+    for line in job.notes() if show and any(left.values()) else ():
+        print(line, file=sys.stderr)
+    if not writer.has_static():
+        writer.write_static(job.setup.static)
     rate = None
-    for part in job.passes:
-        if left[part]:
-            rate = sweep(job, part, left[part], show=show)
+    for part, chunks in left.items():
+        if chunks:
+            rate = sweep(job, part, chunks, show=show)
     if rate is None and writer.manifest["finished"]:
         return
     if not any(pending(writer.chunks, verify=False).values()):
@@ -559,12 +537,11 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     progress = Progress(images, title=title.strip(), before=mine - images, show=show)
     with progress:
         started = time.monotonic()
-        carry = job.make_carry(part)
+        carry = meshes.replicate(part.setup().carry, job.mesh)
         prepared, progress.state = time.monotonic(), "compiling"
         job.compile(part, carry)
         progress.state = "reading images"
         indices = [batch_indices(*span, job.batch_size) for span in spans]
-        indices[-1] = np.arange(*spans[-1])  # the loader pads these
         results = run_batches(job, part, carry, np.concatenate(indices), progress)
         for chunk, (start, stop) in zip(chunks, spans):
             rows, batches, errors = {}, [], {}
@@ -583,15 +560,6 @@ def sweep(job: Job, part: Pass, chunks: list[int], *, show: bool) -> float | Non
     seconds = {"setup": prepared - started, "steps": progress.seconds}
     job.seconds.append({"pass": part.title, **seconds})
     return progress.images_per_second
-
-
-def is_repaired(job: Job, chunk: int) -> bool:
-    """Whether an image of a chunk that could not be read can be read by now."""
-    for line in job.writer.skipped(chunk):
-        with contextlib.suppress(ImageError):
-            _ = job.source[line["index"]]
-            return True
-    return False
 
 
 def check_unchanged(job: Job, chunks: list[int]) -> None:
@@ -637,8 +605,7 @@ def finish(job: Job, rate: float | None) -> None:
         ]
     if recipe.benchmark is not None:
         batch = meshes.shard(job.empty_batch(), job.mesh)
-        with jax.default_matmul_precision(job.options.precision):
-            facts["measured"] = recipe.benchmark(job.model, batch, **recipe.keywords)
+        facts["measured"] = recipe.benchmark(job.model, batch, **recipe.keywords)
     if recipe.passes is not None and len(job.seconds) == len(job.passes):
         facts["measured"] = {**facts.get("measured", {}), "passes": job.seconds}
     writer.finalize(job.source.name, facts)

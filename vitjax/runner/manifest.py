@@ -99,11 +99,6 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def encode_manifest(manifest: dict[str, Any]) -> bytes:
-    """The manifest as it is written."""
-    return json.dumps(manifest, indent=1).encode()
-
-
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
     """The manifest of a run directory, None where there is none."""
     content = folder.read(MANIFEST)

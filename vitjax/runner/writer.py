@@ -27,7 +27,6 @@ from vitjax.recipes import schema
 from vitjax.runner.manifest import (
     MANIFEST,
     check_same_run,
-    encode_manifest,
     now,
     read_manifest,
 )
@@ -35,6 +34,8 @@ from vitjax.runner.store import ROWS, Folder, is_intact, storage_errors
 
 FILL = {"b": False, "i": -1, "u": 0, "f": float("nan")}
 """What rows hold where there is no image or no label, by kind of dtype."""
+
+SKIPPED = "skipped"
 
 CHUNK_BYTES = 4 << 20
 CHUNK_BATCHES = 8
@@ -61,6 +62,11 @@ class ArraySpec:
         return FILL[np.dtype(self.dtype).kind]
 
     @property
+    def has_rows(self) -> bool:
+        """Whether it has a row for every image."""
+        return self.dims[:1] == ("image",)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one image, in memory."""
         return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
@@ -73,13 +79,12 @@ class ArraySpec:
 
 
 def images_per_chunk(
-    specs: Mapping[str, ArraySpec], images: int, batch_size: int, processes: int
+    specs: Mapping[str, ArraySpec], images: int, batch_size: int, processes: int = 1
 ) -> int:
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
     array and CHUNK_BATCHES at most, and CHUNKS of them, or some for every process.
     """
-    rows = [spec for spec in specs.values() if spec.dims[0] == "image"]
-    widest = max(spec.row_bytes for spec in rows)
+    widest = max(spec.row_bytes for spec in specs.values() if spec.has_rows)
     batches = -(-images // batch_size)
     most = min(
         CHUNK_BYTES // (widest * batch_size),
@@ -141,22 +146,19 @@ class RunWriter:
                 )
 
     def has_static(self) -> bool:
-        """Whether the arrays' metadata and those without an image axis are there."""
-        existing = set(self.folder.list(ROWS))
-        return existing.issuperset(
-            [f"{ROWS}/{name}/zarr.json" for name in self.specs]
-            + [
-                f"{ROWS}/{name}/c" + "/0" * len(spec.shape)
-                for name, spec in self.specs.items()
-                if spec.dims[0] not in ("image", "preview")
-            ]
-        )
+        """Whether the arrays that have no image axis are there and intact."""
+        keys = [
+            f"{ROWS}/{name}/c" + "/0" * len(spec.shape)
+            for name, spec in self.specs.items()
+            if spec.dims[:1] not in (("image",), ("preview",))
+        ]
+        return all(is_intact(self.folder.read(key) or b"") for key in keys)
 
-    def write_static(self, values: Mapping[str, np.ndarray]) -> None:
+    def write_static(self, values: Mapping[str, Any]) -> None:
         """Write arrays that have no image axis."""
         with storage_errors("write rows to", self.folder.path):
             for name, array in values.items():
-                self.array(name)[...] = array
+                self.array(name)[...] = np.asarray(array, self.specs[name].dtype)
 
     def write_chunk(
         self,
@@ -189,14 +191,14 @@ class RunWriter:
                 self.array("done")[start:stop] = np.ones(stop - start, bool)
 
     def chunk_keys(
-        self, chunk: int, names: Sequence[str], region: Mapping[str, tuple[int, int]]
+        self, chunk: int, names: Iterable[str], region: Mapping[str, tuple[int, int]]
     ) -> list[str]:
         """Objects of a chunk, of some arrays."""
         keys = []
         for name in names:
             spec = self.specs[name]
             sizes = spec.chunk_shape(self.images_per_chunk)
-            if spec.dims[0] == "preview" and chunk * sizes[0] >= spec.shape[0]:
+            if spec.dims[:1] == ("preview",) and chunk * sizes[0] >= spec.shape[0]:
                 continue
             parts = [
                 region[dim][0] // size if dim in region else 0
@@ -208,15 +210,14 @@ class RunWriter:
     def pending(
         self,
         chunks: Sequence[int],
-        names: Sequence[str],
+        names: Iterable[str],
         region: Mapping[str, tuple[int, int]],
         existing: set[str],
         *,
         verify: bool,
     ) -> list[int]:
-        """Those of some chunks of which an object is missing or, to `verify`, corrupt.
-
-        Their parts of `done` are removed: done exists only where all is written.
+        """Those of some chunks of which an object is missing or, to `verify`, corrupt;
+        they are marked.
         """
 
         def is_pending(chunk: int) -> bool:
@@ -228,20 +229,22 @@ class RunWriter:
 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             pending = [c for c, yes in zip(chunks, pool.map(is_pending, chunks)) if yes]
-        done = [self.chunk_keys(chunk, ["done"], {})[0] for chunk in pending]
-        if stale := existing.intersection(done):
-            self.folder.delete(sorted(stale))
+        self.mark_pending(c for c in pending if done_name(c) in existing)
         return pending
 
     def mark_pending(self, chunks: Iterable[int]) -> None:
-        """Remove some chunks' parts of `done` and their lists of skipped images."""
+        """Remove some chunks' parts of `done`, which exist only where all is written,
+        and their lists of skipped images.
+        """
         for chunk in chunks:
-            keys = self.chunk_keys(chunk, ["done"], {})
-            self.folder.delete([*keys, skipped_name(chunk)])
+            self.folder.delete([done_name(chunk), skipped_name(chunk)])
 
-    def skipped(self, chunk: int) -> list[dict[str, Any]]:
-        """Images of a chunk that could not be read."""
-        return json.loads(self.folder.read(skipped_name(chunk)) or b"[]")
+    def skipped(self) -> dict[int, list[dict[str, Any]]]:
+        """Chunk -> its images that could not be read."""
+        names = self.folder.list(SKIPPED)
+        lists = (json.loads(self.folder.read(name) or b"[]") for name in names)
+        numbers = (int(name[len(SKIPPED) + 1 : -len(".json")]) for name in names)
+        return dict(zip(numbers, lists))
 
     def finalize(self, name_of: Callable[[int], str], facts: Mapping[str, Any]) -> None:
         """Write images.csv, with names of images, and the manifest with more facts."""
@@ -257,15 +260,19 @@ class RunWriter:
         self.folder.write(
             "images.csv", text.getvalue().encode(errors="surrogateescape")
         )
-        lists = self.folder.list("skipped") and map(self.skipped, self.chunks)
-        skipped = [line for lines in lists for line in lines]
+        skipped = [line for lines in self.skipped().values() for line in lines]
         self.manifest |= {"skipped": skipped, **facts, "finished": now()}
-        self.folder.write(MANIFEST, encode_manifest(self.manifest))
+        self.folder.write(MANIFEST, json.dumps(self.manifest, indent=1).encode())
 
 
 def skipped_name(chunk: int) -> str:
     """The object that lists a chunk's images that could not be read."""
-    return f"skipped/{chunk:06d}.json"
+    return f"{SKIPPED}/{chunk:06d}.json"
+
+
+def done_name(chunk: int) -> str:
+    """The object that says that a chunk is written."""
+    return f"{ROWS}/done/c/{chunk}"
 
 
 def create_or_resume(
@@ -283,7 +290,7 @@ def create_or_resume(
             "Restore it, or give another --out."
         )
     if existing is None:
-        folder.create(MANIFEST, encode_manifest(manifest))
+        folder.create(MANIFEST, json.dumps(manifest, indent=1).encode())
         existing = read_manifest(folder)  # of whoever was first
     assert existing is not None
     check_same_run(folder.path, existing, manifest)
