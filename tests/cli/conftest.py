@@ -1,10 +1,14 @@
-"""A tiny model as a folder for --model, and images of its classes."""
+"""A tiny model as a folder for --model, images of its classes, and commands."""
+
+import json
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 import vitjax
 from vitjax.checkpoints import loading
+from vitjax.cli import main
 from vitjax.data.textured_digits import CLASSES
 
 TINY = vitjax.Config(64, 16, dim=16, depth=2, heads=2, mlp_dim=32)
@@ -30,3 +34,43 @@ def images(tmp_path):
         folder.mkdir(parents=True)
         Image.new("RGB", (64, 64), (20 * number, 0, 0)).save(folder / "a.png")
     return tmp_path / "images"
+
+
+class Output(NamedTuple):
+    """What a command leaves: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def call(capsys):
+    """(words) -> the output of a command."""
+
+    def call(*words):
+        capsys.readouterr()
+        try:
+            status = main.main(list(map(str, words)))
+        except SystemExit as end:
+            status = end.code
+        return Output(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def run(call, converted):
+    """(out, flags, data) -> the output of a run of twelve images."""
+
+    def run(out, *flags, data="textured_digits", model=converted):
+        words = ["run", "identifiability", "--model", model, "--data", data]
+        sizes = ["--limit", "12", "--batch-size", "4"]
+        return call(*words, "--out", out, *sizes, *flags)
+
+    return run

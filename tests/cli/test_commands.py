@@ -16,7 +16,6 @@ import vitjax
 from vitjax.benchmark.bench import Benchmark, Timing
 from vitjax.checkpoints import loading
 from vitjax.checkpoints.registry import VARIANTS
-from vitjax.cli import main
 from vitjax.cli.explain import Explain, photo_of
 from vitjax.cli.main import enable_compilation_cache
 from vitjax.cli.models import NUMBERS, count_parameters
@@ -24,31 +23,24 @@ from vitjax.cli.neurons import Neurons
 from vitjax.cli.run import Run
 from vitjax.data.textured_digits import CLASSES
 from vitjax.models.model import parameter_shapes
+from vitjax.runner import loop
 from vitjax.runner.interrupt import Terminated
-from vitjax.runner.loop import Job
 from vitjax.runner.options import RunOptions
 from vitjax.runner.store import StorageError
 from vitjax.runner.writer import RunWriter
 
 
-def run(converted, out, *flags, data="textured_digits", recipe="identifiability"):
-    words = ["run", recipe, "--model", converted, "--data", data, "--out", str(out)]
-    return main.main([*words, "--limit", "12", "--batch-size", "4", *flags])
-
-
-def test_run_writes_rows_and_prints_where(converted, tmp_path, capsys):
+def test_run_writes_rows_and_prints_where(run, tmp_path):
     out = tmp_path / "my rows"
-    assert run(converted, out) == 0
-    shown = capsys.readouterr()
-    assert f"{out}: 12 images" in shown.out
-    assert f"vitjax report '{out}'" in shown.out
-    assert "12/12 images" in shown.err
+    output = run(out)
+    assert output.status == 0
+    assert f"{out}: 12 images" in output.out
+    assert f"vitjax report '{out}'" in output.out
+    assert "12/12 images" in output.err
     assert vitjax.open_results(out)["done"].values.all()
-    assert run(converted, out, "--json") == 0  # finished: returns at once
-    shown = capsys.readouterr()
-    assert "12/12" not in shown.err
-    facts = json.loads(shown.out)
-    assert facts["path"] == str(out) and facts["finished"]
+    output = run(out, "--json")  # finished: returns at once
+    assert "12/12" not in output.err
+    assert output.json["path"] == str(out) and output.json["finished"]
 
 
 def test_commands_are_callable_from_python(converted, tmp_path):
@@ -65,76 +57,61 @@ def test_commands_are_callable_from_python(converted, tmp_path):
     assert results.manifest["recipe_options"] == {"top": 3}
 
 
-def test_processes_share_a_run(converted, tmp_path, capsys):
-    out = tmp_path / "rows"
-    flags = ["--distributed", "--processes", "2"]
-    assert run(converted, out, *flags, "--process", "0") == 0
-    assert "12 images, 4 of them are pending" in capsys.readouterr().out
-    assert run(converted, out, *flags, "--process", "1") == 0
-    assert capsys.readouterr().out == ""  # process 0 prints
-    assert vitjax.open_results(out)["done"].values.all()
-    assert run(converted, out, *flags, "--process", "2") == 1
+def test_processes_share_a_run(run, tmp_path):
+    flags = ["--distributed", "--processes", "2", "--process"]
+    assert "12 images, 4 of them are pending" in run(tmp_path, *flags, "0").out
+    assert run(tmp_path, *flags, "1")[:2] == (0, "")  # process 0 prints
+    assert vitjax.open_results(tmp_path)["done"].values.all()
+    assert run(tmp_path, *flags, "2").status == 1
 
 
 @pytest.mark.slow
-def test_random_weights_are_the_papers_control(tmp_path, capsys, monkeypatch):
+def test_random_weights_are_the_papers_control(run, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("vitjax.runner.loop.run", lambda *a, **o: calls.append(a))
     flags = ["--random-init", "3", "--distributed", "--process=1", "--processes=2"]
-    assert run("vit_ti16", tmp_path, *flags) == 0
+    assert run(tmp_path, *flags, model="vit_ti16").status == 0
     assert "random weights, seed 3" in calls[0][1].provenance.path
-    assert run("vit_ti16", tmp_path, *flags, "--checkpoint", "x.npz") == 1
-    assert "--random-init" in capsys.readouterr().err
+    output = run(tmp_path, *flags, "--checkpoint", "x.npz", model="vit_ti16")
+    assert output.status == 1 and "--random-init" in output.err
 
 
 @pytest.mark.slow
-def test_report_is_written_beside_the_rows(converted, tmp_path, capsys):
-    pytest.importorskip("vitjax.report.page")
-    run(converted, tmp_path)
-    capsys.readouterr()
-    assert main.main(["report", str(tmp_path), "--json"]) == 0
-    page = pathlib.Path(json.loads(capsys.readouterr().out)["report"])
+def test_report_is_written_beside_the_rows(run, call, tmp_path):
+    run(tmp_path)
+    page = pathlib.Path(call("report", tmp_path, "--json").json["report"])
     assert page == tmp_path / "report.html" and page.stat().st_size > 1000
-    assert main.main(["report", str(tmp_path), "--subset", "0"]) == 1
-    assert main.main(["report"]) == 1
+    assert call("report", tmp_path, "--subset", "0").status == 1
+    assert call("report").status == 1
 
 
-def test_list_has_every_model(capsys):
-    assert main.main(["list"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+def test_list_has_every_model(call):
+    lines = [line.split() for line in call("list").out.splitlines()]
     names = [line[0] for line in lines[1:]]
     assert names == list(vitjax.list_models())
     columns = lines[1 + names.index("vit_ti16")]
     assert columns[:5] == ["vit_ti16", "5,717,416", "224x224", "197", "1,000"]
-    assert main.main(["list", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = call("list", "--json").json
     assert [row["model"] for row in rows] == names
     numbers = [rows[names.index("vit_ti16")][key] for key in NUMBERS]
     assert numbers == [5_717_416, "224x224", 197, 1000]
 
 
-def test_list_of_one_model_says_where_its_settings_come_from(
-    converted, tmp_path, capsys
-):
-    (tmp_path / "p.json").write_text('{"mean": [0.25, 0.5, 0.75]}')
-    (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(7)))
+def test_list_of_one_model_says_where_its_settings_come_from(call, converted, tmp_path):
+    file = tmp_path / "p.json"
+    file.write_text('{"mean": [0.25, 0.5, 0.75]}')
     for words, mean, source in (
         (["vit_b16_miil"], [0, 0, 0], "row vit_b16_miil"),
         ([converted], [0.5, 0.5, 0.5], "file config.json"),
-        (
-            [converted, "--preprocess", str(tmp_path / "p.json")],
-            [0.25, 0.5, 0.75],
-            "you",
-        ),
+        ([converted, "--preprocess", file], [0.25, 0.5, 0.75], "you"),
         ([converted, "--preprocess", '{"mean": 0}'], [0, 0, 0], "you"),
     ):
-        assert main.main(["list", *words, "--json"]) == 0
-        facts = {f["setting"]: f for f in json.loads(capsys.readouterr().out)}
+        facts = {f["setting"]: f for f in call("list", *words, "--json").json}
         assert (facts["mean"]["value"], facts["mean"]["source"]) == (mean, source)
         assert {"deviation", "geometry", "epsilon", "GELU"} < set(facts)
     for flag in (["--preprocess", "{"], ["--preprocess", "[]"], ["--weights", "ema"]):
-        assert main.main(["list", converted, *flag]) == 1
-        assert capsys.readouterr().err.startswith("vitjax: ")
+        output = call("list", converted, *flag)
+        assert output.status == 1 and output.err.startswith("vitjax: ")
 
 
 ENCODERS = (
@@ -152,21 +129,21 @@ def test_list_counts_parameters_as_the_model_has_them(name):
     assert count_parameters(row) == sum(map(math.prod, shapes.values()))
 
 
-def test_convert_writes_a_folder_that_loads(converted, tiny, tmp_path, capsys):
-    out = str(tmp_path / "copy")
-    assert main.main(["convert", converted, "--out", out, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+def test_convert_writes_a_folder_that_loads(call, converted, tiny, tmp_path):
+    out = tmp_path / "copy"
+    output = call("convert", converted, "--out", out, "--json")
+    assert output.json["dtype"] == "float32"
     copy = vitjax.load(out)
     images = np.zeros((1, 64, 64, 3), np.float32)
     expected, _ = vitjax.forward(tiny, images)
     np.testing.assert_array_equal(vitjax.forward(copy, images)[0], expected)
     assert copy.classes == CLASSES
-    for source, hint in (f"{out}/model.safetensors", "--model"), ("vit_b61", "vit_b16"):
-        assert main.main(["convert", source]) == 1
-        assert hint in capsys.readouterr().err
+    for source, hint in (out / "model.safetensors", "--model"), ("vit_b61", "vit_b16"):
+        output = call("convert", source)
+        assert output.status == 1 and hint in output.err
 
 
-def test_bench_prints_and_writes(converted, images, tmp_path, capsys, monkeypatch):
+def test_bench_prints_and_writes(call, converted, images, tmp_path, monkeypatch):
     timing = Timing(400.0, 0.01, 1.25, 1.1, 0.5, 2**20, 2**21, None)
     programs = dict.fromkeys(("forward", "identifiability", "one_pass"), timing)
     words = dict.fromkeys(("model", "dtype", "matmul_precision", "device"), "x")
@@ -175,26 +152,23 @@ def test_bench_prints_and_writes(converted, images, tmp_path, capsys, monkeypatc
     )
     monkeypatch.setattr("vitjax.cli.bench.bench", lambda model, **options: result)
     out = tmp_path / "figures" / "bench.json"
-    words = ["bench", "--model", converted, "--batch-size", "4", "--out", str(out)]
-    assert main.main([*words, "--data", f"folder:{images}"]) == 0
-    shown = capsys.readouterr().out
-    assert "relative cost" in shown and "MAC ratio" in shown
+    words = ["bench", "--model", converted, "--batch-size", "4", "--out", out]
+    output = call(*words, "--data", f"folder:{images}")
+    assert "relative cost" in output.out and "MAC ratio" in output.out
     figures = json.loads(out.read_text())
     forward = figures["programs"]["forward"]
     assert forward["passes"] == 1.25 and forward["device_peak_bytes"] is None
     assert figures["data"]["images_per_second"] > 0
     assert "| `one_pass`  " in out.with_suffix(".md").read_text()
-    assert main.main([*words, "--platform", "tpu"]) == 1
-    assert "tpu" in capsys.readouterr().err
+    output = call(*words, "--platform", "tpu")
+    assert output.status == 1 and "tpu" in output.err
 
 
-def test_estimate_is_a_sentence_or_json(converted, capsys):
+def test_estimate_is_a_sentence_or_json(call, converted):
     words = ["estimate", "identifiability", "--model", converted, "--batch-size", "8"]
-    flags = ["--data", "textured_digits", "--limit", "8"]
-    assert main.main([*words, *flags]) == 0
-    assert "Estimated for 8 images in batches of 8" in capsys.readouterr().out
-    assert main.main([*words, *flags, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    words += ["--data", "textured_digits", "--limit", "8"]
+    assert "Estimated for 8 images in batches of 8" in call(*words).out
+    facts = call(*words, "--json").json
     assert facts["images"] == 8 and facts["device_bytes"] > 0 < facts["disk_bytes"]
 
 
@@ -214,42 +188,38 @@ def test_neurons_are_those_with_the_largest_logits(system, converted, tiny):
     assert [row.memory for row in rows[4:]] == strongest.tolist()
 
 
-def test_neurons_are_printed_and_written(converted, tmp_path, capsys):
+def test_neurons_are_printed_and_written(call, converted, tmp_path):
     out = tmp_path / "neurons.csv"
     words = ["neurons", "--model", converted, "--memories", "5,2"]
-    assert main.main([*words, "--out", str(out)]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split() for line in call(*words, "--out", out).out.splitlines()]
     assert [line[:2] for line in lines[1:]] == [["0", "5"], ["0", "2"]]
     rows = out.read_text().splitlines()
     assert rows[0] == "system,layer,memory,head,class,logit" and len(rows) == 11
-    assert main.main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["memory"] == 5
+    assert call(*words, "--json").json[0]["memory"] == 5
     for flags in ["--blocks", "2"], ["--memories", "99"], ["--classes", "11"]:
-        assert main.main([*words[:3], *flags]) == 1
-        assert flags[0][2:] in capsys.readouterr().err
+        output = call(*words[:3], *flags)
+        assert output.status == 1 and flags[0][2:] in output.err
 
 
-def test_explain_draws_and_writes_maps(converted, tiny, images, tmp_path, capsys):
+def test_explain_draws_and_writes_maps(call, converted, tiny, images, tmp_path):
     paths = [str(images / name / "a.png") for name in ("zero", "seven")]
-    out = tmp_path / "out"
-    words = ["explain", *paths, "--model", converted, "--out", str(out)]
+    words = ["explain", *paths, "--model", converted, "--out", tmp_path]
     flags = ["--class", "3", "--method", "legrad,raw_attention", "--blocks", "1"]
-    assert main.main([*words, *flags]) == 0
-    assert capsys.readouterr().out.count("a.png: for three") == 2
-    with Image.open(out / "explain.png") as figure:
+    facts = call(*words, *flags, "--json").json
+    assert facts["methods"] == ["legrad", "raw_attention"]
+    assert {row["class"] for row in facts["pictures"]} == {"three"}
+    assert all(0 < row["probability"] < 1 for row in facts["pictures"])
+    with Image.open(tmp_path / "explain.png") as figure:
         assert figure.width > 100
     preprocess = vitjax.Preprocess(64, 64)
     pixels = np.stack([preprocess(Image.open(path)) for path in paths])
     expected = vitjax.explain(tiny, pixels, 3, method="legrad", layers=(1,))
-    with np.load(out / "explain.npz") as arrays:
+    with np.load(tmp_path / "explain.npz") as arrays:
         assert arrays["target"].tolist() == [3, 3]
         maps = arrays["map_legrad"].reshape(2, -1)
         np.testing.assert_allclose(maps, expected, rtol=1e-3, atol=1e-7)
-    assert main.main([*words, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["methods"] == ["libragrad"]
-    assert all(row["class"] == row["answer"] for row in facts["pictures"])
-    assert all(0 < row["probability"] < 1 for row in facts["pictures"])
+    text = call(*words, "--method", "raw_attention").out  # of the prediction
+    assert text.count("a.png: for ") == text.count(", the prediction") == 2
 
 
 def test_explain_several_classes_in_several_formats(converted, tiny, images, tmp_path):
@@ -298,28 +268,23 @@ def test_a_grid_shows_maps_of_blocks_and_heads(
             Explain(images=(path,), model=converted, out=tmp_path, grid=grid)()
 
 
-def test_explain_refuses_what_it_cannot_read(converted, images, tmp_path, capsys):
-    rest = ["--model", converted, "--out", str(tmp_path / "out")]
+def test_explain_refuses_what_it_cannot_read(call, converted, images, tmp_path):
+    rest = ["--model", converted, "--out", tmp_path / "out"]
     path, odd = images / "zero" / "a.png", tmp_path / os.fsdecode(b"latin1-\xe9.png")
     shutil.copy(path, odd)
-    assert main.main(["explain", str(odd), *rest]) == 0
-    assert "latin1-\\xe9.png: for" in capsys.readouterr().out
+    assert "latin1-\\xe9.png: for" in call("explain", odd, *rest).out
     os.mkfifo(tmp_path / "pipe.png")
     Image.new("F", (9, 9), float("nan")).save(tmp_path / "nan.tif")
-    for name, hint in (
-        ("pipe.png", "regular"),
-        ("nan.tif", "NaN"),
-        ("x.png", "no such"),
+    for name, flags, hint in (
+        (tmp_path / "pipe.png", [], "regular"),
+        (tmp_path / "nan.tif", [], "NaN"),
+        (tmp_path / "x.png", [], "no such"),
+        (path, ["--method", "chefer", "--heads", "0"], "chefer"),
+        (path, ["--class", "eigth"], "eight"),
     ):
-        assert main.main(["explain", str(tmp_path / name), *rest]) == 1
-        error = capsys.readouterr().err
-        assert name in error and hint in error
-    for flags, hint in (
-        (["--method", "chefer", "--heads", "0"], "chefer"),
-        (["--class", "eigth"], "eight"),
-    ):
-        assert main.main(["explain", str(path), *rest, *flags]) == 1
-        assert hint in capsys.readouterr().err
+        output = call("explain", name, *rest, *flags)
+        assert output.status == 1 and hint in output.err
+        assert flags or name.name in output.err
 
 
 @pytest.mark.parametrize(
@@ -338,13 +303,12 @@ def test_photos_are_neither_squashed_nor_enlarged(resize, size, shape):
 
 
 @pytest.mark.slow
-def test_look_needs_no_labels(converted, images, tmp_path, capsys, monkeypatch):
+def test_look_needs_no_labels(call, converted, images, tmp_path, monkeypatch):
     pages = []
     monkeypatch.setattr("webbrowser.open", pages.append)
-    out, photo = tmp_path / "look", str(images / "one" / "a.png")
-    words = ["look", str(images), photo, "--model", converted, "--out", str(out)]
-    assert main.main([*words, "--json", "--open"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    out, photo = tmp_path / "look", images / "one" / "a.png"
+    words = ["look", images, photo, "--model", converted, "--out", out]
+    facts = call(*words, "--json", "--open").json
     page = pathlib.Path(facts["report"])
     assert pages == [page.as_uri()] and page == out / "report.html"
     results = vitjax.open_results(facts["rows"])
@@ -354,18 +318,19 @@ def test_look_needs_no_labels(converted, images, tmp_path, capsys, monkeypatch):
     assert (results["rank_residual"][:, -1, 0] == 0).all()
     text = page.read_text("utf8")
     assert "explorer-0-10" in text and "a.png" in text
-    assert main.main([*words, "--class", "three"]) == 0  # another run, the same folder
+    call(*words, "--class", "three")  # another run, the same folder
     labeled = [vitjax.open_results(path) for path in out.glob("rows-*")]
     assert sorted(int(run["label"][0]) for run in labeled) == [-1, 3]
-    assert main.main(["look", str(tmp_path / "no.png"), *words[3:]]) == 1
-    assert "no.png" in capsys.readouterr().err
+    output = call("look", tmp_path / "no.png", *words[3:])
+    assert output.status == 1 and "no.png" in output.err
 
 
-def assert_one_paragraph(text, *hints):
-    lines = [x for x in text.splitlines() if "images," not in x and x[:5] != "mean "]
-    assert len(lines) == 1 and lines[0].startswith("vitjax: "), text
-    assert all(hint in lines[0] for hint in hints), text
-    assert "Traceback" not in text
+def assert_one_paragraph(output, *hints):
+    assert output.status == 1 and "Traceback" not in output.err
+    lines = output.err.splitlines()
+    lines = [x for x in lines if "images," not in x and x[:5] != "mean "]
+    assert len(lines) == 1 and lines[0].startswith("vitjax: "), output.err
+    assert all(hint in lines[0] for hint in hints), output.err
 
 
 @pytest.mark.parametrize(
@@ -380,60 +345,28 @@ def assert_one_paragraph(text, *hints):
         (["--out", "/proc/nothing/run"], "/proc/nothing/run"),
     ],
 )
-def test_a_failure_is_one_paragraph(converted, tmp_path, capsys, flags, hint):
-    assert run(converted, tmp_path / "run", *flags) == 1
-    shown = capsys.readouterr()
-    assert_one_paragraph(shown.err, hint)
-    assert shown.out == ""
+def test_a_failure_is_one_paragraph(run, tmp_path, flags, hint):
+    output = run(tmp_path, *flags)
+    assert_one_paragraph(output, hint)
+    assert output.out == ""
+    output = run(tmp_path, *flags, "--traceback")
+    assert "Traceback" in output.err and hint in output.err
 
 
-def test_a_traceback_is_shown_on_request(converted, tmp_path, capsys):
-    flags = ["--data", "folder:/nowhere", "--traceback"]
-    assert run(converted, tmp_path, *flags) == 1
-    shown = capsys.readouterr().err
-    assert "Traceback" in shown and "/nowhere" in shown
-
-
+@pytest.mark.parametrize("command", ["neurons", "bench"])
 def test_folders_that_cannot_be_made_are_refused_before_the_work(
-    converted, tmp_path, capsys
+    command, call, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(loading, "load", None)
     (tmp_path / "file").touch()
-    assert run(converted, tmp_path / "file" / "run") == 1
-    assert_one_paragraph(capsys.readouterr().err, str(tmp_path / "file"))
-    base = ["--model", "textured_digits", "--out"]
-    for words in (
-        ["neurons", *base, str(tmp_path / "file/table.csv")],
-        ["bench", *base, str(tmp_path / "file/figures.json")],
-    ):
-        assert main.main(words) == 1
-        assert_one_paragraph(capsys.readouterr().err, str(tmp_path / "file"))
+    out = tmp_path / "file" / "results"
+    output = call(command, "--model", "textured_digits", "--out", out)
+    assert_one_paragraph(output, str(tmp_path / "file"))
 
 
-def test_a_checkpoint_that_is_cut_or_of_other_shape(converted, tmp_path, capsys):
-    shutil.copytree(converted, tmp_path / "cut")
-    path = tmp_path / "cut/model.safetensors"
-    path.write_bytes(path.read_bytes()[:2000])
-    assert run(str(tmp_path / "cut"), tmp_path / "run") == 1
-    assert_one_paragraph(capsys.readouterr().err, "model.safetensors")
-    flags = ["--model", "vit_ti16", "--checkpoint", converted]
-    assert run(converted, tmp_path / "run", *flags) == 1
-    assert "vit_ti16" in capsys.readouterr().err
-
-
-def test_a_folder_of_another_run(converted, tmp_path, capsys):
-    assert run(converted, tmp_path) == 0
-    capsys.readouterr()
-    assert run(converted, tmp_path, "--limit", "8") == 1
-    assert_one_paragraph(capsys.readouterr().err, "data.images is 12 there and 8 here")
-
-
-def test_a_label_outside_the_classes(converted, images, tmp_path, capsys):
-    (images / "eight").rename(images / "eigth")
-    assert run(converted, tmp_path / "run", data=f"folder:{images}") == 1
-    assert_one_paragraph(capsys.readouterr().err, "'eigth'", "eight")
-
-
-def test_a_class_file_gives_an_encoder_its_classes(tiny, images, tmp_path, capsys):
+def test_a_class_file_gives_an_encoder_its_classes(
+    run, tiny, images, tmp_path, monkeypatch
+):
     """Labels are matched against its names, whatever their order and case."""
     folder, file = str(tmp_path / "encoder"), str(tmp_path / "classes.npz")
     config = dataclasses.replace(tiny.config, projection=6, head="cosine")
@@ -444,66 +377,55 @@ def test_a_class_file_gives_an_encoder_its_classes(tiny, images, tmp_path, capsy
     names = [name.upper() for name in reversed(CLASSES)]
     rows = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
     np.savez(file, embeddings=rows, classes=names)
-    flags, data = ["--classes", file], f"folder:{images}"
-    assert run(folder, tmp_path / "run", *flags, data=data) == 0
-    results = vitjax.open_results(tmp_path / "run")
-    assert results.manifest["model"]["classes"] == names
-    expected = [names.index(name.upper()) for name in sorted(CLASSES)]
-    assert results["label"].values.tolist() == expected
+    jobs, data = [], f"folder:{images}"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "resume", lambda job, show: jobs.append(job))
+        run(tmp_path / "run", "--classes", file, data=data, model=folder)
+    (job,) = jobs
+    assert list(job.model.classes) == names
+    labels = [names.index(name.upper()) for name in sorted(CLASSES)]
+    assert [job.source[index].label for index in range(10)] == labels
     neurons = Neurons(model=folder, class_names=file, count=1, classes=10)()
     assert sorted(neurons[0].classes) == sorted(names)
     np.savez(file, embeddings=rows[:9], classes=names[:-1])  # no ZERO
-    assert run(folder, tmp_path / "other", *flags, data=data) == 1
-    assert "label 'zero'" in capsys.readouterr().err
+    output = run(tmp_path / "other", "--classes", file, data=data, model=folder)
+    assert_one_paragraph(output, "label 'zero'")
 
 
-def test_a_broken_image_is_named_or_skipped(converted, images, tmp_path, capsys):
+def test_a_broken_image_is_named_or_skipped(run, images, tmp_path):
     (images / "zero/a.png").write_bytes(b"no image")
-    arguments = converted, tmp_path / "run"
-    assert run(*arguments, data=f"folder:{images}") == 1
-    error = capsys.readouterr().err
-    assert_one_paragraph(
-        error, "zero/a.png", "of 10 images are done", "--on-error skip"
-    )
-    assert run(*arguments, "--on-error", "skip", data=f"folder:{images}") == 0
-    assert "1 of them could not be read" in capsys.readouterr().out
-
-
-def raising(error):
-    def fail(*arguments, **options):
-        raise error
-
-    return fail
-
-
-def test_a_full_disk_loses_nothing(converted, tmp_path, capsys, monkeypatch):
-    full = StorageError("Cannot write rows: No space left on device. Make room.")
-    with monkeypatch.context() as patch:
-        patch.setattr(RunWriter, "write_chunk", raising(full))
-        assert run(converted, tmp_path) == 1
-    error = capsys.readouterr().err
-    assert_one_paragraph(error, "No space left on device", "resumes")
-    assert run(converted, tmp_path) == 0
+    output = run(tmp_path / "run", data=f"folder:{images}")
+    hints = "zero/a.png", "of 10 images are done", "--on-error skip"
+    assert_one_paragraph(output, *hints)
+    output = run(tmp_path / "run", "--on-error", "skip", data=f"folder:{images}")
+    assert "1 of them could not be read" in output.out
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)]
+    ("error", "status", "hint"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped. 0 of 12 images are done"),
+        (Terminated(), 143, "Stopped. 0 of 12 images are done"),
+        (StorageError("No space left on device."), 1, "left on device. 0 of 12 images"),
+        (MemoryError("Unable to allocate 7 TiB"), 1, "--batch-size"),
+    ],
+    ids=lambda value: type(value).__name__,
 )
-def test_a_stopped_run_prints_how_to_resume(
-    converted, tmp_path, capsys, monkeypatch, error, status
+def test_a_run_that_ends_early_says_why_and_how_to_resume(
+    run, converted, tmp_path, monkeypatch, error, status, hint
 ):
-    monkeypatch.setattr(RunWriter, "write_chunk", raising(error))
-    assert run(converted, tmp_path / "my run") == status
-    shown = capsys.readouterr().err
-    assert "Stopped. 0 of 12 images are done" in shown and "Traceback" not in shown
-    assert f"  vitjax run identifiability --model {converted}" in shown
-    assert f"--out '{tmp_path / 'my run'}'" in shown
+    def fail(*arguments, **options):
+        raise error
 
-
-def test_out_of_memory_names_the_batch_size(converted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Job, "step", raising(MemoryError("Unable to allocate 7 TiB")))
-    assert run(converted, tmp_path) == 1
-    assert_one_paragraph(capsys.readouterr().err, "--batch-size")
+    monkeypatch.setattr(RunWriter, "write_chunk", fail)
+    output = run(tmp_path / "my run")
+    assert output.status == status and "Traceback" not in output.err
+    assert hint in output.err and "resumes" in output.err
+    if status == 1:
+        assert_one_paragraph(output)
+    else:
+        assert f"  vitjax run identifiability --model {converted}" in output.err
+        assert f"--out '{tmp_path / 'my run'}'" in output.err
 
 
 def test_compiled_programs_are_cached_unless_the_user_chose_a_folder(

@@ -1,6 +1,7 @@
 """Words become commands: subcommands of recipes, lists, old names, misspelt ones."""
 
 import dataclasses
+import functools
 import re
 import shlex
 import subprocess
@@ -22,6 +23,14 @@ BASE = ["--model", "m", "--data", "d", "--out", "o"]
 
 def parse(*words, **options):
     return main.parse(words, **options)
+
+
+def shown(capsys, *words, **options):
+    """What is printed before the exit."""
+    with pytest.raises(SystemExit) as caught:
+        parse(*words, **options)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
 
 
 def mean(model, batch, *, power):
@@ -80,51 +89,35 @@ def test_a_recipe_of_ones_own_has_flags(capsys):
     assert command.recipe is MEAN and command.recipe_options == MeanOptions(2.0)
     command = parse("estimate", "mean", *BASE[:4], recipes=[MEAN])
     assert command.recipe_options == MeanOptions()
-    with pytest.raises(SystemExit):
-        parse("run", "mean", "--help", recipes=[MEAN])
-    shown = capsys.readouterr().out
-    assert "mean options" in shown and "of the mean." in shown
-    with pytest.raises(SystemExit):
-        parse("run", "--help", recipes=[MEAN])
-    assert "Raise the mean of an image to a power." in capsys.readouterr().out
+    text = shown(capsys, "run", "mean", "--help", recipes=[MEAN])
+    assert "mean options" in text and "of the mean." in text
+    text = shown(capsys, "run", "--help", recipes=[MEAN])
+    assert "Raise the mean of an image to a power." in text
 
 
 def test_help_has_every_option_once_in_groups(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as caught:
-        parse("run", "faithfulness", "--help")
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    groups = [
-        shown.index(f" {name} ") for name in ("run options", "faithfulness options")
-    ]
-    assert groups == sorted(groups)
+    text = shown(capsys, "run", "faithfulness", "--help")
+    assert text.index(" run options ") < text.index(" faithfulness options ")
     names = [field.name for field in dataclasses.fields(RunOptions)]
     names += ["methods", "protocols", "steps", "target", "random-init", "distributed"]
     for name in names:
-        assert len(re.findall(rf"--{name.replace('_', '-')} ", shown)) == 1, name
+        assert len(re.findall(rf"--{name.replace('_', '-')} ", text)) == 1, name
 
 
 def test_help_has_a_line_for_each_command_and_recipe(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for words, names in (("--help",), main.COMMANDS), (("run", "--help"), RECIPES):
-        with pytest.raises(SystemExit):
-            parse(*words)
-        shown = capsys.readouterr().out
-        assert all(re.search(rf"• {name} +[A-Z]\w+", shown) for name in names)
+        text = shown(capsys, *words)
+        assert all(re.search(rf"• {name} +[A-Z]\w+", text) for name in names)
 
 
 @pytest.mark.parametrize(
     ("words", "name"), [((), "look"), (("run",), "tokens"), (("look",), "--open")]
 )
 def test_help_is_also_a_command(words, name, capsys):
-    shown = []
-    for line in ("help", *words), (*words, "--help"):
-        with pytest.raises(SystemExit) as caught:
-            parse(*line)
-        assert caught.value.code == 0
-        shown.append(capsys.readouterr().out)
-    assert shown[0] == shown[1] and name in shown[0]
+    text = shown(capsys, "help", *words)
+    assert text == shown(capsys, *words, "--help") and name in text
 
 
 def test_old_names_work(capsys):
@@ -167,11 +160,19 @@ def test_wrong_usage_exits_with_2_and_a_hint(words, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
-def test_processes_are_numbered_by_flags():
+@pytest.fixture
+def cluster(monkeypatch):
+    """What JAX is asked for, in order."""
+    calls = []
+    for name in "distributed.initialize", "distributed.shutdown", "devices":
+        monkeypatch.setattr(f"jax.{name}", functools.partial(calls.append, name))
+    return calls
+
+
+def test_processes_are_numbered_by_flags_or_a_cluster(cluster, monkeypatch):
     def find(**fields):
-        return Run(
-            recipe="paper", model="m", data="d", out="o", **fields
-        ).find_process()
+        run = Run(recipe="paper", model="m", data="d", out="o", **fields)
+        return run.find_process()
 
     assert find() is None
     with pytest.raises(ValueError, match="--distributed"):
@@ -179,21 +180,21 @@ def test_processes_are_numbered_by_flags():
     assert find(distributed=True, process=1, processes=2) == (1, 2)
     with pytest.raises(ValueError, match="both"):
         find(distributed=True, process=0)
-
-
-def test_processes_are_numbered_by_a_cluster(monkeypatch):
-    calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda: calls.append("start"))
-    monkeypatch.setattr("jax.distributed.shutdown", lambda: calls.append("stop"))
-    command = Run(recipe="paper", model="m", data="d", out="o", distributed=True)
-    assert command.find_process() == (0, 1) and calls == ["start", "stop"]
+    assert not cluster
+    assert find(distributed=True) == (0, 1)
+    assert cluster == ["distributed.initialize", "distributed.shutdown"]
 
     def nothing():
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr("jax.distributed.initialize", nothing)
     with pytest.raises(ValueError, match="--processes"):
-        command.find_process()
+        find(distributed=True)
+
+
+def test_jax_is_started_by_the_cluster_first(cluster):
+    assert main.main(["run", "paper", *BASE, "--distributed"]) == 1  # no such model
+    assert [cluster[0], cluster[2]] == ["distributed.initialize", "devices"]
 
 
 def test_imports_leave_signals_and_heavy_libraries_alone():
@@ -213,15 +214,6 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"{vitjax.__version__}\n"
 
 
-def test_jax_is_started_by_the_cluster_first(monkeypatch, capsys):
-    started = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda: started.append("cluster"))
-    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
-    monkeypatch.setattr("jax.devices", lambda: started.append("devices"))
-    assert main.main(["run", "paper", *BASE, "--distributed"]) == 1  # no such model
-    assert started[:2] == ["cluster", "devices"]
-
-
 @pytest.mark.parametrize(
     ("words", "status"),
     [
@@ -234,14 +226,12 @@ def test_jax_is_started_by_the_cluster_first(monkeypatch, capsys):
     ],
 )
 def test_a_platform_without_devices_is_refused_where_one_is_needed(
-    words, status, monkeypatch, capsys
+    words, status, cluster, monkeypatch, capsys
 ):
     def devices():
         raise AssertionError
 
     monkeypatch.setattr("jax.devices", devices)
-    monkeypatch.setattr("jax.distributed.initialize", lambda: None)
-    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
     monkeypatch.setenv("JAX_PLATFORMS", "rocm")
     try:
         assert main.main(words) == status

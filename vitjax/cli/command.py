@@ -1,6 +1,7 @@
 """What commands share: base classes, how flags become values, tables on stdout."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -80,13 +81,6 @@ class WeightsCommand(Command):
     group: ClassVar[str] = "weights"
 
     @property
-    def has_own_settings(self) -> bool:
-        """Whether a flag asks for more than a row of the table says."""
-        return (self.weights, self.preprocess, self.class_names, self.head) != (
-            None,
-        ) * 4
-
-    @property
     def own_settings(self) -> dict[str, Any]:
         """The keywords of `vitjax.load` that these flags are."""
         return {
@@ -116,8 +110,14 @@ class ModelCommand(WeightsCommand):
     @property
     def weightless(self) -> bool:
         """Whether the model is but a name; then random weights are as fast."""
-        own = self.checkpoint is not None or self.has_own_settings
-        return not own and self.model in VARIANTS
+        own = (
+            self.checkpoint,
+            self.weights,
+            self.preprocess,
+            self.class_names,
+            self.head,
+        )
+        return own == (None,) * 5 and self.model in VARIANTS
 
     def load(self) -> Model:
         """The model with its weights."""
@@ -128,11 +128,8 @@ def read_object(flag: str, text: str | None) -> dict[str, Any] | None:
     """The JSON object in a file, or in the flag itself."""
     if text is None:
         return None
-    try:
-        content = text if text.lstrip().startswith("{") else read_text(flag, text)
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{flag} {text} is not JSON: {error}.") from error
+    content = text if text.lstrip().startswith("{") else read_text(flag, text)
+    value = parse_json(f"{flag} {text}", content)
     if not isinstance(value, dict):
         raise ValueError(f"{flag} {text} holds no JSON object.")
     return value
@@ -148,11 +145,16 @@ def read_classes(text: str | None) -> Any:
         return int(text)
     content = read_text("--classes", text)
     if content.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"--classes {text} is not JSON: {error}.") from error
+        return parse_json(f"--classes {text}", content)
     return [line.strip() for line in content.splitlines() if line.strip()]
+
+
+def parse_json(what: str, content: str) -> Any:
+    """The value of a JSON text."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}.") from error
 
 
 def read_text(flag: str, path: str) -> str:
@@ -197,21 +199,8 @@ def optional(info: Any) -> PrimitiveConstructorSpec | None:
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     if len(kinds) != 1 or len(get_args(info.type)) != 2:
         return None
-    inner = ConstructorRegistry.get_primitive_spec(
-        type(info).make(kinds[0], info.markers)
-    )
-    if not isinstance(inner, PrimitiveConstructorSpec):
-        return None
-    return dataclasses.replace(
-        inner,
-        instance_from_str=lambda words: (
-            None if words == ["None"] else inner.instance_from_str(words)
-        ),
-        is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: (
-            ["None"] if value is None else inner.str_from_instance(value)
-        ),
-    )
+    spec = ConstructorRegistry.get_primitive_spec(type(info).make(*kinds, info.markers))
+    return spec if isinstance(spec, PrimitiveConstructorSpec) else None
 
 
 def check_platform() -> None:
@@ -229,15 +218,9 @@ def make_folder(folder: str | os.PathLike) -> None:
     """Make a folder for results, before anything is computed for it."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(folder)):
         raise ValueError(f"--out {folder} is a URL: only `vitjax run` writes to those.")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("you may not write there")
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"Cannot write to {folder}: {reason}. Give another --out."
-        ) from error
+    os.makedirs(folder, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def format_table(

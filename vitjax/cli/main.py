@@ -158,33 +158,18 @@ def choose(what: str, name: str, known: Any) -> Any:
 def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
     """A command of its flags; those of a base class with a `group` are one in help."""
     groups: dict[type[Command], list[Any]] = {}
+    hidden, nested = [], []
     for field in dataclasses.fields(kind):
-        (base, *_) = (
-            b for b in kind.__mro__ if field.name in inspect.get_annotations(b)
-        )
+        base = next(b for b in kind.__mro__ if field.name in inspect.get_annotations(b))
         if "group" in vars(base):
             groups.setdefault(base, []).append((field.name, field.type, field))
-    groups = dict(reversed(groups.items()))  # what is required comes first
-    hidden = [
-        (name, Any, dataclasses.field(default=None, init=False))
-        for fields in groups.values()
-        for name, *_ in fields
-    ]
-    nested = [
-        (
-            f"{base.group}_flags",
-            Annotated[
-                dataclasses.make_dataclass(
-                    base.group,
-                    fields,
-                    kw_only=True,
-                    namespace={"__doc__": base.__doc__},
-                ),
-                tyro.conf.arg(name=base.group, help=" "),
-            ],
-        )
-        for base, fields in groups.items()
-    ]
+            no_flag = dataclasses.field(default=None, init=False)
+            hidden.append((field.name, Any, no_flag))
+    for base, fields in reversed(groups.items()):  # what is required comes first
+        group = dataclasses.make_dataclass(base.group, fields, kw_only=True)
+        group.__doc__ = base.__doc__
+        flags = Annotated[group, tyro.conf.arg(name=base.group, help=" ")]
+        nested.append((f"{base.group}_flags", flags))
     grouped: Any = dataclasses.make_dataclass(
         kind.__name__, hidden + nested, bases=(kind,), frozen=True, kw_only=True
     )
@@ -192,13 +177,10 @@ def parse_flags(kind: type[Command], prog: str, words: Sequence[str]) -> Any:
     config = tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes
     with FLAG_TYPES:
         parsed = tyro.cli(grouped, prog=prog, args=words, config=config)
-    values = {
-        f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init
-    }
-    for base, fields in groups.items():
-        group = getattr(parsed, f"{base.group}_flags")
-        values |= {name: getattr(group, name) for name, *_ in fields}
-    return kind(**values)
+    values = vars(parsed)
+    for name, _ in nested:
+        values = values | vars(values[name])
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
 
 
 def show_choices(
@@ -223,7 +205,7 @@ def enable_compilation_cache() -> None:
     """
     name, folder = "jax_compilation_cache_dir", cache_folder() / "compiled"
     if getattr(jax.config, name) is None:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(OSError, ValueError):
             make_folder(folder)
             jax.config.update(name, str(folder))
 

@@ -10,14 +10,14 @@ import tyro
 
 from vitjax.checkpoints import download, loading, registry
 from vitjax.checkpoints.loading import Fact, describe_preprocessing, weightless
-from vitjax.cli.command import WeightsCommand, format_table, metavar
+from vitjax.cli.command import ModelCommand, WeightsCommand, format_table, metavar
 
 NUMBERS = "parameters", "input", "tokens", "classes"
 COLUMNS = ("model", *NUMBERS, "family", "source", "license", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class List(WeightsCommand):
+class List(ModelCommand):
     """List the models that can be loaded by name, or what one does to an image.
 
     Models whose classes are a "class file" are compared with embeddings of class names;
@@ -29,36 +29,28 @@ class List(WeightsCommand):
         model: print the mean, deviation, geometry, epsilon and GELU of this model,
             and where each comes from: its row, its file, or your flags. Without it,
             print the table of models.
-        checkpoint: your own file with the model's weights, its http(s) address, or a
-            folder of vitjax, Hugging Face, timm or open_clip.
     """
 
     needs_device: ClassVar[bool] = False
 
-    model: tyro.conf.Positional[Annotated[str | None, metavar("NAME")]] = None
-    checkpoint: Annotated[str | None, metavar("FILE")] = None
+    model: tyro.conf.Positional[  # pyright: ignore[reportIncompatibleVariableOverride]
+        Annotated[str | None, metavar("NAME")]
+    ] = None
 
     def __call__(self) -> tuple[Any, ...]:
         if self.model is not None:
-            return self.show_settings(self.model)
+            row = registry.VARIANTS.get(self.model)
+            model = weightless(row) if row and self.weightless else self.load()
+            facts = describe_preprocessing(model)
+            lines = [(fact.setting, fact.text, fact.source) for fact in facts]
+            table = format_table(Fact._fields, lines, right=())
+            self.show([fact._asdict() for fact in facts], table)
+            return facts
         rows = [describe_model(row) for row in registry.VARIANTS.values()]
         facts = [dict(zip(COLUMNS, row)) for row in rows]
         lines = [[as_text(value) for value in row] for row in rows]
         self.show(facts, format_table(COLUMNS, lines, right=range(1, 5)))
         return tuple(registry.VARIANTS)
-
-    def show_settings(self, name: str) -> tuple[Fact, ...]:
-        """Print the settings in force, each with its source."""
-        own = self.checkpoint is not None or self.has_own_settings
-        if not own and name in registry.VARIANTS:
-            model = weightless(registry.find(name))
-        else:
-            model = loading.load(name, checkpoint=self.checkpoint, **self.own_settings)
-        facts = describe_preprocessing(model)
-        lines = [(fact.setting, fact.text, fact.source) for fact in facts]
-        table = format_table(Fact._fields, lines, right=())
-        self.show([fact._asdict() for fact in facts], table)
-        return facts
 
 
 def as_text(value: Any) -> str:

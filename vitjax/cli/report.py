@@ -46,7 +46,7 @@ class Report(Command):
         page = write_report(
             [open_results(path) for path in self.runs],
             out,
-            tests="vilas2023" if self.tests == "published" else self.tests,
+            tests=self.tests,
             subset=self.subset,
             names=self.names,
         )
