@@ -1,4 +1,4 @@
-"""A tiny model, a folder of images, and how to compare two runs."""
+"""A tiny model, a folder of images, and runs of them."""
 
 import pytest
 from photos import BATCH, CLASSES, TINY, make_photos
@@ -39,14 +39,3 @@ def run_tiny(tiny, photos):
 def whole(run_tiny, tmp_path_factory):
     """The uninterrupted run that others are compared with: four chunks."""
     return run_tiny(tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture(scope="session")
-def assert_same_rows():
-    def check(results, expected):
-        assert results.names == expected.names
-        for name in expected.names:
-            left, right = results[name].values, expected[name].values
-            assert left.dtype == right.dtype and left.tobytes() == right.tobytes(), name
-
-    return check

@@ -42,6 +42,13 @@ def files_of(out):
     }
 
 
+def assert_same_rows(results, expected):
+    assert results.names == expected.names
+    for name in expected.names:
+        left, right = results[name].values, expected[name].values
+        assert left.dtype == right.dtype and left.tobytes() == right.tobytes(), name
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """Indices of the images of every step that is taken."""
@@ -304,9 +311,7 @@ def test_a_recipe_of_several_passes(run_tiny, steps, tmp_path):
 # Resuming.
 
 
-def test_a_stopped_run_loses_no_more_than_its_chunk(
-    run_tiny, whole, steps, assert_same_rows, tmp_path
-):
+def test_a_stopped_run_loses_no_more_than_its_chunk(run_tiny, whole, steps, tmp_path):
     with stop_after(2) as raised:
         run_tiny(tmp_path / "run")
     assert any("16 of 29 images are done" in note for note in raised.value.__notes__)
@@ -329,7 +334,7 @@ def copy(whole, tmp_path):
 
 
 def test_a_finished_run_is_returned_without_a_step_or_a_write(
-    run_tiny, steps, assert_same_rows, copy, whole, monkeypatch
+    run_tiny, steps, copy, whole, monkeypatch
 ):
     for name in ("write", "create", "delete"):
         monkeypatch.setattr(Folder, name, None)
@@ -441,12 +446,16 @@ def test_chunks_belong_to_processes_by_index(run_tiny, whole, steps, tmp_path):
 
 
 def test_one_program_serves_all_batches_and_runs(run_tiny, tmp_path):
-    run_tiny(tmp_path / "a")
-    recipe = vitjax.recipes.registry.find_recipe("identifiability")
-    program = loop.jitted_step(recipe.run_step, meshes.make_mesh())
-    size = program._cache_size()
-    run_tiny(tmp_path / "b")
-    assert program._cache_size() == size
+    traces = []
+
+    def step(model, batch):
+        traces.append(len(batch.label))
+        return {"position": jnp.asarray(batch.index)}
+
+    recipe = Recipe(name="count", step=step, dims={"position": ()})
+    for out in "a", "b":
+        run_tiny(tmp_path / out, recipe=recipe)
+    assert traces.count(BATCH // jax.local_device_count()) == 1
 
 
 def test_a_batch_is_no_larger_than_the_data_set(run_tiny, steps, tmp_path):
@@ -489,16 +498,14 @@ def test_chunks_are_whole_batches_and_some_for_every_process():
 # Stores.
 
 
-def test_runs_live_in_any_object_store(run_tiny, whole, assert_same_rows):
+def test_runs_live_in_any_object_store(run_tiny, whole):
     store = obstore.store.MemoryStore()
     assert_same_rows(run_tiny(store), whole)
     assert_same_rows(vitjax.open_results(store), whole)
 
 
 @pytest.mark.slow
-def test_runs_live_in_a_bucket(
-    run_tiny, whole, assert_same_rows, tmp_path, monkeypatch
-):
+def test_runs_live_in_a_bucket(run_tiny, whole, tmp_path, monkeypatch):
     """obstore's own client of gs://, against the bucket's interface on this machine."""
     with fake_bucket.serve(tmp_path) as (objects, account):
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))

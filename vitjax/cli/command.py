@@ -136,9 +136,7 @@ def read_object(flag: str, text: str | None) -> dict[str, Any] | None:
 
 
 def read_classes(text: str | None) -> Any:
-    """Class names in a file, JSON or one on each line, or their number; the path of a
-    class file.
-    """
+    """Names in a file (JSON or one a line), their number, or a class file's path."""
     if text is None or text.endswith(CLASS_FILES):
         return text
     if text.isdecimal():
@@ -230,9 +228,7 @@ def format_table(
     right: Iterable[int],
     separator: str = "  ",
 ) -> str:
-    """A table; columns of the numbers in `right` are set flush right. With " | " it is
-    one of Markdown.
-    """
+    """A table; the columns in `right` are flush right. With " | " it is Markdown's."""
     lines = [columns, *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     forms = [f"{'>' if i in right else '<'}{width}" for i, width in enumerate(widths)]

@@ -106,10 +106,9 @@ def estimate(
             progress.advance(min(job.batch_size, job.images - progress.done))
             if len(batches) == BATCHES or progress.seconds > SECONDS:
                 break
-        device_bytes = planned_bytes(job, carry)
+        device_bytes, host = planned_bytes(job, carry), host_bytes(job)
+        disk, objects = stored(job, batches)
     rate = progress.images_per_second or math.inf
-    disk, objects = stored(job, batches)
-    host = host_bytes(job)
     return Estimate(
         images=job.images,
         batch_size=job.batch_size,
@@ -157,7 +156,7 @@ def host_bytes(job: loop.Job) -> int:
     """
     batches = 2 + (4 * job.options.workers or 3)
     chunk = images_per_chunk(job.specs, job.images, job.batch_size)
-    row = sum(spec.row_bytes for spec in job.specs.values() if spec.has_rows)
+    row = sum(spec.row_bytes for spec in job.specs.values() if spec.axis == "image")
     return batches * total_bytes(job.empty_batch()) + 3 * chunk * row
 
 
@@ -173,8 +172,8 @@ def memory_limit(mesh: Mesh, *, host: int) -> int | None:
 def stored(job: loop.Job, batches: list[Mapping[str, np.ndarray]]) -> tuple[int, int]:
     """Bytes and objects of a whole run, from its first rows as Zarr compresses them."""
     specs, images = job.specs, len(batches) * job.batch_size
-    rows = [name for name, spec in specs.items() if spec.has_rows]
-    others = [spec for spec in specs.values() if not spec.has_rows]
+    rows = [name for name, spec in specs.items() if spec.axis == "image"]
+    others = [spec for spec in specs.values() if spec.axis != "image"]
     values = (np.concatenate([b[n] for b in batches]) for n in rows if n in batches[0])
     size = sum(len(compress(array, 3)) for array in values)
     rest = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in others)

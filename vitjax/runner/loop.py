@@ -178,11 +178,10 @@ class Job:
     def specs(self) -> dict[str, ArraySpec]:
         """Every array of the run; floats are float32 on disk."""
         recipe, config, specs = self.recipe, self.model.config, {}
+        batch = meshes.shard(self.empty_batch(), self.mesh)  # `compile` traces no more
         for part in self.passes:
             program = jitted_step(part.step, self.mesh)
-            outputs = program.eval_shape(
-                self.model, self.empty_batch(), part.carry_shape
-            )
+            outputs = program.eval_shape(self.model, batch, part.carry_shape)
             if undeclared := set(outputs) - set(part.dims):
                 raise ValueError(
                     f"The recipe {recipe.name!r} returns {sorted(undeclared)}, whose "
@@ -250,9 +249,7 @@ class Job:
         }
 
     def hash_programs(self) -> str | None:
-        """A hash of the jaxprs of setup and steps of a user's own recipe, for one
-        image; vitjax's own recipes are those of its version.
-        """
+        """A hash of a user's own recipe's jaxprs; vitjax's are those of its version."""
         recipe, known = self.recipe, RECIPES.get(self.recipe.name)
         if known and (recipe.step, recipe.passes) == (known.step, known.passes):
             return None
@@ -270,9 +267,7 @@ class Job:
         return digest.hexdigest()
 
     def notes(self) -> Iterator[str]:
-        """What a person should know before the run: settings in force and where they
-        came from, what the data set leaves out, other batches or versions than asked.
-        """
+        """Settings in force, what the data set leaves out, other batches, versions."""
         settings: dict[str, list[str]] = {}
         for fact in describe_preprocessing(self.loaded_model):
             settings.setdefault(fact.source, []).append(f"{fact.setting} {fact.text}")
@@ -389,9 +384,7 @@ def run_batches(
 
 
 def collect(job: Job, part: Pass, loaded: Loaded, outputs: Any) -> BatchResult:
-    """The rows of a batch once the devices are through with it: fill values where there
-    is no image or, for what is about the true class, no label.
-    """
+    """The rows of a batch; fill values without an image or, of `needs_label`, label."""
     batch, rows = loaded.batch, dict(outputs)
     index, valid = np.asarray(batch.index), np.asarray(batch.valid)
     label = np.where(valid, np.asarray(batch.label), -1).astype(np.int32)
@@ -483,9 +476,7 @@ def run(
 
 
 def resume(job: Job, *, show: bool) -> None:
-    """Compute what is pending of this process's chunks, then finish the run if nothing
-    is left of anyone's.
-    """
+    """Compute this process's pending chunks, then finish the run if none is left."""
     writer, last = job.writer, job.passes[-1]
 
     def pending(chunks: Sequence[int], *, verify: bool) -> dict[Pass, list[int]]:
@@ -514,7 +505,8 @@ def resume(job: Job, *, show: bool) -> None:
     for line in job.notes() if show and any(left.values()) else ():
         print(line, file=sys.stderr)
     if not writer.has_static():
-        writer.write_static(job.setup.static)
+        for name, values in job.setup.static.items():
+            writer.write(name, ..., values)
     rate = None
     for part, chunks in left.items():
         if chunks:

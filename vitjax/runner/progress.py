@@ -50,9 +50,7 @@ class Progress:
         return f"{rate:.1f} images/s, {text}, {left} left"
 
     def start(self) -> None:
-        """A batch has arrived, the program is compiled: from the first one on, count
-        the time.
-        """
+        """A batch has arrived, the program is compiled: count time from the first."""
         if self.started is None:
             self.state, self.started = "computing", time.monotonic()
 

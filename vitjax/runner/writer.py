@@ -62,9 +62,9 @@ class ArraySpec:
         return FILL[np.dtype(self.dtype).kind]
 
     @property
-    def has_rows(self) -> bool:
-        """Whether it has a row for every image."""
-        return self.dims[:1] == ("image",)
+    def axis(self) -> str:
+        """The first axis: `image` of arrays with a row for every image."""
+        return self.dims[0] if self.dims else ""
 
     @property
     def row_bytes(self) -> int:
@@ -84,7 +84,7 @@ def images_per_chunk(
     """Choose how many images a chunk holds: whole batches, CHUNK_BYTES of the widest
     array and CHUNK_BATCHES at most, and CHUNKS of them, or some for every process.
     """
-    widest = max(spec.row_bytes for spec in specs.values() if spec.has_rows)
+    widest = max(spec.row_bytes for spec in specs.values() if spec.axis == "image")
     batches = -(-images // batch_size)
     most = min(
         CHUNK_BYTES // (widest * batch_size),
@@ -150,15 +150,14 @@ class RunWriter:
         keys = [
             f"{ROWS}/{name}/c" + "/0" * len(spec.shape)
             for name, spec in self.specs.items()
-            if spec.dims[:1] not in (("image",), ("preview",))
+            if spec.axis not in ("image", "preview")
         ]
         return all(is_intact(self.folder.read(key) or b"") for key in keys)
 
-    def write_static(self, values: Mapping[str, Any]) -> None:
-        """Write arrays that have no image axis."""
+    def write(self, name: str, where: Any, values: Any) -> None:
+        """Write a part of an array."""
         with storage_errors("write rows to", self.folder.path):
-            for name, array in values.items():
-                self.array(name)[...] = np.asarray(array, self.specs[name].dtype)
+            self.array(name)[where] = np.asarray(values, self.specs[name].dtype)
 
     def write_chunk(
         self,
@@ -166,8 +165,8 @@ class RunWriter:
         rows: Mapping[str, np.ndarray],
         *,
         region: Mapping[str, tuple[int, int]],
-        errors: Sequence[Mapping[str, Any]] = (),
-        last: bool = True,
+        errors: Sequence[Mapping[str, Any]],
+        last: bool,
     ) -> None:
         """Write rows of a chunk's images, of which more are left out, in a `region` of
         the arrays, axis -> (start, stop); and those of `errors`, which could not be
@@ -175,20 +174,16 @@ class RunWriter:
         stays pending.
         """
         start, stop = self.span(chunk)
-        with storage_errors("write rows to", self.folder.path):
-            for name, values in rows.items():
-                spec = self.specs[name]
-                size = min(stop, spec.shape[0]) - start  # there are fewer previews
-                index = [slice(*region.get(dim, (None,))) for dim in spec.dims[1:]]
-                if size > 0:
-                    where = (slice(start, start + size), *index)
-                    self.array(name)[where] = values[:size]
-            if errors:
-                self.folder.write(
-                    skipped_name(chunk), json.dumps(list(errors)).encode()
-                )
-            if last:
-                self.array("done")[start:stop] = np.ones(stop - start, bool)
+        for name, values in rows.items():
+            spec = self.specs[name]
+            end = min(stop, spec.shape[0])  # there are fewer previews
+            if end > start:
+                index = (slice(*region.get(dim, (None,))) for dim in spec.dims[1:])
+                self.write(name, (slice(start, end), *index), values[: end - start])
+        if errors:
+            self.folder.write(skipped_name(chunk), json.dumps(errors).encode())
+        if last:
+            self.write("done", slice(start, stop), np.ones(stop - start))
 
     def chunk_keys(
         self, chunk: int, names: Iterable[str], region: Mapping[str, tuple[int, int]]
@@ -198,7 +193,7 @@ class RunWriter:
         for name in names:
             spec = self.specs[name]
             sizes = spec.chunk_shape(self.images_per_chunk)
-            if spec.dims[:1] == ("preview",) and chunk * sizes[0] >= spec.shape[0]:
+            if spec.axis == "preview" and chunk * sizes[0] >= spec.shape[0]:
                 continue
             parts = [
                 region[dim][0] // size if dim in region else 0
@@ -216,9 +211,7 @@ class RunWriter:
         *,
         verify: bool,
     ) -> list[int]:
-        """Those of some chunks of which an object is missing or, to `verify`, corrupt;
-        they are marked.
-        """
+        """Mark and return chunks with an object missing or, to `verify`, corrupt."""
 
         def is_pending(chunk: int) -> bool:
             keys = self.chunk_keys(chunk, names, region)
@@ -233,9 +226,7 @@ class RunWriter:
         return pending
 
     def mark_pending(self, chunks: Iterable[int]) -> None:
-        """Remove some chunks' parts of `done`, which exist only where all is written,
-        and their lists of skipped images.
-        """
+        """Remove `done`, which exists only where all is written, and lists of skips."""
         for chunk in chunks:
             self.folder.delete([done_name(chunk), skipped_name(chunk)])
 
