@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int16
+from matplotlib import colormaps
+from PIL import Image
 
 from vitjax.recipes import schema
 from vitjax.report.figure import POSITIVE, SIGNED
@@ -109,8 +111,6 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
 
 def thumbnail(image: Preview) -> str:
     """A small copy as a URL."""
-    from PIL import Image
-
     small = Image.fromarray(image.pixels)
     small.thumbnail((80, 80))
     return image_url(np.asarray(small), kind="jpeg")
@@ -200,6 +200,4 @@ def packed_bytes(pack: Mapping[str, Any]) -> int:
 
 def color_table(name: str) -> str:
     """A color map as 256 times six hexadecimal digits."""
-    from matplotlib import colormaps
-
     return colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes().hex()

@@ -8,6 +8,7 @@ text is escaped here.
 
 import base64
 import dataclasses
+import functools
 import html
 import io
 import re
@@ -16,9 +17,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager
 from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from vitjax.report.per_image import Frame, Run, interval_of, mean
 
@@ -56,8 +64,6 @@ VARIABLES = {
 
 def settings(**more: Any) -> AbstractContextManager:
     """A context with the settings that all figures share, and more."""
-    from matplotlib import rc_context
-
     shared: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
@@ -83,8 +89,26 @@ def settings(**more: Any) -> AbstractContextManager:
         "ytick.labelcolor": INK,
         "legend.frameon": False,
         "legend.fontsize": 8.5,
+        "pdf.fonttype": 42,
     }
     return rc_context(shared | more)
+
+
+class Canvas(matplotlib.figure.Figure):
+    """A drawing in the style of all figures that a notebook shows."""
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        with settings():
+            super().savefig(*args, **options)
+
+    def content(self, **options: Any) -> bytes:
+        """Its file."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, **options)
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.content(format="png")
 
 
 KIND_STYLES = {"cls": 0, "image": 1, "register": 5, "object": 3, "context": 2}
@@ -260,54 +284,44 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
 
     Series differ in sign; a dot stands where the interval does not hold 0.
     """
-    from matplotlib.patches import Patch
+    rows: Frame = pd.concat(series.values())
+    means = figure.data["mean"]
+    scale = means.abs().max() or 1
+    shape = rows["layer"].max() + 1, rows[figure.x].max() + 1
+    cells = np.full(shape, np.nan)
+    cells[rows["layer"], rows[figure.x]] = rows["mean"]
+    positive, negative = COLORS[:2]
+    steps = ((negative, 1), (negative, 0), (positive, 0), (positive, 1))
+    colors = list(zip((0, 0.5, 0.5, 1), steps))
+    mesh = axes.pcolormesh(
+        *(np.arange(count + 1) - 0.5 for count in shape[::-1]),
+        cells,
+        cmap=LinearSegmentedColormap.from_list("signs", colors, N=STEPS),
+        vmin=-scale,
+        vmax=scale,
+        rasterized=cells.size > MANY_DOTS,
+    )
+    sure = rows[(rows["low"] > 0) | (rows["high"] < 0)]
+    look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
+    axes.plot(sure[figure.x], sure["layer"], **look)
+    bar = axes.figure.colorbar(
+        mesh,
+        cax=axes.inset_axes((1.05, 0, 0.05, 1)),
+        ticks=[-scale, 0, scale],
+        format="%.2g",
+    )
+    bar.set_label(figure.bar_label, fontsize=8)
+    bar.outline.set_visible(False)
+    bar.ax.set_ylim(scale * -(means < 0).any(), scale * (means >= 0).any())
+    return {name: Patch(facecolor=color(own)) for name, own in series.items()}
 
-    handles, means = {}, figure.data["mean"]
-    scale = max(rows["mean"].abs().max() for rows in series.values())
-    if figure.share_y:
-        scale = means.abs().max()
-    for name, rows in series.items():
-        shade, x, layer = color(rows), rows[figure.x], rows["layer"]
-        shares = rows["mean"].abs() / (scale or 1)
-        fills = [(shade, share) for share in shares]
-        axes.bar(x, 1, 1, layer - 0.5, color=fills, rasterized=len(rows) > MANY_DOTS)
-        sure = (rows["low"] > 0) | (rows["high"] < 0)
-        look = {"linestyle": "none", "marker": ".", "markersize": 3, "color": INK}
-        axes.plot(x[sure], layer[sure], **look)
-        handles[name] = Patch(facecolor=shade)
-    signs = {1: (means >= 0).any(), -1: (means < 0).any()}
-    shades = {sign: COLORS[sign < 0] for sign, present in signs.items() if present}
-    color_bar(axes, scale, shades, figure.bar_label)
-    return handles
 
-
-STEPS = 24
-"""Cells of one sign in a color bar."""
-
-
-def color_bar(axes: Any, scale: float, shades: Mapping[int, str], label: str) -> None:
-    """Draw what the colors of cells stand for, to their right; sign -> color."""
-    bar = axes.inset_axes((1.05, 0, 0.05, 1))
-    share = (np.arange(STEPS) + 0.5) / STEPS
-    for sign, shade in shades.items():
-        fills = [(shade, one) for one in share]
-        bar.barh(sign * share, 1, 1 / STEPS, color=fills, linewidth=0)
-    ends = [sign * (sign in shades) for sign in (-1, 1)]
-    bar.set(xlim=(0, 1), ylim=ends, xticks=[], yticks=sorted({0, *ends}))
-    bar.set_yticklabels([f"{tick * scale:.2g}" for tick in sorted({0, *ends})])
-    bar.yaxis.tick_right()
-    bar.set_ylabel(label, fontsize=8)
-    bar.yaxis.set_label_position("right")
-    bar.grid(visible=False)
-    bar.spines[:].set_visible(False)
+STEPS = 48
+"""Cells of a color bar, half of them for either sign."""
 
 
 def swatch(handle: Any) -> str:
     """What stands for a series in the legend of a page."""
-    from matplotlib.colors import to_hex, to_rgba
-    from matplotlib.lines import Line2D
-    from matplotlib.markers import MarkerStyle
-
     if not isinstance(handle, Line2D):
         patch = getattr(handle, "patches", [handle])[0]
         *_, alpha = to_rgba(patch.get_facecolor())
@@ -344,8 +358,6 @@ MARKS = {
 def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:
     """Chance that differs along the axis: a line, or the legend of pale bars."""
     if figure.mark == "stacked":
-        from matplotlib.patches import Patch
-
         look = {"facecolor": (MUTED, PALE), "edgecolor": MUTED, "linestyle": "--"}
         return Patch(linewidth=0.6, **look)
     chance = rows.groupby(figure.x)["chance"].mean()
@@ -353,18 +365,13 @@ def chance_along(axes: Any, rows: Frame, figure: Any) -> Any:
     return handle
 
 
-CELL = (4.1, 2.85)
-PAGE_CELL = (3.6, 2.4)
+CELL = (3.6, 2.4)
 MARGIN = (0.66, 0.47, 0.12, 0.14)
-TITLE, TITLE_LETTERS = 0.2, 44
+TITLE, TITLE_LETTERS = 0.2, 40
 BAR = 0.6
-"""Inches: a panel with its labels, in print and on the page, where it is alone; room
-left of, below, right of and above its axes, for a line of its title, of so many
-letters, and for a color bar.
+"""Inches: a panel with its labels; room left of, below, right of and above its axes,
+for a line of its title, of so many letters, and for a color bar.
 """
-
-DPI, SCREEN = 144, 96
-"""Dots per inch in a notebook: drawn with, shown at."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -444,43 +451,62 @@ class Figure:
 
     def png(self, *, dpi: int = 200) -> bytes:
         """The drawing for print."""
-        canvas, _ = self._draw_panels(self.panels(), CELL)
-        return save(canvas, format="png", dpi=dpi)
+        return self._drawing[0].content(format="png", dpi=dpi)
 
     def svg(self) -> str:
         """The drawing as an element of a page, with its font and its colors."""
-        canvas, _ = self._draw_panels(self.panels(), CELL)
-        return self._svg(canvas, self.key, ", ".join(self.panels()))
+        options = {"transparent": True, "metadata": {"Date": None}}
+        with settings(**{"svg.fonttype": "none", "svg.hashsalt": self.key}):
+            text = self._drawing[0].content(format="svg", **options).decode()
+        text = text[text.index("<svg") :]
+        text = re.sub("(?s)<(metadata|style).*?</\\1>", "", text)
+        text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{self.key}-", text)
+        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+        for color, variable in VARIABLES.items():
+            text = text.replace(color, variable)
+        return text.replace("<svg", f"<svg {self._role(', '.join(self.panels()))}", 1)
 
     def html(self) -> str:
         """The figure for a page: panels that stand below each other where it is
         narrow, their legend, and a link to the CSV.
         """
-        panels, handles = [], {}
-        for place, (title, rows) in enumerate(self.panels().items()):
-            canvas, own = self._draw_panels({title: rows}, PAGE_CELL, words=False)
-            drawing = self._svg(canvas, f"{self.key}-{place}", title)
-            panels.append(f"<div><h4>{html.escape(title)}</h4>{drawing}</div>")
-            handles |= own
-        legend = [
-            f"<li>{swatch(handles[name])} {html.escape(name)}</li>"
-            for name in self._names
-            if name in handles
+        drawing, (_, handles, boxes) = self.svg(), self._drawing
+        # Indentation tells the axes from what they hold; the first defines all clips.
+        axes = re.findall(r'(?ms)^  <g id="[^"]*axes_\d+">.*?^  </g>', drawing)
+        axes[0] += "".join(re.findall("(?ms)^ <defs>.*?^ </defs>", drawing))
+        panels = [
+            f'<svg {self._role(title)} viewBox="{box}">{shapes}</svg>'
+            for title, box, shapes in zip(self.panels(), boxes, axes)
         ]
-        return (
-            f"<figure>{paragraph(self.see)}"
+        legend = [
+            f"<li>{swatch(handle)} {html.escape(name)}</li>"
+            for name, handle in handles.items()
+        ]
+        return self._frame(
             f'<div class="panels" style="--columns: {columns_of(len(panels))}">'
-            f'{"".join(panels)}</div><ul class="legend">{"".join(legend)}</ul>'
-            f"<figcaption><p>{html.escape(self.caption)} {csv_link(self)}</p>"
-            "</figcaption></figure>"
+            f'{"".join(panels)}</div><ul class="legend">{"".join(legend)}</ul>',
+            csv_link(self),
+        )
+
+    def _role(self, what: str) -> str:
+        """Attributes that say what a drawing shows."""
+        label = html.escape(f"{self.y_label} by {self.x_label}: {what}")
+        return f'role="img" aria-label="{label}"'
+
+    def _frame(self, body: str, source: str) -> str:
+        """The element of a page: what to look for, the figure, its caption."""
+        return (
+            f"<figure>{paragraph(self.see)}{body}<figcaption>"
+            f"<p>{html.escape(self.caption)} {source}</p></figcaption></figure>"
         )
 
     def __repr__(self) -> str:
         return f"Figure({self.key!r}: {self.title})"
 
     def _repr_html_(self) -> str:
-        png = self.png(dpi=DPI)
-        width = int.from_bytes(png[16:20], "big") * SCREEN // DPI
+        png = self.png(dpi=144)
+        width = int.from_bytes(png[16:20], "big") * 96 // 144
         title, caption = html.escape(self.title), html.escape(self.caption)
         return (
             f"<figure><b>{title}</b><br>{paragraph(self.see)}"
@@ -489,68 +515,44 @@ class Figure:
             f'<figcaption style="max-width:50rem">{caption}</figcaption></figure>'
         )
 
-    @property
-    def _names(self) -> list[str]:
-        """What the legend explains, in order."""
-        return [*self.series(self.data), *self._chance_text]
-
-    def _svg(self, canvas: Any, key: str, label: str) -> str:
-        """A drawing as an element of a page; `key` begins its identifiers."""
-        options = {"transparent": True, "metadata": {"Date": None}}
-        with settings(**{"svg.fonttype": "none", "svg.hashsalt": key}):
-            text = save(canvas, format="svg", **options).decode()
-        text = text[text.index("<svg") :]
-        text = re.sub(
-            r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S
-        )
-        text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
-        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-        for color, variable in VARIABLES.items():
-            text = text.replace(color, variable)
-        label = html.escape(f"{self.y_label} by {self.x_label}: {label}")
-        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-    def _draw_panels(
-        self,
-        panels: Mapping[str, Frame],
-        cell: tuple[float, float],
-        *,
-        words: bool = True,
-    ) -> tuple[Any, Handles]:
-        """Panels in rows, with `words` titles and a legend below; what it explains."""
-        from matplotlib.figure import Figure as Canvas
-
-        columns, handles, names = columns_of(len(panels)), {}, self._names
-        rows, width = -(-len(panels) // columns), columns * cell[0] + 0.1
+    @functools.cached_property
+    def _drawing(self) -> tuple[Canvas, Handles, list[str]]:
+        """The drawing with titles and a legend, what that explains, and the `viewBox`
+        of each panel.
+        """
+        panels = self.panels()
+        columns, names = columns_of(len(panels)), [*self.series(self.data)]
+        names += self._chance_text
         titles = [textwrap.fill(title, TITLE_LETTERS) for title in panels]
-        top = TITLE * (max(t.count("\n") for t in titles) + 1) if words else 0.0
+        wide, tall = CELL[0], CELL[1] + TITLE * (1 + max(t.count("\n") for t in titles))
+        width = columns * wide + 0.1
         # About 15 characters an inch, in lines as even as possible.
         fit = max(1, int(15 * width / (max(map(len, names)) + 7)))
-        lines = -(-len(names) // fit) if words else 0
-        height = rows * (cell[1] + top) + (0.21 * lines + 0.12) * words
+        lines = -(-len(names) // fit)
+        height = tall * -(-len(panels) // columns) + 0.21 * lines + 0.12
+        handles, boxes = {}, []
         with settings():
             canvas = Canvas(figsize=(width, height))
             for place, (title, data) in enumerate(zip(titles, panels.values())):
+                x, y = wide * (place % columns), tall * (place // columns)
+                boxes.append(" ".join(f"{72 * size:g}" for size in (x, y, wide, tall)))
                 # Axes in inches: solving a layout takes seconds.
-                left = cell[0] * (place % columns) + MARGIN[0]
-                bottom = height - (cell[1] + top) * (place // columns + 1) + MARGIN[1]
-                wide, high = (cell[i] - MARGIN[i] - MARGIN[i + 2] for i in (0, 1))
-                wide -= BAR * (self.mark == "grid")
-                box = left / width, bottom / height, wide / width, high / height
+                left, bottom = x + MARGIN[0], height - y - tall + MARGIN[1]
+                room, high = (CELL[i] - MARGIN[i] - MARGIN[i + 2] for i in (0, 1))
+                room -= BAR * (self.mark == "grid")
+                box = left / width, bottom / height, room / width, high / height
                 axes = canvas.add_axes(box)
                 handles |= self._draw(axes, data)
-                axes.set_title(title if words else "")
-            names = [name for name in names if name in handles]
-            if words:
-                canvas.legend(
-                    [handles[name] for name in names],
-                    names,
-                    loc="lower center",
-                    ncols=-(-len(names) // lines),
-                    borderpad=0.6,
-                )
-        return canvas, handles
+                axes.set_title(title)
+            handles = {name: handles[name] for name in names if name in handles}
+            canvas.legend(
+                handles.values(),
+                handles,
+                loc="lower center",
+                ncols=-(-len(handles) // lines),
+                borderpad=0.6,
+            )
+        return canvas, handles, boxes
 
     def _levels(self, rows: Frame) -> list[float]:
         """Chance levels of some rows, one for each number of classes."""
@@ -566,8 +568,6 @@ class Figure:
 
     def _draw(self, axes: Any, rows: Frame) -> Handles:
         """Fill one pair of axes; handles of a legend by name."""
-        from matplotlib.ticker import MaxNLocator
-
         handles = MARKS[self.mark][0](axes, self.series(rows), self)
         upright = self.mark == "histogram"
         if self.chance_label:
@@ -607,14 +607,6 @@ class Figure:
 def columns_of(panels: int) -> int:
     """In how many columns panels stand."""
     return panels if panels < 4 else 2 if panels == 4 else 3
-
-
-def save(canvas: Any, **options: Any) -> bytes:
-    """A drawing in a format of matplotlib's."""
-    buffer = io.BytesIO()
-    with settings():
-        canvas.savefig(buffer, **options)
-    return buffer.getvalue()
 
 
 def paragraph(text: str) -> str:

@@ -3,19 +3,18 @@
 `show` makes the figure; `draw_grid` draws any rows of images with words above them.
 """
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import colormaps, figure
+from matplotlib import colormaps
 from PIL import Image
 
 from vitjax.messages import check_one_of, check_range
 from vitjax.recipes import schema
-from vitjax.report.figure import POSITIVE, SIGNED, settings
+from vitjax.report.figure import POSITIVE, SIGNED, Canvas, settings
 from vitjax.saliency.methods import METHODS, SIGNED_METHODS
 
 HEAT = "inferno"
@@ -31,19 +30,6 @@ FONT, LETTERS = 7, 18
 
 SHARP = 384
 """Pixels of a photo's longer side, at least: a smaller one is enlarged."""
-
-
-class Figure(figure.Figure):
-    """A matplotlib figure that a notebook shows and that embeds its fonts."""
-
-    def savefig(self, *args: Any, **options: Any) -> None:
-        with settings(**{"pdf.fonttype": 42}):
-            super().savefig(*args, **options)
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
 
 
 class Scale(NamedTuple):
@@ -125,7 +111,7 @@ def show(
     shared: bool = False,
     columns: int | None = None,
     width: float | int | None = None,
-) -> Figure:
+) -> Canvas:
     """Draw maps laid over their photos, with a color bar each.
 
     A map is enlarged with a bicubic filter; the stronger it is, the less of the photo
@@ -319,7 +305,7 @@ def draw_grid(
     width: float | int | None = None,
     scale: Scale | None = None,
     dpi: int = 200,
-) -> Figure:
+) -> Canvas:
     """Draw rows of panels; with a scale for all of them, its bar stands below."""
     columns = max(len(row) for row in rows)
     side = SIDE if columns <= 6 else max(0.8, 6 * SIDE / columns)
@@ -336,7 +322,7 @@ def draw_grid(
     foot = 0.0 if scale is None else BAR + LINE + GAP
     height = sum(map(sum, heights)) + len(rows) * GAP + foot + GAP
     with settings():
-        canvas = Figure(figsize=(width, height), dpi=dpi)
+        canvas = Canvas(figsize=(width, height), dpi=dpi)
         # One pair of axes, in inches: fifty of them would take seconds.
         axes = canvas.add_axes((0, 0, 1, 1))
         axes.set_axis_off()

@@ -7,6 +7,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import jinja2
+from etils import epath
+
 from vitjax.report import (
     appendix,
     faithfulness,
@@ -142,8 +145,6 @@ def write_report(
     Example:
         >>> vitjax.write_report([vitjax.open_results("results")], "report")
     """
-    from etils import epath
-
     shown, tokens = split_tokens(runs, names)
     made = sections(shown, tests, subset)
     content = render_page(shown, made, explorer_data(tokens) or explorer_data(shown))
@@ -283,8 +284,6 @@ def render_page(
     runs: Sequence[Run], made: Sequence[Section], explorer: Mapping[str, Any]
 ) -> str:
     """The page as HTML; every text that is not marked safe is escaped."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,

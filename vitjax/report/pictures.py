@@ -12,11 +12,14 @@ import functools
 import html
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from etils import epath
 from jaxtyping import Bool, Int, UInt8
+from matplotlib import colormaps
+from PIL import Image, ImageFilter
 
 from vitjax.recipes import schema
 from vitjax.report.figure import (
@@ -26,14 +29,18 @@ from vitjax.report.figure import (
     Section,
     Table,
     data_url,
-    paragraph,
-    save,
     with_name,
 )
+from vitjax.report.overlays import (
+    Panel,
+    Scale,
+    draw_grid,
+    lay_over,
+    scale_of,
+    to_grid,
+    to_photo,
+)
 from vitjax.report.per_image import BAND, Frame, Run
-
-if TYPE_CHECKING:  # matplotlib is imported when something is drawn
-    from vitjax.report.overlays import Panel, Scale
 
 ABSENT = (128, 128, 128)
 DOT = (10, 10, 14)
@@ -54,9 +61,11 @@ class Preview:
     prediction: int
     pixels: UInt8[np.ndarray, "height width channel"]
 
-    def class_name(self, number: int) -> str:
-        """Empty where unknown."""
-        return self.run.classes[number] if number >= 0 else ""
+    @property
+    def classes(self) -> dict[str, str]:
+        """Names of its label and its prediction, empty where unknown."""
+        numbers = {"label": self.label, "prediction": self.prediction}
+        return {k: self.run.classes[n] if n >= 0 else "" for k, n in numbers.items()}
 
     def read(self, name: str) -> np.ndarray:
         """The row of an array."""
@@ -72,8 +81,6 @@ class Preview:
     @functools.cached_property
     def photo(self) -> UInt8[np.ndarray, "height width 3"]:
         """The pixels, small ones enlarged."""
-        from vitjax.report.overlays import to_photo
-
         return to_photo(self.pixels)
 
     @property
@@ -87,19 +94,14 @@ class Preview:
     @property
     def words(self) -> str:
         """What stands above the image: its classes, where they are known."""
-        classes = {"label": self.label, "prediction": self.prediction}
-        return "\n".join(
-            f"{name}: {short_name(self.class_name(number))}"
-            for name, number in classes.items()
-            if number >= 0
-        )
+        known = {key: name for key, name in self.classes.items() if name}
+        return "\n".join(f"{key}: {short_name(name)}" for key, name in known.items())
 
     @property
     def facts(self) -> dict[str, Any]:
         """Which image it is, as columns of a table."""
-        classes = {"label": self.label, "prediction": self.prediction}
-        names = {key: self.class_name(number) for key, number in classes.items()}
-        return {"run": self.run.name, "image": self.index, "name": self.name, **names}
+        image = {"run": self.run.name, "image": self.index, "name": self.name}
+        return image | self.classes
 
     def lay_over(
         self,
@@ -109,12 +111,10 @@ class Preview:
         signed: bool = False,
         opacity: float | None = 0.75,
         largest: float | None = None,
-    ) -> "Panel":
+    ) -> Panel:
         """A map of patches over the image, on a scale of its own or, with the largest
         magnitude that others have, on a signed one.
         """
-        from vitjax.report.overlays import Panel, Scale, lay_over, scale_of, to_grid
-
         grid = to_grid(values, self.run.config.grid)
         scale = scale_of(grid, signed=signed, percentile=98, opacity=opacity)
         if largest is not None:
@@ -122,7 +122,7 @@ class Preview:
         return Panel(lay_over(self.photo, grid, scale), words, scale)
 
 
-Maps = Iterator[tuple["Panel", dict[str, Any]]]
+Maps = Iterator[tuple[Panel, dict[str, Any]]]
 """Pictures of one image, and the columns of each in a table."""
 
 
@@ -135,8 +135,6 @@ def gallery(
     **drawing: Any,
 ) -> "list[PictureFigure]":
     """Images that runs kept with their pictures; those of one image stand together."""
-    from vitjax.report.overlays import Panel
-
     each = max(1, limit // max(1, len(runs)))
     shown = [one for run in runs for one in previews(run, limit=each)]
     shown = [one for one in shown if (one.label >= 0) == labeled]
@@ -174,8 +172,6 @@ def previews(run: Run, *, limit: int) -> list[Preview]:
 
 def image_names(path: str) -> dict[int, str]:
     """Position -> file name, from images.csv, which a run writes at its end."""
-    from etils import epath
-
     table = epath.Path(path) / "images.csv"
     content = table.read_bytes() if path and table.exists() else b""
     rows = csv.DictReader(io.StringIO(content.decode(errors="replace"), newline=""))
@@ -192,17 +188,14 @@ def shown_layers(depth: int, *, count: int = 6) -> Int[np.ndarray, " shown"]:
 class PictureFigure(Figure):
     """Rows of pictures with words above them; one scale for all, or of each its own."""
 
-    rows: "Sequence[Sequence[Panel]]"
-    scale: "Scale | None" = None
+    rows: Sequence[Sequence[Panel]]
+    scale: Scale | None = None
     y_label: str = ""
     hidden: Sequence[str] = ()
 
     def png(self, *, dpi: int = 150) -> bytes:
         """All rows with their color bars."""
-        from vitjax.report.overlays import draw_grid
-
-        canvas = draw_grid(self.rows, scale=self.scale)
-        return save(canvas, format="png", dpi=dpi)
+        return draw_grid(self.rows, scale=self.scale).content(format="png", dpi=dpi)
 
     def html(self) -> str:
         """Every picture by itself: as many stand side by side as there is room for."""
@@ -212,15 +205,11 @@ class PictureFigure(Figure):
             for row in self.rows
         )
         bar = f'<div class="shared">{color_bar(self.scale)}</div>' if self.scale else ""
-        return (
-            f'<figure>{paragraph(self.see)}{bar}<div class="gallery">{rows}</div>'
-            "<figcaption>"
-            f"<p>{html.escape(self.caption)} Numbers: "
-            f"<code>figures/{self.key}.csv</code>.</p></figcaption></figure>"
-        )
+        source = f"Numbers: <code>figures/{self.key}.csv</code>."
+        return self._frame(f'{bar}<div class="gallery">{rows}</div>', source)
 
 
-def picture(panel: "Panel") -> str:
+def picture(panel: Panel) -> str:
     """A picture of a page with the words above it and its color bar below."""
     kind = "jpeg" if panel.scale else "png"
     image = f'<img alt="" src="{image_url(panel.image, kind=kind, most=PIXELS)}">'
@@ -233,7 +222,7 @@ PIXELS = 224
 """Of a picture's longer side on the page, at most."""
 
 
-def color_bar(scale: "Scale") -> str:
+def color_bar(scale: Scale) -> str:
     """The colors of a scale, the numbers at its ends and its words."""
     low, high = scale.ends
     words = "".join(
@@ -247,8 +236,6 @@ def color_bar(scale: "Scale") -> str:
 
 def token_maps(runs: Sequence[Run]) -> Section:
     """Maps of the labeled images that runs kept."""
-    from vitjax.report.overlays import Scale
-
     figures = gallery(
         runs,
         rank_maps,
@@ -267,8 +254,6 @@ def token_maps(runs: Sequence[Run]) -> Section:
 
 def rank_maps(one: Preview) -> Maps:
     """Ranks of the label after blocks, and the class that comes first there."""
-    from vitjax.report.overlays import Panel
-
     mask, names, config = one.mask, one.run.classes, one.run.config
     tops, ranks = one.read(schema.TOP_CLASSES()), one.read(schema.RANK("residual"))
     row, column = np.indices(config.grid).reshape(2, -1)
@@ -296,8 +281,6 @@ def draw_map(
     side: int = 196,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """One map, a whole number of pixels per cell, its longer edge about `side`."""
-    from matplotlib import colormaps
-
     cell = max(8, round(side / max(ranks.shape)))
     colors = colormaps[POSITIVE](1 - ranks / classes, bytes=True)[..., :3]
     colors = np.where((ranks < 0)[..., None], ABSENT, colors)
@@ -311,8 +294,6 @@ def draw_map(
 
 def draw_border(image: np.ndarray, mask: np.ndarray, cell: int) -> None:
     """Draw where the mask ends into an image of square cells, in place."""
-    from PIL import Image, ImageFilter
-
     large = Image.fromarray(np.kron(mask, np.ones((cell, cell))).astype(np.uint8))
     for width, color in ((5, 0), (3, 255)):  # white on black shows on any ground
         low = np.asarray(large.filter(ImageFilter.MinFilter(width)))
@@ -330,8 +311,6 @@ def image_url(
     image: UInt8[np.ndarray, "height width 3"], *, kind: str = "png", most: int = 0
 ) -> str:
     """An image as the source of an `<img>`, its longer side at most `most` pixels."""
-    from PIL import Image
-
     buffer, picture = io.BytesIO(), Image.fromarray(image)
     if most:
         picture.thumbnail((most, most))
