@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import re
 from dataclasses import replace
@@ -137,7 +138,9 @@ def test_drawings_follow_the_page_and_escape_names(figures, mark):
     text = nasty.html()
     assert "<b>" not in text and "&lt;b&gt;" in text
     assert "&lt;b&gt;&amp;" in text
-    assert text.count('<svg role="img"') == len(nasty.panels())
+    titles = re.findall('<svg role="img" aria-label="([^"]*)"', text)
+    assert len(titles) == len(nasty.panels())
+    assert all(html.escape(NASTY) in title for title in titles)
     assert text.count('<svg class="key"') == text.count("<li>") > 0
     assert re.findall(r"#[0-9a-f]{6}\b", nasty.svg()) == []
     assert "var(--series-" in text and "var(--sans)" in text
@@ -186,27 +189,27 @@ def test_number():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_figure_and_table_of_every_recipe(report, recipe):
-    manifest, ranked = {"study": STUDY}, "rank_residual" in RECIPES[recipe].dims
-    for options in ({"masks": True}, {"images": 1, "class_token": False}):
-        results = fake_run(recipe, manifest=manifest, **options)
-        figures, tables, sentences = report(results)
-        assert sentences and not any("nan" in line for line in sentences)
-        expected = {"identifiability", "updates", "rate", "maps"}
-        expected |= {"gallery"} if recipe == "faithfulness" else set()
-        if not ranked:
-            kinds = {"editing": [""], "lens": ["_kl", "_exit"], "errors": ["_lead"]}
-            kinds = kinds.get(recipe, ["_heads", "_blocks", "_images"])
-            expected = {recipe + kind for kind in kinds}
-        assert expected <= set(figures)
-        assert ("summary" in tables) == ranked
-        common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
-        for key, figure in figures.items():
-            assert figure.title and figure.caption.endswith(".") and len(figure.data)
-            assert figure.see.endswith(".")
-            if recipe == "paper" or (key not in common and recipe != "one_pass"):
-                assert figure.png(dpi=20)[1:4] == b"PNG"
-        for table in tables.values():
-            assert len(table.data) and table.data["run"].nunique() == 1
+    """Of a single image; test_page has several with masks."""
+    options = {"images": 1, "class_token": False, "manifest": {"study": STUDY}}
+    figures, tables, sentences = report(fake_run(recipe, **options))
+    assert sentences and not any("nan" in line for line in sentences)
+    expected = {"identifiability", "updates", "rate", "maps"}
+    expected |= {"gallery"} if recipe == "faithfulness" else set()
+    ranked = "rank_residual" in RECIPES[recipe].dims
+    if not ranked:
+        kinds = {"editing": [""], "lens": ["_kl", "_exit"], "errors": ["_lead"]}
+        kinds = kinds.get(recipe, ["_heads", "_blocks", "_images"])
+        expected = {recipe + kind for kind in kinds}
+    assert expected <= set(figures)
+    assert ("summary" in tables) == ranked
+    common = {"updates", "rate", "maps", *MARKS.values()}  # drawn once is enough
+    for key, figure in figures.items():
+        assert figure.title and figure.caption.endswith(".") and len(figure.data)
+        assert figure.see.endswith(".")
+        if recipe == "paper" or (key not in common and recipe != "one_pass"):
+            assert figure.png(dpi=20)[1:4] == b"PNG"
+    for table in tables.values():
+        assert len(table.data) and table.data["run"].nunique() == 1
 
 
 def luminance(color):

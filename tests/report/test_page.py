@@ -5,8 +5,6 @@ import html
 import html.parser
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -207,6 +205,7 @@ def test_contents_and_the_order_of_sections(recipe):
     runs = as_runs(results)
     text = page.render_page(runs, page.sections(runs), explorer_data(runs))
     parsed = Page(text)
+    assert "nan" not in parsed.words.lower().split()
     assert len(parsed.ids) == len(set(parsed.ids))
     anchors = [link[1:] for tag, link in parsed.links if tag == "a" and link[0] == "#"]
     assert set(anchors) <= set(parsed.ids)
@@ -243,8 +242,6 @@ def test_figures_and_tables_by_name_are_those_of_the_page(report, masked_run):
     assert set(figures) == {path.stem for path in report[0].glob("figures/*.png")}
     written = {path.stem for path in report[0].glob("figures/*.csv")}
     assert {*figures, *tables} == written
-    names = vitjax.tables([masked_run] * 2)["summary"]["run"].unique()
-    assert names.tolist() == ["vit_test (1)", "vit_test (2)"]
 
 
 def test_the_explorer_of_a_notebook_is_a_page_in_a_frame(masked_run):
@@ -266,15 +263,3 @@ def test_names_cannot_end_the_element_around_them():
     data = re.search('id="explorer-data">(.*?)</script>', text)[1]
     assert not set("<>&") & set(data)
     assert json.loads(data)["runs"][0]["name"] == name
-
-
-def test_importing_stays_light():
-    code = """import sys, vitjax
-before = set(sys.modules)
-import vitjax.report.page
-print(sorted(set(sys.modules) - before))"""
-    command = [sys.executable, "-c", code]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "vitjax.report.page" in loaded
-    for heavy in ("matplotlib", "jinja2", "PIL", "scipy"):
-        assert f"'{heavy}'" not in loaded

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import zlib
 
 import numpy as np
@@ -139,7 +140,12 @@ def read(*results, **options):
     """(data, key -> (image URL, arrays)) of an explorer."""
     runs = [Run(each, name) for each, name in zip(results, "abc")]
     made = explorer.explorer_data(runs, **options)
-    packs = {key: (p["url"], unpack(p["arrays"])) for key, p in made["packs"].items()}
+    urls = {
+        f"explorer-{entry['number']}-{image['index']}": image["url"]
+        for entry in (made["data"]["runs"] if made else ())
+        for image in entry["images"]
+    }
+    packs = {key: (urls[key], unpack(pack)) for key, pack in made["packs"].items()}
     return made["data"], packs
 
 
@@ -213,12 +219,12 @@ def test_arrays_of_every_token_and_class_go_to_as_many_images_as_fit(monkeypatch
     run = Run(tokens_run(), "a")
     made = explorer.explorer_data([run])
     opening = f"explorer-0-{made['data']['opening']['image']}"
-    size = max(map(explorer.packed_bytes, made["packs"].values()))
+    size = max(len(json.dumps(pack)) for pack in made["packs"].values())
     monkeypatch.setattr(explorer, "PAGE_BYTES", 2.5 * size)
     made = explorer.explorer_data([run])
-    large = {key for key, pack in made["packs"].items() if "chosen" in pack["arrays"]}
+    large = {key for key, pack in made["packs"].items() if "chosen" in pack}
     assert 0 < made["whole"] == len(large) < 4 and opening in large
-    assert all("rank" in pack["arrays"] for pack in made["packs"].values())
+    assert all("rank" in pack for pack in made["packs"].values())
 
 
 @pytest.mark.parametrize("masks", (True, False))

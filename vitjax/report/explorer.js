@@ -6,40 +6,47 @@
   // Without a normalizer, probabilities are sigmoids.
   const probability = (logit, normalizer) => Number.isNaN(normalizer)
     ? 1 / (1 + Math.exp(-logit)) : Math.exp(logit - normalizer);
-  // What a map shows. `perClass`: of the chosen class, [0, 1] unless `scaled`.
+  // What a map shows: `ofClass` of the chosen class, or `ofHead` by heads, or `of`; in
+  // [0, 1] unless `signed` or `scaled`.
   const QUANTITIES = {
     rank: {
-      title: "rank of CLASS, log colors", needs: ["ranks"], perClass: true,
-      of: (rank) => 1 - Math.log1p(rank) / Math.log(state.run.classes.length),
+      title: "rank of CLASS, log colors", needs: ["ranks"],
+      ofClass: (rank) => 1 - Math.log1p(rank) / Math.log(state.run.classes.length),
     },
     identifiability: {
-      title: "identifiability of CLASS, linear colors", needs: ["ranks"], perClass: true,
-      of: (rank) => identifiability(rank),
+      title: "identifiability of CLASS, linear colors", needs: ["ranks"],
+      ofClass: (rank) => identifiability(rank),
     },
     probability: {
-      title: "probability of CLASS", needs: ["logits"], perClass: true,
-      of: (rank, logit, normalizer) => probability(logit, normalizer),
+      title: "probability of CLASS", needs: ["logits"],
+      ofClass: (rank, logit, normalizer) => probability(logit, normalizer),
     },
     logit: {
-      title: "class logit of CLASS", needs: ["logits"], perClass: true, scaled: true,
-      signed: true, of: (rank, logit) => logit,
+      title: "class logit of CLASS", needs: ["logits"], signed: true,
+      ofClass: (rank, logit) => logit,
     },
-    top: { title: "probability of the token's top class", needs: ["classes"] },
+    top: {
+      title: "probability of the token's top class", needs: ["classes"],
+      of: (layer) => ofPatches((token) => topClasses(layer, token)[0].probability),
+    },
     between: {
       title: "attention weights of the chosen token, mean over heads",
-      needs: ["between"], scaled: true,
+      needs: ["between"], scaled: true, of: (layer) => attentionFrom(state.token, layer),
     },
     attention: {
-      title: "attention weights of ROW, by head", needs: ["attention"], perHead: true,
-      scaled: true,
+      title: "attention weights of ROW, by head", needs: ["attention"], scaled: true,
+      ofHead: (layer, head) => stored("attention", layer, head),
     },
     relevancy: {
-      title: "relevancy for TARGET", needs: ["relevancy"], perHead: true, scaled: true,
-      signed: true,
+      title: "relevancy for TARGET", needs: ["relevancy"], signed: true,
+      ofHead: (layer, head) => stored("relevancy", layer, head),
     },
     gap: {
-      title: "relevancy minus attention", needs: ["relevancy", "attention"],
-      perHead: true, scaled: true, signed: true,
+      title: "relevancy minus attention", needs: ["relevancy", "attention"], signed: true,
+      ofHead: (layer, head) => {
+        const relevancy = stored("relevancy", layer, head).map((v) => Math.max(v, 0));
+        return minus(shares(relevancy), shares(stored("attention", layer, head)));
+      },
     },
   };
   const CELL = 24;
@@ -53,9 +60,12 @@
   const patches = () => state.run.grid[0] * state.run.grid[1];
   const tokens = () => prefix() + patches();
   const range = (length) => [...Array(length).keys()];
+  const ofPatches = (of) => range(patches()).map((patch) => of(prefix() + patch));
+  const minus = (values, others) => values.map((value, place) => value - others[place]);
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const minus = (text) => text.replaceAll("-", "−");
-  const exponential = (value, digits) => minus(value.toExponential(digits));
+  const signs = (text) => text.replaceAll("-", "−");
+  const exponential = (value, digits) => signs(value.toExponential(digits));
   const rowAndColumn = (patch) => {
     const columns = state.run.grid[1];
     return [Math.floor(patch / columns), patch % columns];
@@ -65,23 +75,18 @@
     return prefix() + clamp(row, 0, rows - 1) * columns + clamp(column, 0, columns - 1);
   };
 
-  function element(tag, text, attributes = {}) {
+  function element(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
-    if (text !== undefined) node.textContent = text;
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
     return node;
-  }
-
-  function setOptions(name, pairs) {
-    const options = pairs.map(([value, text]) => element("option", text, { value }));
-    byId(name).replaceChildren(...options);
   }
 
   // Children of a parent, as many as asked for: reused, so that the focus stays.
   function children(name, count, make) {
     const parent = byId(name);
     while (parent.children.length > count) parent.lastChild.remove();
-    while (parent.children.length < count) parent.append(make(parent.children.length));
+    while (parent.children.length < count) parent.append(make());
     return [...parent.children];
   }
 
@@ -92,15 +97,14 @@
   }
 
   async function load(run, image) {
-    const pack = JSON.parse(byId(`${run.number}-${image.index}`).textContent);
+    const packed = JSON.parse(byId(`${run.number}-${image.index}`).textContent);
     const arrays = {};
-    for (const [name, { type, shape, bytes }] of Object.entries(pack.arrays)) {
+    for (const [name, { type, bytes }] of Object.entries(packed)) {
       arrays[name] = new globalThis[type](await inflate(bytes));
-      arrays[name].top = shape[2];
     }
     if (arrays.chosen) arrays.chosen = [...arrays.chosen];
     else if (arrays.rank) Object.assign(arrays, { chosen: [image.label], ranks: arrays.rank });
-    return { url: pack.url, arrays };
+    return arrays;
   }
 
   const chosen = () => state.arrays.chosen ?? [];
@@ -139,8 +143,9 @@
   function topClasses(layer, token) {
     const { classes, probabilities } = state.arrays;
     if (!classes) return [];
-    const start = (layer * tokens() + token) * classes.top;
-    return range(classes.top).map((place) => ({
+    const count = classes.length / (state.run.depth * tokens());
+    const start = (layer * tokens() + token) * count;
+    return range(count).map((place) => ({
       number: classes[start + place],
       name: state.run.classes[classes[start + place]],
       probability: probabilities[start + place] / 255,
@@ -163,58 +168,43 @@
   }
 
   function shares(values) {
-    const total = values.reduce((sum, value) => sum + value, 0);
+    const total = sum(values);
     return values.map((value) => (total > 0 ? value / total : 0));
   }
 
-  function headMap(quantity, layer, head) {
-    if (quantity !== "gap") return stored(quantity, layer, head);
-    const relevancy = shares(stored("relevancy", layer, head).map((v) => Math.max(v, 0)));
-    const attention = shares(stored("attention", layer, head));
-    return relevancy.map((value, patch) => value - attention[patch]);
-  }
-
-  function classMap(quantity, layer, view) {
-    const of = (number) => range(patches()).map((patch) =>
-      QUANTITIES[quantity].of(...readClass(number, layer, prefix() + patch)));
-    if (view !== "minus") return of(view === "a" ? classA() : classB());
-    const other = of(classB());
-    return of(classA()).map((value, patch) => value - other[patch]);
-  }
-
-  function mapOf(quantity, { layer, head, view }) {
-    const { perClass, perHead } = QUANTITIES[quantity];
-    if (perClass) return classMap(quantity, layer, view);
-    if (quantity === "between") return attentionFrom(state.token, layer);
-    if (perHead) {
-      const heads = head === null ? range(state.run.heads) : [head];
-      const count = quantity === "attention" ? heads.length : 1;
-      const maps = heads.map((one) => headMap(quantity, layer, one));
-      return maps[0].map((_, patch) => maps.reduce((sum, map) => sum + map[patch], 0) / count);
+  function mapOf({ quantity, layer, head, view }) {
+    const { ofClass, ofHead, of } = QUANTITIES[quantity];
+    if (of) return of(layer);
+    if (ofClass) {
+      const map = (number) =>
+        ofPatches((token) => ofClass(...readClass(number, layer, token)));
+      if (view === "minus") return minus(map(classA()), map(classB()));
+      return map(view === "a" ? classA() : classB());
     }
-    return range(patches()).map((patch) => topClasses(layer, prefix() + patch)[0].probability);
+    const heads = head === null ? range(state.run.heads) : [head];
+    const maps = heads.map((one) => ofHead(layer, one));
+    const count = quantity === "attention" ? heads.length : 1;
+    return maps[0].map((_, patch) => sum(maps.map((map) => map[patch])) / count);
   }
 
-  const isDifference = (quantity, view) =>
-    Boolean(QUANTITIES[quantity].perClass) && view === "minus";
-  const isSigned = (quantity, view) =>
-    QUANTITIES[quantity].signed || isDifference(quantity, view);
-  const rampOf = (quantity, view) =>
-    data.colors[isSigned(quantity, view) ? "RdBu_r" : "viridis"];
+  function isSigned({ quantity, view }) {
+    const { signed, ofClass } = QUANTITIES[quantity];
+    return signed || (ofClass && view === "minus");
+  }
+  const rampOf = (shown) => data.colors[isSigned(shown) ? "RdBu_r" : "viridis"];
   const colorAt = (ramp, place) => `#${ramp.slice(6 * place, 6 * place + 6)}`;
 
   // Paints a map; returns its largest magnitude, or 1 where the scale is [0, 1].
   function paint(canvas, cell, changes = {}) {
-    const { quantity } = state;
     const shown = { ...state, ...changes };
     const [rows, columns] = state.run.grid;
-    const signed = isSigned(quantity, shown.view);
-    const ramp = rampOf(quantity, shown.view);
-    const values = mapOf(quantity, shown);
+    const { needs, scaled } = QUANTITIES[shown.quantity];
+    const signed = isSigned(shown);
+    const ramp = rampOf(shown);
+    const values = mapOf(shown);
     const largest = values.reduce((most, v) => Math.max(most, Math.abs(v) || 0), 0);
-    const scaled = QUANTITIES[quantity].scaled || isDifference(quantity, shown.view);
-    const scale = scaled ? largest : 1;
-    const dots = QUANTITIES[quantity].needs[0] === "ranks" && shown.view !== "minus";
+    const scale = signed || scaled ? largest : 1;
+    const dots = needs[0] === "ranks" && !signed;
     const number = shown.view === "b" ? classB() : classA();
     canvas.width = columns * cell;
     canvas.height = rows * cell;
@@ -257,37 +247,33 @@
   }
 
   // [place in [0, 1], words] along the color bar.
-  function ticksOf(quantity, view, scale) {
-    if (quantity === "rank" && view !== "minus") {
-      const last = state.run.classes.length - 1;
+  function ticksOf(scale) {
+    if (state.quantity === "rank" && state.view !== "minus") {
+      const place = QUANTITIES.rank.ofClass;
       const ranks = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000];
-      const place = (rank) => QUANTITIES.rank.of(rank);
       const inner = ranks.filter((rank) => place(rank) > 0.09);
-      return [...inner, last].map((rank) => [place(rank), rank]);
+      return [...inner, state.run.classes.length - 1].map((rank) => [place(rank), rank]);
     }
     const most = scale === 1 ? "1" : scale > 0.01 && scale < 1000
       ? String(Number(scale.toPrecision(2))) : exponential(scale, 1);
-    return isSigned(quantity, view)
-      ? [[0, `−${most}`], [0.5, "0"], [1, most]] : [[0, "0"], [1, most]];
+    return isSigned(state) ? [[0, `−${most}`], [0.5, "0"], [1, most]] : [[0, "0"], [1, most]];
   }
 
   function drawMap() {
     const canvas = byId("map");
-    const { quantity, view } = state;
-    byId("scale").hidden = canvas.hidden = !quantity;
-    if (!quantity) return;
+    byId("scale").hidden = canvas.hidden = !state.quantity;
+    if (!state.quantity) return;
     const scale = paint(canvas, CELL);
     if (state.arrays.on_object) drawMaskBorder(canvas.getContext("2d"), CELL);
     canvas.style.opacity = byId("opacity").value / 100;
-    byId("scale-title").textContent = titleOf(quantity, view);
-    byId("ticks").replaceChildren(...ticksOf(quantity, view, scale).map(([place, text]) => {
+    byId("scale-title").textContent = titleOf(state.quantity, state.view);
+    byId("ticks").replaceChildren(...ticksOf(scale).map(([place, text]) => {
       const edge = place < 0.03 ? "low" : place > 0.97 ? "high" : "";
-      const tick = element("span", text, { class: edge });
+      const tick = element("span", { class: edge }, text);
       tick.style.left = `${100 * place}%`;
       return tick;
     }));
-    const ramp = rampOf(quantity, view);
-    const stops = range(11).map((n) => colorAt(ramp, Math.round(25.5 * n)));
+    const stops = range(11).map((n) => colorAt(rampOf(state), Math.round(25.5 * n)));
     byId("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   }
 
@@ -300,46 +286,39 @@
     cursor.style.inset = `${(100 * row) / rows}% auto auto ${(100 * column) / columns}%`;
     cursor.style.width = `${100 / columns}%`;
     cursor.style.height = `${100 / rows}%`;
-    for (const button of byId("prefix").children) {
-      button.setAttribute("aria-pressed", String(Number(button.value) === state.token));
-    }
+    press("prefix", state.token);
   }
 
-  // A row of small maps: [title, what differs from the state, whether it is shown].
-  function drawStrip(name, maps, select) {
-    const buttons = children(name, maps.length, (place) => {
-      const button = element("button", undefined, { type: "button" });
-      button.append(element("canvas"), element("span"));
-      button.addEventListener("click", () => select(place));
-      return button;
-    });
-    buttons.forEach((button, place) => {
-      const [title, changes, selected] = maps[place];
+  const press = (name, place) => [...byId(name).children].forEach((button, each) =>
+    button.setAttribute("aria-pressed", String(each === place)));
+
+  // A row of small maps: [title, what differs from the state].
+  function drawStrip(name, maps, selected) {
+    const make = () => element("button", { type: "button" }, element("canvas"), element("span"));
+    children(name, maps.length, make).forEach((button, place) => {
+      const [title, changes] = maps[place];
       button.setAttribute("aria-label", title);
-      button.setAttribute("aria-pressed", String(selected));
       button.lastChild.textContent = button.title = title;
       paint(button.firstChild, 6, changes);
     });
+    press(name, selected);
   }
+
+  const VIEWS = ["a", "b", "minus"];
 
   function drawStrips() {
     const { run, layer, head, quantity, view } = state;
-    const { perClass, perHead } = QUANTITIES[quantity] ?? {};
-    drawStrip("blocks",
-      range(quantity ? run.depth : 0).map((n) => [`block ${n}`, { layer: n }, n === layer]),
-      openBlock);
-    drawStrip("heads",
-      range(perHead ? run.heads : 0).map((n) => [`head ${n}`, { head: n }, n === head]),
-      (place) => update({ head: place === state.head ? null : place }));
-    const titles = {
-      a: `A: ${className(classA())}`, b: `B: ${className(classB())}`, minus: "A − B",
-    };
-    const views = perClass && chosen().length > 1 ? Object.entries(titles) : [];
-    drawStrip("views",
-      views.map(([key, title]) => [title, { view: key }, key === view]),
-      (place) => update({ view: views[place][0] }));
+    const { ofClass, ofHead } = QUANTITIES[quantity] ?? {};
+    const blocks = range(quantity ? run.depth : 0);
+    drawStrip("blocks", blocks.map((n) => [`block ${n}`, { layer: n }]), layer);
+    const heads = range(ofHead ? run.heads : 0);
+    drawStrip("heads", heads.map((n) => [`head ${n}`, { head: n }]), head);
+    const titles = [`A: ${className(classA())}`, `B: ${className(classB())}`, "A − B"];
+    const views = ofClass && chosen().length > 1 ? VIEWS : [];
+    drawStrip("views", views.map((each, place) => [titles[place], { view: each }]),
+      VIEWS.indexOf(view));
     byId("views-title").hidden = !views.length;
-    byId("heads-title").hidden = !perHead;
+    byId("heads-title").hidden = !ofHead;
     byId("heads-title").textContent = `Heads of block ${layer}: all together, or the one you click`;
   }
 
@@ -365,51 +344,39 @@
       `identifiability ${identifiability(rank).toFixed(3)}`];
     if (!Number.isNaN(logit)) {
       known.push(`probability ${probability(logit, normalizer).toPrecision(2)}`,
-        `logit ${minus(logit.toFixed(2))}`);
+        `logit ${signs(logit.toFixed(2))}`);
     }
     return known.join(", ");
   }
 
   function valueLine(token) {
     const { arrays, layer, quantity, view } = state;
+    const { ofClass, ofHead } = QUANTITIES[quantity] ?? {};
     const patch = token - prefix();
-    const { perClass, perHead } = QUANTITIES[quantity] ?? {};
     const parts = chosen().length ? [classLine(classA(), layer, token)] : [];
-    if (perClass && view !== "a") parts.push(classLine(classB(), layer, token));
-    if (patch >= 0 && arrays.on_object && arrays.on_object[patch] >= 0) {
+    if (ofClass && view !== "a") parts.push(classLine(classB(), layer, token));
+    if (patch >= 0 && arrays.on_object?.[patch] >= 0) {
       parts.push(arrays.on_object[patch] ? "on the object" : "context");
     }
-    if (patch >= 0 && perHead) {
-      parts.push(`${titleOf(quantity)} ${exponential(mapOf(quantity, state)[patch], 2)}`);
+    if (patch >= 0 && ofHead) {
+      parts.push(`${titleOf(quantity)} ${exponential(mapOf(state)[patch], 2)}`);
     }
     if (quantity === "between") {
       const weights = attentionFrom(token, layer);
-      const sum = weights.reduce((total, weight) => total + weight, 0);
       if (patch >= 0) parts.push(`attention to itself ${exponential(weights[patch], 1)}`);
-      parts.push(`to all image tokens ${sum.toFixed(2)}`);
+      parts.push(`to all image tokens ${sum(weights).toFixed(2)}`);
     }
     return parts.join("; ");
   }
 
   function drawClasses() {
-    const { layer, token, image } = state;
-    const tops = topClasses(layer, token);
-    const items = children("classes", tops.length, (place) => {
-      const item = element("li");
-      const button = element("button", undefined, { type: "button" });
-      button.addEventListener("click", () => {
-        const { number } = topClasses(state.layer, state.token)[place];
-        showClass({ a: number, view: "a" });
-      });
-      const name = element("span");
-      name.append(button);
-      item.append(name, element("b"), element("i"));
-      return item;
-    });
-    items.forEach((item, place) => {
+    const tops = topClasses(state.layer, state.token);
+    const make = () => element("li", {},
+      element("span", {}, element("button", { type: "button" })), element("b"), element("i"));
+    children("classes", tops.length, make).forEach((item, place) => {
       const top = tops[place];
       const [name, share, bar] = item.children;
-      item.className = top.number === image.label ? "label" : "";
+      item.className = top.number === state.image.label ? "label" : "";
       name.title = name.firstChild.textContent = top.name;
       name.firstChild.disabled = !chosen().includes(top.number);
       share.textContent = top.probability.toFixed(2);
@@ -417,25 +384,31 @@
     });
   }
 
+  // The token after every block: [heading, value, whether it is a number].
+  function depthCells(layer, token) {
+    const [top] = topClasses(layer, token);
+    const [rank] = readClass(classA(), layer, token);
+    const heading = chosen().length > 1 ? "rank of A" : "rank";
+    return [
+      ["block", layer, true],
+      ...(top ? [["top class", top.name, false]] : []),
+      ...(top ? [["probability", top.probability.toFixed(2), true]] : []),
+      ...(chosen().length ? [[heading, Number.isNaN(rank) ? "–" : rank, true]] : []),
+    ];
+  }
+
   function drawToken() {
     const { token, layer, run } = state;
     byId("token").textContent = `${tokenName(token)}, after block ${layer}`;
     byId("values").textContent = valueLine(token);
     drawClasses();
-    byId("depth").replaceChildren(...[null, ...range(run.depth)].map((block) => {
-      const row = element("tr", undefined, { class: block === layer ? "current" : "" });
-      const add = (title, value, name) => row.append(block === null
-        ? element("th", title, { class: name, title })
-        : element("td", value, { class: name, title: value }));
-      add("block", block, "n");
-      const [top] = topClasses(block ?? 0, token);
-      if (top) add("top class", top.name, "");
-      if (top) add("probability", top.probability.toFixed(2), "n");
-      const [rank] = readClass(classA(), block ?? 0, token);
-      const title = chosen().length > 1 ? "rank of A" : "rank";
-      if (chosen().length) add(title, Number.isNaN(rank) ? "–" : rank, "n");
-      return row;
-    }));
+    const row = (tag, block, cells) => element("tr", { class: block === layer ? "current" : "" },
+      ...cells.map(([text, isNumber]) =>
+        element(tag, { class: isNumber ? "n" : "", title: text }, text)));
+    byId("depth").replaceChildren(
+      row("th", null, depthCells(0, token).map(([heading, , isNumber]) => [heading, isNumber])),
+      ...range(run.depth).map((block) => row("td", block,
+        depthCells(block, token).map(([, value, isNumber]) => [value, isNumber]))));
     drawCursor();
   }
 
@@ -448,18 +421,22 @@
       if (document.activeElement !== byId(name)) byId(name).value = byId(name).title;
     }
     byId("names").replaceChildren(...chosen().map((number) =>
-      element("option", isOf(number, image), { value: className(number) })));
-    const all = chosen().length === run.classes.length;
-    byId("chosen").hidden = !known || all;
+      element("option", { value: className(number) }, isOf(number, image))));
+    byId("chosen").hidden = !known || chosen().length === run.classes.length;
     const total = run.classes.length.toLocaleString("en-US");
     byId("chosen-number").textContent = `${chosen().length} of ${total}`;
+    const names = available();
+    children("quantity", names.length, () => element("option")).forEach((option, place) => {
+      option.value = names[place];
+      option.textContent = titleOf(names[place]);
+    });
+    byId("quantity").value = state.quantity;
   }
 
   function drawAll() {
     byId("block").value = state.layer;
     byId("block-number").textContent = state.layer;
     drawPickers();
-    drawQuantities();
     drawMap();
     drawStrips();
     drawToken();
@@ -472,7 +449,7 @@
 
   function showClass(changes) {
     const { quantity } = state;
-    update({ ...changes, quantity: QUANTITIES[quantity].perClass ? quantity : "rank" });
+    update({ ...changes, quantity: QUANTITIES[quantity].ofClass ? quantity : "rank" });
   }
 
   function setToken(token, pinned) {
@@ -516,56 +493,41 @@
     byId("thumbs").hidden = state.run.images.length < 2;
     byId("thumbs").replaceChildren(images.length ? "" : "none", ...images.map((image) => {
       const title = describe(image);
-      const attributes = { type: "button", value: image.index, title };
-      const button = element("button", undefined, attributes);
-      button.append(element("img", undefined, { src: image.thumb, alt: title }));
-      button.addEventListener("click", () => openImage(image));
-      return button;
+      const picture = element("img", { src: image.url, alt: title });
+      return element("button", { type: "button", title }, picture);
     }));
     markImage();
   }
 
   function markImage() {
     const thumbs = byId("thumbs");
-    for (const button of thumbs.children) {
-      const isOpen = Number(button.value) === state.image?.index;
-      button.setAttribute("aria-pressed", String(isOpen));
-      if (!isOpen) continue;
-      const middle = button.offsetLeft + button.offsetWidth / 2;
-      thumbs.scrollLeft = middle - thumbs.clientWidth / 2;
-    }
+    const place = listedImages().indexOf(state.image);
+    press("thumbs", place);
+    const button = thumbs.children[place];
+    if (!button) return;
+    const middle = button.offsetLeft + button.offsetWidth / 2;
+    thumbs.scrollLeft = middle - thumbs.clientWidth / 2;
   }
 
   const available = () => Object.keys(QUANTITIES).filter((name) =>
     QUANTITIES[name].needs.every((need) => need in state.arrays));
 
-  function drawQuantities() {
-    const select = byId("quantity");
-    const names = available();
-    const current = [...select.options].map(({ value }) => value);
-    if (String(current) !== String(names)) {
-      setOptions("quantity", names.map((name) => [name, ""]));
-    }
-    for (const option of select.options) option.textContent = titleOf(option.value);
-    select.value = state.quantity;
-  }
-
   // Opens an image, with `wanted` parts of the state.
   async function openImage(image, run = state.run, wanted = {}) {
     const request = (state.requests += 1);
-    const { url, arrays } = await load(run, image);
+    const arrays = await load(run, image);
     if (request !== state.requests) return; // another one was opened meanwhile
     const isFirst = !state.image;
     Object.assign(state, { image, arrays, pinned: false });
     if (run !== state.run || isFirst) openRun(run);
-    byId("picture").src = url;
+    byId("picture").src = image.url;
     byId("picture").alt = `image ${image.index} of the data set, as the model saw it`;
     byId("about").textContent = describe(image);
     Object.assign(state, wanted);
     if (!available().includes(state.quantity)) state.quantity = available()[0] ?? null;
     if (chosen().length < 2) state.view = "a";
     state.token = clamp(state.token, 0, tokens() - 1);
-    byId("note").hidden = !available().some((name) => QUANTITIES[name].perHead);
+    byId("note").hidden = !available().some((name) => QUANTITIES[name].ofHead);
     markImage();
     drawAll();
     if (!isFirst) writeAddress();
@@ -575,11 +537,8 @@
     Object.assign(state, { run, layer: clamp(state.layer, 0, run.depth - 1), head: null });
     byId("run").value = run.number;
     byId("block").max = run.depth - 1;
-    byId("prefix").replaceChildren(...run.prefix.map((name, token) => {
-      const button = element("button", name, { type: "button", value: token });
-      button.addEventListener("click", () => setToken(token, true));
-      return button;
-    }));
+    byId("prefix").replaceChildren(...run.prefix.map((name) =>
+      element("button", { type: "button" }, name)));
     byId("picture").classList.toggle("small", run.pixelated);
     byId("stage").style.aspectRatio = `${run.grid[1]} / ${run.grid[0]}`;
     if (!listedImages().includes(state.image)) byId("filter").value = "all";
@@ -595,7 +554,7 @@
   function step(by) {
     const images = listedImages();
     if (!images.length) return;
-    const place = images.findIndex(({ index }) => index === state.image?.index);
+    const place = images.indexOf(state.image);
     openImage(images[(place + by + images.length) % images.length]);
   }
 
@@ -619,17 +578,15 @@
     const run = data.runs.find((one) => one.number === (number("run") ?? data.runs[0].number));
     const image = run?.images.find(({ index }) => index === number("image"));
     if (!image) return false;
-    const head = number("head");
-    const wanted = {
+    const [head, token, show] = [number("head"), number("token"), parts.get("show")];
+    byId("filter").value = "all";
+    openImage(image, run, {
       quantity: parts.get("map") ?? state.quantity, a: number("a"), b: number("b"),
-      view: ["b", "minus"].includes(parts.get("show")) ? parts.get("show") : "a",
+      view: VIEWS.includes(show) ? show : "a",
       head: head === null ? null : clamp(head, 0, run.heads - 1),
       layer: clamp(number("block") ?? state.layer, 0, run.depth - 1),
-    };
-    const token = number("token");
-    if (token !== null) Object.assign(wanted, { token, pinned: true });
-    byId("filter").value = "all";
-    openImage(image, run, wanted);
+      ...(token === null ? {} : { token, pinned: true }),
+    });
     return true;
   }
 
@@ -662,7 +619,14 @@
   }
 
   const on = (name, type, handle) => byId(name).addEventListener(type, handle);
-  setOptions("run", data.runs.map(({ number, name }) => [number, name]));
+  // Which button of a list was clicked.
+  const onButton = (name, handle) => on(name, "click", ({ target }) => {
+    const button = target.closest("button");
+    const place = [...byId(name).children].findIndex((child) => child.contains(button));
+    if (place >= 0) handle(place);
+  });
+  byId("run").replaceChildren(...data.runs.map(({ number, name }) =>
+    element("option", { value: number }, name)));
   byId("run").closest("label").hidden = data.runs.length === 1;
   on("run", "change", ({ target }) => {
     const run = data.runs.find(({ number }) => number === Number(target.value));
@@ -682,10 +646,17 @@
     on(name, "blur", ({ target }) => { target.value = target.title; });
     on(name, "input", ({ target }) => {
       const number = chosen().find((one) => className(one) === target.value);
-      if (number === undefined) return;
-      showClass({ [name]: number });
+      if (number !== undefined) showClass({ [name]: number });
     });
   }
+  onButton("thumbs", (place) => openImage(listedImages()[place]));
+  onButton("prefix", (token) => setToken(token, true));
+  onButton("blocks", openBlock);
+  onButton("heads", (head) => update({ head: head === state.head ? null : head }));
+  onButton("views", (place) => update({ view: VIEWS[place] }));
+  onButton("classes", (place) => {
+    showClass({ a: topClasses(state.layer, state.token)[place].number, view: "a" });
+  });
   on("block", "input", ({ target }) => openBlock(Number(target.value)));
   on("play", "click", () => play(!state.timer));
   on("opacity", "input", drawMap);

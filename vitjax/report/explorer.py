@@ -6,6 +6,7 @@ only the recipe `tokens` writes all of it.
 """
 
 import base64
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16
 from matplotlib import colormaps
-from PIL import Image
 
 from vitjax.recipes import schema
 from vitjax.report.figure import POSITIVE, SIGNED
@@ -53,30 +53,28 @@ def explorer_data(runs: Sequence[Run], *, limit: int = 200) -> dict[str, Any]:
             continue
         entries.append(describe(run, number, images))
         first, layer, token = find_opening(run, images)
-        if not opening:
-            index = images[first].index
-            opening = {"run": number, "image": index, "layer": layer, "token": token}
-        arrays, large = read_arrays(run, images), LARGE["chosen"] in run
+        index, large = images[first].index, LARGE["chosen"] in run
+        opening = opening or dict(run=number, image=index, layer=layer, token=token)
         possible += len(images) * large
-        for place in [first, *np.delete(np.arange(len(images)), first)]:
-            image = images[place]
+        arrays = read_arrays(run, images)
+        for place in sorted(range(len(images)), key=lambda place: place != first):
             rows = {name: values[place] for name, values in arrays.items()}
             if (rows["rank"] < 0).all():  # of an image without a label
                 del rows["rank"]
-            kind = "png" if entries[-1]["pixelated"] else "jpeg"
-            packs[f"explorer-{number}-{image.index}"] = pack = {
-                "url": image_url(image.pixels, kind=kind),
-                "arrays": {name: pack_array(values) for name, values in rows.items()},
-            }
-            room -= packed_bytes(pack)
+            pack = pack_arrays(rows)
+            packs[f"explorer-{number}-{images[place].index}"] = pack
+            room -= len(entries[-1]["images"][place]["url"]) + len(json.dumps(pack))
             if room > 0 and large:
-                more = {n: pack_array(v) for n, v in read_large(image).items()}
-                room -= packed_bytes({"url": "", "arrays": more})
-                pack["arrays"] |= more
+                more = pack_arrays(read_large(images[place]))
+                room -= len(json.dumps(more))
+                pack |= more
                 whole += 1
     if not entries:
         return {}
-    colors = {name: color_table(name) for name in (POSITIVE, SIGNED)}
+    colors = {
+        name: colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes().hex()
+        for name in (POSITIVE, SIGNED)
+    }
     return {
         "data": {"runs": entries, "colors": colors, "opening": opening},
         "packs": packs,
@@ -91,6 +89,8 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
     config = run.config
     registers = [f"register {n}" for n in range(config.registers)]
     keys = ("index", "name", "label", "prediction")
+    pixelated = max(config.shape) <= 128  # PNG, enlarged without smoothing
+    kind = "png" if pixelated else "jpeg"
     return {
         "name": run.name,
         "number": number,
@@ -101,19 +101,13 @@ def describe(run: Run, number: int, images: Sequence[Preview]) -> dict[str, Any]
         "prefix": ["[CLS]"] * config.class_token + registers,
         "pool": config.pooling,
         "data": run.manifest["data"]["id"],
-        "pixelated": max(config.shape) <= 128,  # PNG, enlarged without smoothing
+        "pixelated": pixelated,
         "images": [
-            {key: getattr(image, key) for key in keys} | {"thumb": thumbnail(image)}
+            {key: getattr(image, key) for key in keys}
+            | {"url": image_url(image.pixels, kind=kind)}
             for image in images
         ],
     }
-
-
-def thumbnail(image: Preview) -> str:
-    """A small copy as a URL."""
-    small = Image.fromarray(image.pixels)
-    small.thumbnail((80, 80))
-    return image_url(np.asarray(small), kind="jpeg")
 
 
 def find_opening(run: Run, images: Sequence[Preview]) -> tuple[int, int, int]:
@@ -184,20 +178,12 @@ def quantize(
     return scale.astype(np.float32), np.rint(steps).astype(np.int16)
 
 
-def pack_array(values: np.ndarray) -> dict[str, Any]:
-    """An array as JSON, its bytes in the order that browsers read."""
-    content = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    text = base64.b64encode(zlib.compress(content)).decode()
-    kind = f"{values.dtype.name.capitalize()}Array"  # in JavaScript
-    return {"type": kind, "shape": values.shape, "bytes": text}
-
-
-def packed_bytes(pack: Mapping[str, Any]) -> int:
-    """What an image takes in the page."""
-    arrays = pack["arrays"].values()
-    return len(pack["url"]) + sum(len(array["bytes"]) for array in arrays)
-
-
-def color_table(name: str) -> str:
-    """A color map as 256 times six hexadecimal digits."""
-    return colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes().hex()
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays as JSON, their bytes in the order that browsers read."""
+    packed = {}
+    for name, values in arrays.items():
+        content = values.astype(values.dtype.newbyteorder("<")).tobytes()
+        text = base64.b64encode(zlib.compress(content)).decode()
+        kind = f"{values.dtype.name.capitalize()}Array"  # in JavaScript
+        packed[name] = {"type": kind, "shape": values.shape, "bytes": text}
+    return packed

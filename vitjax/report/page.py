@@ -145,7 +145,14 @@ def write_report(
     Example:
         >>> vitjax.write_report([vitjax.open_results("results")], "report")
     """
-    shown, tokens = split_tokens(runs, names)
+    every = as_runs(runs, names)
+    tokens = [run for run in every if run.manifest["recipe"] == "tokens"]
+    shown = [run for run in every if run not in tokens] or every
+    if not names:  # those that are not shown are no reason for longer ones
+        shown, tokens = (
+            as_runs([run.results for run in each]) if each else []
+            for each in (shown, tokens)
+        )
     made = sections(shown, tests, subset)
     content = render_page(shown, made, explorer_data(tokens) or explorer_data(shown))
     folder = epath.Path(out) / "figures"
@@ -157,23 +164,6 @@ def write_report(
     page = epath.Path(out) / "report.html"
     page.write_text(content, encoding="utf-8")
     return page
-
-
-def split_tokens(
-    runs: Sequence[Results], names: Sequence[str]
-) -> tuple[list[Run], list[Run]]:
-    """Runs that are reported, and those that only add the explorer; they are no reason
-    for longer names.
-    """
-    every = as_runs(runs, names)
-    tokens = [run for run in every if run.manifest["recipe"] == "tokens"]
-    others = [run for run in every if run not in tokens]
-    if names or not others:
-        return others or every, tokens
-    rename = [
-        as_runs([run.results for run in each]) for each in (others, tokens) if each
-    ]
-    return rename[0], rename[-1] if tokens else []
 
 
 def sections(
@@ -247,15 +237,13 @@ RECIPES = {
 RECIPES["one_pass"] = RECIPES["paper"]
 """Recipe -> (title, what it asks)."""
 
-OTHER = ("Recipe {}", "What does the recipe {} find?")
-
 
 def heading(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """Title of the page; its opening: what was asked, of which models and images."""
     recipes = dict.fromkeys(run.manifest["recipe"] for run in runs)
     known = [
-        RECIPES.get(recipe, [text.format(recipe) for text in OTHER])
-        for recipe in recipes
+        RECIPES.get(name, (f"Recipe {name}", f"What does the recipe {name} find?"))
+        for name in recipes
     ]
     names = [run.name for run in runs] if len(runs) < 4 else [f"{len(runs)} runs"]
     data = {short_data(run.manifest) for run in runs}
@@ -297,27 +285,14 @@ def render_page(
         # After pictures that the recipe is about, before all others.
         first = bool(drawn) and drawn[0].key in ("predictions", "faithfulness")
         drawn.insert(first, Section(key="explorer", title="Token explorer"))
-    tested = [section for section in made if section.key == "tests"]
-    tables = [t for section in made if section.key != "tests" for t in section.tables]
-    sentences = [line for section in made for line in section.sentences]
-    contents = [("found", "What was found", [])] if sentences else []
-    for section in drawn:
-        parts = [(f"figure-{figure.key}", figure.title) for figure in section.figures]
-        contents.append((section.key, section.title, parts))
-    contents += [(section.key, section.title, []) for section in tested]
-    parts = [(f"table-{table.key}", table.title) for table in tables]
-    contents += [("tables", "Tables", parts)] if tables else []
-    contents += [("measured", "What is measured", [])]
-    contents += [("computed", "How it was computed", [])]
     return environment.get_template("report.html.jinja").render(
         title=title,
         opening=opening,
-        contents=contents,
         runs=runs,
         drawn=drawn,
-        tested=tested,
-        tables=tables,
-        sentences=sentences,
+        tested=[section for section in made if section.key == "tests"],
+        tables=[t for each in made if each.key != "tests" for t in each.tables],
+        sentences=[line for section in made for line in section.sentences],
         explorer=explorer,
         provenance=provenance,
         colors=list(zip(COLORS, DARK)),
