@@ -137,16 +137,10 @@ def test_short_name(name, expected):
 
 
 def read(*results, **options):
-    """(data, key -> (image URL, arrays)) of an explorer."""
+    """(data, key -> arrays) of an explorer."""
     runs = [Run(each, name) for each, name in zip(results, "abc")]
     made = explorer.explorer_data(runs, **options)
-    urls = {
-        f"explorer-{entry['number']}-{image['index']}": image["url"]
-        for entry in (made["data"]["runs"] if made else ())
-        for image in entry["images"]
-    }
-    packs = {key: (urls[key], unpack(pack)) for key, pack in made["packs"].items()}
-    return made["data"], packs
+    return made["data"], {key: unpack(pack) for key, pack in made["packs"].items()}
 
 
 def unpack(arrays):
@@ -171,7 +165,7 @@ def test_the_page_gets_what_the_run_holds():
     assert entry["prefix"] == ["[CLS]"] and entry["grid"] == (4, 4)
     assert (entry["depth"], entry["heads"]) == (3, 2)
     for place in range(4):
-        url, arrays = packs[f"explorer-0-{place}"]
+        arrays = packs[f"explorer-0-{place}"]
         about = entry["images"][place]
         assert about["index"] == place
         assert about["label"] == run["label"][place]
@@ -196,18 +190,18 @@ def test_the_page_gets_what_the_run_holds():
         np.testing.assert_allclose(logits, run["chosen_logits"][place], atol=0.0101)
         error = arrays["between"] / 63 - run["token_attention"][place].values / 255
         assert np.abs(error).max() <= 0.51 / 63
-        content = base64.b64decode(url.partition("base64,")[2])
+        content = base64.b64decode(about["url"].partition("base64,")[2])
         pixels = np.asarray(Image.open(io.BytesIO(content)))
         np.testing.assert_array_equal(pixels, run["preview_image"][place])
 
 
 def test_what_a_run_lacks_is_left_out():
     data, packs = read(fake_run(masks=True))
-    assert all(set(arrays) == {"rank", "on_object"} for _, arrays in packs.values())
+    assert all(set(arrays) == {"rank", "on_object"} for arrays in packs.values())
     ranks = np.full((9, 3, 17), -1, np.int32)
     unlabeled = {"label": np.full(9, -1, np.int32), "rank_residual": ranks}
     data, packs = read(fake_run(change=unlabeled, class_token=False, registers=1))
-    assert all(arrays == {} for _, arrays in packs.values())
+    assert all(arrays == {} for arrays in packs.values())
     assert data["runs"][0]["images"][0]["label"] == -1
     assert data["runs"][0]["prefix"] == ["register 0"]
     assert data["runs"][0]["pool"] == "mean"
@@ -261,5 +255,6 @@ def test_shares_of_a_peaked_head_survive():
 
 
 def test_large_images_are_jpeg():
-    _, packs = read(fake_run(image_size=(160, 320), patch_size=80))
-    assert all(url.startswith("data:image/jpeg;base64,") for url, _ in packs.values())
+    data, _ = read(fake_run(image_size=(160, 320), patch_size=80))
+    urls = [image["url"] for image in data["runs"][0]["images"]]
+    assert urls and all(url.startswith("data:image/jpeg;base64,") for url in urls)

@@ -161,8 +161,8 @@ def read_large(image: Preview) -> dict[str, np.ndarray]:
     if len(image.run.classes) < 2**16:
         arrays["ranks"] = arrays["ranks"].astype(np.uint16)
     logits = arrays["logits"]
-    by_layer = quantize(logits.reshape(len(logits), -1), least=0.02)
-    arrays["logits_scale"], steps = by_layer
+    flat = logits.reshape(len(logits), -1)
+    arrays["logits_scale"], steps = quantize(flat, least=0.02)
     arrays["logits"] = steps.reshape(logits.shape)
     arrays["between"] = np.rint(arrays["between"] * (63 / 255)).astype(np.uint8)
     return arrays

@@ -178,18 +178,16 @@ def show(
         common = every[0]._replace(low=low, high=high)
     panels, most = [], columns or max(map(len, grids))
     for number, row in enumerate(grids):
-        photo = photos[number if several else 0]
-        cells = []
+        photo, cells = photos[number if several else 0], []
         for name, values in row.items():
             scale = common or scales[number][name]
             drawn = lay_over(photo, values, scale)
             cells.append(Panel(drawn, in_words(name), None if common else scale))
-        lead: Panel | None = None
+        lead = None
         if several or number == 0 or len(words) > 1:
             lead = Panel(photo, words[number] if number < len(words) else "")
         for start in range(0, len(cells), most):
-            panels.append([lead, *cells[start : start + most]])
-            lead = None
+            panels.append([None if start else lead, *cells[start : start + most]])
     return draw_grid(panels, width=width, scale=common)
 
 

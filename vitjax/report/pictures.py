@@ -195,7 +195,7 @@ class PictureFigure(Figure):
 
     def png(self, *, dpi: int = 150) -> bytes:
         """All rows with their color bars."""
-        return draw_grid(self.rows, scale=self.scale).content(format="png", dpi=dpi)
+        return draw_grid(self.rows, scale=self.scale).png(dpi)
 
     def html(self) -> str:
         """Every picture by itself: as many stand side by side as there is room for."""
@@ -314,7 +314,7 @@ def image_url(
     buffer, picture = io.BytesIO(), Image.fromarray(image)
     if most:
         picture.thumbnail((most, most))
-    picture.save(buffer, format=kind, optimize=True, quality=85)
+    picture.save(buffer, format=kind, quality=85)
     return data_url(buffer.getvalue(), f"image/{kind}")
 
 
@@ -417,21 +417,21 @@ def photos(runs: Sequence[Run]) -> list[PictureFigure]:
 
     Attention is that of the pooled token, or of all tokens where there is no [CLS].
     """
-    attended = any(schema.ATTENDED() in run for run in runs)
-    attention = " Colors: attention weights of the token that the prediction is read "
-    attention += (
-        "from, mean over heads; below the block, the class that is first there."
-    )
+    see = "What the model saw, and what it answers."
+    caption = "Photos as the model saw them."
+    if any(schema.ATTENDED() in run for run in runs):
+        see = "Where the model looks, block by block, and what it would answer there."
+        caption += " Colors: attention weights of the token that the prediction is "
+        caption += "read from, mean over heads; below the block, the class that is "
+        caption += "first there."
     return gallery(
         runs,
         attention_maps,
         labeled=False,
         key="photos",
         title="Photos and predictions",
-        see="Where the model looks, block by block, and what it would answer there."
-        if attended
-        else "What the model saw, and what it answers.",
-        caption="Photos as the model saw them." + attention * attended,
+        see=see,
+        caption=caption,
     )
 
 
