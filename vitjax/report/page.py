@@ -4,7 +4,7 @@ import dataclasses
 import html
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jinja2
@@ -319,11 +319,9 @@ def listed(value: Any) -> str:
     """A value of a manifest in a line; empty where there is none."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {listed(part)}" for key, part in value.items())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        values = list(value)
-        return (
-            ", ".join(map(listed, values)) if len(values) < LONG else f"{len(values)}"
-        )
-    return (
-        "" if value is None else f"{value:.4g}" if type(value) is float else str(value)
-    )
+    if isinstance(value, (list, tuple)):
+        known = len(value) < LONG
+        return ", ".join(map(listed, value)) if known else f"{len(value)}"
+    if type(value) is float:
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

@@ -212,14 +212,10 @@ class PictureFigure(Figure):
 def picture(panel: Panel) -> str:
     """A picture of a page with the words above it and its color bar below."""
     kind = "jpeg" if panel.scale else "png"
-    image = f'<img alt="" src="{image_url(panel.image, kind=kind, most=PIXELS)}">'
+    image = f'<img alt="" src="{image_url(panel.image, kind=kind, most=224)}">'
     words = "<br>".join(map(html.escape, panel.words.split("\n")))
     bar = color_bar(panel.scale) if panel.scale else ""
     return f"<div><p>{words}</p>{image}{bar}</div>"
-
-
-PIXELS = 224
-"""Of a picture's longer side on the page, at most."""
 
 
 def color_bar(scale: Scale) -> str:
