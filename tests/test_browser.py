@@ -45,30 +45,25 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
     other = tmp_path_factory.mktemp("second")
-    model = vitjax.init(vitjax.Config(64, 16, 16, 2, 2, 24), classes=run_classes(run))
+    classes = run.manifest["model"]["class_ids"]
+    model = vitjax.init(vitjax.Config(64, 16, 16, 2, 2, 24), classes=classes)
     options = dict(batch_size=6, limit=IMAGES, show_progress=False)
     second = vitjax.run("identifiability", model, "textured_digits", other, **options)
     unlabeled = tmp_path_factory.mktemp("images")
     Image.fromarray(run["preview_image"][0].values).save(unlabeled / "a <b>.png")
     bare = tmp_path_factory.mktemp("bare")
     third = vitjax.run("identifiability", model, f"folder:{unlabeled}", bare, **options)
-    cell, both, old = (other / f"{name}.html" for name in ("notebook", "both", "old"))
-    new = [name for name in run if re.match("chosen|token_(att|norm)", name)]
-    old.write_text(vitjax.explorer(run.drop_vars(new))._repr_html_(), "utf-8")
-    both.write_text(vitjax.explorer([run, second])._repr_html_(), "utf-8")
-    cell.write_text(vitjax.explorer(run)._repr_html_(), "utf-8")
-    return {
+    pages = {
         "one": vitjax.write_report([run], run.path),
         "bare": vitjax.write_report([third], bare),
         "two": vitjax.write_report([run, second], other),
-        "notebook": cell,
-        "both": both,
-        "old": old,
     }
-
-
-def run_classes(run):
-    return run.manifest["model"]["class_ids"]
+    new = [name for name in run if re.match("chosen|token_(att|norm)", name)]
+    cells = {"notebook": run, "both": [run, second], "old": run.drop_vars(new)}
+    for name, rows in cells.items():
+        pages[name] = other / f"{name}.html"
+        pages[name].write_text(vitjax.explorer(rows)._repr_html_(), "utf-8")
+    return pages
 
 
 @pytest.fixture

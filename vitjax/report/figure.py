@@ -107,7 +107,7 @@ class Canvas(matplotlib.figure.Figure):
         self.savefig(buffer, **options)
         return buffer.getvalue()
 
-    def png(self, dpi: float | str = "figure") -> bytes:
+    def png(self, dpi: float | int | str = "figure") -> bytes:
         """Its pixels, compressed nearly as far in two thirds of the time."""
         options = {"pil_kwargs": {"compress_level": 4}}
         return self.content(format="png", dpi=dpi, **options)
@@ -317,7 +317,7 @@ def grid(axes: Any, series: Series, figure: Any) -> Handles:
     )
     bar.set_label(figure.bar_label, fontsize=8)
     bar.outline.set_visible(False)
-    bar.ax.set_ylim(scale * -(means < 0).any(), scale * (means >= 0).any())
+    bar.ax.set_ylim(-scale * (means < 0).any(), scale * (means >= 0).any())
     return {name: Patch(facecolor=color(own)) for name, own in series.items()}
 
 
