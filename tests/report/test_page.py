@@ -200,11 +200,12 @@ def test_what_needs_no_label_is_drawn(tmp_path, recipe, change, drawn):
         assert "no labels" in parsed.words and "table-predictions" in parsed.ids
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "two"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_contents_and_the_order_of_sections(recipe):
     options = {"masks": True, "manifest": {"study": STUDY}}
-    results = [fake_run(recipe if recipe in RECIPES else "paper", **options)]
-    results += [fake_run(depth=2, class_token=False)] if recipe == "two" else []
+    results = [fake_run(recipe, **options)]
+    # Alone, its page is that of `one_pass`.
+    results += [fake_run(depth=2, class_token=False)] if recipe == "paper" else []
     runs = as_runs(results)
     made = page.sections(runs)
     assert not any("nan" in line for each in made for line in each.sentences)
