@@ -6,7 +6,7 @@ No behavior depends on a model's name: every difference is a field of its row.
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitjax import messages
@@ -18,8 +18,10 @@ from vitjax.data.textured_digits import CLASSES
 from vitjax.types import Config
 
 AUGREG = "https://storage.googleapis.com/vit_models/augreg/"
+FACEBOOK = "https://dl.fbaipublicfiles.com/"
+HUB = "https://huggingface.co/{}/resolve/main/{}"
+OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
-DEIT = "https://dl.fbaipublicfiles.com/deit/"
 TRM = (
     "https://github.com/Muzammal-Naseer/Improving-Adversarial-Transferability-of-"
     "Vision-Transformers/releases/download/v0/deit_base_trm.pth"
@@ -71,10 +73,36 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "g": ("giant", dict(dim=1536, depth=40, heads=24, mlp_dim=4096, mlp="swiglu")),
 }
 """Letters in our names -> the size in timm's names, and the architecture."""
-BASE = SIZES["b"][1]
 
 SHORTER: dict[str, Any] = dict(resize="shorter", **TORCHVISION)
 UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+CLIP_PIXELS: dict[str, Any] = dict(resize="shorter", interpolation="bicubic")
+CLIP_PIXELS |= CLIP_COLORS
+OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
+
+
+def build(
+    name: str,
+    *,
+    config: Mapping[str, Any] = {},
+    pixels: Mapping[str, Any] = {},
+    license: str = "Apache-2.0",
+    **fields: Any,
+) -> Variant:
+    """A row whose name tells letter, patch, and image size where it is not 224.
+
+    `config` and `pixels` are what it has beyond them.
+    """
+    letter, patch, size = re.search(r"_(so400m|[a-z]+)(\d+)(?:_(\d+))?", name).groups()  # pyright: ignore
+    size = int(size or 224)
+    return Variant(
+        name=name,
+        config=Config(size, int(patch), **SIZES[letter][1], **config),
+        preprocess=Preprocess(size, size, **pixels),
+        license=license,
+        **fields,
+    )
+
 
 AUGREG_224 = {
     ("Ti", 16): ("none", "0.03", "0.0", "0.03"),
@@ -91,89 +119,71 @@ AUGREG_384 = AUGREG_224 | {("B", 32): ("light1", "0.1", "0.0", "0.03")}
 del AUGREG_384["B", 8]
 
 
-def augreg(letters: str, patch: int, recipe: tuple[str, ...], *, size=224) -> Variant:
+def augreg(letter: str, patch: int, size: int = 224, *, tuned: bool = True) -> Variant:
     """A row of Steiner et al. 2021: ImageNet-21k, then ImageNet-1k at an image size."""
-    augment, decay, dropout, rate = recipe
-    timm, shape = SIZES[letters.lower()]
+    recipes = AUGREG_224 if size == 224 else AUGREG_384
+    augment, decay, dropout, rate = recipes[letter, patch]
+    small = letter.lower()
     file = (
-        f"{letters}_{patch}-i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}"
-        f"-sd_{dropout}--imagenet2012-steps_20k-lr_{rate}-res_{size}.npz"
+        f"{letter}_{patch}-i21k-300ep-lr_0.001-aug_{augment}-wd_{decay}-do_{dropout}"
+        f"-sd_{dropout}"
     )
-    name = f"vit_{letters.lower()}{patch}"
-    return Variant(
-        name=name if size == 224 else f"{name}_{size}",
+    tag = f"timm/vit_{SIZES[small][0]}_patch{patch}_{size}.augreg_in21k"
+    suffix, source, labels = "_in21k", "AugReg, ImageNet-21k", imagenet21k
+    if tuned:
+        file += f"--imagenet2012-steps_20k-lr_{rate}-res_{size}"
+        tag += "_ft_in1k"
+        suffix, source = "" if size == 224 else f"_{size}", f"{source} then 1k"
+        labels = imagenet1k
+    return build(
+        f"vit_{small}{patch}{suffix}",
         family="AugReg",
-        config=Config(size, patch, **shape),
-        preprocess=Preprocess(size, size),
-        url=AUGREG + file,
-        tag=f"timm/vit_{timm}_patch{patch}_{size}.augreg_in21k_ft_in1k",
-        license="Apache-2.0",
-        source="AugReg, ImageNet-21k then 1k",
+        labels=labels,
+        url=f"{AUGREG}{file}.npz",
+        tag=tag,
+        source=source,
     )
 
 
-def in21k(row: Variant) -> Variant:
-    """An AugReg row before its fine-tuning."""
-    return dataclasses.replace(
-        row,
-        name=f"{row.name}_in21k",
-        labels=imagenet21k,
-        url=row.url.partition("--imagenet2012")[0] + ".npz",
-        tag=row.tag.removesuffix("_ft_in1k"),
-        source="AugReg, ImageNet-21k",
-    )
-
-
-def deit(size: str, digest: str) -> Variant:
+def deit(letter: str, digest: str) -> Variant:
     """A data-efficient ViT without distillation (Touvron et al. 2021)."""
-    timm, shape = SIZES[size]
-    return Variant(
-        name=f"deit_{size}16",
+    timm = f"deit_{SIZES[letter][0]}_patch16_224"
+    return build(
+        f"deit_{letter}16",
         family="DeiT",
-        config=Config(224, 16, **shape),
-        preprocess=Preprocess(224, 224, **SHORTER),
-        url=f"{DEIT}deit_{timm}_patch16_224-{digest}.pth",
-        tag=f"timm/deit_{timm}_patch16_224.fb_in1k",
+        pixels=SHORTER,
+        url=f"{FACEBOOK}deit/{timm}-{digest}.pth",
+        tag=f"timm/{timm}.fb_in1k",
         sha256=digest,
-        license="Apache-2.0",
         source="DeiT, ImageNet-1k",
     )
 
 
 def refinement(name: str, *, heads: bool) -> Variant:
     """DeiT-B with or without its eleven refinement modules (Naseer et al. 2022)."""
-    return Variant(
-        name=name,
+    return build(
+        name,
         family="DeiT",
-        config=Config(224, 16, **BASE, refinement=heads),
-        preprocess=Preprocess(224, 224, resize="square", **TORCHVISION),
+        config=dict(refinement=heads),
+        pixels=SHORTER | dict(resize="square"),
         url=TRM,
         license="not stated",
         source="DeiT-B with token refinement (Naseer et al.), ImageNet-1k",
     )
 
 
-HUB = "https://huggingface.co/{}/resolve/main/{}"
-FACEBOOK = "https://dl.fbaipublicfiles.com/"
-OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/"
 CLIP_PROJECTIONS = {"b": 512, "l": 768, "h": 1024}
 """Letter -> the width of embeddings."""
-CLIP_PIXELS: dict[str, Any] = dict(resize="shorter", interpolation="bicubic")
-CLIP_PIXELS |= CLIP_COLORS
-OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
 
 
-def clip(name: str, letter: str, patch: int, size=224, *, gelu: Any, **fields: Any):
+def clip(name: str, *, gelu: str, colors: Mapping = {}, **fields: Any) -> Variant:
     """A row of CLIP, or of a model with its architecture."""
-    embedding: Any = dict(
-        projection=CLIP_PROJECTIONS[letter.lower()], head="cosine", gelu=gelu
-    )
-    pixels = CLIP_PIXELS | fields.pop("colors", {})
-    return Variant(
-        name=f"clip_{letter.lower()}{patch}{'' if size == 224 else f'_{size}'}_{name}",
+    embedding = dict(projection=CLIP_PROJECTIONS[name[0]], head="cosine", gelu=gelu)
+    return build(
+        f"clip_{name}",
         family="CLIP",
-        config=Config(size, patch, **SIZES[letter.lower()][1], **OF_CLIP, **embedding),
-        preprocess=Preprocess(size, size, **pixels),
+        config=OF_CLIP | embedding,
+        pixels={**CLIP_PIXELS, **colors},
         labels=no_labels,
         license="MIT",
         file="open_clip_model.safetensors",
@@ -193,21 +203,18 @@ OPENAI = (
 def openai(letter: str, patch: int, size: int, digest: str) -> Variant:
     """A row of Radford et al. 2021."""
     word, at = SIZES[letter.lower()][0], "" if size == 224 else f"-{size}"
-    file = f"ViT-{letter}-{patch}{at and at + 'px'}.pt"
+    name, timm = f"ViT-{letter}-{patch}{at}", f"timm/vit_{word}_patch{patch}_clip"
     return clip(
-        "openai",
-        letter,
-        patch,
-        size,
+        f"{letter.lower()}{patch}{at.replace('-', '_')}_openai",
         gelu="quick",
-        url=f"{OPENAI_URL}{digest}/{file}",
+        url=f"{OPENAI_URL}{digest}/{name}{at and 'px'}.pt",
         sha256=digest,
-        tag=f"timm/vit_{word}_patch{patch}_clip_{size}.openai",
+        tag=f"{timm}_{size}.openai",
         aliases=(
             f"openai/clip-vit-{word}-patch{patch}{at}",
-            f"timm/vit_{word}_patch{patch}_clip_quickgelu_{size}.openai",
-            f"ViT-{letter}-{patch}{at} openai",
-            f"ViT-{letter}-{patch}{at}-quickgelu openai",
+            f"{timm}_quickgelu_{size}.openai",
+            f"{name} openai",
+            f"{name}-quickgelu openai",
         ),
         source="OpenAI CLIP, WIT-400M",
     )
@@ -232,9 +239,7 @@ def laion(letter: str, patch: int, data: str, training: str) -> Variant:
     timm = "laion2b" if name == "laion2b" else "datacompxl"
     half = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     return clip(
-        name,
-        letter,
-        patch,
+        f"{letter.lower()}{patch}_{name}",
         gelu="erf",
         colors=half if (letter, name) == ("L", "laion2b") else {},
         url=HUB.format(repository, "open_clip_pytorch_model.bin"),
@@ -259,17 +264,15 @@ CLIP_FINE_TUNED = (
 
 def clip_fine_tuned(letter: str, patch: int, data: str, share: float) -> Variant:
     """A CLIP that timm's author fine-tuned to classify: ImageNet-12k, then 1k."""
-    word, shape = SIZES[letter.lower()]
+    word = SIZES[letter.lower()][0]
     tag = f"timm/vit_{word}_patch{patch}_clip_224.{data}_ft_in12k_in1k"
-    side = math.floor(224 / share)
-    return Variant(
-        name=f"clip_{letter.lower()}{patch}_{data}_in1k",
+    return build(
+        f"clip_{letter.lower()}{patch}_{data}_in1k",
         family="CLIP, fine-tuned",
-        config=Config(224, patch, **shape, **OF_CLIP),
-        preprocess=Preprocess(224, 224, resize_size=side, **CLIP_PIXELS),
+        config=OF_CLIP,
+        pixels=CLIP_PIXELS | dict(resize_size=math.floor(224 / share)),
         url=HUB.format(tag, ARRAYS),
         tag=tag,
-        license="Apache-2.0",
         source=f"timm, {data} CLIP, then ImageNet-12k, then 1k",
     )
 
@@ -293,21 +296,17 @@ def siglip(version: int, letter: str, patch: int, size: int) -> Variant:
     open_clip compute most of these image towers with erf, and logits differ in their
     third or fourth digit.
     """
-    word, shape = SIZES[letter]
-    short, number = letter.upper(), "" if version == 1 else "2"
+    word, number = SIZES[letter][0], "" if version == 1 else "2"
     # timm and open_clip load the second so400m at 384 pixels as one of 378.
     theirs = 378 if (version, letter, size) == (2, "so400m", 384) else size
     at = "" if size == 224 else f"-{theirs}"
     webli = "webli" if version == 1 else "v2_webli"
     repository = f"google/siglip{number}-{word}-patch{patch}-{size}"
-    name = f"siglip{number}_{letter}{patch}"
-    return Variant(
-        name=name if size == 224 else f"{name}_{size}",
+    name = f"ViT-{letter.upper()}-{patch}-SigLIP{number}{at}"
+    return build(
+        f"siglip{number}_{letter}{patch}{'' if size == 224 else f'_{size}'}",
         family="SigLIP",
-        config=Config(
-            size,
-            patch,
-            **shape,
+        config=dict(
             gelu="tanh",
             class_token=False,
             pool="map",
@@ -315,16 +314,15 @@ def siglip(version: int, letter: str, patch: int, size: int) -> Variant:
             sigmoid=True,
             truncate=size % patch != 0,
         ),
-        preprocess=Preprocess(size, size, interpolation="bicubic"),
+        pixels=dict(interpolation="bicubic"),
         labels=no_labels,
         url=HUB.format(repository, ARRAYS),
         tag=repository,
         aliases=(
-            f"timm/ViT-{short}-{patch}-SigLIP{number}{at}",
-            f"ViT-{short}-{patch}-SigLIP{number}{at} webli",
+            f"timm/{name}",
+            f"{name} webli",
             f"timm/vit_{word}_patch{patch}_siglip_{theirs}.{webli}",
         ),
-        license="Apache-2.0",
         source=f"SigLIP{number and ' 2'}, WebLI",
     )
 
@@ -333,54 +331,47 @@ def dinov2(letter: str, registers: int) -> Variant:
     """A backbone of Oquab et al. 2023, or with registers of Darcet et al. 2024, at the
     image size of its evaluation; its heads for ImageNet-1k are files of their own.
     """
-    word, shape = SIZES[letter]
-    folder, reg = f"dinov2_vit{letter}14", "_reg4" if registers else ""
-    of_hub = "-with-registers" if registers else ""
-    return Variant(
-        name=f"dinov2_{letter}14{'_reg' if registers else ''}",
+    word, folder = SIZES[letter][0], f"dinov2_vit{letter}14"
+    reg, hub, source = "", "", "DINOv2, LVD-142M"
+    if registers:
+        reg, hub = "_reg4", "-with-registers"
+        source = "DINOv2 with registers, LVD-142M"
+    return build(
+        f"dinov2_{letter}14{reg[:4]}",
         family="DINOv2",
-        config=Config(224, 14, **shape, layer_scale=True, registers=registers),
-        preprocess=Preprocess(224, 224, **SHORTER),
+        config=dict(layer_scale=True, registers=registers),
+        pixels=SHORTER,
         labels=no_labels,
         head_labels=imagenet1k,
         url=f"{FACEBOOK}dinov2/{folder}/{folder}{reg}_pretrain.pth",
         tag=f"timm/vit_{word}_patch14{reg}_dinov2.lvd142m",
-        aliases=(f"facebook/dinov2{of_hub}-{word}", f"{folder}{reg[:4]}"),
-        license="Apache-2.0",
-        source=f"DINOv2{' with registers' if registers else ''}, LVD-142M",
+        aliases=(f"facebook/dinov2{hub}-{word}", f"{folder}{reg[:4]}"),
+        source=source,
     )
-
-
-MAE = (("b", 16), ("l", 16), ("h", 14))
 
 
 def mae(letter: str, patch: int, *, fine_tuned: bool) -> Variant:
     """A row of He et al. 2022: as pre-trained, without a head, or fine-tuned."""
-    word, shape = SIZES[letter]
-    fields: Any = dict(
+    name, word = f"mae_{letter}{patch}", SIZES[letter][0]
+    fields: dict[str, Any] = dict(family="MAE", pixels=SHORTER, license="CC-BY-NC-4.0")
+    if fine_tuned:
+        return build(
+            f"{name}_in1k",
+            config=dict(pool="mean"),
+            url=f"{FACEBOOK}mae/finetune/mae_finetuned_vit_{word}.pth",
+            source="MAE, then ImageNet-1k",
+            **fields,
+        )
+    return build(
+        name,
+        labels=no_labels,
         url=f"{FACEBOOK}mae/pretrain/mae_pretrain_vit_{word}.pth",
         tag=f"timm/vit_{word}_patch{patch}_224.mae",
         aliases=(f"facebook/vit-mae-{word}",),
-        labels=no_labels,
         source="MAE, ImageNet-1k without labels",
-    )
-    if fine_tuned:
-        fields = dict(
-            url=f"{FACEBOOK}mae/finetune/mae_finetuned_vit_{word}.pth",
-            source="MAE, then ImageNet-1k",
-        )
-    pool: Any = dict(pool="mean") if fine_tuned else {}
-    return Variant(
-        name=f"mae_{letter}{patch}{'_in1k' if fine_tuned else ''}",
-        family="MAE",
-        config=Config(224, patch, **shape, **pool),
-        preprocess=Preprocess(224, 224, **SHORTER),
-        license="CC-BY-NC-4.0",
         **fields,
     )
 
-
-AUGREG_ROWS = tuple(augreg(*key, recipe) for key, recipe in AUGREG_224.items())
 
 ROWS = (
     Variant(
@@ -393,19 +384,17 @@ ROWS = (
         license="Apache-2.0",
         source="our own recipe, the embedded data",
     ),
-    *AUGREG_ROWS,
-    *(augreg(*key, recipe, size=384) for key, recipe in AUGREG_384.items()),
-    *map(in21k, AUGREG_ROWS),
+    *(augreg(*key) for key in AUGREG_224),
+    *(augreg(*key, 384) for key in AUGREG_384),
+    *(augreg(*key, tuned=False) for key in AUGREG_224),
     deit("ti", "a1311bcf"),
     deit("s", "cd65a155"),
     deit("b", "b5f2ef4d"),
     refinement("vit_b16_refinement", heads=False),
     refinement("vit_b16_refinement_heads", heads=True),
-    Variant(
-        name="vit_b16_cifar100",
+    build(
+        "vit_b16_cifar100",
         family="paper",
-        config=Config(224, 16, **BASE),
-        preprocess=Preprocess(224, 224),
         labels=cifar100,
         license="not stated",
         source="the paper's authors: ViT-B/16, ImageNet-21k then CIFAR-100",
@@ -414,28 +403,24 @@ ROWS = (
         "and pass its path as checkpoint= (on the command line --checkpoint). Any "
         "ViT-B/16 for CIFAR-100 in timm's or Hugging Face's layout also does.",
     ),
-    Variant(
-        name="vit_b16_miil",
+    build(
+        "vit_b16_miil",
         family="paper",
-        config=Config(224, 16, **BASE, qkv_bias=False),
-        preprocess=Preprocess(224, 224, resize="shorter", resize_size=256, **UNSCALED),
+        config=dict(qkv_bias=False),
+        pixels=dict(resize="shorter", resize_size=256, **UNSCALED),
         url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
         tag="timm/vit_base_patch16_224_miil.in21k_ft_in1k",
         sha256="2deb18e3",
         license="MIT",
         source="MIIL, ImageNet-21k-P then 1k",
     ),
-    Variant(
-        name="vit_b16_gap",
+    build(
+        "vit_b16_gap",
         family="paper",
-        config=Config(
-            224, 16, **BASE, class_token=False, norm="residual_post", qkv_bias=False
-        ),
-        preprocess=Preprocess(224, 224),
+        config=dict(class_token=False, norm="residual_post", qkv_bias=False),
         url=f"{TIMM}v0.1-tpu-weights/vit_base_patch16_rpn_224-sw-3b07e89d.pth",
         tag="timm/vit_base_patch16_rpn_224.sw_in1k",
         sha256="3b07e89d",
-        license="Apache-2.0",
         source="timm, ImageNet-1k",
     ),
     *(openai(*key) for key in OPENAI),
@@ -443,7 +428,11 @@ ROWS = (
     *(clip_fine_tuned(*key) for key in CLIP_FINE_TUNED),
     *(siglip(version, *key) for version in (1, 2) for key in SIGLIP),
     *(dinov2(letter, registers) for registers in (0, 4) for letter in "sblg"),
-    *(mae(*key, fine_tuned=tuned) for tuned in (False, True) for key in MAE),
+    *(
+        mae(letter, patch, fine_tuned=fine_tuned)
+        for fine_tuned in (False, True)
+        for letter, patch in {"b": 16, "l": 16, "h": 14}.items()
+    ),
 )
 
 VARIANTS = {row.name: row for row in ROWS}
@@ -489,28 +478,24 @@ def find(name: str) -> Variant:
     raise ValueError(f"{messages.unknown('model', name, VARIANTS)} {advice}")
 
 
-def spelled_elsewhere(name: str) -> tuple[str, ...]:
+def spelled_elsewhere(name: str) -> list[str]:
     """Rows that timm, Hugging Face or the papers call so, whatever the punctuation.
 
     A name without its weights, as timm's before the dot, stands for several.
     """
     last = name.rsplit("/", 1)[-1]
-    exact = {squash(name), squash(last)}
-    stem = squash(last.partition(".")[0])
-    named = {row.name: spellings(row) for row in ROWS}
-    same = tuple(ours for ours, (names, _) in named.items() if exact & names)
-    return same or tuple(ours for ours, (_, stems) in named.items() if stem in stems)
-
-
-def spellings(row: Variant) -> tuple[set[str], set[str]]:
-    """A row's names elsewhere, and what they are without the weights."""
-    names, stems = {row.name}, {row.name}
-    for tag in filter(None, (row.tag, *row.aliases)):
-        last = tag.rsplit("/", 1)[-1]
-        stem, _, weights = last.partition(".")
-        names |= {tag, last}
-        stems.add(f"{stem}_in21k" if weights.endswith("_in21k") else stem)
-    return set(map(squash, names)), set(map(squash, stems))
+    wanted = {squash(name), squash(last)}, {squash(last.partition(".")[0])}
+    exact, stems = [], []
+    for row in ROWS:
+        names, bare = {row.name}, {row.name}
+        for tag in filter(None, (row.tag, *row.aliases)):
+            last = tag.rsplit("/", 1)[-1]
+            stem, _, weights = last.partition(".")
+            names |= {tag, last}
+            bare.add(f"{stem}_in21k" if weights.endswith("_in21k") else stem)
+        exact += [row.name] * bool(wanted[0] & set(map(squash, names)))
+        stems += [row.name] * bool(wanted[1] & set(map(squash, bare)))
+    return exact or stems
 
 
 def squash(name: str) -> str:
