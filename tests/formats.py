@@ -4,15 +4,15 @@ Each table maps our modules to the beginnings of keys, and our single arrays to 
 keys; it is independent of the tables under test.
 """
 
-import dataclasses
+import functools
 import pathlib
 
 import numpy as np
-import pytest
 import safetensors.numpy
 import tiny
 from jax import tree
 
+import vitjax
 from vitjax.models.model import Model, flatten
 from vitjax.types import Config
 
@@ -35,13 +35,10 @@ def names_of_block(
 
 def of_qkv(module: str, key: str) -> dict[str, str]:
     """Names of queries, keys and values, from a pattern of one letter or a word."""
-    words = {"<q>": lambda part: part[0], "<query>": str}
-    names = dict.fromkeys(ORDER, key)
-    for pattern, word in words.items():
-        names = {
-            part: name.replace(pattern, word(part)) for part, name in names.items()
-        }
-    return {f"{module}{part}/": name for part, name in names.items()}
+    return {
+        f"{module}{part}/": key.replace("<q>", part[0]).replace("<query>", part)
+        for part in ORDER
+    }
 
 
 def hugging_face_clip(tower: str) -> dict[str, str]:
@@ -122,6 +119,11 @@ TIMM = {
     "MAPHead_0/LayerNorm_0/": "attn_pool.norm.",
     "MAPHead_0/Dense_0/": "attn_pool.mlp.fc1.",
     "MAPHead_0/Dense_1/": "attn_pool.mlp.fc2.",
+    "refinement/conv/": "transformerheads.{}.conv.",
+    "refinement/norm/": "transformerheads.{}.bn.",
+    "refinement/norm/mean": "transformerheads.{}.bn.running_mean",
+    "refinement/norm/var": "transformerheads.{}.bn.running_var",
+    "refinement/token/": "transformerheads.{}.token_fc.",
 }
 TRUNK = {ours: f"visual.trunk.{theirs}" for ours, theirs in TIMM.items()}
 TRUNK |= {"head/temperature": "logit_scale", "head/logit_bias": "logit_bias"}
@@ -183,6 +185,7 @@ CONFIGS = {
     "clip alone": Config(**SIZES, **CLIP),
     "siglip": Config(**SIZES, **SIGLIP),
     "siglip trunk": Config(**SIZES | dict(dim=192, heads=3, depth=1), **SIGLIP),
+    "deit": Config(**SIZES, registers=1),
     "dinov2": Config(**SIZES, layer_scale=True),
     "dinov2_reg": Config(**SIZES, layer_scale=True, registers=3),
     "dinov2_head": Config(**SIZES, layer_scale=True, registers=3, pool="cls_mean"),
@@ -201,7 +204,26 @@ def same(left, right, tolerance: float = 0.0) -> bool:
     )
 
 
-def write(
+def make(config: Config, *, scaled: bool = True, classes=()) -> Model:
+    """A random model with the scales and the positions that its files have."""
+    model = tiny.make(config, classes=classes)
+    if config.head == "cosine":
+        head = dict(model.params["head"], temperature=np.float32(14 if scaled else 1))
+        if config.sigmoid:
+            head["logit_bias"] = np.float32(-3 if scaled else 0)
+        model = model.replace(params=dict(model.params, head=head))
+    start = int(config.class_token)
+    return without_positions(model, np.s_[start : start + config.registers])
+
+
+def without_positions(model: Model, tokens: slice) -> Model:
+    """The model with position 0 of some tokens."""
+    position = np.array(model.params["pos_embedding"])
+    position[:, tokens] = 0
+    return model.replace(params=dict(model.params, pos_embedding=position))
+
+
+def torch_arrays(
     model, names: dict[str, str], *, register_positions: bool = False
 ) -> dict[str, np.ndarray]:
     """A model's arrays as torch has them, by a table of names."""
@@ -218,7 +240,8 @@ def write(
             assert key, f"{path} has no name in this format"
             leaf = {"scale": "weight", "kernel": "weight"}.get(leaf, leaf)
             key += leaf if key[-1] in "._" else ""
-        blocks = flat[path] if short != path else [flat[path]]
+        stacked = short != path or path.startswith("refinement/")
+        blocks = flat[path] if stacked else [flat[path]]
         for number, value in enumerate(blocks):
             out.setdefault(key.format(number), []).append(to_torch(path, value))
     arrays = {}
@@ -231,7 +254,7 @@ def write(
         if key in arrays and not register_positions:
             without = np.s_[1 : 1 + model.config.registers]
             arrays[key] = np.delete(arrays[key], without, axis=1)
-    return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+    return arrays
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:
@@ -250,46 +273,23 @@ def to_torch(path: str, value: np.ndarray) -> np.ndarray:
     return value.reshape(-1, value.shape[-1]).T
 
 
-def write_timm(path, model: Model, *, prefix: str = "") -> dict:
-    """timm's file, with positions of all tokens."""
+def timm(model: Model) -> dict:
+    """timm's state dict, with positions of all tokens."""
     names = TIMM if model.config.class_token else MEAN
     if model.config.distilled:
         names = names | {"registers": "dist_token"}
-    params = {key: x for key, x in model.params.items() if key != "refinement"}
-    out = write(model.replace(params=params), names, register_positions=True)
-    if model.config.refinement:
-        out |= refinement_heads(tree.map(np.asarray, model.params))
-    out = {prefix + key: np.ascontiguousarray(x) for key, x in out.items()}
-    safetensors.numpy.save_file(out, path)
-    return out
+    out = torch_arrays(model, names, register_positions=True)
+    means = [key for key in out if key.endswith("running_mean")]
+    counters = [key.replace("running_mean", "num_batches_tracked") for key in means]
+    return out | dict.fromkeys(counters, np.array(7))
 
 
-def refinement_heads(params: dict) -> dict:
-    """Naseer et al.'s modules beside timm's keys, each with a batch-norm counter."""
-    tree, out = params["refinement"], {}
-    for i in range(len(tree["token"]["bias"])):
-        name, bn = f"transformerheads.{i}.", tree["norm"]
-        out |= {
-            name + "conv.weight": tree["conv"]["kernel"][i].transpose(3, 2, 0, 1),
-            name + "bn.weight": bn["scale"][i],
-            name + "bn.bias": bn["bias"][i],
-            name + "bn.running_mean": bn["mean"][i],
-            name + "bn.running_var": bn["var"][i],
-            name + "bn.num_batches_tracked": np.array(7),
-            name + "token_fc.weight": tree["token"]["kernel"][i].T,
-            name + "token_fc.bias": tree["token"]["bias"][i],
-        }
-    return out
-
-
-def write_hugging_face(path, model: Model, *, prefix: str = "vit.") -> dict:
+def hugging_face(model: Model, prefix: str = "vit.") -> dict:
     """transformers' state dict; a register is DeiT's distillation token."""
-    out = {
+    return {
         key if key.startswith("classifier") else prefix + key: value
-        for key, value in write(model, HUGGING_FACE).items()
+        for key, value in torch_arrays(model, HUGGING_FACE).items()
     }
-    safetensors.numpy.save_file(out, path)
-    return out
 
 
 PRE_LINEN = {
@@ -313,62 +313,71 @@ def flax_arrays(model: Model, *, stacked: bool, rename=()) -> dict:
     return out
 
 
-def write_google(path, model: Model, *, linen: bool, prefix: str = "") -> dict:
+def google(model: Model, *, linen: bool = True) -> dict:
     """The original npz: blocks apart, positions with [CLS]'s own at the front."""
     out = flax_arrays(model, stacked=False, rename=() if linen else PRE_LINEN)
-    position = out.pop("pos_embedding")
-    out["Transformer/posembed_input/pos_embedding"] = position
-    np.savez(path, **{prefix + key: value for key, value in out.items()})
+    out["Transformer/posembed_input/pos_embedding"] = out.pop("pos_embedding")
     return out
 
 
-def write_big_vision(path, model: Model, *, stacked: bool) -> dict:
-    """big_vision's npz: `params/`, positions of the patches alone, [CLS] apart.
-
-    The position of [CLS] is added to it, as big_vision does when it reads old files.
-    """
+def big_vision(model: Model, *, stacked: bool = False) -> dict:
+    """big_vision's npz: `params/`, positions of the patches alone."""
     out = flax_arrays(model, stacked=stacked)
-    out["cls"] = out["cls"] + out["pos_embedding"][:, :1]
     out["pos_embedding"] = out["pos_embedding"][:, 1:]
     out = {"params/" + key: value for key, value in out.items()}
-    np.savez(path, **out, **{"opt/0/count": np.array(3)})
+    return out | {"opt/0/count": np.array(3)}
+
+
+def rename(arrays: dict, words: dict[str, str]) -> dict:
+    """Arrays with other words in their keys."""
+    out = arrays
+    for old, new in words.items():
+        out = {key.replace(old, new): value for key, value in out.items()}
     return out
 
 
-def write_torch(path, arrays: dict, *, nest: str | None) -> None:
-    """The same arrays as PyTorch saves them, by themselves or nested."""
-    torch = pytest.importorskip("torch")
-    state = {key: torch.tensor(value) for key, value in arrays.items()}
-    torch.save({nest: state, "epoch": 3} if nest else state, path)
-
-
-def shrunk(config: Config) -> Config:
-    """The same kind of architecture, small."""
-    depth = 3  # so that a refinement module stands in more than one block
-    return dataclasses.replace(config, **tiny.SHAPE | {"depth": depth})
-
-
-PUBLISHED = {
-    "vit_b16": lambda path, model: write_google(path, model, linen=False),
-    "vit_b16_cifar100": lambda path, model: write_timm(path, model, prefix="model."),
-    "vit_b16_miil": write_timm,
-    "vit_b16_refinement": write_timm,
-    "vit_b16_refinement_heads": write_timm,
-    "vit_b16_gap": write_timm,
-    "deit_b16": write_timm,
+DEIT_3 = {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
+TRANSFORMERS_5 = {
+    "encoder.layer": "layers",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
 }
-"""Rows of every kind -> how their files are written; B/32 and L/16 are as B/16."""
+LAYOUTS = {
+    "timm": timm,
+    "deit 3": lambda model: rename(timm(model), DEIT_3),
+    "dinov2": lambda model: (
+        rename(timm(model), {"blocks.": "blocks.0."})
+        | {"mask_token": np.ones((1, 16), np.float32)}
+    ),
+    "transformers": hugging_face,
+    "transformers 5": lambda model: rename(
+        hugging_face(model, "model."), TRANSFORMERS_5
+    ),
+    "google": google,
+    "google pre-linen": lambda model: {
+        f"opt/target/{key}": value for key, value in google(model, linen=False).items()
+    },
+    "big_vision": big_vision,
+    "big_vision stacked": functools.partial(big_vision, stacked=True),
+}
 
 
-def write_row(folder, name: str, config: Config) -> tuple[Model, pathlib.Path]:
-    """A miniature of a row, and its file in the row's own layout."""
-    model = tiny.make(config)
-    suffix = "npz" if name == "vit_b16" else "safetensors"
-    path = folder / f"{name}.{suffix}"
-    if name == "vit_b16_refinement":  # its file holds the heads that the row leaves out
-        with_heads = tiny.make(dataclasses.replace(config, refinement=True))
-        PUBLISHED[name](path, with_heads)
-        kept = {k: v for k, v in with_heads.params.items() if k != "refinement"}
-        return model.replace(params=kept), path
-    PUBLISHED[name](path, model)
-    return model, path
+def save(path: pathlib.Path, arrays: dict) -> pathlib.Path:
+    """Write arrays as safetensors, or as an npz, to a file or into a folder."""
+    if path.is_dir():
+        path /= "m.npz" if any("/" in key for key in arrays) else "model.safetensors"
+    arrays = {key: np.array(value, order="C") for key, value in arrays.items()}
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        safetensors.numpy.save_file(arrays, path)
+    return path
+
+
+def load(folder: pathlib.Path, arrays: dict, config, **options) -> Model:
+    """An architecture with these arrays, by way of a file."""
+    return vitjax.load(config, checkpoint=save(folder, arrays), **options)

@@ -12,10 +12,9 @@ import formats
 import jax
 import numpy as np
 import numpy_vit
-import safetensors.numpy
 
 from vitjax.checkpoints.text import parameter_shapes
-from vitjax.models.model import flatten, unflatten
+from vitjax.models.model import unflatten
 from vitjax.models.text import TextConfig, TextModel
 
 SHAPE = dict(vocab=40, length=6, dim=16, depth=2, heads=2, mlp_dim=24, projection=8)
@@ -87,10 +86,7 @@ def hugging_face(text: TextModel, *, prefix: str = "text_model.") -> dict:
     names = formats.HUGGING_FACE_TEXT
     if text.config.projection_bias:
         names = names | {"projection/": "text_model.head."}
-    out = {
-        key.replace("text_model.", prefix): value
-        for key, value in formats.write(text, names).items()
-    }
+    out = formats.rename(formats.torch_arrays(text, names), {"text_model.": prefix})
     out[prefix + "embeddings.position_ids"] = np.arange(text.config.length)[None]
     if prefix:
         out["vision_model.encoder.layers.7.self_attn.q_proj.weight"] = np.ones((2, 2))
@@ -103,29 +99,27 @@ def open_clip(text: TextModel, *, prefix: str = "") -> dict:
     names = formats.OPEN_CLIP_TEXT
     if text.config.projection_bias:
         names = names | {"projection/": "text_projection."}
-    out = {prefix + key: value for key, value in formats.write(text, names).items()}
+    arrays = formats.torch_arrays(text, names)
+    out = {prefix + key: value for key, value in arrays.items()}
     out["visual.transformer.resblocks.7.attn.in_proj_weight"] = np.ones((2, 2))
     return out | {"logit_scale": np.array(2.5)}
 
 
-def big_vision(text: TextModel, *, stacked: bool, root: str = "params/") -> dict:
+BIG_VISION = {
+    "Transformer/": "Encoder_0/",
+    "projection/": "head/",
+    "token_embedding": "Embed_0/embedding",
+}
+
+
+def big_vision(text: TextModel, *, stacked: bool) -> dict:
     """big_vision's npz, with an image tower beside."""
-    out = {}
-    for path, value in flatten(jax.tree.map(np.asarray, text.params)).items():
-        key = path.replace("Transformer/", "Encoder_0/").replace("projection/", "head/")
-        key = key.replace("token_embedding", "Embed_0/embedding")
-        if "encoderblock" not in path or stacked:
-            out[key] = value[None] if path == "pos_embedding" else value
-            continue
-        for i, part in enumerate(value):
-            out[key.replace("encoderblock", f"encoderblock_{i}")] = part
-    out = {f"{root}txt/{key}": value for key, value in out.items()}
-    return out | {f"{root}img/cls": np.ones(3), f"{root}t": np.ones(1), f"{root}b": 0.5}
-
-
-def write_safetensors(path, arrays: dict) -> None:
-    arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
-    safetensors.numpy.save_file(arrays, path)
+    arrays = formats.flax_arrays(text, stacked=stacked)
+    arrays["pos_embedding"] = arrays["pos_embedding"][None]
+    arrays = formats.rename(arrays, BIG_VISION)
+    out = {f"params/txt/{key}": value for key, value in arrays.items()}
+    image = {"img/cls": np.ones(3), "t": np.ones(1), "b": np.array(0.5)}
+    return out | {f"params/{key}": value for key, value in image.items()}
 
 
 def hugging_face_json(config: TextConfig) -> dict:
@@ -172,7 +166,7 @@ def open_clip_json(config: TextConfig) -> dict:
 
 def write_folder(folder, arrays: dict, name: str, description: dict) -> None:
     folder.mkdir(exist_ok=True)
-    write_safetensors(folder / "model.safetensors", arrays)
+    formats.save(folder, arrays)
     (folder / name).write_text(json.dumps(description))
 
 

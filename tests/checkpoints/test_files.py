@@ -18,8 +18,8 @@ def read_all(path):
 @pytest.fixture
 def written(tmp_path):
     model = tiny.make(tiny.CONFIGS["plain"])
-    formats.write_google(tmp_path / "m.npz", model, linen=True)
-    formats.write_timm(tmp_path / "m.safetensors", model)
+    formats.save(tmp_path / "m.npz", formats.google(model))
+    formats.save(tmp_path / "m.safetensors", formats.timm(model))
     return tmp_path
 
 
@@ -71,7 +71,9 @@ def test_torch_files_need_the_extra(tmp_path, monkeypatch):
         read_all(tmp_path / "m.pth")
 
 
-def test_json_that_is_damaged(tmp_path):
+def test_json_may_begin_with_a_byte_order_mark_or_is_damaged(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "config.json") == {"a": 1}
     for text in "{", "[]":
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.json is damaged"):

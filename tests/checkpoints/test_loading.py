@@ -15,87 +15,71 @@ import numpy as np
 import pytest
 import tiny
 from libraries import TRANSFORMERS
-from PIL import Image
 
 import vitjax
 from vitjax.checkpoints import download, registry
 from vitjax.checkpoints.configs import HuggingFace, hugging_face_pipeline
 from vitjax.checkpoints.files import CheckpointError
-from vitjax.models.heads import pool
 from vitjax.models.model import flatten
-from vitjax.types import Config, Edits
+from vitjax.recipes.identifiability import identifiability
+from vitjax.types import Config
+
+PLAIN = tiny.CONFIGS["plain"]
 
 
 @pytest.mark.parametrize("name", ("plain", "gap", "registers", "tanh", "wide"))
 def test_save_and_load_are_inverse(tmp_path, name):
-    model = tiny.make(tiny.CONFIGS[name]).replace(
-        preprocess=vitjax.Preprocess(*tiny.CONFIGS[name].shape)
-    )
-    vitjax.save(model, tmp_path / "m")
-    for load in (vitjax.load, functools.partial(vitjax.load, model.config)):
-        by_name = load is vitjax.load
-        again = (
-            load(str(tmp_path / "m")) if by_name else load(checkpoint=tmp_path / "m")
-        )
+    model = tiny.make(tiny.CONFIGS[name])
+    model = model.replace(preprocess=vitjax.Preprocess(*model.config.shape))
+    path = tmp_path / "m"
+    vitjax.save(model, path)
+    for again in (vitjax.load(path), vitjax.load(model.config, checkpoint=path)):
         assert formats.same(model, again) and again.preprocess == model.preprocess
         assert (again.config, again.classes) == (model.config, model.classes)
 
 
 def test_half_precision_on_disk_loads_as_float32(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
+    model = tiny.make(PLAIN)
     vitjax.save(model, tmp_path / "m", dtype="float16")
     again = vitjax.load(str(tmp_path / "m"))
-    assert again.dtype == np.float32
-    for path, leaf in flatten(again.params).items():
-        half = np.asarray(flatten(model.params)[path]).astype(np.float16)
-        np.testing.assert_array_equal(leaf, half.astype(np.float32))
+    half = model.astype(np.float16)
+    assert again.dtype == np.float32 and formats.same(again, half)
 
 
 def test_load_an_architecture_with_a_file(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    formats.write_google(tmp_path / "m.npz", model, linen=False)
-    load = functools.partial(vitjax.load, model.config, checkpoint=tmp_path / "m.npz")
+    model = tiny.make(PLAIN)
+    load = functools.partial(formats.load, tmp_path, formats.google(model), PLAIN)
     assert load().classes == load(classes=np.int64(7)).classes == tuple("0123456")
     named = load(classes=list("abcdefg"))
-    assert named.class_ids == tuple("abcdefg")
+    assert named.class_ids == tuple("abcdefg") and formats.same(named, model)
     assert named.preprocess == vitjax.Preprocess(32, 32)
-    assert load(image_size=(64, 64)).config.image_size == (64, 64)
-    with pytest.raises(CheckpointError, match="classes="):
+    large = load(image_size=(64, 64))
+    assert large.config.image_size == (64, 64) and large.preprocess.height == 64
+    vitjax.save(large, tmp_path / "m")
+    again = vitjax.load(large.config, checkpoint=tmp_path / "m")
+    assert formats.same(large, again)
+    with pytest.raises(CheckpointError, match="7.*classes="):
         load(classes=3)
     with pytest.raises(ValueError, match="distinct"):
         load(classes=["a"] * 7)
     with pytest.raises(ValueError, match="classes=0"):
-        vitjax.init(model.config, classes=0)
-    images = tiny.images(model.config)
-    np.testing.assert_allclose(
-        vitjax.forward(named, images)[0], vitjax.forward(model, images)[0], atol=1e-5
-    )
-
-
-def test_another_image_size_resizes_positions(tmp_path):
-    model = tiny.make(tiny.CONFIGS["plain"])
-    formats.write_google(tmp_path / "m.npz", model, linen=False)
-    large = vitjax.load(model.config, checkpoint=tmp_path / "m.npz", image_size=64)
-    assert large.config.patches == 64
-    assert large.preprocess.height == 64
-    logits, _ = vitjax.forward(large, np.zeros((1, 64, 64, 3), np.float32))
-    assert np.isfinite(logits).all()
-    vitjax.save(large, tmp_path / "m")
-    again = vitjax.load(large.config, checkpoint=tmp_path / "m")
-    assert formats.same(large, again)
+        vitjax.init(PLAIN, classes=0)
+    with pytest.raises(ValueError, match="vitjax.init"):
+        vitjax.load(PLAIN)
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path):
-    vitjax.save(tiny.make(tiny.CONFIGS["plain"]), tmp_path / "m")
+    vitjax.save(tiny.make(PLAIN), tmp_path / "m")
     with pytest.raises(CheckpointError, match="vit_ti16"):
         vitjax.load("vit_ti16", checkpoint=tmp_path / "m")
 
 
-def test_names_that_do_not_exist():
-    with pytest.raises(ValueError, match="Did you mean 'vit_b16'"):
-        vitjax.load("vit_b61")
-    with pytest.raises(ValueError, match="vitjax.init"):
-        vitjax.load(tiny.CONFIGS["plain"])
+def test_ranks_in_refinement_modules_are_of_their_logits():
+    model = tiny.make(tiny.CONFIGS["refinement"])
+    images, label = tiny.images(model.config), np.array([3, 0, 6], np.int32)
+    rows = identifiability(model, tiny.batch_of(images, label))
+    expected = vitjax.rank(vitjax.refinement_logits(model, images), label)
+    np.testing.assert_array_equal(rows["rank_refined"], np.asarray(expected).T)
 
 
 @pytest.fixture
@@ -171,54 +155,12 @@ def test_what_was_downloaded_is_checked_and_thrown_away(tmp_path, monkeypatch):
     assert download.download(row).read_bytes() == b"something else"
 
 
-@pytest.mark.parametrize("name", formats.PUBLISHED)
-def test_every_row_in_its_own_layout(tmp_path, name):
-    config = formats.shrunk(registry.find(name).config)
-    model, path = formats.write_row(tmp_path, name, config)
-    loaded = vitjax.load(config, checkpoint=path, classes=7)
-    assert formats.same(loaded, model) and loaded.config == config
-    vitjax.save(loaded, tmp_path / "own")
-    again = vitjax.load(str(tmp_path / "own"))
-    assert formats.same(again, loaded) and again.config == config
-    images = tiny.images(config)
-    logits, trace = vitjax.forward(again, images, capture=("residual",))
-    read = vitjax.project(again.class_space, pool(trace.residual[-1], Edits(), config))
-    np.testing.assert_allclose(read, logits, atol=1e-5)
-    pictures = [Image.fromarray(np.uint8(127 * (x + 1) % 256)) for x in images]
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{number}.png")
-    table = "path,label\n0.png,3\n1.png,0\n2.png,6\n"
-    (tmp_path / "t.csv").write_text(table)
-    results = vitjax.run(
-        *("identifiability", again, f"csv:{tmp_path / 't.csv'}", tmp_path / "rows"),
-        show_progress=False,
-    )
-    ranks = results["rank_residual"][:]
-    assert ranks.shape == (3, config.depth, config.tokens) and (ranks >= 0).all()
-    assert ("rank_refined" in results) == config.refinement
-    if config.refinement:
-        refined = results["rank_refined"][:]
-        batch = np.stack([again.preprocess(picture) for picture in pictures])
-        logits = vitjax.refinement_logits(again, batch)
-        expected = vitjax.rank(logits, np.array([3, 0, 6]))
-        np.testing.assert_array_equal(refined, np.asarray(expected).T)
-
-
-@pytest.mark.parametrize("nest", (None, "model", "state_dict"))
-def test_torch_files(tmp_path, nest):
-    model = tiny.make(tiny.CONFIGS["no_qkv_bias"])
-    arrays = formats.write_timm(tmp_path / "m.safetensors", model, prefix="module.")
-    formats.write_torch(tmp_path / "m.pth", arrays, nest=nest)
-    loaded = vitjax.load(model.config, checkpoint=tmp_path / "m.pth")
-    assert formats.same(loaded, model)
-
-
 @pytest.mark.parametrize("kind", ("vit", "deit"))
 def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
     registers = int(kind == "deit")
     config = Config(**tiny.SHAPE, registers=registers, epsilon=1e-5, gelu="tanh")
     model = tiny.make(config)
-    formats.write_hugging_face(tmp_path / "model.safetensors", model, prefix=f"{kind}.")
+    path = formats.save(tmp_path, formats.hugging_face(model, f"{kind}."))
     written = TRANSFORMERS | {
         "model_type": kind,
         "hidden_act": "gelu_new",
@@ -242,23 +184,14 @@ def test_a_hugging_face_folder_describes_itself(tmp_path, kind):
         std=(2.0, 2.0, 2.0),
     )
     # By its file alone, the epsilon and the extra token travel with it as well.
-    plain = Config(**tiny.SHAPE)
-    assert (
-        vitjax.load(plain, checkpoint=tmp_path / "model.safetensors").config == config
-    )
+    assert vitjax.load(PLAIN, checkpoint=path).config == config
     (tmp_path / "config.json").unlink()
-    alone = vitjax.load(plain, checkpoint=tmp_path / "model.safetensors")
+    alone = vitjax.load(PLAIN, checkpoint=path)
     assert (alone.config.epsilon, alone.config.registers) == (1e-12, registers)
 
 
-def test_a_folder_of_something_else(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="neither vitjax nor a Hugging Face"):
-        vitjax.load(tmp_path)
-
-
 def test_init_is_the_papers_control():
-    config = dataclasses.replace(tiny.CONFIGS["plain"], dim=64, mlp_dim=256)
+    config = dataclasses.replace(PLAIN, dim=64, mlp_dim=256)
     model, again = (vitjax.init(config, seed=3, classes=5) for _ in range(2))
     assert formats.same(model, again)
     assert not formats.same(model, vitjax.init(config, seed=4, classes=5))
@@ -297,7 +230,7 @@ def test_published_rows_load_their_own_file(shared):
 
 
 def test_our_own_folder_damaged_or_of_another_version(tmp_path):
-    vitjax.save(tiny.make(tiny.CONFIGS["plain"]), tmp_path)
+    vitjax.save(tiny.make(PLAIN), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"config": written["config"] | {"rope": 1}}, r"unknown fields \['rope'\]"),
@@ -322,7 +255,7 @@ if sys.argv[1] == "write":
     shapes = parameter_shapes(config, len(classes)).items()
     params = unflatten({k: numpy.full(v, 0.1, numpy.float32) for k, v in shapes})
     model = Model(params=params, config=config, classes=classes, class_ids=classes)
-    formats.write_google(sys.argv[2], model, linen=False)
+    numpy.savez(sys.argv[2], **formats.google(model, linen=False))
 else:
     def peak():
         # Not getrusage: a child begins with the peak of the process that started it.

@@ -3,16 +3,22 @@
 import dataclasses
 import sys
 
+import formats
 import jax
 import numpy as np
 import pytest
 import text_towers
+import tiny
 
 import vitjax
 from vitjax.checkpoints import registry
 from vitjax.checkpoints.files import CheckpointError
 from vitjax.checkpoints.json_fields import Fields
-from vitjax.checkpoints.text import hugging_face_config, open_encoder
+from vitjax.checkpoints.text import (
+    hugging_face_config,
+    open_clip_config,
+    open_encoder,
+)
 
 CONFIGS = text_towers.CONFIGS
 TOWERS = {name: text_towers.make(config) for name, config in CONFIGS.items()}
@@ -25,23 +31,20 @@ def write(folder, kind: str, tower):
         arrays = text_towers.big_vision(tower, stacked=kind == "npz stacked")
         if kind == "npz two positions":
             second = np.full((1, config.length, config.dim), 0.5, np.float32)
-            arrays["params/txt/pos_embedding"] = (
-                arrays["params/txt/pos_embedding"] - second
-            )
+            key = "params/txt/pos_embedding"
+            arrays[key] = arrays[key] - second
             arrays["params/txt/Encoder_0/pos_embedding"] = second
-        np.savez(folder / "siglip.npz", **arrays)
-        return folder / "siglip.npz"
+        return formats.save(folder, arrays)
     if kind.startswith("open_clip"):
         arrays = text_towers.open_clip(tower, prefix=kind.removeprefix("open_clip"))
         name, description = "open_clip_config.json", text_towers.open_clip_json(config)
     else:
-        bare = kind == "bare"
-        arrays = text_towers.hugging_face(tower, prefix="" if bare else "text_model.")
+        prefix = "" if kind == "bare" else "text_model."
+        arrays = text_towers.hugging_face(tower, prefix=prefix)
         name, description = "config.json", text_towers.hugging_face_json(config)
-        if bare:
-            top = description.pop("model_type")
-            description = description | description.pop("text_config")
-            description["model_type"] = f"{top}_text_model"
+        if not prefix:
+            description |= description.pop("text_config")
+            description["model_type"] += "_text_model"
     text_towers.write_folder(folder, arrays, name, description)
     return folder
 
@@ -58,31 +61,18 @@ FILES = [
 def test_files_load(name, kind, tmp_path):
     tower = TOWERS[name]
     loaded = vitjax.load_text(write(tmp_path, kind, tower))
-    expected = tower.config
-    assert loaded.config == expected and loaded.tokenizer is None
-    tolerance = 1e-6 if "two" in kind else 0
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance),
-        loaded.params,
-        tower.params,
-    )
-
-
-def row_of(name: str, config: vitjax.Config) -> registry.Variant:
-    return dataclasses.replace(registry.anonymous(config), name=name)
+    assert loaded.config == tower.config and loaded.tokenizer is None
+    assert formats.same(loaded, tower, 1e-6 if "two" in kind else 0)
 
 
 @pytest.mark.parametrize(("name", "kind"), (("clip", "open_clip"), ("siglip", "bare")))
 def test_a_row_knows_what_its_file_does_not_say(name, kind, tmp_path, monkeypatch):
     """GELU and epsilon are the image tower's, heads those of published widths."""
     config = dataclasses.replace(CONFIGS[name], dim=512, heads=8, depth=3)
-    tower, ours = (
-        text_towers.make(config),
-        vitjax.Config(32, 8, dim=16, depth=1, heads=2, mlp_dim=8),
-    )
-    ours = dataclasses.replace(ours, gelu=config.gelu, epsilon=config.epsilon)
-    monkeypatch.setitem(registry.VARIANTS, "tiny", row_of("tiny", ours))
-    file = write(tmp_path, kind, tower) / "model.safetensors"
+    numerics = dict(gelu=config.gelu, epsilon=config.epsilon)
+    row = registry.anonymous(vitjax.Config(**tiny.SHAPE, **numerics))
+    monkeypatch.setitem(registry.VARIANTS, "tiny", row)
+    file = write(tmp_path, kind, text_towers.make(config)) / "model.safetensors"
     for json_file in tmp_path.glob("*.json"):
         json_file.unlink()
     assert vitjax.load_text("tiny", checkpoint=file).config == config
@@ -93,65 +83,45 @@ def test_a_row_knows_what_its_file_does_not_say(name, kind, tmp_path, monkeypatc
         vitjax.load_text(config)
 
 
-@pytest.mark.parametrize(
-    ("kind", "key", "change", "named"),
-    (
-        ("hugging face", "text_projection.weight", None, "text_projection.weight"),
-        ("hugging face", "text_model.final_layer_norm.bias", None, "final_layer_norm"),
-        ("hugging face", "text_model.surplus", np.ones(2), "surplus"),
-        ("open_clip", "ln_final.bias", np.ones(3, np.float32), "ln_final.bias"),
-        ("open_clip", "positional_embedding", np.ones((9, 16)), "positional_embedding"),
-        (
-            "open_clip",
-            "transformer.resblocks.1.attn.in_proj_bias",
-            np.ones(7),
-            "in_proj_bias",
-        ),
-        ("open_clip", "ln_final.bias", np.full(16, np.nan, np.float32), "ln_final"),
-        ("open_clip", "token_embedding.weight", None, "no text tower"),
-    ),
+WIDTH = np.ones(3, np.float32)
+MISFITS = (
+    ("hugging face", "text_projection.weight", None, "text_projection.weight"),
+    ("hugging face", "text_model.final_layer_norm.bias", None, "final_layer_norm"),
+    ("hugging face", "text_model.surplus", WIDTH, "surplus"),
+    ("open_clip", "ln_final.bias", WIDTH, "ln_final.bias"),
+    ("open_clip", "positional_embedding", np.ones((9, 16)), "positional_embedding"),
+    ("open_clip", "transformer.resblocks.1.attn.in_proj_bias", WIDTH, "in_proj_bias"),
+    ("open_clip", "ln_final.bias", np.full(16, np.nan, np.float32), "ln_final"),
+    ("open_clip", "token_embedding.weight", None, "no text tower"),
 )
+
+
+@pytest.mark.parametrize(("kind", "key", "change", "named"), MISFITS)
 def test_files_that_do_not_fit_are_refused(kind, key, change, named, tmp_path):
     tower = TOWERS["clip"]
-    hugging_face = kind == "hugging face"
-    arrays = (text_towers.hugging_face if hugging_face else text_towers.open_clip)(
-        tower
-    )
-    if change is None:
-        del arrays[key]
-    else:
-        arrays[key] = change
-    text_towers.write_safetensors(tmp_path / "m.safetensors", arrays)
+    arrays = getattr(text_towers, kind.replace(" ", "_"))(tower) | {key: change}
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    path = formats.save(tmp_path, arrays)
     with pytest.raises(CheckpointError, match=named):
-        vitjax.load_text(tower.config, checkpoint=tmp_path / "m.safetensors")
+        vitjax.load_text(tower.config, checkpoint=path)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    (
-        ("clip", {"model_type": "bert"}),
-        ("clip", {"hidden_act": "relu"}),
-        ("open_clip", {"embed_cls": True}),
-        ("open_clip", {"pool_type": "first"}),
-        ("open_clip", {"hf_model_name": "roberta-base"}),
-    ),
-    ids=str,
+NOT_READ = (
+    (hugging_face_config, {"model_type": "bert"}),
+    (hugging_face_config, {"model_type": "clip", "hidden_act": "relu"}),
+    (open_clip_config, {"embed_cls": True}),
+    (open_clip_config, {"pool_type": "first"}),
+    (open_clip_config, {"hf_model_name": "roberta-base"}),
 )
-def test_architectures_that_are_not_read_are_named(kind, fields, tmp_path):
-    (name, value) = next(iter(fields.items()))
-    tower = TOWERS["clip"]
-    if kind == "open_clip":
-        description = text_towers.open_clip_json(tower.config)
-        description["model_cfg"]["text_cfg"] |= fields
-        arrays, file = text_towers.open_clip(tower), "open_clip_config.json"
-    else:
-        description = text_towers.hugging_face_json(tower.config)
-        description["text_config"] |= fields
-        description |= {k: v for k, v in fields.items() if k == "model_type"}
-        arrays, file = text_towers.hugging_face(tower), "config.json"
-    text_towers.write_folder(tmp_path, arrays, file, description)
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        vitjax.load_text(tmp_path)
+
+
+@pytest.mark.parametrize(("read", "fields"), NOT_READ, ids=str)
+def test_architectures_that_are_not_read_are_named(read, fields):
+    name, value = list(fields.items())[-1]
+    if read is open_clip_config:
+        fields = {"model_cfg": {"text_cfg": fields, "embed_dim": 8}}
+    with pytest.raises(CheckpointError, match=f"{name}.*{value}"):
+        read(Fields(fields))
 
 
 def test_absent_fields_have_the_defaults_of_transformers():

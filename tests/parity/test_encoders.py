@@ -6,7 +6,6 @@ import formats
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 import tiny
 from libraries import TIMM, TRANSFORMERS, difference, randomize, run, save, unit
 
@@ -78,10 +77,19 @@ def test_clip_of_transformers(act, transformers, torch, tmp_path):
     assert difference_of_both_towers(torch, model, loaded) < TOLERANCE
 
 
-@pytest.mark.parametrize("prefix", ("", "vision_model."))
-@pytest.mark.parametrize("kind", ("CLIPVisionModel", "CLIPVisionModelWithProjection"))
-def test_clip_vision_towers(kind, prefix, transformers, torch, tmp_path):
-    config = transformers.CLIPVisionConfig(**TRANSFORMERS, projection_dim=10)
+TOWERS = (
+    ("CLIPVisionModel", ""),
+    ("CLIPVisionModel", "vision_model."),
+    ("CLIPVisionModelWithProjection", ""),
+    ("CLIPVisionModelWithProjection", "vision_model."),
+    ("SiglipVisionModel", ""),
+)
+
+
+@pytest.mark.parametrize(("kind", "prefix"), TOWERS)
+def test_vision_towers(kind, prefix, transformers, torch, tmp_path):
+    config = getattr(transformers, kind.partition("Model")[0] + "Config")
+    config = config(**TRANSFORMERS, projection_dim=10)
     model = randomize(torch, getattr(transformers, kind)(config))
     model.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -98,7 +106,8 @@ def test_clip_vision_towers(kind, prefix, transformers, torch, tmp_path):
         theirs = computed.theirs.pooler_output
     else:
         assert "assumed" in ours.provenance.sources["temperature"]
-        theirs = unit(computed.theirs.image_embeds.numpy())
+        output = "image_embeds" if "CLIP" in kind else "pooler_output"
+        theirs = unit(computed.theirs[output].numpy())
     assert max(computed.residual, difference(computed.embedding, theirs)) < TOLERANCE
 
 
@@ -113,18 +122,6 @@ def test_siglip_of_transformers(size, transformers, torch, tmp_path):
     loaded = vitjax.load(tmp_path)
     assert loaded.config.truncate == (size == 38) and loaded.config.gelu == "tanh"
     assert difference_of_both_towers(torch, model, loaded) < TOLERANCE
-
-
-def test_siglip_vision_tower(transformers, torch, tmp_path):
-    model = transformers.SiglipVisionModel(
-        transformers.SiglipVisionConfig(**TRANSFORMERS)
-    )
-    randomize(torch, model).save_pretrained(tmp_path)
-    ours = vitjax.load(tmp_path)
-    tower = getattr(model, "vision_model", model)
-    computed = run(torch, model, tower.encoder.layers, ours)
-    theirs = unit(computed.theirs.pooler_output.numpy())
-    assert max(computed.residual, difference(computed.embedding, theirs)) < TOLERANCE
 
 
 def test_siglip_classifier(transformers, torch, tmp_path):
@@ -197,10 +194,8 @@ def test_positions_resize_as_dinov2_does(size, torch, tmp_path):
     """Its call, by a scale of the grid enlarged by 0.1."""
     config = vitjax.Config(**dict(tiny.SHAPE, image_size=72), layer_scale=True)
     model = tiny.make(config)
-    arrays = formats.write_timm(tmp_path / "m.safetensors", model)
-    arrays["mask_token"] = np.zeros((1, 16), np.float32)
-    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
-    ours = vitjax.load(config, checkpoint=tmp_path / "m.safetensors", image_size=size)
+    arrays = formats.LAYOUTS["dinov2"](model)
+    ours = formats.load(tmp_path, arrays, config, image_size=size)
     assert ours.provenance.position_resize == "offset_bicubic"
     grid = torch.tensor(np.asarray(model.params["pos_embedding"])[:, 1:])
     grid = grid.reshape(1, 9, 9, 16).permute(0, 3, 1, 2)

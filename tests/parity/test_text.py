@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import formats
 import numpy as np
 import pytest
 import text_towers
@@ -96,7 +97,7 @@ def test_clip_tokens_are_those_of_transformers(transformers, tmp_path):
     text_towers.write_vocabulary(tmp_path / "apart", letters, merges)
     config = dataclasses.replace(CONFIGS["clip"], vocab=len(vocabulary), length=9)
     arrays = text_towers.open_clip(text_towers.make(config))
-    text_towers.write_safetensors(tmp_path / "m.safetensors", arrays)
+    formats.save(tmp_path / "m.safetensors", arrays)
     expected = theirs(
         list(PROMPTS), max_length=9, padding="max_length", truncation=True
     )["input_ids"]

@@ -1,15 +1,16 @@
-"""What JSON files beside weights say of them: transformers, timm, open_clip.
+"""What JSON files beside weights say of them: vitjax, transformers, timm, open_clip.
 
 Each class reads one library's words: `file` names the description; `stated` are fields
 of `Config` that it says and no array shows; `image_size` is that which the position
 embeddings are of; `architecture` is whole but for what the arrays have beyond it;
-`labels` are class names and ids, empty where it has none. The functions below them make
-a `Preprocess` of what each library says, or a CheckpointError that names what it cannot
-do.
+`labels` are class names and ids, empty where it has none; `preprocess` is its pipeline.
+The functions below them make a `Preprocess` of what each library says, or a
+CheckpointError that names what it cannot do.
 """
 
 import functools
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -18,13 +19,13 @@ import numpy as np
 from vitjax import messages
 from vitjax.checkpoints import json_fields as read
 from vitjax.checkpoints.convert import Checkpoint
-from vitjax.checkpoints.files import CheckpointError
+from vitjax.checkpoints.files import CONFIG, CheckpointError
 from vitjax.checkpoints.json_fields import Fields
+from vitjax.checkpoints.positions import RESIZE
 from vitjax.data.images import Interpolation, Preprocess
 from vitjax.data.labels import Labels, imagenet1k
 from vitjax.types import Config
 
-ADVICE = "Pass preprocess= with a vitjax.Preprocess that does what the model expects."
 FILTERS = get_args(Interpolation)
 
 IMAGENET_COLORS: Any = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -47,6 +48,11 @@ GELUS = {
 
 VIT: Any = dict(
     patch_size=16,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    num_register_tokens=0,
     hidden_act="gelu",
     layer_norm_eps=1e-12,
     config={},
@@ -70,6 +76,7 @@ SIGLIP = VIT | dict(
 )
 DINOV2 = VIT | dict(
     patch_size=14,
+    mlp_ratio=4,
     layer_norm_eps=1e-6,
     config=dict(layer_scale=True),
     processor="Bit",
@@ -80,7 +87,8 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "deit": VIT | dict(config=dict(registers=1), processor="DeiT"),
     **dict.fromkeys(("clip", "clip_vision_model"), CLIP),
     **dict.fromkeys(("siglip", "siglip_vision_model"), SIGLIP),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), DINOV2),
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2 | dict(num_register_tokens=4),
 }
 """Model types of transformers -> defaults of fields, what every such model has, the
 image processor of a file that names none, and the pipeline at 224 pixels where there is
@@ -97,14 +105,49 @@ NOT_READ = {
 """Model types that are known and not read, and why."""
 
 
-class HuggingFace:
-    """transformers' config.json; a vision tower's own part of one with two towers."""
+class Own:
+    """config.json of a folder that `vitjax.save` wrote."""
 
-    library, file = "huggingface", "config.json"
+    library, file, stated = "vitjax", CONFIG, {}
+    keys = "name", "config", "classes", "class_ids", "preprocess", "position_resize"
+
+    def __init__(self, fields: Mapping[str, Any], folder: str | os.PathLike):
+        damaged = (
+            f"{CONFIG} of {folder} %s: it is damaged, or another version of vitjax "
+            "wrote it."
+        )
+        if missing := set(self.keys) - set(fields):
+            raise CheckpointError(damaged % f"lacks {', '.join(sorted(missing))}")
+        try:
+            self.config = Config.from_dict(fields["config"])
+            self.pipeline = fields["preprocess"] and own_pipeline(fields["preprocess"])
+            self.names = tuple(map(str, fields["classes"]))
+            self.ids = tuple(map(str, fields["class_ids"]))
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as err:
+            raise CheckpointError(damaged % f"is not understood ({err})") from err
+        self.name, self.resize = str(fields["name"]), fields["position_resize"]
+        self.image_size = self.config.image_size
+        messages.check_one_of("position_resize", self.resize, RESIZE)
+
+    def architecture(self, found: Checkpoint) -> Config:
+        return self.config
+
+    def labels(self) -> Labels:
+        return self.names, self.ids
+
+    def preprocess(self) -> Preprocess | None:
+        return self.pipeline
+
+
+class HuggingFace:
+    """transformers' config.json; `assumed` is the pipeline of no file of its own."""
+
+    library, file = "huggingface", CONFIG
 
     def __init__(self, fields: Mapping[str, Any]):
         self.fields = Fields(fields)
         self.kind = MODEL_TYPES[fields["model_type"]]
+        self.assumed = Preprocess(224, 224, **self.kind["pixels"])
         self.tower = self.fields
         if "vision_config" in fields:
             self.tower = self.fields.section("vision_config")
@@ -118,51 +161,33 @@ class HuggingFace:
         return self.tower.get("image_size", 224, read.image_size)
 
     def architecture(self, found: Checkpoint | None = None) -> Config:
-        tower = self.tower
-        patch = tower.get("patch_size", self.kind["patch_size"])
+        tower, kind = self.tower, self.kind
+        patch = tower.get("patch_size", kind["patch_size"])
         height, width = read.height_and_width("patch_size", patch)
         if height != width:
             raise CheckpointError(f"Patches of {patch} pixels are not square.")
-        dim = tower.get("hidden_size", 768, read.integer)
-        hidden = 4 * 768
-        if self.kind is DINOV2:
-            hidden = int(dim * tower.get("mlp_ratio", 4, read.number))
+        blocks, hidden = hugging_face_blocks(tower, kind), kind["intermediate_size"]
+        if "mlp_ratio" in kind:
+            ratio = tower.get("mlp_ratio", kind["mlp_ratio"], read.number)
+            hidden = int(blocks["dim"] * ratio)
             if tower.get("use_swiglu_ffn", False, read.boolean):
                 hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        fields = dict(self.kind["config"])
-        if registers := tower.get("num_register_tokens", self.registers):
+        fields = kind["config"] | blocks
+        if registers := tower.get("num_register_tokens", kind["num_register_tokens"]):
             fields["registers"] = read.integer("num_register_tokens", registers)
         return Config(
             image_size=self.image_size,
             patch_size=height,
-            dim=dim,
-            depth=tower.get("num_hidden_layers", 12, read.integer),
-            heads=tower.get("num_attention_heads", 12, read.integer),
             mlp_dim=tower.get("intermediate_size", hidden, read.integer),
             qkv_bias=tower.get("qkv_bias", True, read.boolean),
-            channels=tower.get("num_channels", 3, read.integer),
             truncate=truncates(self.image_size, height),
             **fields,
-            **self.stated,
         )
-
-    @property
-    def registers(self) -> int:
-        """Registers where the file does not say."""
-        return 4 if self.fields.get("model_type") == "dinov2_with_registers" else 0
 
     def labels(self) -> Labels:
         names = read.class_names("id2label", self.fields.get("id2label"))
         imagenet, wordnet_ids = imagenet1k()
         return names, wordnet_ids if names == imagenet else read.unique_ids(names)
-
-    def preprocess(self) -> Preprocess | None:
-        return None  # it is a file of its own
-
-    @property
-    def assumed(self) -> Preprocess:
-        """The pipeline where that file is missing."""
-        return Preprocess(224, 224, **self.kind["pixels"])
 
 
 def hugging_face_numerics(tower: Fields, defaults: Mapping) -> dict[str, Any]:
@@ -174,14 +199,23 @@ def hugging_face_numerics(tower: Fields, defaults: Mapping) -> dict[str, Any]:
     }
 
 
+def hugging_face_blocks(tower: Fields, defaults: Mapping) -> dict[str, Any]:
+    """The blocks of an image or a text tower, but for the width of their MLP."""
+    keys = dict(
+        dim="hidden_size", depth="num_hidden_layers", heads="num_attention_heads"
+    )
+    sizes = {
+        field: tower.get(key, defaults[key], read.integer)
+        for field, key in keys.items()
+    }
+    return sizes | hugging_face_numerics(tower, defaults)
+
+
 def truncates(size: int | tuple[int, int], patch: int) -> bool:
     """Whether a convolution drops pixels at the edge of an image."""
     sides = (size,) if isinstance(size, int) else size
     return any(side % patch and side > patch for side in sides)
 
-
-TIMM_FAMILIES = ("vit_", "deit_", "deit3_")
-"""How names of models begin that are plain Vision Transformers."""
 
 HEADS = {
     ("tiny", 192): 3,
@@ -205,17 +239,16 @@ HEADS = {
 }
 """The size in a name, and the width -> attention heads, which no array tells."""
 
-TIMM_WITHOUT_EFFECT = {
-    *("num_classes", "in_chans", "img_size", "patch_size", "embed_dim", "depth"),
-    *("mlp_ratio", "qkv_bias", "qk_norm", "init_values", "class_token", "reg_tokens"),
-    *("no_embed_class", "fc_norm", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
-    *("proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "pre_norm"),
-    *("dynamic_img_size", "strict_img_size", "global_pool", "num_heads", "act_layer"),
-    *("pretrained", "pretrained_strict", "features_only", "scriptable", "exportable"),
-}
+TIMM_WITHOUT_EFFECT = """
+num_classes in_chans img_size patch_size embed_dim depth mlp_ratio qkv_bias qk_norm
+init_values class_token reg_tokens no_embed_class fc_norm drop_rate pos_drop_rate
+patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate weight_init pre_norm
+dynamic_img_size strict_img_size global_pool num_heads act_layer pretrained
+pretrained_strict features_only scriptable exportable
+"""
 """Arguments of a model that its arrays show as well, or that the logits do not need."""
 
-QUICK_TAGS = (*("openai", "metaclip_400m", "metaclip_2pt5b", "dfn2b", "dfn5b"),)
+QUICK_TAGS = ("openai", "metaclip_400m", "metaclip_2pt5b", "dfn2b", "dfn5b")
 """timm's tags of weights that were trained with QuickGELU, whatever the architecture
 that they are loaded into computes."""
 
@@ -223,7 +256,7 @@ that they are loaded into computes."""
 class Timm:
     """timm's config.json: mostly the name of an architecture."""
 
-    library, file = "timm", "config.json"
+    library, file = "timm", CONFIG
 
     def __init__(self, fields: Mapping[str, Any]):
         self.fields = Fields(fields)
@@ -262,8 +295,8 @@ class Timm:
         arrays, arguments = found.arrays, self.arguments
         values = arguments.values.items()
         unknown = {key for key, value in values if value not in (None, False)}
-        odd = sorted(unknown - TIMM_WITHOUT_EFFECT)
-        if not self.name.startswith(TIMM_FAMILIES) or odd:
+        odd = sorted(unknown - {*TIMM_WITHOUT_EFFECT.split()})
+        if not self.name.startswith(("vit_", "deit_", "deit3_")) or odd:
             raise CheckpointError(
                 f"The architecture {self.name!r}{f' with {odd[0]}' if odd else ''} is "
                 "none that vitjax knows of timm. If it is a plain Vision Transformer, "
@@ -278,7 +311,7 @@ class Timm:
                 )
             return arrays[key]().shape
 
-        dim, channels, patch_size, _ = shape("patch_embed.proj.weight", 4)
+        dim, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
         sizes = (HEADS[k] for k in HEADS if k[0] in self.name and k[1] == dim)
         heads = arguments.get("num_heads") or next(sizes, None)
         if heads is None:
@@ -286,13 +319,23 @@ class Timm:
                 f"How many attention heads {self.name!r} of width {dim} has is not "
                 "known: give a vitjax.Config, and the folder as checkpoint=."
             )
-        attention = "blocks.0.attn."
-        fields: dict[str, Any] = self.pooling(found) | self.stated
+        class_token = "cls_token" in arrays
+        pools = {"token": "cls", "avg": "mean", "map": "map"}
+        pool = arguments.get("global_pool") or self.fields.get("global_pool")
+        pool = pool or ("token" if class_token else "avg")
+        if pool not in pools or (pool == "token" and not class_token):
+            raise CheckpointError(
+                f"global_pool={pool!r} is not supported of a model "
+                f"{'with' if class_token else 'without'} a class token."
+            )
+        fields: dict[str, Any] = {"pool": pools[pool]} | self.stated
         if "norm_pre.weight" in arrays:
-            fields |= dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
-        if self.projects(found):
-            width = shape("head.weight", 2)[0]
-            fields |= dict(projection=width, head="cosine")
+            fields["epsilon"] = 1e-5
+            # timm fills the bias of CLIP's projection with zeros.
+            zeros = "head.bias" in arrays and not np.any(arrays["head.bias"]())
+            if zeros and not self.labels()[0]:
+                fields |= dict(projection=shape("head.weight", 2)[0], head="cosine")
+        attention = "blocks.0.attn."
         return Config(
             image_size=self.image_size,
             patch_size=patch_size,
@@ -300,40 +343,13 @@ class Timm:
             depth=len({key.split(".")[1] for key in arrays if key[:7] == "blocks."}),
             heads=read.integer("num_heads", heads),
             mlp_dim=shape("blocks.0.mlp.fc2.weight", 2)[1],
-            class_token="cls_token" in arrays,
+            class_token=class_token,
             registers=shape("reg_token", 3)[1] if "reg_token" in arrays else 0,
             norm="residual_post" if "_rpn_" in self.name else "pre",
             qkv_bias=bool({attention + "qkv.bias", attention + "q_bias"} & {*arrays}),
-            channels=channels,
             truncate=truncates(self.image_size, patch_size),
             **fields,
         )
-
-    def pooling(self, found: Checkpoint) -> dict[str, Any]:
-        """Fields about what the head reads."""
-        class_token = "cls_token" in found.arrays
-        default = "token" if class_token else "avg"
-        if "attn_pool.latent" in found.arrays:
-            default = "map"
-        pool = self.arguments.get("global_pool") or self.fields.get("global_pool")
-        pools = {"token": "cls", "avg": "mean", "map": "map"}
-        pool = pool or default
-        if pool not in pools or (pool == "token" and not class_token):
-            raise CheckpointError(
-                f"global_pool={pool!r} is not supported of a model "
-                f"{'with' if class_token else 'without'} a class token."
-            )
-        return {"pool": pools[pool]}
-
-    def projects(self, found: Checkpoint) -> bool:
-        """Whether the head is CLIP's projection and no classifier.
-
-        timm then fills its bias with zeros, and the file names no classes.
-        """
-        arrays = found.arrays
-        if "norm_pre.weight" not in arrays or "head.bias" not in arrays:
-            return False
-        return not self.labels()[0] and not np.any(arrays["head.bias"]())
 
     def labels(self) -> Labels:
         fields = Fields({**self.pretrained.values, **self.fields.values})
@@ -344,7 +360,13 @@ class Timm:
         return names, ids if len(set(ids)) == len(ids) else read.unique_ids(ids)
 
     def preprocess(self) -> Preprocess:
-        return timm_pipeline(self.pretrained, self.input_size[1:])
+        fields, size = self.pretrained, self.input_size[1:]
+        share = fields.get("crop_pct", 0.875, read.number) or 0.875
+        if not 0 < share <= 1:
+            raise read.wrong("crop_pct", share, "in (0, 1]")
+        sides = [math.floor(side / share) for side in size]
+        mode = fields.get("crop_mode") or "center"
+        return torchvision(fields, size, sides, mode, "center", IMAGENET_COLORS)
 
 
 class OpenClip:
@@ -380,16 +402,10 @@ class OpenClip:
             return self.trunk.architecture(found)
         tower = self.tower
         width = tower.get("width", 768, read.integer)
-        pools = {"tok": "cls", "avg": "mean"}
         after = tower.get("final_ln_after_pool", False, read.boolean)
         ratio = tower.get("mlp_ratio", 4.0, read.number)
         patch = tower.get("patch_size", 16, read.integer)
-        fields: dict[str, Any] = dict(
-            embed_norm=not tower.get("no_ln_pre", False, read.boolean),
-            pool=tower.one_of("pool_type", pools, "tok"),
-        )
-        if fields["pool"] == "mean" and not after:
-            fields["pool_norm"] = "before"
+        pool = tower.one_of("pool_type", {"tok": "cls", "avg": "mean"}, "tok")
         return Config(
             image_size=self.image_size,
             patch_size=patch,
@@ -397,9 +413,11 @@ class OpenClip:
             depth=tower.get("layers", 12, read.integer),
             heads=width // tower.get("head_width", 64, read.integer),
             mlp_dim=int(width * ratio),
+            embed_norm=not tower.get("no_ln_pre", False, read.boolean),
             patch_bias=False,
+            pool=pool,
+            pool_norm="after" if pool == "cls" or after else "before",
             truncate=truncates(self.image_size, patch),
-            **fields,
             **self.stated,
         )
 
@@ -407,8 +425,10 @@ class OpenClip:
         return (), ()
 
     def preprocess(self) -> Preprocess:
+        fields = self.fields.section("preprocess_cfg")
         size = read.height_and_width("image_size", self.image_size)
-        return open_clip_pipeline(self.fields.section("preprocess_cfg"), size)
+        mode = fields.get("resize_mode") or "shortest"
+        return torchvision(fields, size, [*size], mode, "shortest", CLIP_COLORS)
 
 
 def open_clip_numerics(model: Fields, tower: Fields) -> dict[str, Any]:
@@ -421,7 +441,7 @@ def open_clip_numerics(model: Fields, tower: Fields) -> dict[str, Any]:
     }
 
 
-Description = HuggingFace | Timm | OpenClip
+Description = Own | HuggingFace | Timm | OpenClip
 
 
 def describe(fields: Mapping[str, Any]) -> Description | None:
@@ -464,12 +484,11 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 """Image processors of transformers 5 -> their defaults; keys beyond these and those of
 `WITHOUT_EFFECT` are not understood."""
 
-WITHOUT_EFFECT = {
-    *("image_processor_type", "feature_extractor_type", "processor_class"),
-    *("do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device"),
-    *("disable_grouping", "_valid_processor_keys", "transformers_version", "backend"),
-    *("do_reduce_labels", "reduce_labels"),
-}
+WITHOUT_EFFECT = """
+image_processor_type feature_extractor_type processor_class do_convert_rgb
+data_format input_data_format return_tensors device disable_grouping
+_valid_processor_keys transformers_version backend do_reduce_labels reduce_labels
+"""
 """Keys that do not change the pixels of an RGB image."""
 
 NEEDED = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
@@ -479,12 +498,16 @@ NEEDED = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "imag
 def hugging_face_pipeline(
     fields: Mapping[str, Any], processor: str = "ViT"
 ) -> Preprocess:
-    """The pipeline that a preprocessor_config.json describes.
-
-    The image processor decides the defaults; `processor` is that of a file which names
-    none.
-    """
-    kind = image_processor(fields) or processor
+    """The pipeline of a preprocessor_config.json; `processor` if it names none."""
+    kind = processor
+    named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    if named is not None:
+        kind = str(named)
+        for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+            kind = kind.removesuffix(suffix)
+        if kind not in PROCESSORS:
+            known = [f"{kind}ImageProcessor" for kind in PROCESSORS]
+            raise unsupported(messages.unknown("image_processor_type", named, known))
     defaults = PROCESSORS[kind]
     given = {
         key: False if value is None and key.startswith("do_") else value
@@ -492,10 +515,10 @@ def hugging_face_pipeline(
         if value is not None or key.startswith("do_") or key in NEEDED
     }
     off = {key for key in ("do_pad", "use_square_size") if given.get(key) is False}
-    if unknown := sorted(set(given) - set(defaults) - WITHOUT_EFFECT - off):
-        raise CheckpointError(
+    if unknown := sorted(given.keys() - {*defaults, *off, *WITHOUT_EFFECT.split()}):
+        raise unsupported(
             f"The preprocessing has {unknown[0]}={given[unknown[0]]!r}, which vitjax "
-            f"does not know of {kind}ImageProcessor. {ADVICE}"
+            f"does not know of {kind}ImageProcessor."
         )
     values = Fields(defaults | given)
     switches = {
@@ -504,11 +527,11 @@ def hugging_face_pipeline(
         if key.startswith("do_")
     }
     if not switches["do_resize"]:
-        raise CheckpointError(f"do_resize=False is not supported. {ADVICE}")
+        raise unsupported("do_resize=False is not supported.")
     geometry = resize_and_crop(kind, values, switches["do_center_crop"])
     resample = read.integer("resample", values.get("resample"), low=0)
     if resample >= len(FILTERS):
-        raise CheckpointError(f"The filter resample={resample} is not known. {ADVICE}")
+        raise unsupported(f"The filter resample={resample} is not known.")
     # (factor x - mean) / deviation, as (x / 255 - m) / s.
     scale, mean, std = 255.0, (0.0,) * 3, (1.0,) * 3
     if switches["do_rescale"]:
@@ -524,18 +547,12 @@ def hugging_face_pipeline(
     return Preprocess(**geometry, interpolation=FILTERS[resample], **colors)
 
 
-def image_processor(fields: Mapping[str, Any]) -> str:
-    """The kind of an image processor, without the words that its versions differ in."""
-    named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
-    if named is None:
-        return ""
-    kind = str(named).removesuffix("Fast").removesuffix("Pil")
-    kind = kind.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
-    if kind not in PROCESSORS:
-        known = [f"{kind}ImageProcessor" for kind in PROCESSORS]
-        message = messages.unknown("image_processor_type", named, known)
-        raise CheckpointError(f"{message} {ADVICE}")
-    return kind
+def unsupported(problem: str) -> CheckpointError:
+    """The error for a pipeline that `Preprocess` has not."""
+    return CheckpointError(
+        f"{problem} Pass preprocess= with a vitjax.Preprocess that does what the model "
+        "expects."
+    )
 
 
 def resize_and_crop(kind: str, values: Fields, crop: bool) -> dict[str, Any]:
@@ -545,9 +562,9 @@ def resize_and_crop(kind: str, values: Fields, crop: bool) -> dict[str, Any]:
     if kind == "ConvNext":
         share = values.get("crop_pct", parse=read.number)
         if edge is None or crop or not 0 < share <= 1:
-            raise CheckpointError(
+            raise unsupported(
                 f"size={values.get('size')!r}, crop_pct={share} and do_center_crop="
-                f"{crop} are not supported of ConvNextImageProcessor. {ADVICE}"
+                f"{crop} are not supported of ConvNextImageProcessor."
             )
         target, crop = (edge, edge), edge < 384
         if crop:
@@ -559,20 +576,20 @@ def resize_and_crop(kind: str, values: Fields, crop: bool) -> dict[str, Any]:
     if kind == "Levit" and edge is not None:
         edge = int((256 / 224) * edge)
     if edge is not None and not crop:
-        raise CheckpointError(
+        raise unsupported(
             f"size={values.get('size')!r} keeps the shape of each image and nothing "
-            f"crops it, but the model takes one size. {ADVICE}"
+            "crops it, but the model takes one size."
         )
     fields: dict[str, Any] = dict(height=target[0], width=target[1])
     if size == target:
         return fields
     if edge is None and size[0] != size[1]:
-        raise CheckpointError(f"A crop from {size} pixels is not supported. {ADVICE}")
+        raise unsupported(f"A crop from {size} pixels is not supported.")
     side = size[0] if edge is None else edge
     if side < max(target):
-        raise CheckpointError(
+        raise unsupported(
             f"A crop of {target[0]} x {target[1]} from {side} pixels pads the image, "
-            f"which is not supported. {ADVICE}"
+            "which is not supported."
         )
     fields |= dict(resize="square" if edge is None else "shorter", resize_size=side)
     if edge is not None or any((side - length) % 2 for length in target):
@@ -591,27 +608,11 @@ def edge_or_size(values: Fields) -> Any:
         if sides.keys() == {"shortest_edge"}:
             return read.integer("size.shortest_edge", sides["shortest_edge"]), None
         if sides.keys() != {"height", "width"}:
-            raise CheckpointError(
+            raise unsupported(
                 f"size={size!r} is not supported: only shortest_edge, or height and "
-                f"width. {ADVICE}"
+                "width."
             )
     return None, read.height_and_width("size", size)
-
-
-def timm_pipeline(fields: Fields, size: tuple[int, int]) -> Preprocess:
-    """timm's evaluation, by a `pretrained_cfg` and the input's height and width."""
-    share = fields.get("crop_pct", 0.875, read.number) or 0.875
-    if not 0 < share <= 1:
-        raise read.wrong("crop_pct", share, "in (0, 1]")
-    mode = fields.get("crop_mode") or "center"
-    sides = [math.floor(side / share) for side in size]
-    return torchvision(fields, size, sides, mode, "center", IMAGENET_COLORS)
-
-
-def open_clip_pipeline(fields: Fields, size: tuple[int, int]) -> Preprocess:
-    """open_clip's evaluation, by a `preprocess_cfg` and the input's size."""
-    mode = fields.get("resize_mode") or "shortest"
-    return torchvision(fields, size, list(size), mode, "shortest", CLIP_COLORS)
 
 
 def torchvision(
@@ -622,21 +623,18 @@ def torchvision(
     shorter: str,
     colors: Mapping[str, Any],
 ) -> Preprocess:
-    """A pipeline of torchvision's transforms: resize to `sides`, crop the center.
-
-    `shorter` is the library's name for resizing the shorter side.
-    """
+    """Resize to `sides`, or the shorter by the mode `shorter`; crop the center."""
     interpolation = fields.get("interpolation") or "bicubic"
     if interpolation not in FILTERS or mode not in (shorter, "squash"):
-        raise CheckpointError(
+        raise unsupported(
             f"interpolation={interpolation!r} with a resize by {mode!r} is not "
-            f"supported. {ADVICE}"
+            "supported."
         )
     geometry: dict[str, Any] = {}
     if mode == shorter or sides != list(size):
         if size[0] != size[1]:
-            raise CheckpointError(
-                f"A crop of {size[0]} x {size[1]} pixels is not supported. {ADVICE}"
+            raise unsupported(
+                f"A crop of {size[0]} x {size[1]} pixels is not supported."
             )
         geometry["resize"] = "shorter" if mode == shorter else "square"
         geometry["resize_size"] = sides[0]
@@ -656,14 +654,17 @@ def change_pipeline(base: Preprocess, fields: Mapping[str, Any]) -> Preprocess:
     return own_pipeline({**base.to_dict(), **fields})
 
 
+OWN_FIELDS = {
+    **dict.fromkeys(("height", "width", "resize_size"), read.integer),
+    **dict.fromkeys(("mean", "std"), read.colors),
+    "orient": read.boolean,
+}
+
+
 def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
     """A `Preprocess` of fields that people write, with what means nothing named."""
     values = dict(fields)
-    for key in {"height", "width", "resize_size"} & set(values):
+    for key in values.keys() & OWN_FIELDS.keys():
         if values[key] is not None or key != "resize_size":
-            values[key] = read.integer(key, values[key])
-    for key in {"mean", "std"} & set(values):
-        values[key] = read.colors(key, values[key])
-    if "orient" in values:
-        values["orient"] = read.boolean("orient", values["orient"])
+            values[key] = OWN_FIELDS[key](key, values[key])
     return Preprocess.from_dict(values)

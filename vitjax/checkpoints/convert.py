@@ -62,6 +62,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "embed_norm/scale": dict(embed_norm=True),
     "head_dist/bias": dict(distilled=True),
     MAP + "probe": dict(pool="map"),
+    "head/logit_bias": dict(sigmoid=True),
 }
 """Parameter -> fields of the architecture of a file that has it."""
 
@@ -78,6 +79,7 @@ class Checkpoint:
     layout: CheckpointLayout
     weights: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    allow_nonfinite: bool = False
 
     def table(self, config: Any, shapes: Mapping[str, Any] | None = None) -> Table:
         """The layout's table for this architecture: each of its paths, no other."""
@@ -133,10 +135,7 @@ class Checkpoint:
 
     def with_head(self, head: Arrays) -> "Checkpoint":
         """The checkpoint with the linear head of a file of its own."""
-        names = {
-            "weight": self.layout.head + "weight",
-            "bias": self.layout.head + "bias",
-        }
+        names = {name: self.layout.head + name for name in ("weight", "bias")}
         ours = {names.get(key.rsplit(".", 1)[-1], key): key for key in head}
         if len(head) != 2 or ours.keys() != set(names.values()):
             raise CheckpointError(
@@ -144,8 +143,7 @@ class Checkpoint:
                 "is one weight [class, width] and one bias [class], of a backbone of "
                 "torch."
             )
-        both = sorted(ours.keys() & self.arrays.keys())
-        if both:
+        if both := sorted(ours.keys() & self.arrays.keys()):
             raise CheckpointError(
                 f"head= is given, but the checkpoint has {first_keys(both)}: load it "
                 "without head=."
@@ -167,58 +165,28 @@ class Checkpoint:
             )
 
     def params(
-        self,
-        config: Config,
-        *,
-        classes: int,
-        resize: str = "",
-        source_config: Config | None = None,
-        allow_nonfinite: bool = False,
-    ) -> tuple[Any, str]:
-        """Parameters of a model, float32, and how position embeddings are resized.
-
-        They are resized to the image size of `config`, by default as the
-        layout does; `source_config` is the architecture that the file was written for.
-        """
-        layout = self.layout
-        resize = resize or layout.resize
-        prefixes = layout.position_prefixes(config)
+        self, config: Config, *, classes: int, resize: str, source_config: Config | None
+    ) -> Any:
+        """Parameters of a model; `source_config` is what the file was written for."""
+        prefixes = self.layout.position_prefixes(config)
         target = Target(config, source_config, resize, prefixes)
-        shapes, table = parameter_shapes(config, classes), self.table(config)
-        filled: dict[str, float] = {}
-        for path, entry in table.items():
-            if not isinstance(entry, tuple):
-                filled[path] = entry
-            elif 0 in shapes[path] and entry[0] not in self.arrays:  # no classes
-                filled[path] = 0.0
-        flat = {path: jnp.full(shapes[path], x, "f4") for path, x in filled.items()}
-        for path in filled:
-            del table[path]
-        flat |= self.convert(
-            config, table, shapes, target, allow_nonfinite=allow_nonfinite
-        )
-        return unflatten(flat), resize
+        return self.convert(config, parameter_shapes(config, classes), target)
 
-    def convert(
-        self,
-        config: Any,
-        table: Any,
-        shapes: Mapping[str, tuple[int, ...]],
-        target: Target,
-        *,
-        allow_nonfinite: bool,
-    ) -> dict[str, Any]:
-        """Path to parameter, float32, of every entry of a table."""
+    def convert(self, config: Any, shapes: Mapping[str, Any], target: Target) -> Any:
+        """The tree of parameters of these shapes, float32."""
+        flat: dict[str, Any] = {}
+        table, problems = {}, []
+        for path, entry in self.table(config, shapes).items():
+            if not isinstance(entry, tuple):
+                flat[path] = jnp.full(shapes[path], entry, "f4")
+            elif 0 in shapes[path] and entry[0] not in self.arrays:  # no classes
+                flat[path] = jnp.zeros(shapes[path], "f4")
+            else:
+                table[path] = entry
         self.check_keys(config, table)
-        flat, problems = {}, []
         for path, (source, convert) in table.items():
             try:
-                array = self.stack(
-                    source,
-                    lambda x, f=convert: f(x, target),
-                    config,
-                    allow_nonfinite=allow_nonfinite,
-                )
+                array = self.stack(source, lambda x, f=convert: f(x, target), config)
             except CheckpointError:  # a ValueError too: the file is damaged
                 raise
             except ValueError as error:
@@ -232,9 +200,20 @@ class Checkpoint:
                     f"{shapes[path]}"
                 )
         if problems:
-            classes = shapes.get("head/bias", (0,))[0]
-            raise CheckpointError(shape_mismatch(problems, self.layout, classes))
-        return flat
+            advice = (
+                "Is the file of this model? Check the name or the Config against it."
+            )
+            if "head/bias" in shapes and all("head/" in text for text in problems):
+                advice = (
+                    f"Only the head differs: the model has {shapes['head/bias'][0]} "
+                    "classes; pass classes= with the file's own number, or its list of "
+                    "names."
+                )
+            raise CheckpointError(
+                f"The checkpoint, read as {self.layout.name}, has arrays of other "
+                f"shapes than the model: {first_keys(problems)}. {advice}"
+            )
+        return unflatten(flat)
 
     def unused(self, config: Any, table: Table) -> set[str]:
         """Keys of arrays that become no parameter."""
@@ -270,21 +249,18 @@ class Checkpoint:
 
     def describe_ignored(self, config: Config) -> tuple[str, ...]:
         """What was left out: one sentence for each kind of key."""
-        kinds: dict[str, list[str]] = {}
         unused = sorted(self.unused(config, self.table(config)))
-        layout_ignored = {
-            key: what
-            for pattern, what in self.layout.ignored.items()
-            for key in unused
-            if re.fullmatch(pattern, key)
-        }
-        for key, what in {**self.ignored, **layout_ignored}.items():
+        ignored = {**self.ignored}
+        for pattern, what in self.layout.ignored.items():
+            ignored |= dict.fromkeys(
+                filter(re.compile(pattern).fullmatch, unused), what
+            )
+        kinds: dict[str, list[str]] = {}
+        for key, what in ignored.items():
             kinds.setdefault(what, []).append(key)
         return tuple(f"{what}: {first_keys(keys)}" for what, keys in kinds.items())
 
-    def stack(
-        self, source: str, convert: Callable, config: Any, *, allow_nonfinite: bool
-    ) -> np.ndarray:
+    def stack(self, source: str, convert: Callable, config: Any) -> np.ndarray:
         """One converted array, stacked over blocks where it belongs to them."""
         stacked, keys = np.empty(0), block_keys(source, config)
         for block, key in enumerate(keys):
@@ -293,7 +269,7 @@ class Checkpoint:
                 raise not_floating(key, array.dtype)
             with np.errstate(over="ignore"):  # which the next check reports
                 array = array.astype(np.float32)
-            if not (allow_nonfinite or np.isfinite(array).all()):
+            if not (self.allow_nonfinite or np.isfinite(array).all()):
                 count = int((~np.isfinite(array)).sum())
                 raise CheckpointError(
                     f"The array {key} has {count} values that are NaN or infinite in "
@@ -315,12 +291,10 @@ def detect_layout(
     weights: str | None = None,
     layouts: Sequence[CheckpointLayout] = LAYOUTS,
     advice: str = "Is it the checkpoint of a Vision Transformer?",
+    *,
+    allow_nonfinite: bool = False,
 ) -> Checkpoint:
-    """Arrays with the layout that their keys are written in, wherever they are nested.
-
-    Of several sets of weights the moving average is taken, as timm does, or the one
-    that `weights` names.
-    """
+    """Arrays in their layout, wherever they are nested; averages first, as timm."""
     for layout in layouts:
         matches = map(layout.pattern.fullmatch, arrays)
         prefixes = sorted({match[1] for match in matches if match})
@@ -329,7 +303,7 @@ def detect_layout(
             prefix, others = choose_prefix(prefixes, weights)
             ours, ignored = strip_prefix(arrays, prefix, others, layout)
             taken = (prefix.strip("./") or "plain") if others else ""
-            return Checkpoint(ours, layout, taken, ignored)
+            return Checkpoint(ours, layout, taken, ignored, allow_nonfinite)
     raise CheckpointError(
         f"These {len(arrays)} keys are in no known layout "
         f"({'; '.join(layout.name for layout in layouts)}): "
@@ -410,20 +384,6 @@ def block_keys(source: str, config: Any) -> list[str]:
             blocks = range(config.depth - without)
             return [source.replace(pattern, str(block)) for block in blocks]
     return [source]
-
-
-def shape_mismatch(problems: list[str], layout: CheckpointLayout, classes: int) -> str:
-    """The message for arrays of other shapes than the model's."""
-    advice = "Is the file of this model? Check the name or the Config against it."
-    if all("head/" in problem for problem in problems):
-        advice = (
-            f"Only the head differs: the model has {classes} classes; pass classes= "
-            "with the file's own number, or its list of names."
-        )
-    return (
-        f"The checkpoint, read as {layout.name}, has arrays of other shapes than the "
-        f"model: {first_keys(problems)}. {advice}"
-    )
 
 
 def group_blocks(items: list[str]) -> str:

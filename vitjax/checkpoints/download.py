@@ -28,10 +28,7 @@ class Published(NamedTuple):
 
 
 def published(row: Variant) -> list[Published]:
-    """A row's file, and the same weights as safetensors, which need no PyTorch.
-
-    Those that this installation can read, where there are any.
-    """
+    """A row's file, and its safetensors, which need no PyTorch: those readable here."""
     if not row.url:
         return []
     folder = cache_folder()
@@ -103,20 +100,16 @@ def download(row: Variant) -> pathlib.Path:
 
 def weights(row: Variant) -> pathlib.Path:
     """A row's own weights on this machine; downloaded where they are not there."""
-    if row.packaged:
-        return packaged(row.packaged)
     if row.obtain:
         raise FileNotFoundError(f"{row.name} has no address to load from. {row.obtain}")
-    return download(row)
-
-
-def packaged(folder: str) -> pathlib.Path:
-    """A checkpoint that comes with vitjax: in a wheel, or in a clone."""
+    if not row.packaged:
+        return download(row)
     package = pathlib.Path(__file__).parents[1]
-    for root in (package / "checkpoints", package.parent / "checkpoints"):
-        if (root / folder / files.CONFIG).exists():
-            return root / folder
+    for root in (package, package.parent):  # in a wheel, in a clone
+        folder = root / "checkpoints" / row.packaged
+        if (folder / files.CONFIG).exists():
+            return folder
     raise FileNotFoundError(
-        f"The packaged checkpoint {folder} is missing from this installation of "
+        f"The packaged checkpoint {row.packaged} is missing from this installation of "
         "vitjax; install it again, or pass checkpoint=."
     )

@@ -23,7 +23,10 @@ INDEX = ".index.json"
 """The end of the name of a file that says which shard holds which array."""
 WEIGHTS = (
     "open_clip_model.safetensors",
-    *(ARRAYS, ARRAYS + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX),
+    ARRAYS,
+    ARRAYS + INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin" + INDEX,
     "open_clip_pytorch_model.bin",
 )
 """The names that libraries give to the weights in a folder, by preference: beside
@@ -39,10 +42,7 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
-    """A checkpoint file, or the index of a sharded one, local or remote.
-
-    Truncated files, unknown formats and pickles raise CheckpointError.
-    """
+    """A checkpoint file, or the index of a sharded one, local or remote."""
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -55,10 +55,7 @@ def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
 
 
 def file_format(path) -> str:
-    """The format of a file by its first bytes, and by its ending where they tell none.
-
-    Files that PyTorch writes have any ending.
-    """
+    """A file's format by its first bytes, else its ending: PyTorch's have any."""
     with path.open("rb") as file:
         head = file.read(9)
         if head[:2] == b"PK":
@@ -171,12 +168,7 @@ def read_safetensors(path) -> Iterator[Arrays]:
 
 @contextlib.contextmanager
 def read_torch(path) -> Iterator[Arrays]:
-    """What PyTorch saved, unpickled as weights only, or the weights of a TorchScript
-    archive; needs the extra `torch`.
-
-    Keys of nested dictionaries and lists are joined by dots; what is no tensor is left
-    out.
-    """
+    """What PyTorch saved, as weights only, or TorchScript; nested keys get dots."""
     try:
         import torch
     except ImportError as error:
@@ -186,7 +178,9 @@ def read_torch(path) -> Iterator[Arrays]:
         ) from error
     try:
         with path.open("rb") as file:
-            if is_torchscript(file):
+            names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+            file.seek(0)
+            if any("/code/" in name for name in names):  # TorchScript, as OpenAI's CLIP
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch is leaving this format
                     module = torch.jit.load(file, map_location="cpu")
@@ -222,13 +216,6 @@ def read_torch(path) -> Iterator[Arrays]:
     yield {key: functools.partial(read, key, value) for key, value in tensors(state)}
 
 
-def is_torchscript(file) -> bool:
-    """Whether an open file is a program of PyTorch, as OpenAI publishes CLIP."""
-    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
-    file.seek(0)
-    return any("/code/" in name for name in names)
-
-
 READERS = {"npz": read_npz, "safetensors": read_safetensors, "torch": read_torch}
 
 
@@ -238,17 +225,6 @@ def not_floating(key: str, dtype) -> CheckpointError:
         f"The array {key} is {dtype}, not floating-point: quantized weights are not "
         "read, since their scales are not known. Dequantize the file first."
     )
-
-
-def write_folder(folder, arrays: dict[str, np.ndarray], config: dict) -> None:
-    """Write our own folder: the arrays as safetensors, the rest as JSON."""
-    import safetensors.numpy
-
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-    (folder / ARRAYS).write_bytes(safetensors.numpy.save(contiguous))
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

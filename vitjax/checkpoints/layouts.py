@@ -8,7 +8,6 @@ architecture has not are left out.
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
@@ -135,6 +134,17 @@ def exponential(array, target):
     return np.asarray(np.exp(array.reshape(())))
 
 
+CONVERSIONS: dict[str, Convert] = {
+    "pos_embedding": resize_positions,
+    "cls": token,
+    "embedding": convolution,
+    "conv": convolution,
+    "out": attention_out,
+    **dict.fromkeys(QKV, split_heads),
+}
+"""Module, or array of none -> how torch's becomes ours; other modules are dense."""
+
+
 def flax_table(
     config: Config, keys: Keys = (), *, rename: Mapping[str, str] | None = None
 ) -> Table:
@@ -161,12 +171,6 @@ MAP_HEAD = {f"{MAP}{n}": f"{MAP}MlpBlock_0/{n}" for n in ("Dense_0", "Dense_1")}
 }
 
 
-def google_table(config: Config, keys: Keys, *, rename: dict[str, str]) -> Table:
-    """The original code and big_vision; SigLIP's temperature and bias are outside."""
-    table = flax_table(config, rename=rename | MAP_HEAD)
-    return table | scales("t", "b", keys)
-
-
 def google_config(config: Config, arrays: Arrays) -> Config:
     """The original code and big_vision average normalized tokens."""
     if config.pooling == "mean" and config.norm == "pre":
@@ -182,43 +186,53 @@ def scales(temperature: str, bias: str, keys: Keys) -> Table:
     }
 
 
-GOOGLE: Any = dict(
-    library="google",
-    resize="corners",
-    head="head/",
-    adjust=google_config,
-    rename={  # attention pooling of old files
-        r"^(probe$|(?:MlpBlock|LayerNorm|MultiHeadDotProductAttention)_0/)": MAP + r"\1"
-    },
-    ignored={r"txt/.*": TEXT, "[tb]": SCALE},
-)
+def google(name: str, mark: str, rename: Mapping[str, str], **fields: Any):
+    """A layout of the original code or of big_vision."""
+
+    def table(config: Config, keys: Keys) -> Table:
+        ours = flax_table(config, rename={**rename, **MAP_HEAD})
+        return ours | scales("t", "b", keys)  # which SigLIP has outside
+
+    old_pooling = r"^(probe$|(?:MlpBlock|LayerNorm|MultiHeadDotProductAttention)_0/)"
+    return CheckpointLayout(
+        name=name,
+        library="google",
+        mark=mark,
+        table=table,
+        resize="corners",
+        rename={old_pooling: MAP + r"\1"},
+        ignored={r"txt/.*": TEXT, "[tb]": SCALE},
+        head="head/",
+        adjust=google_config,
+        **fields,
+    )
 
 
-def torch_table(
-    dense: Mapping[str, tuple[str, Convert]], norms: Mapping[str, str]
-) -> Table:
-    """Weights and biases of dense layers and norms, by their prefixes."""
+def torch_table(names: Mapping[str, str]) -> Table:
+    """Arrays by their keys; modules, which end in "/", by the beginnings of theirs."""
     table: Table = {}
-    for target, (source, convert) in dense.items():
-        table[target + "kernel"] = (source + "weight", convert)
-        of_heads = convert is split_heads
-        table[target + "bias"] = (
-            source + "bias",
-            split_heads if of_heads else identity,
-        )
-    for target, source in norms.items():
-        table[target + "scale"] = (source + "weight", identity)
-        table[target + "bias"] = (source + "bias", identity)
+    for target, source in names.items():
+        module = target.removesuffix("/").rsplit("/", 1)[-1]
+        convert = CONVERSIONS.get(module, transpose)
+        if not target.endswith("/"):
+            table[target] = (source, CONVERSIONS.get(module, identity))
+        elif "norm" in module.lower():
+            table[target + "scale"] = (source + "weight", identity)
+            table[target + "bias"] = (source + "bias", identity)
+        else:
+            bias = split_heads if convert is split_heads else identity
+            table[target + "kernel"] = (source + "weight", convert)
+            table[target + "bias"] = (source + "bias", bias)
     return table
 
 
-def joint_table(target: str, names: tuple[str, ...], weight: str, bias: str) -> Table:
+def joint_table(target: str, names: tuple[str, ...], source: str) -> Table:
     """Projections of attention that torch has in one matrix and one bias."""
     table: Table = {}
     for index, name in enumerate(names):
         convert = part(index, len(names), split_heads)
-        table[f"{target}{name}/kernel"] = (weight, convert)
-        table[f"{target}{name}/bias"] = (bias, convert)
+        table[f"{target}{name}/kernel"] = (source + "weight", convert)
+        table[f"{target}{name}/bias"] = (source + "bias", convert)
     return table
 
 
@@ -237,69 +251,60 @@ def swiglu_table(block: str, joint: str, apart: tuple[str, str], keys: Keys) -> 
 def head_table(head: str) -> Table:
     """A linear head: of [CLS] of the last blocks, then of the mean of the patches."""
 
-    def last(array, target):
-        return columns(array, target)[target.config.head_blocks - 1].T
+    def columns(part: Callable[[Config], Any]) -> tuple[str, Convert]:
+        def convert(array, target):
+            parts = target.config.head_blocks + (target.config.pooling == "cls_mean")
+            by_part = array.reshape(len(array), parts, -1).transpose(1, 2, 0)
+            return by_part[part(target.config)]
 
-    def patches(array, target):
-        return columns(array, target)[-1].T
-
-    def earlier(array, target):
-        return columns(array, target)[: target.config.head_blocks - 1].swapaxes(1, 2)
+        return head + "weight", convert
 
     return {
-        "head/kernel": (head + "weight", last),
+        "head/kernel": columns(lambda config: config.head_blocks - 1),
         "head/bias": (head + "bias", identity),
-        "head_patches/kernel": (head + "weight", patches),
-        "head_earlier/kernel": (head + "weight", earlier),
+        "head_patches/kernel": columns(lambda config: -1),
+        "head_earlier/kernel": columns(lambda config: slice(config.head_blocks - 1)),
     }
-
-
-def columns(array, target) -> np.ndarray:
-    """[class, k x dim] as [k class dim]."""
-    parts = target.config.head_blocks + (target.config.pooling == "cls_mean")
-    return array.reshape(len(array), parts, -1).swapaxes(0, 1)
 
 
 def timm_table(config: Config, keys: Keys) -> Table:
     """timm's and DeiT's state dict."""
     block, attention = "blocks.{block}.", "blocks.{block}.attn."
-    dense = {
-        "head_dist/": ("head_dist.", transpose),
-        "embedding/": ("patch_embed.proj.", convolution),
-        ATTENTION + "out/": (attention + "proj.", attention_out),
-        MLP + "Dense_0/": (block + "mlp.fc1.", transpose),
-        MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
-        MAP + "query/": ("attn_pool.q.", split_heads),
-        MAP + "out/": ("attn_pool.proj.", attention_out),
-        MAP + "Dense_0/": ("attn_pool.mlp.fc1.", transpose),
-        MAP + "Dense_1/": ("attn_pool.mlp.fc2.", transpose),
-        "refinement/token/": (REFINEMENT + "{refined}.token_fc.", transpose),
-    }
+    refined = REFINEMENT + "{refined}."
     pooled_first = config.pooling == "mean" and config.pool_norm == "after"
-    norms = {
+    names = {
+        "embedding/": "patch_embed.proj.",
+        "pos_embedding": "pos_embed",
+        "cls": "cls_token",
+        "registers": "dist_token" if "dist_token" in keys else "reg_token",
         "embed_norm/": "norm_pre.",
         BLOCK + "LayerNorm_0/": block + "norm1.",
-        BLOCK + "LayerNorm_1/": block + "norm2.",
         ATTENTION + "query_norm/": attention + "q_norm.",
         ATTENTION + "key_norm/": attention + "k_norm.",
+        ATTENTION + "out/": attention + "proj.",
+        BLOCK + "LayerScale_0/gamma": block + "ls1.gamma",
+        BLOCK + "LayerNorm_1/": block + "norm2.",
+        MLP + "Dense_0/": block + "mlp.fc1.",
+        MLP + "Dense_1/": block + "mlp.fc2.",
+        BLOCK + "LayerScale_1/gamma": block + "ls2.gamma",
         NORM: "fc_norm." if pooled_first else "norm.",
+        MAP + "probe": "attn_pool.latent",
+        MAP + "query/": "attn_pool.q.",
+        MAP + "out/": "attn_pool.proj.",
         MAP + "LayerNorm_0/": "attn_pool.norm.",
-        "refinement/norm/": REFINEMENT + "{refined}.bn.",
+        MAP + "Dense_0/": "attn_pool.mlp.fc1.",
+        MAP + "Dense_1/": "attn_pool.mlp.fc2.",
+        "head_dist/": "head_dist.",
+        "refinement/conv/": refined + "conv.",
+        "refinement/norm/": refined + "bn.",
+        "refinement/norm/mean": refined + "bn.running_mean",
+        "refinement/norm/var": refined + "bn.running_var",
+        "refinement/token/": refined + "token_fc.",
     }
-    qkv, kv = attention + "qkv.", "attn_pool.kv."
     table: Table = {
-        "pos_embedding": ("pos_embed", resize_positions),
-        "cls": ("cls_token", identity),
-        "registers": ("dist_token" if "dist_token" in keys else "reg_token", identity),
-        BLOCK + "LayerScale_0/gamma": (block + "ls1.gamma", identity),
-        BLOCK + "LayerScale_1/gamma": (block + "ls2.gamma", identity),
-        MAP + "probe": ("attn_pool.latent", identity),
-        "refinement/norm/mean": (REFINEMENT + "{refined}.bn.running_mean", identity),
-        "refinement/norm/var": (REFINEMENT + "{refined}.bn.running_var", identity),
-        "refinement/conv/kernel": (REFINEMENT + "{refined}.conv.weight", convolution),
-        **torch_table(dense, norms),
-        **joint_table(ATTENTION, QKV, qkv + "weight", qkv + "bias"),
-        **joint_table(MAP, QKV[1:], kv + "weight", kv + "bias"),
+        **torch_table(names),
+        **joint_table(ATTENTION, QKV, attention + "qkv."),
+        **joint_table(MAP, QKV[1:], "attn_pool.kv."),
         **head_table("head."),
         **scales("logit_scale", "logit_bias", keys),
     }
@@ -330,34 +335,25 @@ def timm_config(config: Config, arrays: Arrays) -> Config:
 
 def hugging_face_table(config: Config, keys: Keys) -> Table:
     """transformers' ViT, DeiT and DINOv2, alone or with a classifier."""
-    block = "encoder.layer.{block}."
-    dense = {
-        "head_dist/": ("distillation_classifier.", transpose),
-        MLP + "Dense_0/": (block + "intermediate.dense.", transpose),
-        MLP + "Dense_1/": (block + "output.dense.", transpose),
-        ATTENTION + "out/": (block + "attention.output.dense.", attention_out),
-        "embedding/": ("embeddings.patch_embeddings.projection.", convolution),
-    }
-    dense |= {
-        f"{ATTENTION}{name}/": (f"{block}attention.attention.{name}.", split_heads)
-        for name in QKV
-    }
-    norms = {
+    block, deit = "encoder.layer.{block}.", "embeddings.distillation_token"
+    names = {
+        "embedding/": "embeddings.patch_embeddings.projection.",
+        "pos_embedding": "embeddings.position_embeddings",
+        "cls": "embeddings.cls_token",
+        "registers": deit if deit in keys else "embeddings.register_tokens",
         BLOCK + "LayerNorm_0/": block + "layernorm_before.",
+        **{f"{ATTENTION}{n}/": f"{block}attention.attention.{n}." for n in QKV},
+        ATTENTION + "out/": block + "attention.output.dense.",
+        BLOCK + "LayerScale_0/gamma": block + "layer_scale1.lambda1",
         BLOCK + "LayerNorm_1/": block + "layernorm_after.",
+        MLP + "Dense_0/": block + "intermediate.dense.",
+        MLP + "Dense_1/": block + "output.dense.",
+        BLOCK + "LayerScale_1/gamma": block + "layer_scale2.lambda1",
         NORM: "layernorm.",
+        "head_dist/": "distillation_classifier.",
     }
-    deit = "embeddings.distillation_token"
-    registers = deit if deit in keys else "embeddings.register_tokens"
-    table: Table = {
-        "pos_embedding": ("embeddings.position_embeddings", resize_positions),
-        "cls": ("embeddings.cls_token", identity),
-        "registers": (registers, identity),
-        BLOCK + "LayerScale_0/gamma": (block + "layer_scale1.lambda1", identity),
-        BLOCK + "LayerScale_1/gamma": (block + "layer_scale2.lambda1", identity),
-        **torch_table(dense, norms),
-        **head_table("cls_classifier." if config.distilled else "classifier."),
-    }
+    head = "cls_classifier." if config.distilled else "classifier."
+    table: Table = torch_table(names) | head_table(head)
     if config.mlp == "swiglu":
         apart = "mlp.gate_proj.", "mlp.up_proj."
         table |= swiglu_table(block, "intermediate.dense.", apart, keys)
@@ -366,34 +362,29 @@ def hugging_face_table(config: Config, keys: Keys) -> Table:
 
 def hugging_face_clip_table(config: Config, keys: Keys) -> Table:
     """Vision towers of transformers' CLIP and SigLIP."""
-    block, pooling = "encoder.layers.{block}.", "head.attention.in_proj_"
-    dense = {
-        "embedding/": ("embeddings.patch_embedding.", convolution),
-        ATTENTION + "out/": (block + "self_attn.out_proj.", attention_out),
-        MLP + "Dense_0/": (block + "mlp.fc1.", transpose),
-        MLP + "Dense_1/": (block + "mlp.fc2.", transpose),
-        MAP + "out/": ("head.attention.out_proj.", attention_out),
-        MAP + "Dense_0/": ("head.mlp.fc1.", transpose),
-        MAP + "Dense_1/": ("head.mlp.fc2.", transpose),
-    }
-    dense |= {
-        f"{ATTENTION}{name}/": (f"{block}self_attn.{name[0]}_proj.", split_heads)
-        for name in QKV
-    }
-    norms = {
+    block = "encoder.layers.{block}."
+    names = {
+        "embedding/": "embeddings.patch_embedding.",
+        "pos_embedding": "embeddings.position_embedding.weight",
+        "cls": "embeddings.class_embedding",
         "embed_norm/": "pre_layrnorm.",  # their spelling
         BLOCK + "LayerNorm_0/": block + "layer_norm1.",
+        **{f"{ATTENTION}{n}/": f"{block}self_attn.{n[0]}_proj." for n in QKV},
+        ATTENTION + "out/": block + "self_attn.out_proj.",
         BLOCK + "LayerNorm_1/": block + "layer_norm2.",
+        MLP + "Dense_0/": block + "mlp.fc1.",
+        MLP + "Dense_1/": block + "mlp.fc2.",
         NORM: "post_layernorm.",
+        MAP + "probe": "head.probe",
+        MAP + "out/": "head.attention.out_proj.",
         MAP + "LayerNorm_0/": "head.layernorm.",
+        MAP + "Dense_0/": "head.mlp.fc1.",
+        MAP + "Dense_1/": "head.mlp.fc2.",
+        "projection/": "visual_projection.",
     }
     return {
-        "pos_embedding": ("embeddings.position_embedding.weight", resize_positions),
-        "cls": ("embeddings.class_embedding", token),
-        "projection/kernel": ("visual_projection.weight", transpose),
-        MAP + "probe": ("head.probe", identity),
-        **torch_table(dense, norms),
-        **joint_table(MAP, QKV, pooling + "weight", pooling + "bias"),
+        **torch_table(names),
+        **joint_table(MAP, QKV, "head.attention.in_proj_"),
         **head_table("classifier."),
         **scales("logit_scale", "logit_bias", keys),
     }
@@ -410,8 +401,6 @@ def hugging_face_clip_config(config: Config, arrays: Arrays) -> Config:
                 "does. Load the CLIP that it was made of, or fit a probe."
             )
         changes |= dict(pool="mean", pool_norm="before")
-    elif "logit_bias" in arrays:
-        changes["sigmoid"] = True
     if "visual_projection.weight" in arrays:
         width = arrays["visual_projection.weight"]().shape[0]
         changes |= dict(projection=width, head="cosine")
@@ -421,27 +410,24 @@ def hugging_face_clip_config(config: Config, arrays: Arrays) -> Config:
 def open_clip_table(config: Config, keys: Keys) -> Table:
     """The image tower of open_clip and of OpenAI's CLIP."""
     block = "visual.transformer.resblocks.{block}."
-    joint = block + "attn.in_proj_"
-    dense = {
-        "embedding/": ("visual.conv1.", convolution),
-        ATTENTION + "out/": (block + "attn.out_proj.", attention_out),
-        MLP + "Dense_0/": (block + "mlp.c_fc.", transpose),
-        MLP + "Dense_1/": (block + "mlp.c_proj.", transpose),
-    }
-    norms = {
+    names = {
+        "embedding/": "visual.conv1.",
+        "pos_embedding": "visual.positional_embedding",
+        "cls": "visual.class_embedding",
         "embed_norm/": "visual.ln_pre.",
         BLOCK + "LayerNorm_0/": block + "ln_1.",
+        ATTENTION + "out/": block + "attn.out_proj.",
+        BLOCK + "LayerScale_0/gamma": block + "ls_1.gamma",
         BLOCK + "LayerNorm_1/": block + "ln_2.",
+        MLP + "Dense_0/": block + "mlp.c_fc.",
+        MLP + "Dense_1/": block + "mlp.c_proj.",
+        BLOCK + "LayerScale_1/gamma": block + "ls_2.gamma",
         NORM: "visual.ln_post.",
+        "projection/kernel": "visual.proj",
     }
     return {
-        "pos_embedding": ("visual.positional_embedding", resize_positions),
-        "cls": ("visual.class_embedding", token),
-        "projection/kernel": ("visual.proj", identity),
-        BLOCK + "LayerScale_0/gamma": (block + "ls_1.gamma", identity),
-        BLOCK + "LayerScale_1/gamma": (block + "ls_2.gamma", identity),
-        **torch_table(dense, norms),
-        **joint_table(ATTENTION, QKV, joint + "weight", joint + "bias"),
+        **torch_table(names),
+        **joint_table(ATTENTION, QKV, block + "attn.in_proj_"),
         **head_table("head."),
         **scales("logit_scale", "logit_bias", keys),
     }
@@ -449,13 +435,11 @@ def open_clip_table(config: Config, keys: Keys) -> Table:
 
 def open_clip_config(config: Config, arrays: Arrays) -> Config:
     """The width of a projection; its convolution never has a bias."""
-    changes: dict[str, Any] = dict(patch_bias=False)
-    if "visual.proj" in arrays:
-        width = arrays["visual.proj"]().shape[1]
-        changes |= dict(projection=width, head="cosine")
-    if "logit_bias" in arrays:
-        changes["sigmoid"] = True
-    return dataclasses.replace(config, **changes)
+    config = dataclasses.replace(config, patch_bias=False)
+    if "visual.proj" not in arrays:
+        return config
+    width = arrays["visual.proj"]().shape[1]
+    return dataclasses.replace(config, projection=width, head="cosine")
 
 
 FIRST = "Transformer/encoderblock_0/"
@@ -524,31 +508,27 @@ LAYOUTS = (
         prefix="",
         head="head/",
     ),
-    CheckpointLayout(
-        name="big_vision npz, stacked",
-        mark=re.escape(ATTENTION) + "query/kernel",
-        table=functools.partial(google_table, rename={}),
+    google(
+        "big_vision npz, stacked",
+        re.escape(ATTENTION) + "query/kernel",
+        {},
         positions=("none",),
-        **GOOGLE,
     ),
-    CheckpointLayout(
-        name="original npz, pre-Linen numbering",
-        mark=FIRST + "MultiHeadDotProductAttention_1/query/kernel",
-        table=functools.partial(google_table, rename=LINEN | PRE_LINEN | POSITION),
-        **GOOGLE,
+    google(
+        "original npz, pre-Linen numbering",
+        FIRST + "MultiHeadDotProductAttention_1/query/kernel",
+        LINEN | PRE_LINEN | POSITION,
     ),
-    CheckpointLayout(
-        name="original npz, Linen numbering",
-        mark="Transformer/posembed_input/pos_embedding",
-        table=functools.partial(google_table, rename=LINEN | POSITION),
-        **GOOGLE,
+    google(
+        "original npz, Linen numbering",
+        "Transformer/posembed_input/pos_embedding",
+        LINEN | POSITION,
     ),
-    CheckpointLayout(
-        name="big_vision npz",
-        mark=FIRST + "MultiHeadDotProductAttention_0/query/kernel",
-        table=functools.partial(google_table, rename=LINEN),
+    google(
+        "big_vision npz",
+        FIRST + "MultiHeadDotProductAttention_0/query/kernel",
+        LINEN,
         positions=("none",),
-        **GOOGLE,
     ),
     dataclasses.replace(
         HUGGING_FACE_DINO,

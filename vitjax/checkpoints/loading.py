@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +15,6 @@ from vitjax import messages
 from vitjax.checkpoints import configs, download, files
 from vitjax.checkpoints.classes import Classes, labels, numbered, read_class_file
 from vitjax.checkpoints.convert import Checkpoint, Weights, detect_layout
-from vitjax.checkpoints.positions import RESIZE
 from vitjax.checkpoints.registry import VARIANTS, Variant, anonymous, find
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels
@@ -22,9 +22,6 @@ from vitjax.models.model import Model, Provenance, flatten, initialize
 from vitjax.types import Config
 
 LOG = logging.getLogger(__name__)
-
-OWN_KEYS = ("name", "config", "classes", "class_ids", "preprocess", "position_resize")
-"""Keys of our own config.json, apart from its format and source."""
 
 STORES = ("gs://", "s3://")
 
@@ -92,45 +89,51 @@ def load(
     if isinstance(classes, str | os.PathLike):
         class_file, classes = read_class_file(classes), None
     row, path = resolve(model, checkpoint, is_folder)
-    if isinstance(model, Config):
-        row = anonymous(model)
-    path, beside = locate(path)
-    if row is None and not (beside.own or beside.descriptions):
-        raise unknown_folder(path, beside)
+    path, folder = locate(path)
+    descriptions = describe(path, folder)
+    preprocessor = read_beside(folder, "preprocessor_config.json")
+    if row is None and not descriptions:
+        raise unknown_folder(path, folder)
+    own = next((each for each in descriptions if isinstance(each, configs.Own)), None)
+    name = row.name if row else ""
+    if own is not None:
+        path, name = folder, own.name
+        if row is not None:
+            resized = dataclasses.replace(row.config, image_size=own.image_size)
+            if resized != own.config:
+                raise files.CheckpointError(
+                    f"{folder} holds {own.config}, but "
+                    f"{row.name or 'the given architecture'} is {row.config}. Load it "
+                    "by its own name or path."
+                )
+            image_size = row.config.image_size if image_size is None else image_size
+            row = None
     file = files.find_weights(path)
-    resize = ""
-    if beside.own:
-        row, resize, image_size = own_row(path, beside.own, row, image_size)
     with contextlib.ExitStack() as stack:
-        found = detect_layout(stack.enter_context(files.open_arrays(file)), weights)
+        arrays = stack.enter_context(files.open_arrays(file))
+        found = detect_layout(arrays, weights, allow_nonfinite=allow_nonfinite)
         if head is not None:
             found = found.with_head(stack.enter_context(files.open_arrays(head)))
-        library = found.layout.library
-        description = next(
-            (each for each in beside.descriptions if each.library == library), None
-        )
+        libraries = configs.Own.library, found.layout.library
+        description = next((d for d in descriptions if d.library in libraries), None)
         if row is None and description is None:
-            raise unknown_folder(path, beside, found.layout.name)
-        config, source_config, sources = architecture(
-            found, row, description, own=bool(beside.own)
-        )
+            raise unknown_folder(path, folder, found.layout.name)
+        config, source_config, sources = architecture(found, row, description)
         if image_size is not None:
             config = dataclasses.replace(config, image_size=image_size)
         pipeline, sources["preprocess"] = choose_preprocess(
-            preprocess, config, row, beside, description
+            preprocess, config, row, description, preprocessor
         )
-        count = found.count_classes(config)
         (names, ids), sources["classes"] = known_classes(
-            count, row, beside, description if classes is None else None
+            found.count_classes(config),
+            row,
+            own if classes is not None else description,
         )
         if classes is not None:
             (names, ids), sources["classes"] = labels(classes, (names, ids)), "you"
-        params, resize = found.params(
-            config,
-            classes=len(names),
-            resize=resize,
-            source_config=source_config,
-            allow_nonfinite=allow_nonfinite,
+        resize = (own and own.resize) or found.layout.resize
+        params = found.params(
+            config, classes=len(names), resize=resize, source_config=source_config
         )
     if found.weights and weights is None:
         LOG.warning(
@@ -146,7 +149,7 @@ def load(
         class_ids=ids,
         preprocess=pipeline,
         provenance=Provenance(
-            name=row.name if row else "",
+            name=name,
             path=os.fspath(path),
             sha256=files.sha256(file),
             position_resize=resize,
@@ -161,16 +164,15 @@ def load(
 def resolve(
     model: Any, checkpoint: Any, holds_weights: Callable[[Any], bool]
 ) -> tuple[Variant | None, Any]:
-    """The row of a name, and the path of the weights: `checkpoint`, the row's own, or
-    the model itself where it holds weights.
-    """
+    """The row of a name, and the path of weights: given, the row's, or the model."""
     if not isinstance(model, str | os.PathLike):
         if checkpoint is None:
             raise ValueError(
                 "An architecture has no weights of its own: pass checkpoint= with a "
                 "file, or call vitjax.init for random ones."
             )
-        return None, checkpoint
+        row = anonymous(model) if isinstance(model, Config) else None
+        return row, checkpoint
     name = os.fspath(model)
     if name in VARIANTS or not holds_weights(model):
         row = find(name)
@@ -183,58 +185,42 @@ def resolve(
     )
 
 
-class Beside(NamedTuple):
-    """What lies beside the weights.
-
-    `own` is the config.json of our own folder, `descriptions` those of libraries,
-    `preprocessor` Hugging Face's second file; empty where there is none.
-    """
-
-    own: Mapping[str, Any] = {}
-    descriptions: tuple[configs.Description, ...] = ()
-    preprocessor: Mapping[str, Any] = {}
-    model_type: str = ""
-
-
-def locate(path: Any) -> tuple[str, Beside]:
-    """The path of a file or folder on this machine, and what lies beside the weights.
-
-    The file of arrays in a folder of ours stands for the folder.
-    """
+def locate(path: str | os.PathLike) -> tuple[str, Any]:
+    """A path on this machine, and the folder of what lies beside its weights."""
     path = os.path.expanduser(os.fspath(path))
     if is_address(path):
         path = os.fspath(download.fetch(path))
-    folder = epath.Path(path) if is_folder(path) else epath.Path(path).parent
+    return path, epath.Path(path) if is_folder(path) else epath.Path(path).parent
 
-    def read(name: str) -> dict[str, Any]:
-        file = folder / name
-        return files.read_json(file) if file.exists() else {}
 
-    preprocessor = read("preprocessor_config.json")
-    if not is_folder(path) and epath.Path(path).suffix == ".npz":
-        return path, Beside(preprocessor=preprocessor)
-    config_json = read(files.CONFIG)
+def read_beside(folder: Any, name: str) -> dict[str, Any]:
+    """A JSON file; empty where there is none."""
+    return files.read_json(folder / name) if (folder / name).exists() else {}
+
+
+def describe(path: str, folder: Any) -> tuple[configs.Description, ...]:
+    """What JSON files beside weights say of them; nothing of an npz."""
+    if not is_folder(path) and path.endswith(".npz"):
+        return ()
+    config_json = read_beside(folder, files.CONFIG)
     if config_json.get("format") == "vitjax":
-        own = is_folder(path) or epath.Path(path).name == files.ARRAYS
-        if own:
-            path = os.fspath(folder)
-        return path, Beside(config_json if own else {}, (), preprocessor)
-    both = map(configs.describe, (config_json, read(configs.OpenClip.file)))
-    descriptions = tuple(each for each in both if each is not None)
-    kind = str(config_json.get("model_type"))
-    return path, Beside({}, descriptions, preprocessor, kind)
+        # The file of arrays in a folder of ours stands for the folder.
+        whole = is_folder(path) or epath.Path(path).name == files.ARRAYS
+        return (configs.Own(config_json, folder),) if whole else ()
+    both = config_json, read_beside(folder, configs.OpenClip.file)
+    return tuple(filter(None, map(configs.describe, both)))
 
 
-def unknown_folder(folder, beside: Beside, layout: str = "") -> files.CheckpointError:
+def unknown_folder(path, folder, layout: str = "") -> files.CheckpointError:
     """The error for a folder that does not say what it holds."""
-    if reason := configs.NOT_READ.get(beside.model_type):
+    kind = str(read_beside(folder, files.CONFIG).get("model_type"))
+    if reason := configs.NOT_READ.get(kind):
         return files.CheckpointError(
-            f"{folder} holds a {beside.model_type!r} of transformers, which is not "
-            f"read: {reason}"
+            f"{path} holds a {kind!r} of transformers, which is not read: {reason}"
         )
     weights = f" for these weights (read as {layout})" if layout else ""
     return files.CheckpointError(
-        f"{folder} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT, "
+        f"{path} holds a {files.CONFIG} of neither vitjax nor a Hugging Face ViT, "
         f"DeiT, CLIP, SigLIP or DINOv2 nor timm's ViT nor open_clip, or none at all"
         f"{weights}. Give the folder or the file as checkpoint=, with a name or a "
         "vitjax.Config."
@@ -242,22 +228,18 @@ def unknown_folder(folder, beside: Beside, layout: str = "") -> files.Checkpoint
 
 
 def architecture(
-    found: Checkpoint,
-    row: Variant | None,
-    description: configs.Description | None,
-    *,
-    own: bool,
+    found: Checkpoint, row: Variant | None, description: configs.Description | None
 ) -> tuple[Config, Config, dict[str, str]]:
     """(the model's architecture, the file's, where its numerics come from)."""
-    base = row.config if row is not None else description.architecture(found)  # pyright: ignore
     stated: Mapping[str, Any] = found.layout.numerics
-    source, of_file = "assumed", files.CONFIG
+    source, given = "assumed", ""
     if description is not None:
-        stated, of_file = description.stated, description.file
-        source = f"file {of_file}"
-    given = f"file {of_file}"
-    if row is not None and not own:
-        given = f"row {row.name}" if row.name else "you"
+        stated = description.stated
+        source = given = f"file {description.file}"
+    if row is not None:
+        base, given = row.config, f"row {row.name}" if row.name else "you"
+    else:
+        base = description.architecture(found)  # pyright: ignore
     config = dataclasses.replace(found.adjust(base), **stated)
     sources = {
         field: source if field in stated else given for field in ("epsilon", "gelu")
@@ -266,7 +248,7 @@ def architecture(
         in_file = isinstance(found.table(config)["head/temperature"], tuple)
         sources["temperature"] = "file" if in_file else "assumed: the file has none"
     source_config = config
-    if row is None or own:
+    if row is None:
         found.check_positions(config)
     elif description is not None:
         size = description.image_size
@@ -278,8 +260,8 @@ def choose_preprocess(
     yours: Preprocess | Mapping[str, Any] | None,
     config: Config,
     row: Variant | None,
-    beside: Beside,
     description: configs.Description | None,
+    preprocessor: Mapping[str, Any],
 ) -> tuple[Preprocess | None, str]:
     """The pipeline in force, and where it comes from: you, the file, or the row."""
     if isinstance(yours, Preprocess):
@@ -291,20 +273,16 @@ def choose_preprocess(
         return yours, "you"
     if config.channels != 3 and yours is None:
         return None, f"none: vitjax makes images of 3 channels, not {config.channels}"
-    described = description.preprocess() if description is not None else None
-    of_transformers = isinstance(description, configs.HuggingFace)
-    if row is not None and beside.own:
-        base, source = row.preprocess, f"file {files.CONFIG}"
-    elif description is not None and described is not None:
-        base, source = described, f"file {description.file}"
-    elif beside.preprocessor:
-        kind = description.kind["processor"] if of_transformers else "ViT"
-        base = configs.hugging_face_pipeline(beside.preprocessor, kind)
+    if not isinstance(description, configs.HuggingFace | None):
+        base, source = description.preprocess(), f"file {description.file}"
+    elif preprocessor:
+        kind = description.kind["processor"] if description else "ViT"
+        base = configs.hugging_face_pipeline(preprocessor, kind)
         source = "file preprocessor_config.json"
     elif row is not None and row.name:
         base, source = row.preprocess, f"row {row.name}"
     else:
-        base = description.assumed if of_transformers else Preprocess(*config.shape)
+        base = description.assumed if description else Preprocess(*config.shape)
         source = "assumed"
     if yours is not None:
         base = configs.change_pipeline(base or Preprocess(*config.shape), yours)
@@ -313,21 +291,12 @@ def choose_preprocess(
 
 
 def known_classes(
-    count: int,
-    row: Variant | None,
-    beside: Beside,
-    description: configs.Description | None,
+    count: int, row: Variant | None, description: configs.Description | None
 ) -> tuple[Labels, str]:
-    """Class names and ids by the file or the row, and where they come from.
-
-    `count` is the number of classes of the file's head. Names that transformers makes
-    up yield to the row's.
-    """
+    """Class names and ids, and whose; names made up by transformers yield to a row."""
     known, source = ((), ()), ""
     if row is not None:
-        known = row.labels()
-        source = f"row {row.name}" if row.name else ""
-        source = f"file {files.CONFIG}" if beside.own else source
+        known, source = row.labels(), f"row {row.name}" if row.name else ""
         if not known[0] and len(row.head_labels()[0]) == count:
             known = row.head_labels()
     if description is not None and count:
@@ -397,7 +366,12 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
         >>> vitjax.save(model, "my_model")
         >>> vitjax.load("my_model")
     """
-    arrays = {k: np.asarray(v).astype(dtype) for k, v in flatten(model.params).items()}
+    import safetensors.numpy
+
+    arrays = {
+        path: np.asarray(leaf).astype(dtype, order="C")
+        for path, leaf in flatten(model.params).items()
+    }
     config = {
         "format": "vitjax",
         "name": model.provenance.name,
@@ -408,7 +382,10 @@ def save(model: Model, folder: str | os.PathLike, *, dtype: Any = "float32") -> 
         "position_resize": model.provenance.position_resize,
         "source": {"path": model.provenance.path, "sha256": model.provenance.sha256},
     }
-    files.write_folder(folder, arrays, config)
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / files.ARRAYS).write_bytes(safetensors.numpy.save(arrays))
+    (folder / files.CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -421,52 +398,8 @@ def is_address(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path) and not os.fspath(path).startswith(STORES)
 
 
-def own_row(
-    folder,
-    description: Mapping[str, Any],
-    row: Variant | None,
-    image_size: int | tuple[int, int] | None,
-) -> tuple[Variant, str, int | tuple[int, int] | None]:
-    """The row that a folder of `save` describes, which must fit the one given; how its
-    positions are resized; the image size.
-    """
-    damaged = (
-        f"{files.CONFIG} of {folder} %s: it is damaged, or another version of vitjax "
-        "wrote it."
-    )
-    if missing := set(OWN_KEYS) - set(description):
-        raise files.CheckpointError(damaged % f"lacks {', '.join(sorted(missing))}")
-    try:
-        config = Config.from_dict(description["config"])
-        pipeline: Any = description["preprocess"]
-        pipeline = pipeline and configs.own_pipeline(pipeline)
-        names = tuple(map(str, description["classes"]))
-        ids = tuple(map(str, description["class_ids"]))
-    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise files.CheckpointError(damaged % f"is not understood ({error})") from error
-    resize = description["position_resize"]
-    messages.check_one_of("position_resize", resize, RESIZE)
-    if row is not None:
-        resized = dataclasses.replace(row.config, image_size=config.image_size)
-        if resized != config:
-            raise files.CheckpointError(
-                f"{folder} holds {config}, but {row.name or 'the given architecture'} "
-                f"is {row.config}. Load it by its own name or path."
-            )
-        image_size = row.config.image_size if image_size is None else image_size
-    own = Variant(
-        name=str(description["name"]),
-        config=config,
-        preprocess=pipeline,
-        labels=lambda: (names, ids),
-    )
-    return own, resize, image_size
-
-
 class Fact(NamedTuple):
-    """A setting in force, its value, a number or three where it is one, and where it
-    comes from.
-    """
+    """A setting in force, its value, and where it comes from."""
 
     setting: str
     value: str | float | tuple[float, ...]
@@ -480,19 +413,22 @@ class Fact(NamedTuple):
 
 
 def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
-    """Mean, deviation, geometry, epsilon and GELU in force, with their sources.
-
-    Also the set of weights, where the file held several, and what was left out of it.
-    """
+    """Pipeline, epsilon, GELU, weights taken and left out; each with its source."""
     pipeline, provenance = model.preprocess, model.provenance
     sources: Any = {"preprocess": "not known", "epsilon": "you", "gelu": "you"}
     sources |= provenance.sources
     settings: dict[str, Any] = {"preprocessing": "none"}
     if pipeline is not None:
+        size, side = f"{pipeline.height}x{pipeline.width}", pipeline.side
+        resize = {
+            "squash": f"resized to {size}",
+            "shorter": f"shorter side to {side}, center crop of {size}",
+            "square": f"resized to {side}x{side}, center crop of {size}",
+        }
         settings = {
             "mean": tuple(pipeline.mean),
             "deviation": tuple(pipeline.std),
-            "geometry": describe_geometry(pipeline),
+            "geometry": f"{resize[pipeline.resize]}, {pipeline.interpolation}",
         }
     facts = [Fact(*setting, sources["preprocess"]) for setting in settings.items()]
     facts.append(Fact("epsilon", model.config.epsilon, sources["epsilon"]))
@@ -506,27 +442,15 @@ def describe_preprocessing(model: Model) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def describe_geometry(pipeline: Any) -> str:
-    """A pipeline's resizing and cropping in words."""
-    size = f"{pipeline.height}x{pipeline.width}"
-    resize = {
-        "squash": f"resized to {size}",
-        "shorter": f"shorter side to {pipeline.side}, center crop of {size}",
-        "square": f"resized to {pipeline.side}x{pipeline.side}, center crop of {size}",
-    }
-    return f"{resize[pipeline.resize]}, {pipeline.interpolation}"
-
-
 def weightless(row: Variant) -> Model:
     """A row's model without its parameters, to be described."""
-    names, ids = row.labels()
-    settings = "preprocess", "epsilon", "gelu", "classes"
-    sources = {setting: f"row {row.name}" for setting in settings}
+    settings = "preprocess", "epsilon", "gelu"
+    provenance = Provenance(
+        name=row.name, sources=dict.fromkeys(settings, f"row {row.name}")
+    )
     return Model(
         params={},
         config=row.config,
-        classes=names,
-        class_ids=ids,
         preprocess=row.preprocess,
-        provenance=Provenance(name=row.name, sources=sources),
+        provenance=provenance,
     )

@@ -9,11 +9,7 @@ import numpy as np
 
 
 def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
-    """One position per token of a `layouts.Target`: the patches' resized to its grid.
-
-    Prefix tokens without a position in the file (registers in timm, [CLS] in
-    big_vision) get position 0.
-    """
+    """Positions on the target's grid; 0 for prefix tokens that the file has none of."""
     config = target.config
     if position.ndim == 2:
         position = position[None]
@@ -30,12 +26,7 @@ def resize_positions(position: np.ndarray, target: Any) -> np.ndarray:
 
 
 def position_grid(count: int, target: Any) -> tuple[int, tuple[int, int]]:
-    """How many of a file's positions belong to prefix tokens, and the others' grid.
-
-    The prefix tokens are those that the architecture has and the layout gives a
-    position; only what is left is counted: the grid of the architecture that the file
-    was written for, or of the model, where it fits, else a square.
-    """
+    """Prefix tokens with a position, and the others' grid: a known one, or a square."""
     for prefix in target.prefixes:
         patches = count - prefix
         for known in (target.source_config, target.config):
@@ -68,10 +59,7 @@ def resize_bicubic(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_plain_bicubic(
     grid: np.ndarray, size: tuple[int, int], offset: float = 0.0
 ) -> np.ndarray:
-    """As transformers: PyTorch's bicubic between pixel centers, not antialiased.
-
-    With an offset, the scale is that of a grid so much larger, as in DINOv2.
-    """
+    """As transformers, not antialiased; as if `offset` larger, as DINOv2."""
     rows, columns = (
         cubic_weights(entries, side, (side + offset) / entries)
         for entries, side in zip(grid.shape, size)

@@ -75,7 +75,6 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 """Letters in our names -> the size in timm's names, and the architecture."""
 
 SHORTER: dict[str, Any] = dict(resize="shorter", **TORCHVISION)
-UNSCALED: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLIP_PIXELS: dict[str, Any] = dict(resize="shorter", interpolation="bicubic")
 CLIP_PIXELS |= CLIP_COLORS
 OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
@@ -89,10 +88,7 @@ def build(
     license: str = "Apache-2.0",
     **fields: Any,
 ) -> Variant:
-    """A row whose name tells letter, patch, and image size where it is not 224.
-
-    `config` and `pixels` are what it has beyond them.
-    """
+    """A row by letter, patch and image size in its name, and what it has beyond it."""
     letter, patch, size = re.search(r"_(so400m|[a-z]+)(\d+)(?:_(\d+))?", name).groups()  # pyright: ignore
     size = int(size or 224)
     return Variant(
@@ -328,9 +324,7 @@ def siglip(version: int, letter: str, patch: int, size: int) -> Variant:
 
 
 def dinov2(letter: str, registers: int) -> Variant:
-    """A backbone of Oquab et al. 2023, or with registers of Darcet et al. 2024, at the
-    image size of its evaluation; its heads for ImageNet-1k are files of their own.
-    """
+    """A row of Oquab et al. 2023, or with registers of Darcet et al. 2024."""
     word, folder = SIZES[letter][0], f"dinov2_vit{letter}14"
     reg, hub, source = "", "", "DINOv2, LVD-142M"
     if registers:
@@ -407,7 +401,7 @@ ROWS = (
         "vit_b16_miil",
         family="paper",
         config=dict(qkv_bias=False),
-        pixels=dict(resize="shorter", resize_size=256, **UNSCALED),
+        pixels=dict(resize="shorter", resize_size=256, mean=(0.0,) * 3, std=(1.0,) * 3),
         url=f"{TIMM}v0.1-tresnet/vit_base_patch16_224_1k_miil_84_4-2deb18e3.pth",
         tag="timm/vit_base_patch16_224_miil.in21k_ft_in1k",
         sha256="2deb18e3",
@@ -479,10 +473,7 @@ def find(name: str) -> Variant:
 
 
 def spelled_elsewhere(name: str) -> list[str]:
-    """Rows that timm, Hugging Face or the papers call so, whatever the punctuation.
-
-    A name without its weights, as timm's before the dot, stands for several.
-    """
+    """Rows that others call so, punctuation aside; several if it names no weights."""
     last = name.rsplit("/", 1)[-1]
     wanted = {squash(name), squash(last)}, {squash(last.partition(".")[0])}
     exact, stems = [], []

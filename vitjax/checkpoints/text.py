@@ -6,8 +6,8 @@ what pads it, and how it is cleaned before.
 
 import dataclasses
 import functools
+import itertools
 import os
-import re
 import string
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,10 +31,9 @@ from vitjax.checkpoints.layouts import (
     Target,
     identity,
     torch_table,
-    transpose,
 )
 from vitjax.checkpoints.registry import Variant
-from vitjax.models.model import flatten, unflatten
+from vitjax.models.model import flatten
 from vitjax.models.text import TextConfig, TextModel, TextTransformer
 
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 20}
@@ -78,44 +77,36 @@ def load_text(
     """
     exists = lambda path: epath.Path(path).exists()  # noqa: E731
     row, path = loading.resolve(model, checkpoint, exists)
-    path, _ = loading.locate(path)
-    folder = epath.Path(path) if loading.is_folder(path) else epath.Path(path).parent
+    path, folder = loading.locate(path)
     with files.open_arrays(files.find_weights(path)) as arrays:
         found = detect_layout(
             arrays,
             layouts=LAYOUTS,
             advice="It holds no text tower of CLIP or SigLIP: give the file or the "
             "folder of both towers as checkpoint=, or make class embeddings elsewhere.",
+            allow_nonfinite=allow_nonfinite,
         )
         found = add_second_positions(found)
         config: Any = model
         if not isinstance(model, TextConfig):
             config = architecture(found, folder, row)
-        shapes = parameter_shapes(config)
-        flat = found.convert(
-            config,
-            found.table(config, shapes),
-            shapes,
-            Target(config.blocks, None, "", ()),
-            allow_nonfinite=allow_nonfinite,
-        )
+        target = Target(config.blocks, None, "", ())
+        params = found.convert(config, parameter_shapes(config), target)
     tokens = find_tokenizer(tokenizer or folder, config.length)
     if tokenizer is not None and tokens is None:
         raise FileNotFoundError(f"tokenizer={os.fspath(tokenizer)!r} has no tokenizer.")
-    return TextModel(params=unflatten(flat), config=config, tokenizer=tokens)
+    return TextModel(params=params, config=config, tokenizer=tokens)
 
 
 def architecture(found: Checkpoint, folder: Any, row: Variant | None) -> TextConfig:
     """The architecture by the description beside the weights, or by the arrays."""
-    readers = {
-        "huggingface": (configs.HuggingFace.file, hugging_face_config),
-        "open_clip": (configs.OpenClip.file, open_clip_config),
-    }
     library = found.layout.library
-    if library in readers:
-        name, describe = readers[library]
-        if (folder / name).exists():
-            return describe(read.Fields(files.read_json(folder / name)))
+    if library != "google":
+        name, describe = files.CONFIG, hugging_face_config
+        if library == "open_clip":
+            name, describe = configs.OpenClip.file, open_clip_config
+        if description := loading.read_beside(folder, name):
+            return describe(read.Fields(description))
         if row is None:
             raise CheckpointError(
                 f"These arrays (read as {found.layout.name}) do not tell their "
@@ -133,11 +124,7 @@ CLIP: dict[str, Any] = configs.CLIP | dict(
     intermediate_size=2048,
 )
 SIGLIP: dict[str, Any] = configs.SIGLIP | dict(
-    vocab_size=32000,
-    max_position_embeddings=64,
-    hidden_size=768,
-    num_attention_heads=12,
-    intermediate_size=3072,
+    vocab_size=32000, max_position_embeddings=64
 )
 """transformers' defaults."""
 
@@ -160,33 +147,29 @@ def hugging_face_config(fields: read.Fields) -> TextConfig:
     def size(field: str) -> int:
         return tower.get(field, defaults[field], count)
 
-    family = dict(LAST)
+    family = configs.hugging_face_blocks(tower, defaults)
     if defaults is CLIP:
         end = tower.get("eos_token_id", 49407, functools.partial(count, low=0))
+        family["end"] = None if end == 2 else end  # 2 is an error of old files
         projection = fields.get("projection_dim", 512, read.integer)
-        family = dict(end=None if end == 2 else end)  # 2 is an error of old files
     else:
-        projection = tower.get("projection_size", size("hidden_size"), read.integer)
+        projection = tower.get("projection_size", family["dim"], read.integer)
+        family |= LAST
     return TextConfig(
         vocab=size("vocab_size"),
         length=size("max_position_embeddings"),
-        dim=size("hidden_size"),
-        depth=tower.get("num_hidden_layers", 12, count),
-        heads=size("num_attention_heads"),
         mlp_dim=size("intermediate_size"),
         projection=projection,
-        **configs.hugging_face_numerics(tower, defaults),
         **family,
     )
 
 
-KNOWN = {
-    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
-    *("no_causal_mask", "pool_type", "eos_id", "proj_bias", "norm_kwargs"),
-    *("act_kwargs", "proj_type", "pad_id", "output_tokens", "hf_tokenizer_name"),
-    *("tokenizer_kwargs", "tokenizer_mode", "hf_model_pretrained", "hf_proj_type"),
-    "hf_pooler_type",
-}
+KNOWN = """
+context_length vocab_size width heads layers mlp_ratio no_causal_mask pool_type
+eos_id proj_bias norm_kwargs act_kwargs proj_type pad_id output_tokens
+hf_tokenizer_name tokenizer_kwargs tokenizer_mode hf_model_pretrained hf_proj_type
+hf_pooler_type
+"""
 """Fields of open_clip's text towers that are read or that change nothing."""
 
 
@@ -194,7 +177,8 @@ def open_clip_config(fields: read.Fields) -> TextConfig:
     """The text tower of an open_clip_config.json."""
     model = fields.section("model_cfg")
     tower = model.section("text_cfg")
-    odd = {k: value for k, value in tower.values.items() if value and k not in KNOWN}
+    values = tower.values.items()
+    odd = {k: value for k, value in values if value and k not in KNOWN.split()}
     if odd:
         raise CheckpointError(f"text_cfg with {odd} is not supported.")
     pools = {"argmax": "first_end", "eos": "first_end", "last": "last"}
@@ -221,12 +205,9 @@ def open_clip_config(fields: read.Fields) -> TextConfig:
 
 
 def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
-    """The architecture by the shapes of the arrays, and by the image model's row.
-
-    Both towers of a model share their GELU and epsilon. A projection with a bias is
-    SigLIP's. Of a row, the end token is the largest id.
-    """
+    """The architecture by the shapes of arrays; its numerics are the image model's."""
     arrays, one = found.arrays, TextConfig(1, 1, 1, 1, 1, 1, 1)
+    # A projection with a bias is SigLIP's.
     biased = {"head.bias", "text_projection.bias", "head/bias"} & arrays.keys()
     one = dataclasses.replace(one, projection_bias=bool(biased))
     table: Any = found.table(one, parameter_shapes(one))
@@ -242,10 +223,10 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
 
     vocab, dim = shape("token_embedding")
     query = shape(QUERY)
-    source, _ = table[QUERY]
-    block = re.compile(re.escape(source).replace(re.escape("{block}"), r"(\d+)"))
-    matches = map(block.fullmatch, arrays) if "{block}" in source else ()
-    numbers = [int(match[1]) for match in matches if match]
+    depth, (source, _) = query[0], table[QUERY]
+    if "{block}" in source:
+        blocks = (source.replace("{block}", str(block)) for block in itertools.count())
+        depth = len(list(itertools.takewhile(arrays.__contains__, blocks)))
     heads = query[-2] if found.layout.library == "google" else HEADS.get(dim)
     if heads is None:
         raise CheckpointError(
@@ -259,7 +240,7 @@ def inferred_config(found: Checkpoint, row: Variant | None) -> TextConfig:
         vocab=vocab,
         length=shape("pos_embedding")[-2],
         dim=dim,
-        depth=max(numbers) + 1 if numbers else query[0],
+        depth=depth,
         heads=heads,
         mlp_dim=shape(MLP + "Dense_0/kernel")[-1],
         projection=shape("projection/kernel")[-1],
@@ -288,38 +269,34 @@ def parameter_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 def hugging_face_table(config: Any, keys: Keys) -> Table:
     """transformers' CLIP and SigLIP."""
-    table: Table = {
-        **of_blocks(layouts.hugging_face_clip_table(config.blocks, keys)),
-        **torch_table({}, {NORM: "final_layer_norm."}),
-        "token_embedding": ("embeddings.token_embedding.weight", identity),
-        "pos_embedding": ("embeddings.position_embedding.weight", identity),
-        "projection/kernel": ("text_projection.weight", transpose),
+    names = {
+        NORM: "final_layer_norm.",
+        "token_embedding": "embeddings.token_embedding.weight",
+        "projection/": "head." if config.projection_bias else "text_projection.",
     }
-    if config.projection_bias:
-        table |= torch_table({"projection/": ("head.", transpose)}, {})
-    return table
+    positions = "embeddings.position_embedding.weight", identity
+    blocks = of_blocks(layouts.hugging_face_clip_table(config.blocks, keys))
+    return {**blocks, **torch_table(names), "pos_embedding": positions}
 
 
 def open_clip_table(config: Any, keys: Keys) -> Table:
     """open_clip's and OpenAI's own text tower."""
-    table: Table = {
-        **of_blocks(layouts.open_clip_table(config.blocks, keys), "visual."),
-        **torch_table({}, {NORM: "ln_final."}),
-        "token_embedding": ("token_embedding.weight", identity),
-        "pos_embedding": ("positional_embedding", identity),
-        "projection/kernel": ("text_projection", identity),
-    }
+    names = {NORM: "ln_final.", "token_embedding": "token_embedding.weight"}
     if config.projection_bias:
-        table |= torch_table({"projection/": ("text_projection.", transpose)}, {})
-    return table
+        names["projection/"] = "text_projection."
+    else:
+        names["projection/kernel"] = "text_projection"
+    positions = "positional_embedding", identity
+    blocks = of_blocks(layouts.open_clip_table(config.blocks, keys), "visual.")
+    return {**blocks, **torch_table(names), "pos_embedding": positions}
 
 
 def of_blocks(table: Any, prefix: str = "") -> Table:
     """The blocks of an image tower's table, without the prefix of their keys."""
-    blocks = {path: entry for path, entry in table.items() if path.startswith(BLOCK)}
     return {
-        path: (source.removeprefix(prefix), convert)
-        for path, (source, convert) in blocks.items()
+        path: (entry[0].removeprefix(prefix), entry[1])
+        for path, entry in table.items()
+        if path.startswith(BLOCK)
     }
 
 
@@ -421,9 +398,7 @@ class Encoder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Texts as ids [n length]: start, text, end, padding. A text that is too long loses
-    its last tokens, not its end. Two of one file are equal.
-    """
+    """Texts as ids [n length]: start, text, end, padding; a long text keeps its end."""
 
     file: str
     length: int
@@ -464,11 +439,10 @@ def find_tokenizer(path: str | os.PathLike, length: int) -> Tokenizer | None:
 def open_encoder(file: str) -> Encoder:
     """The encoding of a file, by the library that its name asks for."""
     path = epath.Path(file)
-    library = "sentencepiece" if path.suffix == ".model" else "tokenizers"
+    sentencepiece = path.suffix == ".model"
+    library = "sentencepiece" if sentencepiece else "tokenizers"
     try:
-        if library == "sentencepiece":
-            return read_sentencepiece(path)
-        return read_vocabulary(path) if path.name == VOCABULARY else read_json(path)
+        return read_sentencepiece(path) if sentencepiece else read_tokenizer(path)
     except ImportError as error:
         raise CheckpointError(
             f"Tokenizing by {file} needs the package {library}: pip install "
@@ -492,54 +466,43 @@ def read_sentencepiece(path: Any) -> Encoder:
     return Encoder(lambda texts: model.encode(list(texts)), find)
 
 
-def read_json(path: Any) -> Encoder:
-    """A tokenizer.json."""
+def read_tokenizer(path: Any) -> Encoder:
+    """A tokenizer.json, or a vocab.json with the merges.txt beside it."""
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return encoder_of(tokenizer)
-
-
-def read_vocabulary(path: Any) -> Encoder:
-    """OpenAI's byte pair encoding, by a vocab.json and the merges.txt beside it.
-
-    Without its repairs of mojibake and of HTML: as transformers does.
-    """
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers
-
-    lines = (path.parent / MERGES).read_text().splitlines()
-    pairs = [line.split() for line in lines if line.strip() and line[:1] != "#"]
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=files.read_json(path),
-            merges=[(left, right) for left, right in pairs],
-            end_of_word_suffix="</w>",
-            continuing_subword_prefix="",
-            unk_token=FAMILIES[0].end,
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-            normalizers.Lowercase(),
-        ]
-    )
-    words = pre_tokenizers.Split(tokenizers.Regex(WORDS), "removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    return encoder_of(tokenizer)
-
-
-def encoder_of(tokenizer: Any) -> Encoder:
-    """The encoding of a tokenizer of the library `tokenizers`."""
+    if path.name == VOCABULARY:
+        tokenizer = read_byte_pairs(path)
+    else:
+        tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
 
     def encode(texts):
         encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     return Encoder(encode, tokenizer.token_to_id)
+
+
+def read_byte_pairs(path: Any) -> Any:
+    """OpenAI's, without its repairs of mojibake and of HTML: as transformers does."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    lines = (path.parent / MERGES).read_text().splitlines()
+    pairs = [line.split() for line in lines if line.strip() and line[:1] != "#"]
+    model = models.BPE(
+        vocab=files.read_json(path),
+        merges=[(left, right) for left, right in pairs],
+        end_of_word_suffix="</w>",
+        continuing_subword_prefix="",
+        unk_token=FAMILIES[0].end,
+    )
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    words = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), spaces, normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    return tokenizer
