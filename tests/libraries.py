@@ -1,7 +1,5 @@
 """What tests against other libraries share: miniatures, and what both compute."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 import safetensors.numpy
 import tiny
@@ -51,32 +49,39 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-class Computed(NamedTuple):
-    """Their output, ours, and the largest difference of residual streams."""
+def compare(torch, model, ours, call=None) -> float:
+    """The largest difference of residual streams, and of logits or embeddings.
 
-    theirs: Any
-    logits: Any
-    embedding: Any
-    residual: float
-
-
-def run(torch, model, blocks, ours, call=None) -> Computed:
-    """What both make of random images; their blocks end in our residual streams."""
+    Their blocks are the first list of as many equal modules as we have.
+    """
     images, states = tiny.images(ours.config), []
 
     def keep(module, inputs, output):
         states.append(output[0] if isinstance(output, tuple) else output)
 
+    lists = torch.nn.ModuleList | torch.nn.Sequential
+    blocks = next(
+        each
+        for each in model.modules()
+        if isinstance(each, lists)
+        and len(each) == ours.config.depth
+        and len(set(map(type, each))) == 1
+    )
     hooks = [block.register_forward_hook(keep) for block in blocks]
-    pixels = torch.tensor(images.transpose(0, 3, 1, 2))
     with torch.no_grad():
-        theirs = (call or model)(pixels)
+        theirs = (call or model)(torch.tensor(images.transpose(0, 3, 1, 2)))
     for hook in hooks:
         hook.remove()
     logits, trace = vitjax.forward(ours, images, capture=("residual",))
-    assert len(states) == len(blocks) in (0, ours.config.depth)
+    assert len(states) == ours.config.depth
     gaps = [difference(mine, state) for mine, state in zip(trace.residual, states)]
-    embedding = ours.apply(trace.residual[-1], Edits(), method="embed_image")
-    embedding = ours.class_space.finish(embedding)
-    theirs = getattr(theirs, "logits", theirs)
-    return Computed(theirs, logits, embedding, max(gaps, default=0.0))
+    outputs = "logits_per_image", "logits"
+    if not ours.classes:
+        outputs = "image_embeds", "pooler_output"
+        logits = ours.apply(trace.residual[-1], Edits(), method="embed_image")
+        logits = ours.class_space.finish(logits)
+    for output in outputs:
+        theirs = getattr(theirs, output, theirs)
+    if not ours.classes and ours.config.head == "cosine":
+        theirs = unit(theirs.numpy())
+    return max(*gaps, difference(logits, theirs))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import formats
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -77,7 +78,7 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path):
 def test_ranks_in_refinement_modules_are_of_their_logits():
     model = tiny.make(tiny.CONFIGS["refinement"])
     images, label = tiny.images(model.config), np.array([3, 0, 6], np.int32)
-    rows = identifiability(model, tiny.batch_of(images, label))
+    rows = jax.jit(identifiability)(model, tiny.batch_of(images, label))
     expected = vitjax.rank(vitjax.refinement_logits(model, images), label)
     np.testing.assert_array_equal(rows["rank_refined"], np.asarray(expected).T)
 

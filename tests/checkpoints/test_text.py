@@ -18,6 +18,7 @@ from vitjax.checkpoints.text import (
     hugging_face_config,
     open_clip_config,
     open_encoder,
+    read_byte_pairs,
 )
 
 CONFIGS = text_towers.CONFIGS
@@ -136,20 +137,11 @@ def write_bpe(folder, *, apart: bool) -> None:
     """OpenAI's kind of vocabulary, with a few merges."""
     letters = "abcdefghijklmnopqrstuvwxyz'!,_3"
     merges = [("o", "g</w>"), ("d", "og</w>"), ("p", "h"), ("a", "t</w>")]
-    if apart:
-        text_towers.write_vocabulary(folder, letters, merges)
-        return
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    vocabulary = text_towers.make_vocabulary(letters, merges)
-    model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>")
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.enable_truncation(3)  # of the file; the tower's length counts
-    tokenizer.save(str(folder / "tokenizer.json"))
+    text_towers.write_vocabulary(folder, letters, merges)
+    if not apart:
+        tokenizer = read_byte_pairs(folder / "vocab.json")
+        tokenizer.enable_truncation(3)  # of the file; the tower's length counts
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("apart", (False, True))
@@ -180,12 +172,10 @@ def write_sentencepiece(path, *, gemma: bool) -> None:
 
     content = io.BytesIO()
     texts = ["a photo of a dog", "the cat", "dogs and cats", "</s> photo"] * 9
-    special = dict(pad_id=-1, unk_id=2, bos_id=-1, eos_id=1, user_defined_symbols="x")
+    special = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=3, user_defined_symbols="x")
     if gemma:
-        special = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, eos_piece="<eos>")
-        special |= dict(bos_piece="<bos>", user_defined_symbols="</s>")
-    else:
-        special |= dict(pad_id=0, bos_id=3)
+        special |= dict(unk_id=3, bos_id=2, user_defined_symbols="</s>")
+        special |= dict(eos_piece="<eos>", bos_piece="<bos>")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=content,

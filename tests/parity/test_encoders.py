@@ -1,4 +1,4 @@
-"""CLIP, SigLIP, DINOv2 and pooled variants: saved by their libraries, read by us."""
+"""Image models of transformers, timm and open_clip: saved by them, read by us."""
 
 import json
 
@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from libraries import TIMM, TRANSFORMERS, difference, randomize, run, save, unit
+from libraries import TIMM, TRANSFORMERS, compare, difference, randomize, save, unit
 
 import vitjax
+from vitjax.checkpoints import registry
 
 safetensors_torch = pytest.importorskip("safetensors.torch", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TOLERANCE = 1e-4
+EXACT, TOLERANCE = 2e-5, 1e-4
 CLASSES = tuple("abcde")
 HF_TEXT = dict(
     hidden_size=12,
@@ -25,6 +26,7 @@ HF_TEXT = dict(
     vocab_size=30,
     max_position_embeddings=6,
 )
+HF_CLASSES = TRANSFORMERS | dict(num_labels=7)
 
 
 def draw_texts(torch):
@@ -39,26 +41,54 @@ def with_classes(model, texts):
     return model.replace(params=params, classes=CLASSES, class_ids=CLASSES)
 
 
-def difference_of_both_towers(torch, model, loaded) -> float:
+def compare_towers(torch, model, loaded) -> float:
     """Of a model of transformers whose classes are texts."""
     texts = draw_texts(torch)
     call = lambda pixels: model(input_ids=texts, pixel_values=pixels)  # noqa: E731
     with torch.no_grad():
         embeddings = call(torch.zeros(1, 3, *loaded.config.shape)).text_embeds
     ours = with_classes(loaded, embeddings)
-    computed = run(torch, model, model.vision_model.encoder.layers, ours, call)
-    theirs = computed.theirs
-    return max(
-        computed.residual,
-        difference(computed.logits, theirs.logits_per_image),
-        difference(computed.embedding, unit(theirs.image_embeds.numpy())),
-    )
+    return max(compare(torch, model, each, call) for each in (loaded, ours))
 
 
-def difference_of_logits(torch, model, blocks, ours, call=None) -> float:
-    """Of a classifier."""
-    computed = run(torch, model, blocks, ours, call)
-    return max(computed.residual, difference(computed.logits, computed.theirs))
+@pytest.mark.parametrize("kind", ("ViT", "DeiT"))
+@pytest.mark.parametrize("options", ({}, {"qkv_bias": False, "layer_norm_eps": 1e-3}))
+def test_vit_of_transformers(kind, options, transformers, torch, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(**HF_CLASSES, **options)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config)
+    randomize(torch, model).save_pretrained(tmp_path)
+    shape = dict(tiny.SHAPE, qkv_bias=options.get("qkv_bias", True))
+    file = tmp_path / "model.safetensors"
+    for ours in (
+        vitjax.load(tmp_path),
+        vitjax.load(vitjax.Config(**shape), checkpoint=file, classes=7),
+    ):
+        assert ours.config.epsilon == options.get("layer_norm_eps", 1e-12)
+        assert ours.config.prefix == {"ViT": 1, "DeiT": 2}[kind]
+        assert compare(torch, model, ours) < EXACT
+
+
+@pytest.mark.parametrize("size", (16, 24, 48, 56))
+def test_positions_resize_as_transformers_does(size, transformers, torch, tmp_path):
+    config = transformers.ViTConfig(**HF_CLASSES)
+    model = transformers.ViTForImageClassification(config)
+    randomize(torch, model).save_pretrained(tmp_path)
+    ours = vitjax.load(tmp_path, image_size=size)
+    call = lambda pixels: model(pixels, interpolate_pos_encoding=True)  # noqa: E731
+    assert compare(torch, model, ours, call) < EXACT
+
+
+def test_distilled_deit(transformers, torch, tmp_path):
+    config = transformers.DeiTConfig(**HF_CLASSES)
+    model = transformers.DeiTForImageClassificationWithTeacher(config)
+    randomize(torch, model).save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    (tmp_path / "five").mkdir()
+    torch.save(model.state_dict(), tmp_path / "five" / "pytorch_model.bin")
+    text = (tmp_path / "whole" / "config.json").read_text()
+    (tmp_path / "five" / "config.json").write_text(text)
+    for folder in ("whole", "shards", "five"):
+        assert compare(torch, model, vitjax.load(tmp_path / folder)) < EXACT
 
 
 @pytest.mark.parametrize("act", ("quick_gelu", "gelu"))
@@ -74,7 +104,7 @@ def test_clip_of_transformers(act, transformers, torch, tmp_path):
     assert loaded.classes == () and loaded.config.epsilon == 1e-5
     assert loaded.config.gelu == {"quick_gelu": "quick", "gelu": "erf"}[act]
     assert any("text tower" in line for line in loaded.provenance.ignored)
-    assert difference_of_both_towers(torch, model, loaded) < TOLERANCE
+    assert compare_towers(torch, model, loaded) < TOLERANCE
 
 
 TOWERS = (
@@ -99,16 +129,11 @@ def test_vision_towers(kind, prefix, transformers, torch, tmp_path):
         arrays[prefix + "embeddings.position_ids"] = torch.arange(17)[None]
         safetensors_torch.save_file(arrays, path)
     ours = vitjax.load(tmp_path)
-    tower = getattr(model, "vision_model", model)
-    computed = run(torch, model, tower.encoder.layers, ours)
     if kind == "CLIPVisionModel":
         assert (ours.config.head, ours.config.projection) == ("linear", None)
-        theirs = computed.theirs.pooler_output
     else:
         assert "assumed" in ours.provenance.sources["temperature"]
-        output = "image_embeds" if "CLIP" in kind else "pooler_output"
-        theirs = unit(computed.theirs[output].numpy())
-    assert max(computed.residual, difference(computed.embedding, theirs)) < TOLERANCE
+    assert compare(torch, model, ours) < TOLERANCE
 
 
 @pytest.mark.parametrize("size", (32, 38))
@@ -121,7 +146,7 @@ def test_siglip_of_transformers(size, transformers, torch, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = vitjax.load(tmp_path)
     assert loaded.config.truncate == (size == 38) and loaded.config.gelu == "tanh"
-    assert difference_of_both_towers(torch, model, loaded) < TOLERANCE
+    assert compare_towers(torch, model, loaded) < TOLERANCE
 
 
 def test_siglip_classifier(transformers, torch, tmp_path):
@@ -130,9 +155,7 @@ def test_siglip_classifier(transformers, torch, tmp_path):
     )
     model = randomize(torch, transformers.SiglipForImageClassification(config))
     model.save_pretrained(tmp_path)
-    ours = vitjax.load(tmp_path)
-    blocks = model.vision_model.encoder.layers
-    assert difference_of_logits(torch, model, blocks, ours) < TOLERANCE
+    assert compare(torch, model, vitjax.load(tmp_path)) < TOLERANCE
 
 
 def test_clip_classifier_is_refused_with_the_reason(transformers, torch, tmp_path):
@@ -162,17 +185,11 @@ def test_dinov2_of_transformers(kind, head, swiglu, transformers, torch, tmp_pat
     safetensors_torch.save_file(dict(model.state_dict()), new / "model.safetensors")
     text = (tmp_path / "config.json").read_text()
     (new / "config.json").write_text(text)
-    blocks = [m for n, m in model.named_modules() if type(m).__name__ == f"{kind}Layer"]
     for folder in (tmp_path, new):
         ours = vitjax.load(folder)
-        computed = run(torch, model, blocks, ours)
-        if head == "Model":
-            assert ours.classes == () and ours.config.pooling == "cls"
-            gap = difference(computed.embedding, computed.theirs.pooler_output)
-        else:
-            assert ours.config.pooling == "cls_mean"
-            gap = difference(computed.logits, computed.theirs)
-        assert max(computed.residual, gap) < TOLERANCE
+        kind_of_head = len(ours.classes), ours.config.pooling
+        assert kind_of_head == ((0, "cls") if head == "Model" else (7, "cls_mean"))
+        assert compare(torch, model, ours) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ("Dinov2", "Dinov2WithRegisters"))
@@ -184,9 +201,7 @@ def test_dinov2_positions_resize_as_transformers_does(
     model = randomize(torch, getattr(transformers, f"{kind}Model")(config))
     model.save_pretrained(tmp_path)
     ours = vitjax.load(tmp_path, image_size=size)
-    computed = run(torch, model, model.encoder.layer, ours)
-    gap = difference(computed.embedding, computed.theirs.pooler_output)
-    assert max(computed.residual, gap) < TOLERANCE
+    assert compare(torch, model, ours) < TOLERANCE
 
 
 @pytest.mark.parametrize("size", (40, 56, 64, 96))
@@ -236,20 +251,20 @@ def make_open_clip(torch, open_clip, name, folder):
     return model
 
 
-def difference_of_open_clip(torch, model, blocks, loaded) -> float:
+def compare_open_clip(torch, model, loaded) -> float:
     """Of a model of open_clip whose classes are texts."""
     texts = draw_texts(torch)
     with torch.no_grad():
         ours = with_classes(loaded, model.encode_text(texts))
     call = lambda pixels: model.get_logits(pixels, texts)[0]  # noqa: E731
-    return difference_of_logits(torch, model, blocks, ours, call)
+    return compare(torch, model, ours, call)
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP)
 def test_open_clip(name, open_clip, torch, tmp_path):
     model = make_open_clip(torch, open_clip, name, tmp_path)
-    ours, blocks = vitjax.load(tmp_path), model.visual.transformer.resblocks
-    assert difference_of_open_clip(torch, model, blocks, ours) < TOLERANCE
+    ours = vitjax.load(tmp_path)
+    assert compare_open_clip(torch, model, ours) < TOLERANCE
     assert ours.preprocess.mean == (0.1,) * 3 and ours.preprocess.resize == "shorter"
     assert "open_clip_config" in ours.provenance.sources["preprocess"]
 
@@ -278,7 +293,7 @@ def test_open_clip_with_an_image_tower_of_timm(gelu, timm, open_clip, torch, tmp
         **tiny.SHAPE, class_token=False, gelu=gelu, pool="map", head="cosine"
     )
     ours = vitjax.load(row, checkpoint=path)
-    assert difference_of_open_clip(torch, model, small.blocks, ours) < TOLERANCE
+    assert compare_open_clip(torch, model, ours) < TOLERANCE
 
 
 def test_torchscript_archives(open_clip, torch, tmp_path):
@@ -293,6 +308,92 @@ def test_torchscript_archives(open_clip, torch, tmp_path):
     assert again.config == loaded.config
     for one, other in zip(*map(jax.tree.leaves, (again.params, loaded.params))):
         np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-4)
+
+
+OURS = {
+    "plain": (dict(), dict()),
+    "no qkv bias": (dict(qkv_bias=False), dict(qkv_bias=False)),
+    "layer scale": (dict(init_values=0.3), dict(layer_scale=True)),
+    "registers": (dict(reg_tokens=3, no_embed_class=True), dict(registers=3)),
+    "mean": (dict(class_token=False, global_pool="avg"), dict(class_token=False)),
+    "wide": (dict(img_size=(16, 40)), dict(image_size=(16, 40))),
+    "residual post": (
+        dict(qkv_bias=False, class_token=False, global_pool="avg"),
+        dict(norm="residual_post", qkv_bias=False, class_token=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_vit_of_timm(name, timm, torch, tmp_path):
+    from timm.models.vision_transformer import Block, ResPostBlock
+
+    theirs, ours = OURS[name]
+    block = ResPostBlock if name == "residual post" else Block
+    model = timm.models.VisionTransformer(**TIMM | theirs, block_fn=block)
+    save(randomize(torch, model), tmp_path / "m.safetensors")
+    config = vitjax.Config(**tiny.SHAPE | ours)
+    loaded = vitjax.load(config, checkpoint=tmp_path / "m.safetensors")
+    assert compare(torch, model, loaded) < EXACT
+
+
+@pytest.mark.parametrize("kind", ("distilled", "deit3", "swiglu", "gated"))
+def test_other_architectures_of_timm(kind, timm, torch, tmp_path):
+    from timm.layers import SwiGLU, SwiGLUPacked
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    gate = dict(act_layer=torch.nn.SiLU)
+    make, options = {
+        "distilled": (VisionTransformerDistilled, {}),
+        "deit3": (VisionTransformer, dict(no_embed_class=True, init_values=0.3)),
+        "swiglu": (
+            VisionTransformer,
+            gate | dict(mlp_ratio=3.0, mlp_layer=SwiGLUPacked),
+        ),
+        "gated": (VisionTransformer, gate | dict(mlp_layer=SwiGLU)),
+    }[kind]
+    model = randomize(torch, make(**TIMM | options))
+    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
+    ours = vitjax.load(tiny.CONFIGS["plain"], checkpoint=tmp_path / "m.pth")
+    assert compare(torch, model, ours) < EXACT
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        dict(),
+        dict(in_chans=1),
+        dict(class_token=False, global_pool="avg"),
+        dict(reg_tokens=2, no_embed_class=True, init_values=0.1),
+        dict(qk_norm=True),
+        dict(img_size=(32, 48)),
+    ),
+    ids=str,
+)
+def test_hub_folders(options, timm, torch, tmp_path):
+    from timm.models._hub import save_for_hf
+
+    arguments = dict(img_size=32, patch_size=8, depth=2, num_classes=7) | options
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    randomize(torch, model, 0.1)  # it is wider
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=arguments)
+    wide = vitjax.Preprocess(32, 48) if "img_size" in options else None
+    ours = vitjax.load(tmp_path, preprocess=wide)
+    assert compare(torch, model, ours) < TOLERANCE
+
+
+def test_positions_resize_as_timm_does(timm, torch, tmp_path):
+    from timm.layers import resample_abs_pos_embed
+
+    model = randomize(torch, timm.models.VisionTransformer(**TIMM))
+    path = tmp_path / "m.safetensors"
+    save(model, path)
+    expected = resample_abs_pos_embed(
+        model.pos_embed, new_size=[7, 7], num_prefix_tokens=1
+    )
+    ours = vitjax.load(tiny.CONFIGS["plain"], checkpoint=path, image_size=56)
+    assert difference(ours.params["pos_embedding"], expected.detach()) < 2e-6
 
 
 def siglip(gap=False):
@@ -357,12 +458,7 @@ def test_folders_of_timm(name, timm, torch, tmp_path):
     ours = vitjax.load(tmp_path)
     fields = {field: getattr(ours.config, field) for field in expected}
     assert {**fields, "pool": ours.config.pooling} == {"pool": "cls", **expected}
-    computed = run(torch, model, model.blocks, ours)
-    if options["num_classes"]:
-        gap = difference(computed.logits, computed.theirs)
-    else:
-        gap = difference(computed.embedding, unit(computed.theirs.numpy()))
-    assert max(computed.residual, gap) < TOLERANCE
+    assert compare(torch, model, ours) < TOLERANCE
 
 
 def test_a_head_of_timm_without_bias_is_clips_projection(timm, torch, tmp_path):
@@ -383,15 +479,13 @@ def test_a_head_of_timm_without_bias_is_clips_projection(timm, torch, tmp_path):
         assert (ours.config.projection, ours.config.gelu) == (7, gelu)
         assert ours.classes == ()
         if gelu == "erf":
-            computed = run(torch, model, model.blocks, ours)
-            theirs = unit(computed.theirs.numpy())
-            assert difference(computed.embedding, theirs) < TOLERANCE
+            assert compare(torch, model, ours) < TOLERANCE
     # A Config without a projection reads it as a classifier.
     (tmp_path / "config.json").unlink()
     plain = vitjax.Config(**tiny.SHAPE, epsilon=1e-5)
     classifier = vitjax.load(plain, checkpoint=path)
     assert len(classifier.classes) == 7
-    assert difference_of_logits(torch, model, model.blocks, classifier) < TOLERANCE
+    assert compare(torch, model, classifier) < TOLERANCE
 
 
 @pytest.mark.parametrize("blocks", (1, 2))
@@ -417,5 +511,40 @@ def test_heads_of_dinov2_in_files_of_their_own(blocks, timm, torch, tmp_path):
         tokens = [prefix[:, 0] for _, prefix in states]
         return head(torch.cat([*tokens, states[-1][0].mean(1)], 1))
 
-    assert difference_of_logits(torch, model, model.blocks, ours, call) < TOLERANCE
+    assert compare(torch, model, ours, call) < TOLERANCE
     assert vitjax.load(config, checkpoint=path).classes == ()
+
+
+def test_addresses_are_timms(timm):
+    """Every row with a tag: timm knows the tag, and the same address."""
+    from timm.models import get_pretrained_cfg
+
+    for row in registry.ROWS:
+        tags = [t for t in (row.tag, *row.aliases) if t.startswith("timm/vit_")]
+        for name in (tag.removeprefix("timm/") for tag in tags):
+            config = get_pretrained_cfg(name)
+            assert config is not None, name
+            if row.file == "model.safetensors" and f"timm/{name}" == row.tag:
+                assert config.url == row.url or f"/timm/{name}/" in row.url, name
+            classes = len(row.labels()[0]) or row.config.projection or 0
+            assert config.num_classes == classes
+            trained = (518, 518) if row.family == "DINOv2" else row.config.shape
+            if "_siglip_378" not in name:
+                assert config.input_size == (3, *trained)
+
+
+def test_addresses_are_open_clips(open_clip):
+    for row in registry.ROWS:
+        for alias in row.aliases:
+            name, _, weights = alias.partition(" ")
+            if not weights or "-quickgelu" in name:
+                continue
+            config = open_clip.get_pretrained_cfg(name, weights)
+            assert config, alias
+            hub = config["hf_hub"].strip("/")
+            assert hub in (row.tag, *row.aliases)
+            if row.family == "CLIP":
+                assert hub == row.tag and config["url"] in ("", row.url)
+                assert config["mean"] == row.preprocess.mean
+                quick = config.get("quick_gelu", False)
+                assert row.config.gelu == ("quick" if quick else "erf")

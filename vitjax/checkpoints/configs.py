@@ -277,19 +277,17 @@ class Timm:
         return {"gelu": "tanh"} if "_siglip_" in self.name else {}
 
     @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the input."""
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the input."""
         size = self.pretrained.get("input_size") or (3, 224, 224)
         if not isinstance(size, list | tuple) or len(size) != 3:
             raise read.wrong("input_size", size, "channels, height and width")
         sides = self.arguments.get("img_size") or size[1:]
-        channels = self.arguments.get("in_chans") or size[0]
-        height, width = read.height_and_width("img_size", sides)
-        return read.integer("in_chans", channels), height, width
+        return read.height_and_width("img_size", sides)
 
     @property
     def image_size(self) -> int | tuple[int, int]:
-        return read.image_size("img_size", self.input_size[1:])
+        return read.image_size("img_size", self.shape)
 
     def architecture(self, found: Checkpoint) -> Config:
         arrays, arguments = found.arrays, self.arguments
@@ -360,7 +358,7 @@ class Timm:
         return names, ids if len(set(ids)) == len(ids) else read.unique_ids(ids)
 
     def preprocess(self) -> Preprocess:
-        fields, size = self.pretrained, self.input_size[1:]
+        fields, size = self.pretrained, self.shape
         share = fields.get("crop_pct", 0.875, read.number) or 0.875
         if not 0 < share <= 1:
             raise read.wrong("crop_pct", share, "in (0, 1]")

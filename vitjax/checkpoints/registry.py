@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitjax import messages
-from vitjax.checkpoints.configs import CLIP_COLORS, TORCHVISION
+from vitjax.checkpoints import configs
 from vitjax.checkpoints.files import ARRAYS
 from vitjax.data.images import Preprocess
 from vitjax.data.labels import Labels, cifar100, imagenet1k, imagenet21k
@@ -74,10 +74,9 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Letters in our names -> the size in timm's names, and the architecture."""
 
-SHORTER: dict[str, Any] = dict(resize="shorter", **TORCHVISION)
-CLIP_PIXELS: dict[str, Any] = dict(resize="shorter", interpolation="bicubic")
-CLIP_PIXELS |= CLIP_COLORS
-OF_CLIP: dict[str, Any] = dict(embed_norm=True, patch_bias=False, epsilon=1e-5)
+SHORTER: dict[str, Any] = configs.DINOV2["pixels"]
+CLIP_PIXELS: dict[str, Any] = configs.CLIP["pixels"]
+OF_CLIP: dict[str, Any] = configs.CLIP["config"] | dict(epsilon=1e-5)
 
 
 def build(
@@ -303,14 +302,13 @@ def siglip(version: int, letter: str, patch: int, size: int) -> Variant:
         f"siglip{number}_{letter}{patch}{'' if size == 224 else f'_{size}'}",
         family="SigLIP",
         config=dict(
+            **configs.SIGLIP["config"],
             gelu="tanh",
-            class_token=False,
-            pool="map",
             head="cosine",
             sigmoid=True,
             truncate=size % patch != 0,
         ),
-        pixels=dict(interpolation="bicubic"),
+        pixels=configs.SIGLIP["pixels"],
         labels=no_labels,
         url=HUB.format(repository, ARRAYS),
         tag=repository,
