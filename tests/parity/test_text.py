@@ -3,13 +3,13 @@
 import dataclasses
 import json
 
-import formats
 import numpy as np
 import pytest
 import text_towers
 from libraries import TRANSFORMERS, difference, randomize, save, unit
 
 import vitjax
+from vitjax.checkpoints.text import find_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -95,17 +95,11 @@ def test_clip_tokens_are_those_of_transformers(transformers, tmp_path):
     theirs.save_pretrained(tmp_path / "json")
     (tmp_path / "apart").mkdir()
     text_towers.write_vocabulary(tmp_path / "apart", letters, merges)
-    config = dataclasses.replace(CONFIGS["clip"], vocab=len(vocabulary), length=9)
-    arrays = text_towers.open_clip(text_towers.make(config))
-    formats.save(tmp_path / "m.safetensors", arrays)
-    expected = theirs(
-        list(PROMPTS), max_length=9, padding="max_length", truncation=True
-    )["input_ids"]
+    options = dict(max_length=9, padding="max_length", truncation=True)
+    expected = theirs(list(PROMPTS), **options)["input_ids"]
     for folder in ("json", "apart"):
-        text = vitjax.load_text(
-            config, checkpoint=tmp_path / "m.safetensors", tokenizer=tmp_path / folder
-        )
-        np.testing.assert_array_equal(text.tokenize(PROMPTS), expected)
+        tokenize = find_tokenizer(tmp_path / folder, 9)
+        np.testing.assert_array_equal(tokenize(PROMPTS), expected)
 
 
 def test_siglip_tokens_are_those_of_transformers(transformers, tmp_path):
@@ -119,13 +113,7 @@ def test_siglip_tokens_are_those_of_transformers(transformers, tmp_path):
         **dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
     )
     theirs = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
-    config = dataclasses.replace(CONFIGS["siglip"], vocab=60, length=16)
-    np.savez(
-        tmp_path / "s.npz",
-        **text_towers.big_vision(text_towers.make(config), stacked=False),
-    )
-    expected = theirs(
-        list(PROMPTS), max_length=16, padding="max_length", truncation=True
-    )["input_ids"]
-    text = vitjax.load_text(tmp_path / "s.npz")
-    np.testing.assert_array_equal(text.tokenize(PROMPTS), expected)
+    options = dict(max_length=16, padding="max_length", truncation=True)
+    expected = theirs(list(PROMPTS), **options)["input_ids"]
+    tokenize = find_tokenizer(tmp_path, 16)
+    np.testing.assert_array_equal(tokenize(PROMPTS), expected)

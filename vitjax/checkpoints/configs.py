@@ -662,7 +662,7 @@ OWN_FIELDS = {
 def own_pipeline(fields: Mapping[str, Any]) -> Preprocess:
     """A `Preprocess` of fields that people write, with what means nothing named."""
     values = dict(fields)
-    for key in values.keys() & OWN_FIELDS.keys():
-        if values[key] is not None or key != "resize_size":
-            values[key] = OWN_FIELDS[key](key, values[key])
+    for key, parse in OWN_FIELDS.items():
+        if key in values and (values[key] is not None or key != "resize_size"):
+            values[key] = parse(key, values[key])
     return Preprocess.from_dict(values)

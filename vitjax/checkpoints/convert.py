@@ -98,10 +98,6 @@ class Checkpoint:
         key = self.source(config, path)
         return self.arrays[key]().shape if key else ()
 
-    def count_classes(self, config: Config) -> int:
-        """Number of classes of the head; 0 of an encoder without one."""
-        return sum(self.shape(config, "head/bias"))
-
     def adjust(self, config: Config) -> Config:
         """The architecture with the parts that the file has beyond it."""
         source = functools.partial(self.source, config)
@@ -215,24 +211,18 @@ class Checkpoint:
             )
         return unflatten(flat)
 
-    def unused(self, config: Any, table: Table) -> set[str]:
-        """Keys of arrays that become no parameter."""
+    def expected(self, config: Any, table: Any) -> set[str]:
+        """Keys of arrays that become parameters."""
         sources = (entry[0] for entry in table.values() if isinstance(entry, tuple))
-        expected = {key for source in sources for key in block_keys(source, config)}
-        return set(self.arrays) - expected
+        return {key for source in sources for key in block_keys(source, config)}
 
     def check_keys(self, config: Any, table: Any) -> None:
         """Every expected key is there, every key that is there is expected."""
-        layout = self.layout
+        layout, expected = self.layout, self.expected(config, table)
         ignored = re.compile("|".join(layout.ignored) or r"(?!)")
-        others = self.unused(config, table)
+        others = self.arrays.keys() - expected
         extra = sorted(key for key in others if not ignored.fullmatch(key))
-        missing = sorted(
-            key
-            for source, _ in table.values()
-            for key in block_keys(source, config)
-            if key not in self.arrays
-        )
+        missing = sorted(expected - self.arrays.keys())
         for pattern, reason in REFUSED.items():
             if keys := [key for key in extra if re.search(pattern, key)]:
                 raise CheckpointError(
@@ -249,7 +239,8 @@ class Checkpoint:
 
     def describe_ignored(self, config: Config) -> tuple[str, ...]:
         """What was left out: one sentence for each kind of key."""
-        unused = sorted(self.unused(config, self.table(config)))
+        expected = self.expected(config, self.table(config))
+        unused = sorted(self.arrays.keys() - expected)
         ignored = {**self.ignored}
         for pattern, what in self.layout.ignored.items():
             ignored |= dict.fromkeys(
@@ -296,7 +287,8 @@ def detect_layout(
 ) -> Checkpoint:
     """Arrays in their layout, wherever they are nested; averages first, as timm."""
     for layout in layouts:
-        matches = map(layout.pattern.fullmatch, arrays)
+        pattern = re.compile(f"({layout.prefix}){layout.mark}")
+        matches = map(pattern.fullmatch, arrays)
         prefixes = sorted({match[1] for match in matches if match})
         prefixes = [p for p in prefixes if not TRAINING.fullmatch(p)] or prefixes
         if prefixes:

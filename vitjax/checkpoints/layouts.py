@@ -78,11 +78,6 @@ class CheckpointLayout:
     adjust: Callable[[Config, Arrays], Config] = lambda config, arrays: config
     numerics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def pattern(self) -> re.Pattern:
-        """Keys that mark the layout; the group is their prefix."""
-        return re.compile(f"({self.prefix}){self.mark}")
-
     def position_prefixes(self, config: Config) -> tuple[int, ...]:
         """How many prefix tokens may have a position of their own in the file."""
         counts = {"all": config.prefix, "class": int(config.class_token), "none": 0}

@@ -124,10 +124,9 @@ def load(
         pipeline, sources["preprocess"] = choose_preprocess(
             preprocess, config, row, description, preprocessor
         )
+        count = sum(found.shape(config, "head/bias"))  # 0 of an encoder
         (names, ids), sources["classes"] = known_classes(
-            found.count_classes(config),
-            row,
-            own if classes is not None else description,
+            count, row, own if classes is not None else description
         )
         if classes is not None:
             (names, ids), sources["classes"] = labels(classes, (names, ids)), "you"
