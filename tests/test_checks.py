@@ -27,7 +27,7 @@ def agreement(model, calls, label):
     return vitjax.key_value_agreement(space, calls, values, label, **code)
 
 
-AGREEMENT = test_composability.Row(agreement, test_composability.coefficients)
+AGREEMENT = test_composability.Row(agreement, "states token_labels")
 ROWS = test_composability.ROWS | {"key_value_agreement: code": AGREEMENT}
 OF_CLASSES = {  # class numbers that no other argument counts, or -1 allowed
     "residual_composition": lambda c: vitjax.residual_composition(

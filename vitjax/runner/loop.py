@@ -255,10 +255,11 @@ class Job:
             return None
         model, batch = self.model, self.empty_batch(1)
         setup = functools.partial(recipe.run_setup, seed=self.seed)
-        programs = [jax.make_jaxpr(setup)(model)] + [
-            jax.make_jaxpr(part.step)(model, batch, part.carry_shape)
-            for part in self.passes
-        ]
+        with jax.default_matmul_precision(None):  # which the manifest says by itself
+            programs = [jax.make_jaxpr(setup)(model)] + [
+                jax.make_jaxpr(part.step)(model, batch, part.carry_shape)
+                for part in self.passes
+            ]
         digest = hashlib.sha256()
         for program in programs:  # without the addresses of functions
             digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
