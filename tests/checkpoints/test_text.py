@@ -116,7 +116,7 @@ NOT_READ = (
 )
 
 
-@pytest.mark.parametrize(("read", "fields"), NOT_READ, ids=str)
+@pytest.mark.parametrize(("read", "fields"), NOT_READ)
 def test_architectures_that_are_not_read_are_named(read, fields):
     name, value = list(fields.items())[-1]
     if read is open_clip_config:
