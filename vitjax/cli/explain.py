@@ -33,6 +33,7 @@ from vitjax.saliency.methods import (
     Method,
     default_method,
 )
+from vitjax.types import Edits
 
 PHOTO = 512
 """Pixels of a photo's longer side in a figure, at most."""
@@ -199,7 +200,7 @@ class Explain(ModelCommand):
             options = {"layers": self.layers or None, "heads": self.heads or None}
             values = api.explain(model, image, targets, method=method, **options)[0]
         else:
-            values = maps_of_heads(method)(model, image, targets)[:, 0]
+            values = maps_of_heads(method)(model, image, targets, Edits())[:, 0]
             values = np.asarray(values, np.float32)[np.ix_(*self.parts(model))]
             values = values.sum(1) if self.grid == "blocks" else values
         shape = *values.shape[:-1], *model.config.grid
@@ -259,7 +260,7 @@ class Explain(ModelCommand):
 
 @functools.cache
 def maps_of_heads(method: str) -> Any:
-    """(model, images, target) -> [layer batch head patch], jitted."""
+    """(model, images, target, edits) -> [layer batch head patch], jitted."""
     return jax.jit(FUNCTIONS[method])
 
 
