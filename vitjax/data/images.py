@@ -338,12 +338,15 @@ def open_image(path: str | os.PathLike) -> Image.Image:
 
 def read_file(path: str | os.PathLike, *, name: str) -> bytes:
     """The bytes of an image file; whatever prevents reading is an `ImageError`."""
-    from etils import epath
-
-    if os.path.exists(path) and not os.path.isfile(path):
+    if os.path.isfile(path):
+        with image_errors(name), open(path, "rb") as file:
+            return file.read()
+    if os.path.exists(path):
         # A pipe would wait for its other end, which signals cannot stop.
         raise ImageError(name, "it is not a regular file")
     with image_errors(name):
+        from etils import epath
+
         return epath.Path(path).read_bytes()
 
 

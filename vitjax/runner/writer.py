@@ -104,6 +104,7 @@ class RunWriter:
         self.folder, self.manifest, self.specs = folder, manifest, specs
         self.images: int = manifest["data"]["images"]
         self.images_per_chunk: int = manifest["images_per_chunk"]
+        self.arrays: dict[str, Any] = {}
 
     @property
     def chunks(self) -> range:
@@ -124,8 +125,10 @@ class RunWriter:
 
     def array(self, name: str) -> Any:
         """An array for writing; a chunk of fill values is written as well."""
-        array: Any = self.group[name]
-        return array.with_config({"write_empty_chunks": True})
+        if name not in self.arrays:  # opening takes as long as writing a chunk
+            array: Any = self.group[name]
+            self.arrays[name] = array.with_config({"write_empty_chunks": True})
+        return self.arrays[name]
 
     def create_arrays(self) -> None:
         """Write the metadata of group and arrays where it is missing."""
