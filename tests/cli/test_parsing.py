@@ -52,6 +52,12 @@ class MeanOptions:
 MEAN = Recipe(name="mean", step=mean, dims={"mean": ()}, options=MeanOptions())
 
 
+def test_none_is_a_value_where_help_shows_it_as_the_default():
+    for word, limit in (("None", None), ("3", 3)):
+        command = parse("run", "identifiability", *BASE, "--limit", word)
+        assert command.options == RunOptions(limit=limit)
+
+
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_the_example_of_a_command_parses(name):
     example = re.search(r"Example: vitjax (.+)", main.COMMANDS[name].__doc__)

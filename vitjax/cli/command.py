@@ -193,12 +193,17 @@ def comma_separated(info: Any) -> PrimitiveConstructorSpec | None:
 
 @FLAG_TYPES.primitive_rule
 def optional(info: Any) -> PrimitiveConstructorSpec | None:
-    """Show `X | None` as X: for None, the flag is left out."""
+    """Show `X | None` as X: for None, the flag is left out, or None."""
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     if len(kinds) != 1 or len(get_args(info.type)) != 2:
         return None
     spec = ConstructorRegistry.get_primitive_spec(type(info).make(*kinds, info.markers))
-    return spec if isinstance(spec, PrimitiveConstructorSpec) else None
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    read = spec.instance_from_str
+    return dataclasses.replace(  # the default, as help shows it
+        spec, instance_from_str=lambda words: None if words == ["None"] else read(words)
+    )
 
 
 def check_platform() -> None:
