@@ -425,6 +425,24 @@ def test_a_run_that_ends_early_says_why_and_how_to_resume(
         assert f"--out '{tmp_path / 'my run'}'" in output.err
 
 
+def test_a_disk_that_is_full_before_there_are_rows_is_one_paragraph(
+    run, tmp_path, monkeypatch
+):
+    create, names = RunWriter.create_arrays, []
+
+    def fill_up(writer):  # on the way, the disk is full
+        writer.specs = dict(list(writer.specs.items())[:3])
+        names.extend(writer.specs)
+        create(writer)
+        raise StorageError("No space left on device.")
+
+    monkeypatch.setattr(RunWriter, "create_arrays", fill_up)
+    output = run(tmp_path / "rows")
+    assert output.status == 1 and "done" not in names
+    assert_one_paragraph(output)
+    assert "What was written" in output.err
+
+
 def test_compiled_programs_are_cached_unless_the_user_chose_a_folder(
     tmp_path, monkeypatch
 ):

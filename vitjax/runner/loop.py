@@ -609,7 +609,7 @@ def progress_note(folder: Folder) -> str:
     try:
         results = open_results(folder.store)
         done, images = int(results["done"].sum()), results.sizes["image"]
-    except (StorageError, ValueError, FileNotFoundError):
+    except (StorageError, ValueError, FileNotFoundError, KeyError):  # no arrays yet
         return f"What was written to {folder.path} is kept."
     return (
         f"{done} of {images} images are done and kept in {folder.path}; the same "
